@@ -1,0 +1,187 @@
+//! The index of a hypervolume: a tree of at most two levels.
+//!
+//! The root lives in the inode's index area; once that is full the leaves move
+//! into B-tree objects of their own. Entries are sorted by object number, and
+//! what stands behind the last entry of a node is garbage.
+//! Source: protocol 4.6.
+
+use std::mem::size_of;
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::Malformed;
+use crate::id::{ObjectIndex, Oid, Vid};
+use crate::limits::BTREE_NODE_LEN;
+
+/// First two bytes of every node.
+pub const MAGIC: u16 = 0x6274;
+/// Most entries of a leaf.
+pub const LEAF_MAX_ENTRIES: u32 = 524_287;
+/// Most entries of a root that points to leaves.
+pub const ROOT_MAX_ENTRIES: u32 = 262_143;
+
+/// Header of a node.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct NodeHeader {
+    /// [`MAGIC`].
+    pub magic: U16,
+    /// 1 for a leaf, 2 for a root that points to leaves.
+    pub depth: U16,
+    /// Entries in use.
+    pub entries: U32,
+}
+
+const _: () = assert!(size_of::<NodeHeader>() == 8);
+const _: () = assert!(
+    size_of::<NodeHeader>() + LEAF_MAX_ENTRIES as usize * size_of::<LeafEntry>() <= BTREE_NODE_LEN
+);
+
+/// Entry of a leaf: a slot.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct LeafEntry {
+    /// Object number.
+    pub index: U32,
+    /// VID that owns the object, 0 for a hole.
+    pub vid: U32,
+}
+
+/// Entry of a root that points to leaves.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct RootEntry {
+    /// Largest object number in the leaf.
+    pub max_index: U32,
+    /// Garbage.
+    pub pad: [u8; 4],
+    /// The leaf's B-tree object.
+    pub oid: U64,
+}
+
+/// A node as read from an index area or B-tree object.
+#[derive(Clone, Copy, Debug)]
+pub enum Node<'a> {
+    /// Slots.
+    Leaf(&'a [LeafEntry]),
+    /// Pointers to leaves.
+    Root(&'a [RootEntry]),
+}
+
+impl<'a> Node<'a> {
+    /// Reads a node.
+    ///
+    /// # Errors
+    /// [`Malformed`] on a wrong magic or depth, or entries that are not there.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let (header, rest) = NodeHeader::ref_from_prefix(bytes)
+            .map_err(|_| Malformed::new("B-tree node", "it has less than 8 bytes"))?;
+        if header.magic.get() != MAGIC {
+            return Err(Malformed::new("B-tree node", "wrong magic number"));
+        }
+        match header.depth.get() {
+            1 => Ok(Self::Leaf(entries(
+                rest,
+                header.entries.get(),
+                LEAF_MAX_ENTRIES,
+            )?)),
+            2 => Ok(Self::Root(entries(
+                rest,
+                header.entries.get(),
+                ROOT_MAX_ENTRIES,
+            )?)),
+            _ => Err(Malformed::new("B-tree node", "a depth other than 1 and 2")),
+        }
+    }
+}
+
+fn entries<T: FromBytes + Immutable + KnownLayout + Unaligned>(
+    bytes: &[u8],
+    count: u32,
+    most: u32,
+) -> Result<&[T], Malformed> {
+    if count > most {
+        return Err(Malformed::new(
+            "B-tree node",
+            "more entries than a node can have",
+        ));
+    }
+    <[T]>::ref_from_prefix_with_elems(bytes, count as usize)
+        .map(|(entries, _garbage)| entries)
+        .map_err(|_| Malformed::new("B-tree node", "entries are cut off"))
+}
+
+/// The VID that owns object `index` according to a leaf; `None` for a hole.
+pub fn leaf_lookup(leaf: &[LeafEntry], index: ObjectIndex) -> Option<Vid> {
+    let at = leaf
+        .binary_search_by_key(&index.0, |entry| entry.index.get())
+        .ok()?;
+    Vid::new(leaf[at].vid.get())
+}
+
+/// The leaf that holds object `index`, if any, according to a root.
+pub fn root_lookup(root: &[RootEntry], index: ObjectIndex) -> Option<Oid> {
+    let at = root.partition_point(|entry| entry.max_index.get() < index.0);
+    root.get(at).map(|entry| Oid::from_raw(entry.oid.get()))
+}
+
+/// Builds the bytes of a leaf from sorted slots, without the garbage behind them.
+pub fn encode_leaf(slots: impl ExactSizeIterator<Item = (ObjectIndex, Vid)>) -> Vec<u8> {
+    let count = u32::try_from(slots.len())
+        .unwrap_or(u32::MAX)
+        .min(LEAF_MAX_ENTRIES);
+    let header = NodeHeader {
+        magic: MAGIC.into(),
+        depth: 1.into(),
+        entries: count.into(),
+    };
+    let mut bytes = header.as_bytes().to_vec();
+    for (index, vid) in slots.take(count as usize) {
+        let entry = LeafEntry {
+            index: index.0.into(),
+            vid: vid.get().into(),
+        };
+        bytes.extend_from_slice(entry.as_bytes());
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_finds_its_slots() {
+        let vid = Vid::new(0x5e_9293).unwrap();
+        let slots = [0, 3, 7, 1_048_577].map(|index| (ObjectIndex(index), vid));
+        let mut bytes = encode_leaf(slots.into_iter());
+        assert_eq!(
+            bytes[..16],
+            [
+                0x74, 0x62, 1, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0x93, 0x92, 0x5e, 0
+            ]
+        );
+        bytes.extend_from_slice(b"garbage behind");
+        let Node::Leaf(leaf) = Node::parse(&bytes).unwrap() else {
+            panic!("a leaf was written");
+        };
+        assert_eq!(leaf_lookup(leaf, ObjectIndex(1_048_577)), Some(vid));
+        assert_eq!(leaf_lookup(leaf, ObjectIndex(4)), None);
+    }
+
+    #[test]
+    fn damaged_nodes_are_refused() {
+        assert!(Node::parse(&[0x74, 0x62, 1, 0]).is_err());
+        assert!(Node::parse(&[0x74, 0x63, 1, 0, 0, 0, 0, 0]).is_err());
+        assert!(Node::parse(&[0x74, 0x62, 3, 0, 0, 0, 0, 0]).is_err());
+        assert!(Node::parse(&[0x74, 0x62, 1, 0, 1, 0, 0, 0]).is_err());
+        assert!(Node::parse(&[0x74, 0x62, 2, 0, 0xff, 0xff, 0xff, 0xff]).is_err());
+    }
+}
