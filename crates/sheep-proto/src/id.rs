@@ -151,7 +151,6 @@ impl Oid {
     }
 
     /// The VDI the object belongs to, or `None` for VID 0.
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
     pub const fn vid(self) -> Option<Vid> {
         Vid::new((self.0 >> VID_SHIFT) as u32 & VID_MASK)
     }
