@@ -3,35 +3,35 @@
 //! All arithmetic on raw object ids lives here. Source: protocol 3.1.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 const KIND_MASK: u64 = 0xf800_0000_0000_0000;
 const UNUSED_MASK: u64 = 0x0700_0000_0000_0000;
 const VID_SHIFT: u32 = 32;
 const VID_MASK: u32 = 0x00ff_ffff;
 
-/// The 24-bit number of a VDI; never 0.
+/// The 24-bit number of a VDI; never 0, so that a slot is an `Option<Vid>` of four bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Vid(u32);
+pub struct Vid(NonZeroU32);
 
 impl Vid {
     /// The VID `raw`, unless it is 0 or wider than 24 bits.
     pub const fn new(raw: u32) -> Option<Self> {
-        if raw == 0 || raw > VID_MASK {
-            None
-        } else {
-            Some(Self(raw))
+        match NonZeroU32::new(raw) {
+            Some(vid) if raw <= VID_MASK => Some(Self(vid)),
+            _ => None,
         }
     }
 
     /// The VID that a name's hash stands for: its low 24 bits, 1 for 0 (protocol 6.1).
     pub(crate) fn from_low_bits(hash: u64) -> Self {
         let [a, b, c, ..] = hash.to_le_bytes();
-        Self(u32::from_le_bytes([a, b, c, 0]).max(1))
+        Self(NonZeroU32::new(u32::from_le_bytes([a, b, c, 0])).unwrap_or(NonZeroU32::MIN))
     }
 
     /// The number itself.
     pub const fn get(self) -> u32 {
-        self.0
+        self.0.get()
     }
 }
 
@@ -91,7 +91,7 @@ impl Oid {
     const LEDGER: u64 = 1 << 59;
 
     const fn build(kind: u64, vid: Vid, number: u32) -> Self {
-        Self(kind | (vid.0 as u64) << VID_SHIFT | number as u64)
+        Self(kind | (vid.0.get() as u64) << VID_SHIFT | number as u64)
     }
 
     /// Data object `index` of `vid`.
