@@ -2,7 +2,9 @@
 
 /// What a client may do after a refusal.
 ///
-/// Source: the *client action* column of protocol section 2.
+/// Source: the *client action* column of protocol section 2. Where it leaves a
+/// choice: `WAIT_FOR_FORMAT` is [`Never`](Self::Never), because waiting for someone
+/// to format the cluster is a decision for whoever starts a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// Asking again gives the same answer.
@@ -104,8 +106,8 @@ result_codes! {
     Halt = 0x19, "HALT", Later, "the cluster has fewer zones than copies and has halted writes";
     ReadOnly = 0x1a, "READONLY", AfterReload, "the object belongs to a snapshot";
     InodeInvalidated = 0x1d, "INODE_INVALIDATED", AfterReload, "another node changed the shared VDI's index";
-    OldNodeVer = 0x81, "OLD_NODE_VER", Later, "the request's epoch is old";
-    NewNodeVer = 0x82, "NEW_NODE_VER", Later, "the request's epoch is ahead of the sheep's";
+    OldNodeVer = 0x81, "OLD_NODE_VER", Never, "the request's epoch is old";
+    NewNodeVer = 0x82, "NEW_NODE_VER", Never, "the request's epoch is ahead of the sheep's";
     NotFormatted = 0x83, "NOT_FORMATTED", Never, "the cluster is not formatted";
     InvalidCtime = 0x84, "INVALID_CTIME", Never, "the creation times of the cluster differ";
     InvalidEpoch = 0x85, "INVALID_EPOCH", Never, "invalid epoch";
