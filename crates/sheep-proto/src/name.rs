@@ -37,10 +37,13 @@ fn pad(bytes: &[u8]) -> [u8; NAME_FIELD_LEN] {
     field
 }
 
-/// The bytes of a NUL-padded field before its first NUL, at most 255.
+/// The bytes of a NUL-padded field before its first NUL, which is never behind its last byte.
+///
+/// The last byte of a field belongs to the terminator: the server cuts what is
+/// longer when it stores it.
 pub fn unpad(field: &[u8]) -> &[u8] {
-    let field = &field[..field.len().min(NAME_MAX_LEN)];
-    field.split(|&byte| byte == 0).next().unwrap_or_default()
+    let text = field.split_last().map_or(field, |(_terminator, text)| text);
+    text.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
 /// The name of a VDI: 1 to 255 bytes without NUL.
@@ -164,6 +167,15 @@ mod tests {
             VdiName::from_field(&[b'x'; 256]).unwrap().as_bytes().len(),
             255
         );
+    }
+
+    #[test]
+    fn a_field_of_any_length_ends_at_its_first_nul() {
+        let mut path = [0; 4096];
+        path[..300].fill(b'p');
+        assert_eq!(unpad(&path).len(), 300);
+        assert_eq!(unpad(b"plain\0 stale"), b"plain");
+        assert_eq!(unpad(b""), b"");
     }
 
     #[test]

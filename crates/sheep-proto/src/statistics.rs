@@ -7,12 +7,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::Malformed;
 use crate::limits::{MD_INFO_LEN, MD_MAX_DISKS, RECOVERY_STATE_LEN, STAT_LEN};
+use crate::name::unpad;
 
 /// One disk of a sheep.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct DiskRecord {
-    /// Number of the disk.
+    /// Number of the disk; signed in C, never negative.
     pub index: U32,
     /// Padding.
     pub pad: U32,
@@ -24,6 +25,13 @@ pub struct DiskRecord {
     pub path: [u8; 4096],
 }
 
+impl DiskRecord {
+    /// The path without padding.
+    pub fn path(&self) -> &[u8] {
+        unpad(&self.path)
+    }
+}
+
 /// The answer to MD_INFO.
 ///
 /// Source: protocol 8.5; `struct sd_md_info` in sheepdog's `include/internal_proto.h`.
@@ -32,7 +40,7 @@ pub struct DiskRecord {
 pub struct MdInfo {
     /// The disks, the first `nr_disks` of them.
     pub disks: [DiskRecord; MD_MAX_DISKS],
-    /// Records in use.
+    /// Records in use; signed in C, and a negative number is refused as too many.
     pub nr_disks: U32,
     /// Padding.
     pub pad: U32,
@@ -81,22 +89,36 @@ impl MdInfo {
     Unaligned,
 )]
 #[repr(C)]
-#[expect(missing_docs, reason = "each field is the counter its name says")]
 pub struct RequestCounters {
+    /// Client requests that are running now.
     pub gateway_active: U64,
+    /// Requests of other sheep that are running now.
     pub peer_active: U64,
+    /// Client requests so far.
     pub gateway_total: U64,
+    /// Requests of other sheep so far.
     pub peer_total: U64,
+    /// Payload bytes received from clients.
     pub gateway_rx_bytes: U64,
+    /// Payload bytes sent to clients.
     pub gateway_tx_bytes: U64,
+    /// Payload bytes received from other sheep.
     pub peer_rx_bytes: U64,
+    /// Payload bytes sent to other sheep.
     pub peer_tx_bytes: U64,
+    /// Objects that clients removed.
     pub gateway_removes: U64,
+    /// Reads by clients.
     pub gateway_reads: U64,
+    /// Creates and writes by clients.
     pub gateway_writes: U64,
+    /// Flushes by clients.
     pub gateway_flushes: U64,
+    /// Replicas that other sheep removed here.
     pub peer_removes: U64,
+    /// Reads of replicas by other sheep.
     pub peer_reads: U64,
+    /// Creates and writes of replicas by other sheep.
     pub peer_writes: U64,
 }
 

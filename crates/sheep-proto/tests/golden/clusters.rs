@@ -70,7 +70,7 @@ fn a_sheep_describes_its_store() {
     };
     assert_eq!((disk.index.get(), disk.free.get()), (0, free));
     assert_eq!(disk.used.get(), 0xc0_7000);
-    assert!(unpad(&disk.path).starts_with(b"/srv/sheep"));
+    assert!(disk.path().starts_with(b"/srv/sheep"));
 
     let bytes = capture::frame("03-", 38).payload.bytes();
     let counters = RequestCounters::parse(&bytes).unwrap();
