@@ -1,1 +1,76 @@
-//! x
+//! Talk to a Sheepdog cluster: objects, VDIs, cluster state.
+//!
+//! ```text
+//! Client  read_object, create_vdi, nodes, ...        typed, async
+//!    |    Call -> Response
+//! Gateway                                            submit(call, completion)
+//!    |
+//! Pool    several connections to one sheep; reconnects, fails over, resends
+//!    |
+//! Connection   one socket: writes frames, matches answers by id
+//! ```
+//!
+//! A [`Client`] is made with [`Client::connect`] and is cheap to clone. Its
+//! methods are `async` and may be dropped at any time: what was sent still
+//! runs, and nobody else gets its answer. Who needs every microsecond uses
+//! [`Client::submit`], which sends from the calling thread and completes where
+//! the answer was read.
+//!
+//! # What is sent again
+//!
+//! Object reads, writes and creates, index updates and plain queries are sent
+//! again when their connection dies, to the same sheep or the next, and when a
+//! refusal is one that passes (a cluster that waits for a node, say), for as
+//! long as [`ClientConfig::retry_for`] allows. Operations that would not do the
+//! same a second time ([`Client::create_vdi`], [`Client::lock`], ...) are not:
+//! they fail with [`ClientError::Lost`], and the caller looks what became of
+//! them. Nothing is ever sent elsewhere while a sheep is merely slow.
+//!
+//! # One writer
+//!
+//! A VDI has one writer at a time, and objects are created by one caller at a
+//! time ([`Client::create_object`]). This crate sends what it is told;
+//! `sheepfs-vfs` is the layer that keeps these rules for a volume.
+//!
+//! # Example
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), sheep_client::ClientError> {
+//! use sheep_client::{Client, ClientConfig};
+//!
+//! let address = "127.0.0.1:7000".parse().expect("an address");
+//! let client = Client::connect(ClientConfig::new(address)).await?;
+//! for vdi in client.vdis().await? {
+//!     println!("{} {} {} bytes", vdi.vid, vdi.name, vdi.size);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod address;
+mod attribute;
+mod backoff;
+pub mod call;
+mod client;
+pub mod cluster;
+mod codec;
+pub mod config;
+mod connection;
+pub mod error;
+pub mod gateway;
+mod in_flight;
+mod index;
+mod lifecycle;
+mod lock;
+mod lookup;
+mod object;
+pub mod pool;
+pub mod vdi;
+
+pub use address::GatewayAddress;
+pub use call::{Call, Resend, Response};
+pub use client::Client;
+pub use config::ClientConfig;
+pub use error::ClientError;
+pub use gateway::{Completion, Gateway};
+pub use vdi::{NewVdi, VdiInfo, VdiSelector, WhichVersion};

@@ -6,8 +6,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::Malformed;
-use crate::limits::{ATTRIBUTE_LEN, ATTRIBUTE_VALUE_MAX_LEN, NAME_FIELD_LEN};
-use crate::name::{SnapshotTag, VdiName, unpad};
+use crate::limits::{ATTRIBUTE_LEN, ATTRIBUTE_VALUE_MAX_LEN, NAME_FIELD_LEN, NAME_MAX_LEN};
+use crate::name::{VdiName, unpad};
 
 /// An attribute object, and the payload of GET_VDI_ATTR.
 ///
@@ -33,23 +33,30 @@ pub struct Attribute {
 
 const _: () = assert!(size_of::<Attribute>() == ATTRIBUTE_LEN);
 
+const TOO_LONG: Malformed = Malformed::new("attribute", "the value is longer than 64 KiB");
+
 impl Attribute {
     /// An attribute of the working VDI of `name`, boxed because it has 65 KiB.
     ///
     /// # Errors
-    /// [`Malformed`] when the value is longer than 65,536 bytes.
-    pub fn new(name: &VdiName, key: &SnapshotTag, value: &[u8]) -> Result<Box<Self>, Malformed> {
-        const TOO_LONG: Malformed = Malformed::new("attribute", "the value is longer than 64 KiB");
+    /// [`Malformed`] for a key that is empty, has more than 255 bytes or a NUL,
+    /// and for a value of more than 65,536 bytes.
+    pub fn new(name: &VdiName, key: &[u8], value: &[u8]) -> Result<Box<Self>, Malformed> {
+        if key.is_empty() || key.len() > NAME_MAX_LEN || key.contains(&0) {
+            return Err(Malformed::new(
+                "attribute",
+                "a key has 1 to 255 bytes and no NUL",
+            ));
+        }
+        if value.len() > ATTRIBUTE_VALUE_MAX_LEN {
+            return Err(TOO_LONG);
+        }
         let mut attribute =
             Self::new_box_zeroed().map_err(|_| Malformed::new("attribute", "out of memory"))?;
         attribute.name = name.to_field();
-        attribute.key = key.to_field();
+        attribute.key[..key.len()].copy_from_slice(key);
         attribute.value_len = u32::try_from(value.len()).map_err(|_| TOO_LONG)?.into();
-        attribute
-            .value
-            .get_mut(..value.len())
-            .ok_or(TOO_LONG)?
-            .copy_from_slice(value);
+        attribute.value[..value.len()].copy_from_slice(value);
         Ok(attribute)
     }
 

@@ -118,6 +118,28 @@ fn entries<T: FromBytes + Immutable + KnownLayout + Unaligned>(
         .map_err(|_| Malformed::new("B-tree node", "entries are cut off"))
 }
 
+/// Bytes of a node in use, its header included, from the front of the node.
+///
+/// # Errors
+/// [`Malformed`] on a wrong magic or depth, or more entries than a node can have.
+pub fn used_len(bytes: &[u8]) -> Result<usize, Malformed> {
+    let (header, _rest) = NodeHeader::ref_from_prefix(bytes)
+        .map_err(|_| Malformed::new("B-tree node", "it has less than 8 bytes"))?;
+    let (entry_len, most) = match (header.magic.get(), header.depth.get()) {
+        (MAGIC, 1) => (size_of::<LeafEntry>(), LEAF_MAX_ENTRIES),
+        (MAGIC, 2) => (size_of::<RootEntry>(), ROOT_MAX_ENTRIES),
+        (MAGIC, _) => return Err(Malformed::new("B-tree node", "a depth other than 1 and 2")),
+        _ => return Err(Malformed::new("B-tree node", "wrong magic number")),
+    };
+    match header.entries.get() {
+        entries if entries > most => Err(Malformed::new(
+            "B-tree node",
+            "more entries than a node can have",
+        )),
+        entries => Ok(size_of::<NodeHeader>() + entries as usize * entry_len),
+    }
+}
+
 /// The VID that owns object `index` according to a leaf; `None` for a hole.
 pub fn leaf_lookup(leaf: &[LeafEntry], index: ObjectIndex) -> Option<Vid> {
     let at = leaf

@@ -1,0 +1,270 @@
+//! A request before it has an id, and the response to it.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use sheep_proto::header::{ObjectRequest, ObjectResponse, RequestBody, RequestHeader};
+use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
+use sheep_proto::{
+    Malformed, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, ResultCode, Retry,
+    VdiResponse,
+};
+
+use crate::error::{CallName, ClientError};
+
+/// What a gateway does by itself when a call fails in a way that may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resend {
+    /// Nothing: a second run would not do the same as the first.
+    Never,
+    /// Sends it again when the connection died with it in flight.
+    WhenLost,
+    /// That, and again after a pause when the refusal is one that passes
+    /// ([`Retry::Later`]).
+    WhenLostOrRefused,
+}
+
+/// A request with its payload, before it has an id. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Call {
+    opcode: Opcode,
+    flags: RequestFlags,
+    body: RequestBody,
+    payload: Bytes,
+    want: u32,
+    resend: Resend,
+    patience: Option<Duration>,
+}
+
+impl Call {
+    /// A call without payload, that wants none back and is never resent.
+    pub fn new(opcode: Opcode, body: RequestBody) -> Self {
+        Self {
+            opcode,
+            flags: RequestFlags::empty(),
+            body,
+            payload: Bytes::new(),
+            want: 0,
+            resend: Resend::Never,
+            patience: None,
+        }
+    }
+
+    /// The call with `payload`, and the flag that says so.
+    ///
+    /// # Panics
+    /// When the payload is longer than [`MAX_PAYLOAD_LEN`].
+    #[must_use]
+    pub fn with_payload(mut self, payload: Bytes) -> Self {
+        assert!(
+            payload.len() <= MAX_PAYLOAD_LEN,
+            "a payload of {} bytes",
+            payload.len()
+        );
+        self.flags |= RequestFlags::WRITE;
+        self.payload = payload;
+        self
+    }
+
+    /// The call with a response payload of at most `want` bytes.
+    #[must_use]
+    pub fn wanting(mut self, want: u32) -> Self {
+        self.want = want;
+        self
+    }
+
+    /// The call with more flags.
+    #[must_use]
+    pub fn with_flags(mut self, flags: RequestFlags) -> Self {
+        self.flags |= flags;
+        self
+    }
+
+    /// The call with another rule for resending.
+    #[must_use]
+    pub fn with_resend(mut self, resend: Resend) -> Self {
+        self.resend = resend;
+        self
+    }
+
+    /// The call given up sooner than the configuration says, when no sheep answers.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
+    /// Reads `len` bytes at byte `offset` of an object.
+    pub fn read_object(oid: Oid, offset: u32, len: u32) -> Self {
+        Self::object(Opcode::ReadObj, oid, offset).wanting(len)
+    }
+
+    /// Overwrites `data.len()` bytes at byte `offset` of an existing object.
+    pub fn write_object(oid: Oid, offset: u32, data: Bytes) -> Self {
+        Self::object(Opcode::WriteObj, oid, offset).with_payload(data)
+    }
+
+    /// Makes an object anew with `data` at byte `offset` and the rest zero, or
+    /// the rest from object `copy_from`.
+    ///
+    /// Whatever was there is gone, so the caller must be the only one who
+    /// creates this object, and nobody may write to it meanwhile. Under that
+    /// condition it may run twice, and it is resent like a write.
+    pub fn create_object(oid: Oid, offset: u32, data: Bytes, copy_from: Option<Oid>) -> Self {
+        let mut call = Self::object(Opcode::CreateAndWriteObj, oid, offset).with_payload(data);
+        if let (Some(source), RequestBody::Object(body)) = (copy_from, &mut call.body) {
+            body.cow_oid = source.raw().into();
+            call.flags |= RequestFlags::COW;
+        }
+        call
+    }
+
+    /// Clears a data object's index entry and gives its space back.
+    pub fn discard_object(oid: Oid) -> Self {
+        Self::object(Opcode::DiscardObj, oid, 0)
+    }
+
+    /// Removes an object without touching any index.
+    pub fn remove_object(oid: Oid) -> Self {
+        Self::object(Opcode::RemoveObj, oid, 0)
+    }
+
+    fn object(opcode: Opcode, oid: Oid, offset: u32) -> Self {
+        let body = ObjectRequest {
+            oid: oid.raw().into(),
+            offset: offset.into(),
+            ..ObjectRequest::default()
+        };
+        Self::new(opcode, RequestBody::Object(body)).with_resend(Resend::WhenLostOrRefused)
+    }
+
+    /// How messages name it.
+    pub fn name(&self) -> CallName {
+        let oid = match &self.body {
+            RequestBody::Object(body) => Some(Oid::from_raw(body.oid.get())),
+            _ => None,
+        };
+        CallName {
+            opcode: self.opcode,
+            oid,
+        }
+    }
+
+    /// The operation.
+    pub fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    /// The payload to send.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// Most bytes of payload the response may have.
+    pub fn want(&self) -> u32 {
+        self.want
+    }
+
+    /// The rule for resending.
+    pub fn resend(&self) -> Resend {
+        self.resend
+    }
+
+    /// How long to wait for a sheep, unless the configuration says less.
+    pub fn patience(&self) -> Option<Duration> {
+        self.patience
+    }
+
+    /// The header that goes with `id`.
+    pub fn header(&self, id: u32) -> RequestHeader {
+        let data_length = if self.flags.contains(RequestFlags::WRITE) {
+            u32::try_from(self.payload.len()).expect("checked when the payload was set")
+        } else {
+            self.want
+        };
+        let mut header = RequestHeader::new(self.opcode, self.flags, data_length, self.body);
+        header.id = id.into();
+        header
+    }
+
+    /// Bytes on the wire, both ways.
+    pub(crate) fn wire_len(&self) -> usize {
+        2 * HEADER_LEN + self.payload.len() + self.want as usize
+    }
+
+    /// True when `code` passes and this call may be asked again.
+    pub(crate) fn may_retry(&self, code: ResultCode) -> bool {
+        self.resend == Resend::WhenLostOrRefused && code.retry() == Retry::Later
+    }
+}
+
+/// What a sheep answered.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// The call answered.
+    pub call: CallName,
+    /// The header.
+    pub header: ResponseHeader,
+    /// The payload, never more than the call wanted.
+    pub payload: Bytes,
+}
+
+impl Response {
+    /// The response, unless it is a refusal.
+    ///
+    /// # Errors
+    /// `Refused` with the result code.
+    pub fn accepted(self) -> Result<Self, ClientError> {
+        match self.header.result() {
+            ResultCode::Success => Ok(self),
+            code => Err(ClientError::Refused {
+                call: self.call,
+                code,
+            }),
+        }
+    }
+
+    /// The `len` bytes that an accepted READ_OBJ asked for.
+    ///
+    /// Servers 0.5.3 to 0.7 cut zeros off at both ends and say in `offset` how
+    /// many in front; they are put back (protocol 7.2).
+    ///
+    /// # Errors
+    /// `Refused`, or `Malformed` when the payload does not fit.
+    pub fn object_bytes(self, len: u32) -> Result<Bytes, ClientError> {
+        let response = self.accepted()?;
+        if response.payload.len() == len as usize {
+            return Ok(response.payload);
+        }
+        let body: ObjectResponse = response.header.tail.into();
+        let front = usize::try_from(body.offset.get()).unwrap_or(usize::MAX);
+        let end = front.saturating_add(response.payload.len());
+        if end > len as usize {
+            return Err(response.malformed("object", "more bytes than were asked for"));
+        }
+        let mut whole = BytesMut::zeroed(len as usize);
+        whole[front..end].copy_from_slice(&response.payload);
+        Ok(whole.freeze())
+    }
+
+    /// The results of an accepted VDI operation.
+    pub(crate) fn vdi(self) -> Result<VdiResponse, ClientError> {
+        let response = self.accepted()?;
+        match response.header.body() {
+            ResponseBody::Vdi(body) => Ok(body),
+            _ => Err(response.malformed("VDI response", "another operation's opcode")),
+        }
+    }
+
+    /// The error for a payload that cannot be understood.
+    pub(crate) fn bad_payload(&self, source: Malformed) -> ClientError {
+        ClientError::Malformed {
+            call: self.call,
+            source,
+        }
+    }
+
+    pub(crate) fn malformed(&self, what: &'static str, why: &'static str) -> ClientError {
+        self.bad_payload(Malformed { what, why })
+    }
+}

@@ -1,0 +1,96 @@
+//! The client: typed operations over a gateway.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::address::GatewayAddress;
+use crate::call::{Call, Response};
+use crate::config::ClientConfig;
+use crate::error::ClientError;
+use crate::gateway::{Completion, Gateway};
+use crate::pool::Pool;
+
+/// A cluster to talk to. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    gateway: Arc<dyn Gateway>,
+}
+
+impl Client {
+    /// Connects to the first sheep that answers.
+    ///
+    /// # Errors
+    /// `Connect` with the last address tried when none answers.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, or when the configuration names no sheep.
+    pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        Ok(Self::over(Arc::new(Pool::connect(config).await?)))
+    }
+
+    /// A client over another gateway than TCP connections.
+    pub fn over(gateway: Arc<dyn Gateway>) -> Self {
+        Self { gateway }
+    }
+
+    /// The sheep's address as it was given.
+    pub fn address(&self) -> GatewayAddress {
+        self.gateway.address()
+    }
+
+    /// Checks that a sheep answers at `address`, then uses it for every call
+    /// from now on, for all clones of this client. Calls in flight finish where
+    /// they are.
+    ///
+    /// # Errors
+    /// `Connect` or `Lost` when it does not answer; the old address stays in use.
+    pub async fn move_to(&self, address: GatewayAddress) -> Result<(), ClientError> {
+        self.gateway.move_to(address).await
+    }
+
+    /// Sends `call` and runs `done` with the outcome where the answer is read.
+    ///
+    /// Does not block. A refusal is an `Ok` with its result code here.
+    pub fn submit(&self, call: Call, done: Completion) {
+        self.gateway.submit(call, done);
+    }
+
+    /// Sends `call` and returns the answer, unless it is a refusal.
+    ///
+    /// # Errors
+    /// `Refused` with the result code; `Lost` or `Unreachable` without an answer.
+    pub async fn call(&self, call: Call) -> Result<Response, ClientError> {
+        self.ask(call).await?.accepted()
+    }
+
+    /// Sends `call` and returns the answer whatever its result code.
+    pub(crate) async fn ask(&self, call: Call) -> Result<Response, ClientError> {
+        self.wait(|done| self.gateway.submit(call, done)).await
+    }
+
+    /// Sends `call` to one node and returns the answer, unless it is a refusal.
+    pub(crate) async fn ask_node(
+        &self,
+        node: SocketAddr,
+        call: Call,
+    ) -> Result<Response, ClientError> {
+        self.wait(|done| self.gateway.submit_to(node, call, done))
+            .await?
+            .accepted()
+    }
+
+    async fn wait(&self, submit: impl FnOnce(Completion)) -> Result<Response, ClientError> {
+        let (outcome, answer) = oneshot::channel();
+        // A caller that gave up does not hear of the end; the call still ends.
+        submit(Box::new(move |result| drop(outcome.send(result))));
+        // Without an outcome the gateway went away with its runtime.
+        answer.await.unwrap_or_else(|_| {
+            Err(ClientError::Unreachable {
+                gateway: self.gateway.address(),
+                waited: std::time::Duration::ZERO,
+            })
+        })
+    }
+}

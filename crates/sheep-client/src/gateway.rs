@@ -1,0 +1,40 @@
+//! The one thing everything above needs: a request there, a response back.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use crate::address::GatewayAddress;
+use crate::call::{Call, Response};
+use crate::error::ClientError;
+
+/// Runs once with the outcome of a call: an answer, whatever its result code,
+/// or the reason why there is none.
+///
+/// It runs where the answer was read, before the next answer is read there, so
+/// it must neither block nor take long.
+pub type Completion = Box<dyn FnOnce(Result<Response, ClientError>) + Send>;
+
+/// A future in a box, for trait objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Gets calls to a cluster. [`Pool`](crate::pool::Pool) does it over TCP; tests
+/// put others in front of it that lose, delay and refuse.
+pub trait Gateway: Debug + Send + Sync {
+    /// Sends `call` to the cluster and runs `done` with the outcome.
+    ///
+    /// Neither blocks nor needs an async runtime to be entered. While the
+    /// socket has room the frame is written by the calling thread.
+    fn submit(&self, call: Call, done: Completion);
+
+    /// Sends `call` to one node of the cluster, for what only that node knows.
+    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion);
+
+    /// The address that was given, not the one failed over to.
+    fn address(&self) -> GatewayAddress;
+
+    /// Checks that a sheep answers at `address`, then uses it for every call
+    /// from now on. Calls in flight finish where they are.
+    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>>;
+}
