@@ -1,1 +1,42 @@
-//! Placeholder.
+//! Harness of the whole-system tests: guards that start something real and
+//! take it away again when they are dropped.
+//!
+//! ```text
+//! TestCluster ──► Mounted ──► a volume's file ──► LoopDevice ──► FileSystem
+//! (a sheep)       (sheepfs)                       (losetup)      (mount)
+//! ```
+//!
+//! A test runs against the cluster that `SHEEPFS_TEST_SHEEP` names (one for
+//! all tests, so each test uses [`TestCluster::unique_name`] for its VDIs), or
+//! starts a `sheep-embedded` of its own. A test that needs something this
+//! machine lacks fails and names it.
+//!
+//! Knows the binaries and what they promise, and no crate of the workspace.
+
+mod binaries;
+mod embedded_sheep;
+mod file_system;
+mod file_tree;
+mod loop_device;
+mod model;
+mod mounted;
+mod mounts;
+mod process;
+mod program;
+mod real_cluster;
+mod test_cluster;
+mod wait;
+
+pub use binaries::{sheep_embedded_binary, sheepfs_binary};
+pub use embedded_sheep::EmbeddedSheep;
+pub use file_system::FileSystem;
+pub use file_tree::{TreeShape, assert_same_tree, make_tree};
+pub use loop_device::LoopDevice;
+pub use model::{Model, seeded};
+pub use mounted::Mounted;
+pub use mounts::{is_mounted, mounts_below};
+pub use process::{is_running, send_signal, wait_for_exit};
+pub use program::{Finished, output, run, run_within};
+pub use real_cluster::{RealCluster, RealSheep};
+pub use test_cluster::{DOG_VARIABLE, SHEEP_BINARY_VARIABLE, SHEEP_VARIABLE, TestCluster};
+pub use wait::{free_ports, wait_until};

@@ -1,0 +1,131 @@
+//! A `sheep-embedded` process: the cluster of tests that were given none.
+
+use std::fs::File;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
+
+use crate::process::{send_signal, wait_for_exit};
+use crate::program::spawn;
+use crate::wait::{free_ports, wait_until};
+use crate::{process, sheep_embedded_binary};
+
+/// From the start of the process to its first accepted connection.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// From SIGTERM to the end of the process.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// One node on a loopback port, formatted, with its data in a directory.
+///
+/// Dropping it ends the process; the directory is its creator's.
+#[derive(Debug)]
+pub struct EmbeddedSheep {
+    port: u16,
+    directory: PathBuf,
+    log: PathBuf,
+    child: Child,
+}
+
+impl EmbeddedSheep {
+    /// Starts one in `directory`, which must exist, on a free port.
+    ///
+    /// # Errors
+    /// When it does not answer within half a minute.
+    pub fn start(directory: &Path) -> anyhow::Result<Self> {
+        let port = free_ports(1)?[0];
+        let log = directory.join("sheep-embedded.log");
+        let data = directory.join("data");
+        let child = launch(port, &data, &log)?;
+        let mut sheep = Self {
+            port,
+            directory: data,
+            log,
+            child,
+        };
+        sheep.wait_until_it_answers()?;
+        Ok(sheep)
+    }
+
+    /// `HOST:PORT` for clients.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Ends the process as `kill -9` does: nothing is written, nobody is told.
+    ///
+    /// # Errors
+    /// When the process has ended by itself before.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!(
+                "sheep-embedded had already ended: {status}\n{}",
+                self.log_text()
+            );
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts a new process on the port and the data of the killed one.
+    ///
+    /// # Errors
+    /// As [`EmbeddedSheep::start`].
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.child = launch(self.port, &self.directory, &self.log)?;
+        self.wait_until_it_answers()
+    }
+
+    /// Ends the process with SIGTERM and checks that this is not an error.
+    ///
+    /// # Errors
+    /// When it does not end within ten seconds, or not with status 0.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        send_signal(&self.child, Signal::SIGTERM)?;
+        let status = wait_for_exit(&mut self.child, STOP_LIMIT)?;
+        if !status.success() {
+            bail!("sheep-embedded ended with {status}\n{}", self.log_text());
+        }
+        Ok(())
+    }
+
+    fn wait_until_it_answers(&mut self) -> anyhow::Result<()> {
+        let (child, port) = (&mut self.child, self.port);
+        wait_until("sheep-embedded listens", START_LIMIT, || {
+            if let Some(status) = child.try_wait()? {
+                bail!("it ended: {status}");
+            }
+            // Not connected yet is what is being waited for.
+            Ok(TcpStream::connect(("127.0.0.1", port)).is_ok())
+        })
+        .with_context(|| self.log_text())
+    }
+
+    fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_else(|error| format!("no log: {error}"))
+    }
+}
+
+impl Drop for EmbeddedSheep {
+    fn drop(&mut self) {
+        process::end(&mut self.child, STOP_LIMIT);
+    }
+}
+
+fn launch(port: u16, directory: &Path, log: &Path) -> anyhow::Result<Child> {
+    let log = File::options().create(true).append(true).open(log)?;
+    spawn(
+        Command::new(sheep_embedded_binary()?)
+            .arg("--port")
+            .arg(port.to_string())
+            .arg(directory)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log),
+    )
+}

@@ -1,0 +1,221 @@
+//! A local cluster of C `sheep` daemons.
+
+use std::env;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::process;
+use crate::program::{output, run_within, spawn};
+use crate::wait::{free_ports, wait_until};
+
+/// From the start of a node to its place in the node list.
+const JOIN_LIMIT: Duration = Duration::from_secs(30);
+/// Longest run of one `dog` command.
+const DOG_LIMIT: Duration = Duration::from_secs(30);
+/// `dog cluster shutdown` sometimes waits for ever.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+/// From SIGTERM to SIGKILL.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The programs of an installed Sheepdog.
+#[derive(Clone, Debug)]
+pub struct RealSheep {
+    /// The daemon.
+    pub sheep: PathBuf,
+    /// The administrator's command, found near the daemon or on `PATH`.
+    pub dog: PathBuf,
+}
+
+impl RealSheep {
+    /// The programs named, else those on `PATH`; `None` when there is no daemon.
+    ///
+    /// # Errors
+    /// When a named program does not exist, or the daemon has no `dog`.
+    pub fn find(sheep: Option<&Path>, dog: Option<&Path>) -> anyhow::Result<Option<Self>> {
+        let Some(sheep) = sheep.map(Path::to_owned).or_else(|| on_path("sheep")) else {
+            ensure!(
+                dog.is_none(),
+                "a dog without a sheep: name the sheep as well"
+            );
+            return Ok(None);
+        };
+        ensure!(sheep.is_file(), "there is no {}", sheep.display());
+        let dog = match dog {
+            Some(dog) => dog.to_owned(),
+            None => beside(&sheep)
+                .or_else(|| on_path("dog"))
+                .with_context(|| format!("found {} but no dog for it", sheep.display()))?,
+        };
+        ensure!(dog.is_file(), "there is no {}", dog.display());
+        Ok(Some(Self { sheep, dog }))
+    }
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+fn beside(sheep: &Path) -> Option<PathBuf> {
+    let directory = sheep.parent()?;
+    [directory.join("dog"), directory.join("../bin/dog")]
+        .into_iter()
+        .find(|candidate| candidate.is_file())
+}
+
+/// Several nodes on this machine that keep two copies; dropping it ends them.
+#[derive(Debug)]
+pub struct RealCluster {
+    programs: RealSheep,
+    directory: PathBuf,
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    port: u16,
+    child: Child,
+}
+
+impl RealCluster {
+    /// Starts and formats `nodes` nodes, each its own zone, below `directory`.
+    ///
+    /// # Errors
+    /// When a node does not join within half a minute.
+    pub fn start(programs: RealSheep, directory: &Path, nodes: usize) -> anyhow::Result<Self> {
+        let mut cluster = Self {
+            programs,
+            directory: directory.to_owned(),
+            nodes: Vec::new(),
+        };
+        // One after another: the local driver keeps its locks in one place for
+        // the whole machine, and every node that starts sweeps it.
+        for port in free_ports(nodes)? {
+            let child = cluster.launch(cluster.nodes.len(), port)?;
+            cluster.nodes.push(Node { port, child });
+            cluster.wait_for_nodes(cluster.nodes.len())?;
+        }
+        cluster.dog(&["cluster", "format", "--copies", "2"])?;
+        Ok(cluster)
+    }
+
+    /// `HOST:PORT` of node `node`, counted from 0.
+    #[must_use]
+    pub fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[node].port)
+    }
+
+    /// Runs `dog` on the first node that runs and returns its standard output.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn dog(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let text = run_within(DOG_LIMIT, &mut self.dog_command(arguments))?;
+        String::from_utf8(text).context("dog prints text")
+    }
+
+    /// Ends node `node` as `kill -9` does.
+    ///
+    /// # Errors
+    /// When it has ended by itself before.
+    pub fn kill(&mut self, node: usize) -> anyhow::Result<()> {
+        let child = &mut self.nodes[node].child;
+        if let Some(status) = child.try_wait()? {
+            bail!(
+                "sheep {node} had already ended: {status}\n{}",
+                self.log_text(node)
+            );
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Starts a killed node again and waits until all nodes are members.
+    ///
+    /// # Errors
+    /// As [`RealCluster::start`].
+    pub fn start_again(&mut self, node: usize) -> anyhow::Result<()> {
+        self.nodes[node].child = self.launch(node, self.nodes[node].port)?;
+        self.wait_for_nodes(self.nodes.len())
+    }
+
+    fn dog_command(&self, arguments: &[&str]) -> Command {
+        let port = self.nodes.first().map_or(0, |node| node.port);
+        let mut command = Command::new(&self.programs.dog);
+        command
+            .args(arguments)
+            .args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+        command
+    }
+
+    fn launch(&self, node: usize, port: u16) -> anyhow::Result<Child> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log(node))?;
+        spawn(
+            Command::new(&self.programs.sheep)
+                .args(["--foreground", "--nosync"])
+                .args(["--bindaddr", "127.0.0.1", "--myaddr", "127.0.0.1"])
+                .args(["--port", &port.to_string(), "--zone", &node.to_string()])
+                .arg("--cluster")
+                .arg(format!(
+                    "local:{}",
+                    self.directory.join("members").display()
+                ))
+                .arg(self.directory.join(format!("node{node}")))
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                // A Ctrl-C on the terminal is for whoever owns the cluster.
+                .process_group(0),
+        )
+    }
+
+    fn wait_for_nodes(&mut self, count: usize) -> anyhow::Result<()> {
+        wait_until(&format!("{count} nodes are members"), JOIN_LIMIT, || {
+            let newest = count - 1;
+            if let Some(status) = self.nodes[newest].child.try_wait()? {
+                bail!("sheep {newest} ended: {status}\n{}", self.log_text(newest));
+            }
+            let list = output(DOG_LIMIT, &mut self.dog_command(&["node", "list", "--raw"]))?;
+            Ok(list.status.success() && list.stdout.split(|&byte| byte == b'\n').count() > count)
+        })
+    }
+
+    fn log(&self, node: usize) -> PathBuf {
+        self.directory.join(format!("node{node}.log"))
+    }
+
+    /// What the daemon wrote, wherever it did.
+    fn log_text(&self, node: usize) -> String {
+        [
+            self.log(node),
+            self.directory.join(format!("node{node}/sheep.log")),
+        ]
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .collect()
+    }
+}
+
+impl Drop for RealCluster {
+    fn drop(&mut self) {
+        if let Err(error) = output(
+            SHUTDOWN_LIMIT,
+            &mut self.dog_command(&["cluster", "shutdown"]),
+        ) {
+            eprintln!("{error:#}; ending the daemons one by one");
+        }
+        for node in &mut self.nodes {
+            process::end(&mut node.child, STOP_LIMIT);
+        }
+    }
+}

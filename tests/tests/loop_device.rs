@@ -1,0 +1,169 @@
+//! A file system on a volume, through a loop device.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tempfile::TempDir;
+use tests::{
+    FileSystem, LoopDevice, Mounted, TestCluster, TreeShape, assert_same_tree, make_tree, run,
+    seeded, wait_until,
+};
+
+/// A few thousand files, about 40 MB.
+const LARGE: TreeShape = TreeShape {
+    directories: 30,
+    files: 80,
+    longest: 200_000,
+};
+const SMALL: TreeShape = TreeShape {
+    directories: 4,
+    files: 20,
+    longest: 100_000,
+};
+
+fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    run(Command::new("cp").arg("-a").arg(from.join(".")).arg(to))?;
+    Ok(())
+}
+
+/// Makes, fills, checks and, after everything was restarted, compares.
+fn holds_a_tree(
+    kind: &str,
+    size: &str,
+    shape: TreeShape,
+    arguments: &[&str],
+) -> anyhow::Result<()> {
+    let mut cluster = TestCluster::start()?;
+    let name = cluster.unique_name(kind);
+    let source = TempDir::with_prefix("sheepfs-test-source-")?;
+    make_tree(source.path(), shape, &mut seeded())?;
+
+    let mounted = Mounted::start(&cluster, arguments)?;
+    let volume = mounted.create(&name, size)?;
+    let device = LoopDevice::attach(&volume)?;
+    FileSystem::make(kind, device.path())?;
+    let files = FileSystem::mount(kind, device.path())?;
+    copy_tree(source.path(), &files.path())?;
+    assert_same_tree(source.path(), &files.path())?;
+    files.unmount()?;
+    FileSystem::check(kind, device.path())?;
+    drop(device);
+    mounted.stop()?;
+
+    cluster.restart_if_own()?;
+    let mounted = Mounted::start(&cluster, arguments)?;
+    let device = LoopDevice::attach(&mounted.attach(&name)?)?;
+    FileSystem::check(kind, device.path())?;
+    let files = FileSystem::mount(kind, device.path())?;
+    assert_same_tree(source.path(), &files.path())?;
+    files.unmount()?;
+    drop(device);
+    mounted.stop()
+}
+
+#[test]
+fn ext4_holds_a_tree_of_thousands_of_files() -> anyhow::Result<()> {
+    holds_a_tree("ext4", "256M", LARGE, &[])
+}
+
+#[test]
+fn ext4_on_small_objects_with_page_cache_holds_a_tree() -> anyhow::Result<()> {
+    holds_a_tree("ext4", "64M object_size=1M", SMALL, &["--pagecache"])
+}
+
+#[test]
+fn xfs_holds_a_tree() -> anyhow::Result<()> {
+    holds_a_tree("xfs", "320M", SMALL, &[])
+}
+
+#[test]
+fn btrfs_holds_a_tree() -> anyhow::Result<()> {
+    holds_a_tree("btrfs", "256M", SMALL, &[])
+}
+
+#[test]
+fn partitions_of_an_image_can_be_opened_and_changed() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("partitions");
+    let volume = mounted.create(&name, "96M")?;
+    partition(&volume, "label: gpt\nsize=32MiB\nsize=48MiB\n")?;
+
+    {
+        let device = LoopDevice::attach(&volume)?;
+        for (number, text) in [(1, "one"), (2, "two")] {
+            let partition = device.partition(number);
+            wait_until("the partition appears", Duration::from_secs(10), || {
+                Ok(partition.exists())
+            })?;
+            FileSystem::make("ext4", &partition)?;
+            let files = FileSystem::mount("ext4", &partition)?;
+            fs::write(files.path().join("text"), text)?;
+            files.unmount()?;
+        }
+    }
+    mounted.stop()?;
+
+    let mounted = Mounted::start(&cluster, &[])?;
+    let device = LoopDevice::attach(&mounted.attach(&name)?)?;
+    for (number, text) in [(1, "one"), (2, "two")] {
+        let partition = device.partition(number);
+        wait_until("the partition appears", Duration::from_secs(10), || {
+            Ok(partition.exists())
+        })?;
+        FileSystem::check("ext4", &partition)?;
+        let files = FileSystem::mount("ext4", &partition)?;
+        ensure!(fs::read_to_string(files.path().join("text"))? == text);
+        files.unmount()?;
+    }
+    Ok(())
+}
+
+/// Lets sfdisk write a partition table described by `script`.
+fn partition(volume: &Path, script: &str) -> anyhow::Result<()> {
+    let mut sfdisk = Command::new("sfdisk")
+        .args(["--quiet", "--no-reread"])
+        .arg(volume)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("this test needs the program `sfdisk`")?;
+    sfdisk
+        .stdin
+        .take()
+        .context("a pipe was asked for")?
+        .write_all(script.as_bytes())?;
+    let status = sfdisk.wait()?;
+    ensure!(status.success(), "sfdisk failed: {status}");
+    Ok(())
+}
+
+#[test]
+fn discard_from_a_file_system_gives_space_back() -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("trim");
+    let volume = mounted.create(&name, "64M object_size=1M")?;
+    let device = LoopDevice::attach(&volume)?;
+    FileSystem::make("ext4", device.path())?;
+    let files = FileSystem::mount("ext4", device.path())?;
+    let mut bytes = vec![0; 30 << 20];
+    seeded().fill(&mut bytes);
+    fs::write(files.path().join("large"), bytes)?;
+    run(Command::new("sync").arg("--file-system").arg(files.path()))?;
+    let full = fs::metadata(&volume)?.blocks();
+
+    fs::remove_file(files.path().join("large"))?;
+    run(Command::new("sync").arg("--file-system").arg(files.path()))?;
+    run(Command::new("fstrim").arg(files.path()))?;
+    files.unmount()?;
+    FileSystem::check("ext4", device.path())?;
+    wait_until("the space is given back", Duration::from_secs(10), || {
+        Ok(fs::metadata(&volume)?.blocks() + (25 << 11) < full)
+    })
+}

@@ -1,0 +1,1 @@
+//! Tests against daemons of the C Sheepdog, in a cluster of their own.

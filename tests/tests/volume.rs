@@ -1,0 +1,442 @@
+//! `volume/NAME` as a big file: what is written is what is read.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Barrier;
+use std::thread;
+
+use anyhow::{Context as _, ensure};
+use fastrand::Rng;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use tests::{DOG_VARIABLE, Model, Mounted, TestCluster, run, seeded};
+
+const MIB: usize = 1 << 20;
+
+fn open(path: &Path) -> anyhow::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| path.display().to_string())
+}
+
+/// The errno of an operation that must fail.
+fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
+    Some(Errno::from_raw(result.err()?.raw_os_error()?))
+}
+
+/// Random reads and writes, checked at once, after a remount, and by dog.
+fn is_a_big_file(options: &str, len: usize, arguments: &[&str]) -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let name = cluster.unique_name("model");
+    let mut random = seeded();
+    let mut model = Model::zeroed(len);
+
+    let mounted = Mounted::start(&cluster, arguments)?;
+    let file = open(&mounted.create(&name, &format!("{len} {options}"))?)?;
+    ensure!(file.metadata()?.len() == len as u64);
+    for _ in 0..300 {
+        model.random_step(&file, 3 * MIB, &mut random)?;
+    }
+    // Short ones around object borders, where a request is cut in two.
+    for border in (MIB..len).step_by(MIB) {
+        model.write(&file, border - 1, 2, &mut random)?;
+        model.check(&file, border - 5, 10)?;
+    }
+    model.check_all(&file)?;
+    file.sync_all()?;
+    drop(file);
+    mounted.stop()?;
+
+    let mounted = Mounted::start(&cluster, arguments)?;
+    let file = open(&mounted.attach(&name)?)?;
+    model.check_all(&file)?;
+    same_for_dog(&cluster, &name, &model)
+}
+
+/// Where there is a dog, what it reads is what was written.
+fn same_for_dog(cluster: &TestCluster, name: &str, model: &Model) -> anyhow::Result<()> {
+    let Some(dog) = std::env::var_os(DOG_VARIABLE) else {
+        return Ok(());
+    };
+    let (host, port) = cluster.address().rsplit_once(':').context("HOST:PORT")?;
+    let bytes = run(Command::new(dog).args(["vdi", "read", name, "-a", host, "-p", port]))?;
+    ensure!(bytes == model.bytes(), "dog reads other bytes");
+    Ok(())
+}
+
+#[test]
+fn random_accesses_to_4_mib_objects_match_the_model() -> anyhow::Result<()> {
+    is_a_big_file("object_size=4M", 40 * MIB, &[])
+}
+
+#[test]
+fn random_accesses_to_1_mib_objects_match_the_model() -> anyhow::Result<()> {
+    is_a_big_file("object_size=1M", 24 * MIB + 513, &[])
+}
+
+#[test]
+fn random_accesses_to_8_mib_objects_match_the_model() -> anyhow::Result<()> {
+    is_a_big_file("object_size=8M", 40 * MIB + 1, &[])
+}
+
+#[test]
+fn random_accesses_to_a_hypervolume_match_the_model() -> anyhow::Result<()> {
+    is_a_big_file("hyper", 40 * MIB, &[])
+}
+
+#[test]
+fn random_accesses_through_the_page_cache_match_the_model() -> anyhow::Result<()> {
+    is_a_big_file("object_size=2M", 24 * MIB, &["--pagecache"])
+}
+
+#[test]
+fn a_preallocated_volume_reads_as_zeros_and_is_allocated() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("prealloc");
+    let file = open(&mounted.create(&name, "9M prealloc")?)?;
+    Model::zeroed(9 * MIB).check_all(&file)?;
+    ensure!(file.metadata()?.blocks() * 512 >= 9 << 20);
+    Ok(())
+}
+
+/// Bytes of one thread's turn; odd, so that turns share objects and pages.
+const TURN: usize = 300_007;
+
+#[test]
+fn threads_that_share_objects_do_not_disturb_each_other() -> anyhow::Result<()> {
+    const THREADS: usize = 8;
+    const LEN: usize = 32 * MIB;
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("threads");
+    let path = mounted.create(&name, &format!("{LEN}"))?;
+    let mut random = seeded();
+
+    let turns: Vec<Vec<(usize, Vec<u8>)>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS)
+            .map(|worker| {
+                let random = random.fork();
+                let path = &path;
+                scope.spawn(move || write_own_turns(path, worker, THREADS, LEN, random))
+            })
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("a worker panicked"))
+            .collect::<anyhow::Result<_>>()
+    })?;
+
+    let mut whole = vec![0; LEN];
+    for (offset, bytes) in turns.into_iter().flatten() {
+        whole[offset..offset + bytes.len()].copy_from_slice(&bytes);
+    }
+    let model = Model::from_bytes(whole);
+    model.check_all(&open(&path)?)?;
+    mounted.stop()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    model.check_all(&open(&mounted.attach(&name)?)?)
+}
+
+/// Random reads and writes within every `step`-th turn of the volume.
+fn write_own_turns(
+    path: &Path,
+    first: usize,
+    step: usize,
+    len: usize,
+    mut random: Rng,
+) -> anyhow::Result<Vec<(usize, Vec<u8>)>> {
+    let file = open(path)?;
+    let mut turns: Vec<_> = (first * TURN..len)
+        .step_by(step * TURN)
+        .map(|start| (start, vec![0; TURN.min(len - start)]))
+        .collect();
+    for _ in 0..400 {
+        let chosen = random.usize(..turns.len());
+        let (start, bytes) = &mut turns[chosen];
+        let count = random.usize(1..=bytes.len().min(40_000));
+        let at = random.usize(..=bytes.len() - count);
+        let part = &mut bytes[at..at + count];
+        let offset = (*start + at) as u64;
+        if random.bool() {
+            random.fill(part);
+            file.write_all_at(part, offset)?;
+        } else {
+            let mut found = vec![0; count];
+            file.read_exact_at(&mut found, offset)?;
+            ensure!(
+                found == part,
+                "a read of {count} bytes at {offset} is wrong"
+            );
+        }
+    }
+    Ok(turns)
+}
+
+#[test]
+fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
+    const WRITERS: usize = 8;
+    const OBJECTS: usize = 24;
+    const PART: usize = MIB / WRITERS;
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("fresh");
+    let path = mounted.create(&name, &format!("{OBJECTS}M object_size=1M"))?;
+
+    let together = Barrier::new(WRITERS);
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (path, together) = (&path, &together);
+                scope.spawn(move || -> anyhow::Result<()> {
+                    let file = open(path);
+                    let byte = u8::try_from(writer)? + 1;
+                    for object in 0..OBJECTS {
+                        together.wait();
+                        let offset = object * MIB + writer * PART;
+                        file.as_ref()
+                            .map_err(|error| anyhow::anyhow!("{error:#}"))?
+                            .write_all_at(&[byte; PART], offset as u64)?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .try_for_each(|writer| writer.join().expect("a writer panicked"))
+    })?;
+
+    let mut expected = Vec::with_capacity(MIB);
+    for writer in 0..WRITERS {
+        expected.resize(expected.len() + PART, u8::try_from(writer)? + 1);
+    }
+    let model = Model::from_bytes(expected.repeat(OBJECTS));
+    mounted.stop()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    model.check_all(&open(&mounted.attach(&name)?)?)
+}
+
+#[test]
+fn the_end_of_a_volume_is_the_end_of_a_block_device() -> anyhow::Result<()> {
+    const LEN: u64 = 5 << 20;
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("end");
+    let path = mounted.create(&name, "5M")?;
+    let file = open(&path)?;
+
+    let mut buffer = [0xff; 100];
+    assert_eq!(file.read_at(&mut buffer, LEN)?, 0);
+    assert_eq!(file.read_at(&mut buffer, LEN + 12345)?, 0);
+    assert_eq!(file.read_at(&mut buffer, LEN - 40)?, 40);
+    assert_eq!(errno(file.write_at(b"x", LEN)), Some(Errno::ENOSPC));
+    assert_eq!(errno(file.write_at(b"x", LEN + 4096)), Some(Errno::ENOSPC));
+    assert_eq!(file.write_at(&[7; 100], LEN - 40)?, 40);
+    assert_eq!(file.metadata()?.len(), LEN);
+
+    let appended = OpenOptions::new().append(true).open(&path)?;
+    assert_eq!(errno(appended.write_at(b"x", 0)), Some(Errno::ENOSPC));
+    Ok(())
+}
+
+#[test]
+fn truncation_never_shrinks_and_growing_grows_the_vdi() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("truncate");
+    let path = mounted.create(&name, "6M")?;
+    let mut random = seeded();
+    let mut model = Model::zeroed(6 * MIB);
+    model.write(&open(&path)?, 5 * MIB, 1000, &mut random)?;
+
+    run(Command::new("sh")
+        .args(["-c", "echo hello > \"$0\""])
+        .arg(&path))?;
+    let mut bytes = model.bytes().to_vec();
+    bytes[..6].copy_from_slice(b"hello\n");
+    let file = open(&path)?;
+    file.set_len(100)?;
+    assert_eq!(file.metadata()?.len(), 6 << 20);
+    Model::from_bytes(bytes.clone()).check_all(&file)?;
+
+    file.set_len(10 << 20)?;
+    assert_eq!(file.metadata()?.len(), 10 << 20);
+    bytes.resize(10 * MIB, 0);
+    let mut model = Model::from_bytes(bytes);
+    model.write(&file, 9 * MIB, 4096, &mut random)?;
+    drop(file);
+    mounted.stop()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let file = open(&mounted.attach(&name)?)?;
+    assert_eq!(file.metadata()?.len(), 10 << 20);
+    model.check_all(&file)
+}
+
+#[test]
+fn punching_a_hole_gives_zeros_and_space_back() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("hole");
+    let file = open(&mounted.create(&name, "8M object_size=1M")?)?;
+    let mut random = seeded();
+    let mut model = Model::zeroed(8 * MIB);
+    model.write(&file, 0, 8 * MIB, &mut random)?;
+    let before = file.metadata()?.blocks();
+
+    let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (start, len) = (MIB + 1000, 3 * MIB);
+    let (offset, count) = (i64::try_from(start)?, i64::try_from(len)?);
+    fallocate(
+        &file,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep,
+        offset,
+        count,
+    )?;
+    let mut bytes = model.bytes().to_vec();
+    bytes[start..start + len].fill(0);
+    Model::from_bytes(bytes.clone()).check_all(&file)?;
+    ensure!(file.metadata()?.blocks() < before, "no space came back");
+
+    fallocate(&file, FallocateFlags::FALLOC_FL_ZERO_RANGE | keep, 10, 4096)?;
+    bytes[10..10 + 4096].fill(0);
+    let mut model = Model::from_bytes(bytes);
+    model.write(&file, 2 * MIB + 5, 70_000, &mut random)?;
+    model.check_all(&file)?;
+    fallocate(&file, FallocateFlags::empty(), 0, 8 << 20)?;
+    model.check_all(&file)
+}
+
+#[test]
+fn a_snapshot_keeps_its_bytes_while_head_and_clone_are_written() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("head");
+    let clone = cluster.unique_name("clone");
+    let mut random = seeded();
+    let head_path = mounted.create(&name, "12M object_size=1M")?;
+    let head = open(&head_path)?;
+    let mut head_model = Model::zeroed(12 * MIB);
+    for _ in 0..40 {
+        head_model.random_step(&head, 2 * MIB, &mut random)?;
+    }
+
+    // The head stays open: what it is written from now on is not the snapshot's.
+    mounted.command("vdi/snapshot", format!("{name} first"))?;
+    mounted.command("vdi/clone", format!("{name}@first {clone}"))?;
+    let snapshot_model = head_model.clone();
+    let mut clone_model = head_model.clone();
+    let clone_file = open(&mounted.attach(&clone)?)?;
+    for _ in 0..60 {
+        head_model.random_step(&head, MIB, &mut random)?;
+        clone_model.random_step(&clone_file, MIB, &mut random)?;
+    }
+
+    let snapshot_path = mounted.attach(&format!("{name}@first"))?;
+    let refused = File::options().write(true).open(&snapshot_path);
+    assert_eq!(errno(refused), Some(Errno::EROFS));
+    snapshot_model.check_all(&File::open(&snapshot_path)?)?;
+    head_model.check_all(&head)?;
+    clone_model.check_all(&clone_file)?;
+    drop((head, clone_file));
+    mounted.stop()?;
+
+    let mounted = Mounted::start(&cluster, &[])?;
+    snapshot_model.check_all(&File::open(mounted.attach(&format!("{name}@first"))?)?)?;
+    head_model.check_all(&open(&mounted.attach(&name)?)?)?;
+    clone_model.check_all(&open(&mounted.attach(&clone)?)?)?;
+    same_for_dog(&cluster, &name, &head_model)?;
+    same_for_dog(&cluster, &clone, &clone_model)
+}
+
+#[test]
+fn snapshots_taken_while_writers_run_lose_no_write() -> anyhow::Result<()> {
+    const LEN: usize = 16 * MIB;
+    const SNAPSHOTS: usize = 6;
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("busy");
+    let path = mounted.create(&name, &format!("{LEN} object_size=1M"))?;
+    let mut random = seeded();
+
+    let turns: Vec<Vec<(usize, Vec<u8>)>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let random = random.fork();
+                let path = &path;
+                scope.spawn(move || write_own_turns(path, worker, 4, LEN, random))
+            })
+            .collect();
+        for number in 0..SNAPSHOTS {
+            mounted.command("vdi/snapshot", format!("{name} number-{number}"))?;
+        }
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("a worker panicked"))
+            .collect::<anyhow::Result<_>>()
+    })?;
+
+    let mut whole = vec![0; LEN];
+    for (offset, bytes) in turns.into_iter().flatten() {
+        whole[offset..offset + bytes.len()].copy_from_slice(&bytes);
+    }
+    let model = Model::from_bytes(whole);
+    model.check_all(&open(&path)?)?;
+    mounted.stop()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    model.check_all(&open(&mounted.attach(&name)?)?)?;
+    same_for_dog(&cluster, &name, &model)
+}
+
+#[test]
+fn unbuffered_access_works_at_every_alignment() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("direct");
+    let path = mounted.create(&name, "4M object_size=1M")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_DIRECT.bits())
+        .open(path)?;
+    let mut random = seeded();
+    let mut model = Model::zeroed(4 * MIB);
+    for _ in 0..200 {
+        model.random_step(&file, 200_000, &mut random)?;
+    }
+    model.check_all(&file)
+}
+
+#[test]
+fn copies_in_and_out_with_cp_and_dd_are_equal() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("copy");
+    let path = mounted.create(&name, "10M")?;
+    let scratch = tempfile::TempDir::new()?;
+    let (source, back) = (scratch.path().join("source"), scratch.path().join("back"));
+    let mut bytes = vec![0; 10 * MIB];
+    seeded().fill(&mut bytes);
+    std::fs::write(&source, &bytes)?;
+
+    run(Command::new("cp").arg(&source).arg(&path))?;
+    run(Command::new("cp")
+        .arg("--sparse=always")
+        .arg(&path)
+        .arg(&back))?;
+    run(Command::new("cmp").arg(&source).arg(&back))?;
+
+    let mut reversed = bytes;
+    reversed.reverse();
+    std::fs::write(&source, &reversed)?;
+    run(Command::new("dd")
+        .arg(format!("if={}", source.display()))
+        .arg(format!("of={}", path.display()))
+        .args(["bs=64k", "conv=fsync"]))?;
+    run(Command::new("cmp").arg(&source).arg(&path))?;
+    Ok(())
+}
