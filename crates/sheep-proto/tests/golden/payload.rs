@@ -185,8 +185,8 @@ fn number(bytes: &[u8]) -> u32 {
 
 fn attribute(bytes: &[u8]) -> Vec<u8> {
     let attribute = Attribute::parse(bytes).unwrap();
-    let key = SnapshotTag::new(attribute.key()).unwrap();
-    let mut again = Attribute::new(&name(&attribute.name), &key, attribute.value()).unwrap();
+    let name = name(&attribute.name);
+    let mut again = Attribute::new(&name, attribute.key(), attribute.value()).unwrap();
     again.tag = SnapshotTag::from_field(&attribute.tag).to_field();
     again.ctime = attribute.ctime;
     again.snap_id = attribute.snap_id;
