@@ -150,16 +150,29 @@ impl InodeHeader {
 }
 
 /// Number of data objects of a volume of `size` bytes, objects of `1 << shift` bytes.
+///
+/// Any `shift` has an answer, also one that no cluster accepts.
 pub const fn object_count(size: u64, shift: u8) -> u64 {
-    size.div_ceil(1 << shift)
+    size.div_ceil(shifted(1, shift))
 }
 
 /// Largest volume in bytes that an index can name with objects of `1 << shift` bytes.
+///
+/// Any `shift` has an answer, also one that no cluster accepts.
 pub const fn max_volume_size(hypervolume: bool, shift: u8) -> u64 {
     if hypervolume {
         HYPERVOLUME_MAX_SIZE
     } else {
-        (FLAT_INDEX_SLOTS as u64) << shift
+        shifted(FLAT_INDEX_SLOTS as u64, shift)
+    }
+}
+
+/// `value << shift`, or the largest number when that does not fit.
+const fn shifted(value: u64, shift: u8) -> u64 {
+    if shift as u32 <= value.leading_zeros() {
+        value << shift
+    } else {
+        u64::MAX
     }
 }
 
@@ -195,5 +208,15 @@ mod tests {
         assert_eq!(object_count(0, 22), 0);
         assert_eq!(object_count(1, 22), 1);
         assert_eq!(object_count((4 << 20) + 1, 22), 2);
+    }
+
+    #[test]
+    fn a_shift_that_no_cluster_accepts_does_not_overflow() {
+        assert_eq!(max_volume_size(false, 43), 1 << 63);
+        assert_eq!(max_volume_size(false, 44), u64::MAX);
+        assert_eq!(max_volume_size(false, 255), u64::MAX);
+        assert_eq!(object_count(u64::MAX, 63), 2);
+        assert_eq!(object_count(u64::MAX, 64), 1);
+        assert_eq!(object_count(0, 255), 0);
     }
 }

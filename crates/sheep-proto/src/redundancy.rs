@@ -23,6 +23,9 @@ pub enum Redundancy {
 
 impl Redundancy {
     /// Reads the `nr_copies` and `copy_policy` bytes of an inode or response.
+    ///
+    /// The bytes are taken at their word: damaged ones can give no copies, no
+    /// data strips or no parity strips.
     pub const fn from_wire(nr_copies: u8, copy_policy: u8) -> Self {
         if copy_policy == 0 {
             Self::Replicated(nr_copies)
@@ -38,7 +41,7 @@ impl Redundancy {
     pub const fn nr_copies(self) -> u8 {
         match self {
             Self::Replicated(copies) => copies,
-            Self::Erasure { data, parity } => data + parity,
+            Self::Erasure { data, parity } => data.saturating_add(parity),
         }
     }
 
