@@ -43,9 +43,12 @@ const _: () = assert!(size_of::<NodeRecord>() == NODE_RECORD_LEN);
 
 impl NodeRecord {
     /// A node that listens on `address`.
+    ///
+    /// An IPv4 address that came from a dual-stack socket (`::ffff:a.b.c.d`) is
+    /// recorded as the IPv4 address it is.
     pub fn new(address: SocketAddr, nr_vnodes: u16, zone: u32, space: u64) -> Self {
         let mut addr = [0; 16];
-        match address.ip() {
+        match address.ip().to_canonical() {
             IpAddr::V4(ip) => addr[12..].copy_from_slice(&ip.octets()),
             IpAddr::V6(ip) => addr = ip.octets(),
         }
@@ -97,6 +100,17 @@ mod tests {
             let address: SocketAddr = text.parse().unwrap();
             assert_eq!(NodeRecord::new(address, 128, 0, 0).address(), address);
         }
+    }
+
+    #[test]
+    fn an_ipv4_address_of_a_dual_stack_socket_is_recorded_as_ipv4() {
+        let address: SocketAddr = "[::ffff:192.0.2.7]:7000".parse().unwrap();
+        let record = NodeRecord::new(address, 128, 0, 0);
+        assert_eq!(
+            record.addr,
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 192, 0, 2, 7]
+        );
+        assert_eq!(record.address(), "192.0.2.7:7000".parse().unwrap());
     }
 
     #[test]
