@@ -115,15 +115,22 @@ impl SnapshotTag {
     }
 }
 
+/// True for control characters, for Unicode's line and paragraph separators, and
+/// for its marks that turn the direction of the text that follows.
+fn changes_the_line(char: char) -> bool {
+    char.is_control() || matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Implements the formats that names and tags share.
 macro_rules! format_like_text {
     ($name:ident) => {
-        /// Escapes what is not printable, so that a name cannot forge a log line.
+        /// Escapes what is not text or would change the rest of the line, so that
+        /// a name cannot forge a log line.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 for chunk in self.0.utf8_chunks() {
                     for char in chunk.valid().chars() {
-                        if char.is_control() {
+                        if changes_the_line(char) {
                             write!(f, "{}", char.escape_default())?;
                         } else {
                             write!(f, "{char}")?;
@@ -182,6 +189,8 @@ mod tests {
     fn a_name_cannot_forge_a_log_line() {
         let name = VdiName::new(b"a\n\xffb").unwrap();
         assert_eq!(name.to_string(), "a\\n\\xffb");
+        let name = VdiName::new("a\u{2028}b\u{202e}日本").unwrap();
+        assert_eq!(name.to_string(), "a\\u{2028}b\\u{202e}日本");
     }
 
     proptest! {
