@@ -61,6 +61,11 @@ impl ClusterInfoHeader {
         Redundancy::from_wire(self.nr_copies, self.copy_policy)
     }
 
+    /// Name of the object store, without padding.
+    pub fn store(&self) -> &[u8] {
+        unpad(&self.store)
+    }
+
     /// Splits a CLUSTER_INFO payload into the fixed part and the nodes in use.
     ///
     /// # Errors

@@ -168,7 +168,7 @@ fn cluster_info_describes_a_running_cluster() {
     assert_eq!((header.epoch.get(), header.block_size_shift), (1, 22));
     assert_eq!(header.redundancy(), Redundancy::Replicated(1));
     assert_eq!(header.flags(), ClusterFlags::AUTO_VNODES);
-    assert_eq!(unpad(&header.store), b"plain");
+    assert_eq!(header.store(), b"plain");
     assert_eq!(nodes.len(), 1);
     assert_eq!(nodes[0].address(), address(7100));
 }
