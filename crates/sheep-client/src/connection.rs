@@ -158,6 +158,7 @@ impl Shared {
         self.in_flight.lock().expect("no one panics with the table")
     }
 
+    #[expect(clippy::result_large_err, reason = "the error is the call itself")]
     fn send(&self, pending: Pending) -> Result<(), Pending> {
         let len = pending.call.wire_len();
         let payload = pending.call.payload().clone();
