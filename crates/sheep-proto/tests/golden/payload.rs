@@ -186,7 +186,16 @@ fn number(bytes: &[u8]) -> u32 {
 fn attribute(bytes: &[u8]) -> Vec<u8> {
     let attribute = Attribute::parse(bytes).unwrap();
     let name = name(&attribute.name);
-    let mut again = Attribute::new(&name, attribute.key(), attribute.value()).unwrap();
+    let mut again = match attribute.key() {
+        // Only the request made by hand in 08 has none; a client cannot make it.
+        b"" => {
+            assert!(Attribute::new(&name, b"", b"").is_err());
+            let mut keyless = Attribute::new(&name, b"-", attribute.value()).unwrap();
+            keyless.key = [0; 256];
+            keyless
+        }
+        key => Attribute::new(&name, key, attribute.value()).unwrap(),
+    };
     again.tag = SnapshotTag::from_field(&attribute.tag).to_field();
     again.ctime = attribute.ctime;
     again.snap_id = attribute.snap_id;
