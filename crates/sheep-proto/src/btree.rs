@@ -149,30 +149,44 @@ pub fn leaf_lookup(leaf: &[LeafEntry], index: ObjectIndex) -> Option<Vid> {
 }
 
 /// The leaf that holds object `index`, if any, according to a root.
+///
+/// Believes the root's keys. The C client stores a wrong one when it splits a
+/// leaf, which hides the lower half of that leaf (protocol 4.6); whoever must
+/// find everything reads all leaves instead.
 pub fn root_lookup(root: &[RootEntry], index: ObjectIndex) -> Option<Oid> {
     let at = root.partition_point(|entry| entry.max_index.get() < index.0);
     root.get(at).map(|entry| Oid::from_raw(entry.oid.get()))
 }
 
-/// Builds the bytes of a leaf from sorted slots, without the garbage behind them.
+/// Builds the bytes of a leaf from slots sorted by object number, without garbage behind them.
+///
+/// # Panics
+/// With more slots than a leaf has room for, [`LEAF_MAX_ENTRIES`], because a slot
+/// that is left out is a data object that is lost; and, in builds with debug
+/// assertions, with slots that are not in ascending order.
 pub fn encode_leaf(slots: impl ExactSizeIterator<Item = (ObjectIndex, Vid)>) -> Vec<u8> {
-    let count = u32::try_from(slots.len())
-        .unwrap_or(u32::MAX)
-        .min(LEAF_MAX_ENTRIES);
+    let mut entries = Vec::with_capacity(slots.len());
+    entries.extend(slots.map(|(index, vid)| LeafEntry {
+        index: index.0.into(),
+        vid: vid.get().into(),
+    }));
+    assert!(
+        entries.len() <= LEAF_MAX_ENTRIES as usize,
+        "a leaf has no room for {} slots",
+        entries.len()
+    );
+    debug_assert!(
+        entries.is_sorted_by_key(|entry| entry.index.get()),
+        "the slots of a leaf are in ascending order"
+    );
     let header = NodeHeader {
         magic: MAGIC.into(),
         depth: 1.into(),
-        entries: count.into(),
+        entries: u32::try_from(entries.len())
+            .expect("at most 524,287")
+            .into(),
     };
-    let mut bytes = header.as_bytes().to_vec();
-    for (index, vid) in slots.take(count as usize) {
-        let entry = LeafEntry {
-            index: index.0.into(),
-            vid: vid.get().into(),
-        };
-        bytes.extend_from_slice(entry.as_bytes());
-    }
-    bytes
+    [header.as_bytes(), entries.as_bytes()].concat()
 }
 
 #[cfg(test)]
@@ -196,6 +210,20 @@ mod tests {
         };
         assert_eq!(leaf_lookup(leaf, ObjectIndex(1_048_577)), Some(vid));
         assert_eq!(leaf_lookup(leaf, ObjectIndex(4)), None);
+    }
+
+    #[test]
+    fn a_full_leaf_fills_its_object_and_takes_no_more() {
+        let vid = Vid::new(1).unwrap();
+        let slots = |count: u32| {
+            let slots: Vec<_> = (0..count).map(|index| (ObjectIndex(index), vid)).collect();
+            slots.into_iter()
+        };
+        let bytes = encode_leaf(slots(LEAF_MAX_ENTRIES));
+        assert_eq!(bytes.len(), BTREE_NODE_LEN);
+        assert_eq!(used_len(&bytes).unwrap(), BTREE_NODE_LEN);
+        let overfull = std::panic::catch_unwind(|| encode_leaf(slots(LEAF_MAX_ENTRIES + 1)));
+        assert!(overfull.is_err());
     }
 
     #[test]
