@@ -56,6 +56,12 @@ impl EmbeddedSheep {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The process, which this process waits for.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends the process as `kill -9` does: nothing is written, nobody is told.
     ///
     /// # Errors

@@ -111,7 +111,13 @@ impl RealCluster {
         format!("127.0.0.1:{}", self.nodes[node].port)
     }
 
-    /// Runs `dog` on the first node that runs and returns its standard output.
+    /// The processes of the nodes that this process waits for.
+    #[must_use]
+    pub fn process_ids(&self) -> Vec<u32> {
+        self.nodes.iter().map(|node| node.child.id()).collect()
+    }
+
+    /// Runs `dog` on the first node and returns its standard output.
     ///
     /// # Errors
     /// When it fails.

@@ -1,0 +1,29 @@
+//! `cargo xtask ci`: everything a change has to pass.
+
+use crate::step::run_cargo;
+use crate::tidy;
+
+/// Stops at the first thing that fails; the quick ones come first.
+pub(crate) fn run() -> anyhow::Result<()> {
+    run_cargo(&["fmt", "--all", "--check"], &[])?;
+    tidy::run()?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    run_cargo(&clippy, &[])?;
+    let doc = [
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+        "--locked",
+    ];
+    run_cargo(&doc, &[("RUSTDOCFLAGS", "-D warnings")])?;
+    run_cargo(&["test", "--workspace", "--locked"], &[])
+}

@@ -1,0 +1,165 @@
+//! Who may depend on whom: the workspace's one-way street.
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::step::cargo;
+
+/// The members that a member's normal and build dependencies may name.
+///
+/// A member that is not listed may name none.
+const MAY_USE: [(&str, &[&str]); 7] = [
+    ("sheep-client", &["sheep-proto"]),
+    ("sheepfs-vfs", &["sheep-client", "sheep-proto"]),
+    ("sheepfs-fuse", &["sheepfs-vfs"]),
+    (
+        "sheepfs",
+        &[
+            "sheepfs-fuse",
+            "sheepfs-vfs",
+            "sheep-client",
+            "sheep-proto",
+            "sheep-embedded",
+        ],
+    ),
+    ("sheep-embedded", &["sheep-proto"]),
+    ("tests", &["sheep-embedded"]),
+    ("xtask", &["tests"]),
+];
+
+/// Crates from outside that only the named members may use outside of tests.
+const ONLY_IN: [(&str, &[&str]); 4] = [
+    ("fuser", &["sheepfs-fuse"]),
+    ("clap", &["sheepfs", "sheep-embedded", "xtask"]),
+    ("anyhow", &["sheepfs", "sheep-embedded", "tests", "xtask"]),
+    (
+        "tokio",
+        &[
+            "sheep-client",
+            "sheepfs-vfs",
+            "sheepfs-fuse",
+            "sheepfs",
+            "sheep-embedded",
+        ],
+    ),
+];
+
+/// Edges that not even a test may have: both ends would share one mistake.
+const NEVER: [(&str, &str); 1] = [("sheep-embedded", "sheep-client")];
+
+/// Describes every forbidden edge of the workspace.
+pub(crate) fn check() -> anyhow::Result<Vec<String>> {
+    let output = cargo(&["metadata", "--no-deps", "--format-version=1"])
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+    forbidden(&metadata)
+}
+
+/// As [`check`], on the answer of `cargo metadata --no-deps`.
+fn forbidden(metadata: &Value) -> anyhow::Result<Vec<String>> {
+    let packages = metadata["packages"].as_array().context("no packages")?;
+    let members: Vec<&str> = packages
+        .iter()
+        .filter_map(|package| package["name"].as_str())
+        .collect();
+    let mut found = Vec::new();
+    for package in packages {
+        let from = package["name"]
+            .as_str()
+            .context("a package without a name")?;
+        for dependency in package["dependencies"]
+            .as_array()
+            .context("no dependencies")?
+        {
+            let to = dependency["name"]
+                .as_str()
+                .context("a dependency without a name")?;
+            let for_tests = dependency["kind"] == "dev";
+            let allowed = if NEVER.contains(&(from, to)) {
+                false
+            } else if for_tests {
+                true
+            } else if members.contains(&to) {
+                listed(&MAY_USE, from).is_some_and(|names| names.contains(&to))
+            } else {
+                listed(&ONLY_IN, to).is_none_or(|names| names.contains(&from))
+            };
+            if !allowed {
+                found.push(format!("{from} must not depend on {to}"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn listed<'a>(table: &[(&str, &'a [&'a str])], name: &str) -> Option<&'a [&'a str]> {
+    table
+        .iter()
+        .find(|(key, _)| *key == name)
+        .map(|(_, names)| *names)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn edge(from: &str, to: &str, kind: Option<&str>) -> Vec<String> {
+        let metadata = json!({"packages": [
+            {"name": from, "dependencies": [{"name": to, "kind": kind}]},
+            {"name": to, "dependencies": []},
+        ]});
+        forbidden(&metadata).expect("the metadata is complete")
+    }
+
+    #[test]
+    fn the_street_is_open_downwards() {
+        assert!(edge("sheepfs-fuse", "sheepfs-vfs", None).is_empty());
+        assert!(edge("sheepfs", "sheep-embedded", None).is_empty());
+    }
+
+    #[test]
+    fn the_street_is_closed_upwards() {
+        assert_eq!(
+            edge("sheep-client", "sheepfs-vfs", None),
+            ["sheep-client must not depend on sheepfs-vfs"]
+        );
+        assert_eq!(edge("sheep-proto", "sheep-client", Some("build")).len(), 1);
+    }
+
+    #[test]
+    fn a_new_member_starts_without_edges() {
+        assert_eq!(edge("sheep-nbd", "sheepfs-vfs", None).len(), 1);
+    }
+
+    #[test]
+    fn tests_may_use_what_the_code_may_not() {
+        assert!(edge("sheep-client", "sheep-embedded", Some("dev")).is_empty());
+        assert_eq!(edge("sheep-client", "sheep-embedded", None).len(), 1);
+    }
+
+    #[test]
+    fn the_server_never_meets_the_client_not_even_in_tests() {
+        assert_eq!(edge("sheep-embedded", "sheep-client", Some("dev")).len(), 1);
+    }
+
+    #[test]
+    fn the_kernel_interface_stays_in_its_crate() {
+        let metadata = json!({"packages": [
+            {"name": "sheepfs-vfs", "dependencies": [{"name": "fuser", "kind": null}]},
+            {"name": "sheepfs-fuse", "dependencies": [{"name": "fuser", "kind": null}]},
+        ]});
+        assert_eq!(
+            forbidden(&metadata).expect("the metadata is complete"),
+            ["sheepfs-vfs must not depend on fuser"]
+        );
+    }
+}

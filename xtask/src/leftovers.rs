@@ -1,0 +1,229 @@
+//! Taking away whatever a test run left behind, also when it was interrupted.
+//!
+//! A guard's drop does not run in a process that was killed. But everything a
+//! run makes is either our descendant or below our temporary directory:
+//! orphans come to us, because we asked the kernel for them, and mounts and
+//! loop devices are found by their paths.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use ::tests::{mounts_below, output, wait_until};
+use anyhow::Context as _;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Pid, getpid};
+use tempfile::TempDir;
+
+/// Programs that hold data of others; the rest goes first.
+const SERVERS: [&str; 3] = ["sheep", "sheep-embedded", "sheepfs"];
+/// Longest `umount` or `losetup --detach`.
+const TOOL_LIMIT: Duration = Duration::from_secs(10);
+/// From a signal to the end of whom it was sent to.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// A temporary directory, and everything that happens in it.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    directory: TempDir,
+}
+
+impl Scratch {
+    /// Makes the directory and becomes the parent of all orphans to come.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        prctl::set_child_subreaper(true).context("cannot become a subreaper")?;
+        Ok(Self {
+            directory: TempDir::with_prefix("sheepfs-integration-")?,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Ends what tests left running, except servers that others may still use.
+    ///
+    /// Users before servers: a file system on a loop device on a volume can
+    /// only be let go while the volume still answers.
+    pub(crate) fn end_tests(&self) {
+        end_descendants(|program| !SERVERS.contains(&program), Signal::SIGKILL);
+        release(self.path(), &[]);
+        end_descendants(|program| program == "sheepfs", Signal::SIGTERM);
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.end_tests();
+        end_descendants(|_| true, Signal::SIGTERM);
+        end_descendants(|_| true, Signal::SIGKILL);
+        // What was held by somebody who is dead now.
+        release(self.path(), &["--lazy"]);
+    }
+}
+
+/// Buries orphans that ended, so that nobody takes them for running.
+///
+/// `own` are children that somebody else waits for.
+pub(crate) fn reap_orphans(own: &[u32]) {
+    let me = getpid().as_raw();
+    for process in processes() {
+        if process.parent == me
+            && process.state == 'Z'
+            && !own.iter().any(|&pid| pid.cast_signed() == process.pid)
+        {
+            // Somebody else may have buried it since; then there is no more to do.
+            let _: nix::Result<_> = waitpid(Pid::from_raw(process.pid), Some(WaitPidFlag::WNOHANG));
+        }
+    }
+}
+
+/// Sends `signal` to the descendants whose program is `chosen`, until they end.
+fn end_descendants(chosen: impl Fn(&str) -> bool, signal: Signal) {
+    let mut told = HashSet::new();
+    let ended = wait_until(&format!("{signal} ends all"), END_LIMIT, || {
+        reap_orphans(&[]);
+        let mut left = descendants();
+        left.retain(|process| process.state != 'Z' && chosen(&process.program));
+        for process in &left {
+            if told.insert(process.pid) {
+                // It may have ended since; that is what is wanted.
+                let _: nix::Result<()> = kill(Pid::from_raw(process.pid), signal);
+            }
+        }
+        Ok(left.is_empty())
+    });
+    if let Err(error) = ended {
+        eprintln!("xtask: {error:#}");
+    }
+}
+
+/// Takes away mounts and loop devices of files below `directory`.
+fn release(directory: &Path, umount_options: &[&str]) {
+    let mut commands = Vec::new();
+    match mounts_below(directory) {
+        Ok(mounts) => commands.extend(mounts.iter().map(|mount| {
+            let mut umount = Command::new("umount");
+            umount.args(umount_options).arg(mount);
+            umount
+        })),
+        Err(error) => eprintln!("xtask: {error:#}"),
+    }
+    commands.extend(loop_devices(directory).iter().map(|device| {
+        let mut losetup = Command::new("losetup");
+        losetup.arg("--detach").arg(device);
+        losetup
+    }));
+    for mut command in commands {
+        eprintln!("xtask: left behind: {command:?}");
+        // A mount of sheepfs that is busy in the first round goes in the last.
+        if let Err(error) = output(TOOL_LIMIT, &mut command) {
+            eprintln!("xtask: {error:#}");
+        }
+    }
+}
+
+/// The loop devices whose file is below `directory`.
+fn loop_devices(directory: &Path) -> Vec<PathBuf> {
+    let Ok(devices) = fs::read_dir("/sys/block") else {
+        return Vec::new();
+    };
+    devices
+        .flatten()
+        .filter(|device| {
+            // Only an attached loop device has this file.
+            fs::read_to_string(device.path().join("loop/backing_file"))
+                .is_ok_and(|file| Path::new(file.trim_end()).starts_with(directory))
+        })
+        .map(|device| Path::new("/dev").join(device.file_name()))
+        .collect()
+}
+
+/// One line of the process table.
+#[derive(Clone, Debug)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    state: char,
+    program: String,
+}
+
+/// The children of this process, their children, and so on.
+fn descendants() -> Vec<Process> {
+    let mut others = processes();
+    let mut family = HashSet::from([getpid().as_raw()]);
+    let mut found = Vec::new();
+    loop {
+        let (children, rest): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|process| family.contains(&process.parent));
+        if children.is_empty() {
+            return found;
+        }
+        family.extend(children.iter().map(|child| child.pid));
+        found.extend(children);
+        others = rest;
+    }
+}
+
+fn processes() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        // A process that ends while we look has no file any more.
+        .filter_map(|entry| fs::read(entry.path().join("stat")).ok())
+        .filter_map(|stat| parse_stat(&String::from_utf8_lossy(&stat)))
+        .collect()
+}
+
+/// Reads `PID (PROGRAM) STATE PARENT ...`; the name may hold anything.
+fn parse_stat(stat: &str) -> Option<Process> {
+    let (pid, rest) = stat.split_once(" (")?;
+    let (program, rest) = rest.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    Some(Process {
+        pid: pid.parse().ok()?,
+        program: program.to_owned(),
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    #[test]
+    fn a_program_named_like_a_stat_line_is_read_whole() {
+        let process = parse_stat("12 (a) S 1 (b) Z 7 12 12 0").expect("it is a stat line");
+        assert_eq!(process.program, "a) S 1 (b");
+        assert_eq!((process.pid, process.state, process.parent), (12, 'Z', 7));
+    }
+
+    #[test]
+    fn a_grandchild_is_a_descendant() {
+        let mut child = Command::new("sh")
+            .args(["-c", "sleep 1000 & echo; wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh runs");
+        let mut found = None;
+        wait_until("sleep runs", Duration::from_secs(10), || {
+            let mut descendants = descendants().into_iter();
+            found = descendants.find(|process| process.program == "sleep");
+            Ok(found.is_some())
+        })
+        .expect("a shell starts its command");
+        let grandchild = found.expect("it was found");
+        kill(Pid::from_raw(grandchild.pid), Signal::SIGKILL).expect("it runs");
+        child.wait().expect("it is a child");
+    }
+}

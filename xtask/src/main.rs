@@ -1,0 +1,57 @@
+//! `cargo xtask`: what people and CI do with this workspace.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod ci;
+mod edges;
+mod integration;
+mod leftovers;
+mod man;
+mod step;
+mod tidy;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The workspace's chores")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Everything a change has to pass: format, clippy, tests, docs, tidy
+    Ci,
+    /// Start a local cluster, run the whole-system tests on it, stop it
+    Integration(integration::Options),
+    /// Write the man pages
+    Man,
+    /// Check what the compiler does not: crate edges, file headers, man pages
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Ci => ci::run(),
+        Task::Integration(options) => integration::run(&options),
+        Task::Man => man::write(),
+        Task::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root directory.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a directory of the workspace")
+        .to_owned()
+}

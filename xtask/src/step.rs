@@ -1,0 +1,26 @@
+//! One command of a task, shown before it runs.
+
+use std::env;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+/// The cargo that runs us, at the workspace's root.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(crate::root());
+    command
+}
+
+/// Runs `cargo` with `arguments`; anything but success is an error.
+pub(crate) fn run_cargo(arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
+    eprintln!("$ cargo {}", arguments.join(" "));
+    let status = cargo(arguments)
+        .envs(environment.iter().copied())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("`cargo {}` failed: {status}", arguments.join(" "));
+    }
+    Ok(())
+}
