@@ -36,10 +36,14 @@ impl EmbeddedSheep {
     /// # Errors
     /// When it does not answer within half a minute.
     pub fn start(directory: &Path) -> anyhow::Result<Self> {
+        Self::start_with(directory, &[])
+    }
+
+    fn start_with(directory: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let port = free_ports(1)?[0];
         let log = directory.join("sheep-embedded.log");
         let data = directory.join("data");
-        let child = launch(port, &data, &log)?;
+        let child = launch(port, &data, &log, arguments)?;
         let mut sheep = Self {
             port,
             directory: data,
@@ -48,6 +52,14 @@ impl EmbeddedSheep {
         };
         sheep.wait_until_it_answers()?;
         Ok(sheep)
+    }
+
+    /// As [`EmbeddedSheep::start`], with nothing formatted.
+    ///
+    /// # Errors
+    /// As [`EmbeddedSheep::start`].
+    pub fn start_unformatted(directory: &Path) -> anyhow::Result<Self> {
+        Self::start_with(directory, &["--unformatted"])
     }
 
     /// `HOST:PORT` for clients.
@@ -83,7 +95,7 @@ impl EmbeddedSheep {
     /// # Errors
     /// As [`EmbeddedSheep::start`].
     pub fn start_again(&mut self) -> anyhow::Result<()> {
-        self.child = launch(self.port, &self.directory, &self.log)?;
+        self.child = launch(self.port, &self.directory, &self.log, &[])?;
         self.wait_until_it_answers()
     }
 
@@ -123,13 +135,18 @@ impl Drop for EmbeddedSheep {
     }
 }
 
-fn launch(port: u16, directory: &Path, log: &Path) -> anyhow::Result<Child> {
+fn launch(port: u16, directory: &Path, log: &Path, arguments: &[&str]) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
     spawn(
         Command::new(sheep_embedded_binary()?)
-            .arg("--port")
-            .arg(port.to_string())
+            .args([
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+                "--nosync",
+                "--dir",
+            ])
             .arg(directory)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log),

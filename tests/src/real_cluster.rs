@@ -84,11 +84,17 @@ struct Node {
 }
 
 impl RealCluster {
-    /// Starts and formats `nodes` nodes, each its own zone, below `directory`.
+    /// Starts and formats `nodes` nodes, each its own zone, below `directory`;
+    /// `format_options` are dog's.
     ///
     /// # Errors
     /// When a node does not join within half a minute.
-    pub fn start(programs: RealSheep, directory: &Path, nodes: usize) -> anyhow::Result<Self> {
+    pub fn start(
+        programs: RealSheep,
+        directory: &Path,
+        nodes: usize,
+        format_options: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut cluster = Self {
             programs,
             directory: directory.to_owned(),
@@ -101,7 +107,7 @@ impl RealCluster {
             cluster.nodes.push(Node { port, child });
             cluster.wait_for_nodes(cluster.nodes.len())?;
         }
-        cluster.dog(&["cluster", "format", "--copies", "2"])?;
+        cluster.dog(&[&["cluster", "format"], format_options].concat())?;
         Ok(cluster)
     }
 

@@ -1,1 +1,198 @@
 //! Tests against daemons of the C Sheepdog, in a cluster of their own.
+
+use std::env;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use nix::errno::Errno;
+use tempfile::TempDir;
+use tests::{
+    DOG_VARIABLE, Model, Mounted, RealCluster, RealSheep, SHEEP_BINARY_VARIABLE, seeded,
+    under_load, wait_until,
+};
+
+const MIB: usize = 1 << 20;
+
+/// A cluster and its directory, which goes last.
+struct Own {
+    cluster: RealCluster,
+    _directory: TempDir,
+}
+
+impl Own {
+    fn start(format_options: &[&str]) -> anyhow::Result<Self> {
+        let path = |variable| env::var_os(variable).map(PathBuf::from);
+        let programs = RealSheep::find(
+            path(SHEEP_BINARY_VARIABLE).as_deref(),
+            path(DOG_VARIABLE).as_deref(),
+        )?
+        .with_context(|| {
+            format!("this test needs `sheep` on PATH or in {SHEEP_BINARY_VARIABLE}")
+        })?;
+        let directory = TempDir::with_prefix("sheepfs-test-cluster-")?;
+        Ok(Self {
+            cluster: RealCluster::start(programs, directory.path(), 3, format_options)?,
+            _directory: directory,
+        })
+    }
+
+    fn mount(&self, arguments: &[&str]) -> anyhow::Result<Mounted> {
+        let address = self.cluster.address(1);
+        let mut all = vec!["--address", address.as_str()];
+        all.extend(arguments);
+        Mounted::start_with(&all)
+    }
+}
+
+fn open(path: PathBuf) -> anyhow::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| path.display().to_string())
+}
+
+/// One test, so that only one cluster starts at a time: the daemons' local
+/// driver keeps its locks in one place for the whole machine.
+#[test]
+fn nodes_may_die_and_administrators_may_interfere() -> anyhow::Result<()> {
+    let mut own = Own::start(&["--copies", "2"])?;
+    a_gateway_that_is_killed_is_replaced(&mut own)?;
+    a_node_that_is_killed_is_a_pause(&mut own)?;
+    erasure_coded_bytes_survive_a_missing_node(&mut own)?;
+    a_snapshot_by_dog_disturbs_no_writer(&own)?;
+    a_resize_by_dog_is_seen(&own)?;
+    a_deletion_by_dog_never_shows_other_bytes(&own)?;
+    drop(own);
+    a_lock_keeps_a_second_writer_out(&Own::start(&["--copies", "2", "--lock"])?)
+}
+
+fn a_gateway_that_is_killed_is_replaced(own: &mut Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let path = mounted.create("gateway", "16M object_size=1M")?;
+    let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
+        progress.wait_for_more()?;
+        own.cluster.kill(1)?;
+        progress.wait_for_more()?;
+        own.cluster.start_again(1)?;
+        progress.wait_for_more()
+    })?;
+    acknowledged.check(&path)?;
+    mounted.stop()?;
+    acknowledged.check(&own.mount(&[])?.attach("gateway")?)
+}
+
+fn a_node_that_is_killed_is_a_pause(own: &mut Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let path = mounted.create("node", "16M object_size=1M")?;
+    let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
+        progress.wait_for_more()?;
+        own.cluster.kill(2)?;
+        progress.wait_for_more()?;
+        own.cluster.start_again(2)?;
+        progress.wait_for_more()
+    })?;
+    own.wait_for_recovery()?;
+    acknowledged.check(&path)
+}
+
+fn erasure_coded_bytes_survive_a_missing_node(own: &mut Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let file = open(mounted.create("erasure", "8M copies=2:1")?)?;
+    let mut random = seeded();
+    let mut model = Model::zeroed(8 * MIB);
+    for _ in 0..100 {
+        model.random_step(&file, MIB, &mut random)?;
+    }
+    own.cluster.kill(2)?;
+    model.check_all(&file)?;
+    own.cluster.start_again(2)?;
+    own.wait_for_recovery()?;
+    model.check_all(&file)
+}
+
+fn a_snapshot_by_dog_disturbs_no_writer(own: &Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let path = mounted.create("snapped", "16M object_size=1M")?;
+    let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
+        for number in 0..5 {
+            progress.wait_for_more()?;
+            let tag = format!("tag{number}");
+            own.cluster
+                .dog(&["vdi", "snapshot", "--snapshot", &tag, "snapped"])?;
+        }
+        progress.wait_for_more()
+    })?;
+    acknowledged.check(&path)?;
+    mounted.stop()?;
+    acknowledged.check(&own.mount(&[])?.attach("snapped")?)
+}
+
+fn a_resize_by_dog_is_seen(own: &Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let path = mounted.create("resized", "8M")?;
+    own.cluster.dog(&["vdi", "resize", "resized", "12M"])?;
+    wait_until("the new size shows", Duration::from_secs(5), || {
+        Ok(path.metadata()?.len() == 12 << 20)
+    })?;
+    open(path)?.write_all_at(b"end", (12 << 20) - 3)?;
+    Ok(())
+}
+
+fn a_deletion_by_dog_never_shows_other_bytes(own: &Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let file = open(mounted.create("deleted", "8M")?)?;
+    file.write_all_at(b"old bytes", 0)?;
+    own.cluster.dog(&["vdi", "delete", "deleted"])?;
+    own.cluster.dog(&["vdi", "create", "deleted", "8M"])?;
+    let mut found = [0; 9];
+    wait_until("the deletion is noticed", Duration::from_secs(10), || {
+        let Err(error) = file.read_exact_at(&mut found, 0) else {
+            ensure!(&found == b"old bytes" || found == [0; 9], "found {found:?}");
+            return Ok(false);
+        };
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        ensure!(matches!(errno, Some(Errno::EIO | Errno::ESTALE)), "{error}");
+        Ok(true)
+    })
+}
+
+fn a_lock_keeps_a_second_writer_out(own: &Own) -> anyhow::Result<()> {
+    let first = own.mount(&[])?;
+    first.create("locked", "8M")?;
+    let second = own.mount(&[])?;
+    let refused = second.command("vdi/mount", "locked");
+    let errno = refused.err().and_then(|error| error.raw_os_error());
+    ensure!(
+        errno.map(Errno::from_raw) == Some(Errno::EBUSY),
+        "{errno:?}"
+    );
+
+    // After a snapshot the lock moves to the new head.
+    first.command("vdi/snapshot", "locked tag")?;
+    open(first.volume("locked"))?.write_all_at(b"mine", 0)?;
+    ensure!(
+        second.command("vdi/mount", "locked").is_err(),
+        "the new head is not locked"
+    );
+
+    first.stop()?;
+    let file = open(second.attach("locked")?)?;
+    let mut found = [0; 4];
+    file.read_exact_at(&mut found, 0)?;
+    ensure!(&found == b"mine");
+    Ok(())
+}
+
+impl Own {
+    /// Until every object has all its copies again.
+    fn wait_for_recovery(&self) -> anyhow::Result<()> {
+        wait_until("recovery is over", Duration::from_secs(60), || {
+            let text = self.cluster.dog(&["node", "recovery", "--raw"])?;
+            Ok(text.trim().is_empty())
+        })
+    }
+}

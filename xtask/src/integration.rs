@@ -61,6 +61,7 @@ impl Cluster {
             programs.clone(),
             &directory,
             NODES,
+            &["--copies", "2"],
         )?))
     }
 
