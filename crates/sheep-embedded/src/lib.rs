@@ -1,1 +1,49 @@
-//! x
+//! A sheep of one node: the server side of the protocol for trying sheepfs
+//! out, for tests and for demonstrations.
+//!
+//! ```text
+//!  TCP -> connection: frames, limits -> sheep: version, status -> dispatch
+//!           many requests at once          |                        |
+//!                                       catalogue, references    handlers
+//!                                                \                 /
+//!                                             store: directory or memory
+//! ```
+//!
+//! It speaks to any client of the 1.0 series: dog, tgt, the original sheepfs.
+//! One copy of everything is kept, whatever redundancy a VDI asks for. What it
+//! does better than the original is said where it is done: a snapshot loses no
+//! write (`vdi.rs`), a deletion frees what the client left behind
+//! (`deletion.rs`), no index write frees what others name (`references.rs`), and
+//! bad requests are answered with a code.
+//!
+//! It knows nothing of clients: this crate and `sheep-client` share only
+//! `sheep-proto`, so that a misunderstanding of one shows against the other.
+//! Not here: peers, recovery, erasure coding, preallocation (objects are
+//! sparse, so an overwrite can run out of space), and VIDs used again.
+
+mod attribute;
+mod call;
+mod catalogue;
+mod cluster;
+mod config;
+mod connection;
+mod counters;
+mod deletion;
+mod dispatch;
+mod hypervolume;
+mod inode;
+mod lock;
+mod node;
+mod object;
+mod recovery;
+mod references;
+mod server;
+mod sheep;
+mod store;
+mod sync;
+mod vdi;
+
+pub use config::{Config, StoreKind};
+pub use server::{Server, StartError};
+pub use sheep::LoadError;
+pub use store::{OpenError, StoreError};

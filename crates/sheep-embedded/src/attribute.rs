@@ -1,0 +1,93 @@
+//! GET_VDI_ATTR: find, set or delete an attribute.
+//!
+//! An attribute is an object whose id starts from the hash of its name, tag,
+//! snapshot id and key; a deleted one keeps its object with an empty name, so
+//! that those behind it in a probe are still found. Unlike C, setting probes too.
+
+use sheep_proto::attribute::Attribute;
+use sheep_proto::hash::{attribute_id, first_vid};
+use sheep_proto::limits::ATTRIBUTE_LEN;
+use sheep_proto::{Oid, RequestFlags, ResponseBody, ResultCode, SnapshotTag, VdiResponse, Vid};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::call::{Answer, Call, Outcome, name_in};
+use crate::sheep::Sheep;
+use crate::store::{NewObject, StoreError};
+use crate::sync::lock;
+
+/// Ids tried one after another before the table counts as full.
+const MAX_PROBES: u32 = 1024;
+
+/// Where an attribute is, or would be.
+struct Place {
+    id: u32,
+    exists: bool,
+}
+
+impl Sheep {
+    /// GET_VDI_ATTR.
+    pub(crate) fn attribute(&self, call: &Call<'_>) -> Outcome {
+        let wanted = Attribute::parse(call.data()?).map_err(|_| ResultCode::InvalidParms)?;
+        let name = name_in(&wanted.name)?;
+        let tag = SnapshotTag::from_field(&wanted.tag);
+        let flags = call.flags();
+        let _serialised = lock(&self.vdi_operations);
+        let vdi = self.find(&name, &tag, call.vdi().snapid.get())?;
+        let vid = first_vid(name.as_bytes());
+        let place = self.find_attribute(vid, wanted)?;
+        let oid = Oid::attribute(vid, place.id);
+        if flags.contains(RequestFlags::CREAT) {
+            if place.exists && flags.contains(RequestFlags::EXCL) {
+                return Err(ResultCode::VdiExist);
+            }
+            let object = NewObject {
+                len: ATTRIBUTE_LEN as u64,
+                source: None,
+                pieces: &[(0, wanted.as_bytes())],
+            };
+            self.store.create(oid, object)?;
+        } else if !place.exists {
+            return Err(ResultCode::NoObj);
+        } else if flags.contains(RequestFlags::DEL) {
+            self.store.write(oid, 0, &[0])?;
+            self.store.sync(oid)?;
+        }
+        Ok(Answer::body(ResponseBody::Vdi(VdiResponse {
+            vdi_id: vid.get().into(),
+            attr_id: place.id.into(),
+            copies: vdi.redundancy.nr_copies(),
+            ..VdiResponse::default()
+        })))
+    }
+
+    fn find_attribute(&self, vid: Vid, wanted: &Attribute) -> Result<Place, ResultCode> {
+        let first = attribute_id(&wanted.name, &wanted.tag, wanted.snap_id.get(), &wanted.key);
+        let mut found = Attribute::new_box_zeroed().map_err(|_no_memory| ResultCode::NoMem)?;
+        let mut free = None;
+        for probe in 0..MAX_PROBES {
+            let id = first.wrapping_add(probe);
+            match self
+                .store
+                .read(Oid::attribute(vid, id), 0, found.as_mut_bytes())
+            {
+                Ok(()) if found.name[0] == 0 => free = free.or(Some(id)),
+                Ok(()) => {
+                    let is_wanted = (&found.name, &found.tag, found.snap_id, &found.key)
+                        == (&wanted.name, &wanted.tag, wanted.snap_id, &wanted.key);
+                    if is_wanted {
+                        return Ok(Place { id, exists: true });
+                    }
+                }
+                Err(StoreError::NotFound) => {
+                    return Ok(Place {
+                        id: free.unwrap_or(id),
+                        exists: false,
+                    });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let id = free.ok_or(ResultCode::FullVdi)?;
+        Ok(Place { id, exists: false })
+    }
+}

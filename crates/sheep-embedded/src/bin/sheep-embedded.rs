@@ -1,0 +1,64 @@
+//! `sheep-embedded`: a sheep of one node as a program.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use sheep_embedded::{Config, Server, StoreKind};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[path = "../cli.rs"]
+mod cli;
+
+use cli::Cli;
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sheep-embedded: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn settings(cli: Cli) -> Config {
+    let store = match cli.dir {
+        Some(directory) => StoreKind::Directory(directory),
+        None => {
+            if !cli.memory {
+                tracing::warn!("no --dir: everything is gone when this program ends");
+            }
+            StoreKind::Memory
+        }
+    };
+    let mut config = Config::new(store);
+    config.listen = cli.listen;
+    config.sync = !cli.nosync;
+    config.format_if_new = !cli.unformatted;
+    config.memory_limit = u64::from(cli.memory_limit) << 20;
+    config
+}
+
+#[tokio::main]
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupted = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let server = Server::start(settings(cli)).await?;
+    tracing::info!("listening on {}", server.local_address());
+    tokio::select! {
+        _ = terminated.recv() => tracing::info!("stopping on SIGTERM"),
+        _ = interrupted.recv() => tracing::info!("stopping on SIGINT"),
+        () = server.shutdown_requested() => tracing::info!("stopping as a client asked"),
+    }
+    server.shutdown().await.context("the last sync failed")
+}

@@ -1,0 +1,149 @@
+//! One request on its way to its handler, and the answer on its way back.
+
+use std::net::SocketAddr;
+
+use sheep_proto::limits::{MAX_PAYLOAD_LEN, NAME_FIELD_LEN};
+use sheep_proto::{
+    ClusterRequest, ObjectRequest, RequestFlags, RequestHeader, ResponseBody, ResultCode,
+    SnapshotTag, VdiName, VdiRequest,
+};
+
+use crate::cluster::Cluster;
+
+/// A request and what its handler may need to know.
+pub(crate) struct Call<'a> {
+    pub(crate) header: &'a RequestHeader,
+    pub(crate) payload: &'a [u8],
+    /// Address under which the client reached this server.
+    pub(crate) address: SocketAddr,
+    /// Settings of the cluster, `None` before it is formatted.
+    pub(crate) cluster: Option<&'a Cluster>,
+}
+
+/// What a handler returns: an answer, or the code of a refusal.
+pub(crate) type Outcome = Result<Answer, ResultCode>;
+
+/// A response without its frame.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) body: ResponseBody,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Answer {
+    /// Success, and nothing else to say.
+    pub(crate) fn done() -> Self {
+        Self::code(ResultCode::Success)
+    }
+
+    /// A code alone.
+    pub(crate) fn code(code: ResultCode) -> Self {
+        Self {
+            body: ResponseBody::result(code),
+            payload: Vec::new(),
+        }
+    }
+
+    /// Success with a payload.
+    pub(crate) fn payload(payload: Vec<u8>) -> Self {
+        Self {
+            payload,
+            ..Self::done()
+        }
+    }
+
+    /// Success with a body.
+    pub(crate) fn body(body: ResponseBody) -> Self {
+        Self {
+            body,
+            payload: Vec::new(),
+        }
+    }
+}
+
+impl Call<'_> {
+    pub(crate) fn flags(&self) -> RequestFlags {
+        self.header.flags()
+    }
+
+    pub(crate) fn object(&self) -> ObjectRequest {
+        self.header.tail.into()
+    }
+
+    pub(crate) fn vdi(&self) -> VdiRequest {
+        self.header.tail.into()
+    }
+
+    pub(crate) fn cluster_request(&self) -> ClusterRequest {
+        self.header.tail.into()
+    }
+
+    /// The cluster's settings; the status gate lets no request that needs them through without.
+    pub(crate) fn formatted(&self) -> Result<&Cluster, ResultCode> {
+        self.cluster.ok_or(ResultCode::WaitForFormat)
+    }
+
+    /// Bytes of payload that the client is ready to receive.
+    ///
+    /// # Errors
+    /// `InvalidParms` when there are none because the request carries a payload,
+    /// or when there are more than a frame may have.
+    pub(crate) fn want(&self) -> Result<usize, ResultCode> {
+        let want = self.header.data_length.get() as usize;
+        if self.flags().contains(RequestFlags::WRITE) || want > MAX_PAYLOAD_LEN {
+            return Err(ResultCode::InvalidParms);
+        }
+        Ok(want)
+    }
+
+    /// Success with `payload`, if the client has room for it.
+    ///
+    /// # Errors
+    /// `InvalidParms` when its buffer is too small.
+    pub(crate) fn answer_with(&self, payload: Vec<u8>) -> Outcome {
+        if payload.len() <= self.want()? {
+            Ok(Answer::payload(payload))
+        } else {
+            Err(ResultCode::InvalidParms)
+        }
+    }
+
+    /// The payload of a request that must have one.
+    pub(crate) fn data(&self) -> Result<&[u8], ResultCode> {
+        if self.flags().contains(RequestFlags::WRITE) {
+            Ok(self.payload)
+        } else {
+            Err(ResultCode::InvalidParms)
+        }
+    }
+
+    /// The payload of exactly one name.
+    pub(crate) fn name(&self) -> Result<VdiName, ResultCode> {
+        let field: &[u8; NAME_FIELD_LEN] = self
+            .data()?
+            .try_into()
+            .map_err(|_| ResultCode::InvalidParms)?;
+        name_in(field)
+    }
+
+    /// The payload of a name, with or without a tag behind it.
+    pub(crate) fn name_and_tag(&self) -> Result<(VdiName, SnapshotTag), ResultCode> {
+        let data = self.data()?;
+        let (name, tag) = data
+            .split_first_chunk::<NAME_FIELD_LEN>()
+            .ok_or(ResultCode::InvalidParms)?;
+        let tag = match tag {
+            [] => SnapshotTag::default(),
+            tag => SnapshotTag::from_field(tag.try_into().map_err(|_| ResultCode::InvalidParms)?),
+        };
+        Ok((name_in(name)?, tag))
+    }
+}
+
+/// A name that can be found again: neither empty nor 256 bytes long.
+pub(crate) fn name_in(field: &[u8; NAME_FIELD_LEN]) -> Result<VdiName, ResultCode> {
+    if !field.contains(&0) {
+        return Err(ResultCode::InvalidParms);
+    }
+    VdiName::from_field(field).ok_or(ResultCode::InvalidParms)
+}

@@ -1,0 +1,180 @@
+//! Which VDIs there are: by VID, and by name.
+//!
+//! About 500 bytes of memory per VDI, deleted ones included.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use sheep_proto::hash::first_vid;
+use sheep_proto::limits::VID_COUNT;
+use sheep_proto::vid_bitmap::VidBitmap;
+use sheep_proto::{InodeHeader, Redundancy, SnapshotTag, VdiName, Vid};
+
+use crate::sync::{read, write};
+
+/// One VDI. What is outside the gate never changes.
+pub(crate) struct Vdi {
+    pub(crate) vid: Vid,
+    pub(crate) snap_id: u32,
+    pub(crate) parent: Option<Vid>,
+    pub(crate) redundancy: Redundancy,
+    pub(crate) shift: u8,
+    pub(crate) hypervolume: bool,
+    /// Held shared by everything that writes objects or index entries of the
+    /// VDI, until the write is done, and alone by what must not run beside
+    /// them: becoming a snapshot, being copied, deletion, header writes.
+    gate: RwLock<VdiState>,
+}
+
+/// The part of a VDI's state that changes.
+#[derive(Clone, Debug)]
+pub(crate) struct VdiState {
+    pub(crate) tag: SnapshotTag,
+    pub(crate) is_snapshot: bool,
+    /// `None` once the VDI is deleted.
+    pub(crate) name: Option<VdiName>,
+}
+
+impl Vdi {
+    /// The VDI of an inode; `None` when its header cannot be one of `vid`.
+    pub(crate) fn from_header(vid: Vid, header: &InodeHeader) -> Option<Self> {
+        if header.vid() != Some(vid) {
+            return None;
+        }
+        Some(Self {
+            vid,
+            snap_id: header.snap_id.get(),
+            parent: header.parent(),
+            redundancy: header.redundancy(),
+            shift: header.object_shift()?,
+            hypervolume: header.is_hypervolume(),
+            gate: RwLock::new(VdiState {
+                tag: header.tag(),
+                is_snapshot: header.is_snapshot(),
+                name: header.name(),
+            }),
+        })
+    }
+
+    pub(crate) fn shared(&self) -> RwLockReadGuard<'_, VdiState> {
+        read(&self.gate)
+    }
+
+    pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, VdiState> {
+        write(&self.gate)
+    }
+
+    /// True while the VDI is the writable head of its name.
+    pub(crate) fn is_working(&self) -> bool {
+        let state = self.shared();
+        state.name.is_some() && !state.is_snapshot
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Catalogue(RwLock<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    by_vid: BTreeMap<Vid, Arc<Vdi>>,
+    /// VDIs of a name from the oldest to the newest; deleted ones are not in it.
+    by_name: HashMap<VdiName, Vec<Arc<Vdi>>>,
+}
+
+impl Catalogue {
+    pub(crate) fn get(&self, vid: Vid) -> Option<Arc<Vdi>> {
+        read(&self.0).by_vid.get(&vid).cloned()
+    }
+
+    /// Every VDI, deleted ones included, in ascending order of VID.
+    pub(crate) fn all(&self) -> Vec<Arc<Vdi>> {
+        read(&self.0).by_vid.values().cloned().collect()
+    }
+
+    /// The VDIs of a name, newest first.
+    pub(crate) fn named(&self, name: &VdiName) -> Vec<Arc<Vdi>> {
+        let entries = read(&self.0);
+        let named = entries.by_name.get(name);
+        named.into_iter().flatten().rev().cloned().collect()
+    }
+
+    /// The working VDI of a name.
+    pub(crate) fn head(&self, name: &VdiName) -> Option<Arc<Vdi>> {
+        self.named(name).into_iter().find(|vdi| vdi.is_working())
+    }
+
+    /// Every name that has a VDI.
+    pub(crate) fn names(&self) -> Vec<VdiName> {
+        read(&self.0).by_name.keys().cloned().collect()
+    }
+
+    /// Adds a VDI. Those of one name come in the order in which they took their VIDs.
+    pub(crate) fn insert(&self, vdi: Arc<Vdi>) {
+        let name = vdi.shared().name.clone();
+        let mut entries = write(&self.0);
+        entries.by_vid.insert(vdi.vid, Arc::clone(&vdi));
+        if let Some(name) = name {
+            let age = |vdi: &Arc<Vdi>| distance(first_vid(name.as_bytes()), vdi.vid);
+            let named = entries.by_name.entry(name.clone()).or_default();
+            let at = named.partition_point(|other| age(other) < age(&vdi));
+            named.insert(at, vdi);
+        }
+    }
+
+    /// Takes a deleted VDI from its name; its VID stays in use.
+    pub(crate) fn unname(&self, name: &VdiName, vid: Vid) {
+        let mut entries = write(&self.0);
+        if let Some(named) = entries.by_name.get_mut(name) {
+            named.retain(|vdi| vdi.vid != vid);
+            if named.is_empty() {
+                entries.by_name.remove(name);
+            }
+        }
+    }
+
+    /// The VID of the next VDI called `name`: the first free one from its hash on (protocol 6.1).
+    pub(crate) fn free_vid(&self, name: &VdiName) -> Option<Vid> {
+        let entries = read(&self.0);
+        let first = first_vid(name.as_bytes());
+        let mut expected = first.get();
+        for &used in entries.by_vid.range(first..).map(|(vid, _vdi)| vid) {
+            if used.get() != expected {
+                break;
+            }
+            expected += 1;
+        }
+        if let Some(vid) = Vid::new(expected) {
+            return Some(vid);
+        }
+        let mut expected = 1;
+        for &used in entries.by_vid.range(..first).map(|(vid, _vdi)| vid) {
+            if used.get() != expected {
+                break;
+            }
+            expected += 1;
+        }
+        Vid::new(expected).filter(|&vid| vid < first)
+    }
+
+    /// The VIDs whose VDI passes `filter`.
+    pub(crate) fn bitmap(&self, filter: impl Fn(&Vdi) -> bool) -> VidBitmap<Box<[u8]>> {
+        let mut bitmap = VidBitmap::empty();
+        for vdi in self.all() {
+            if filter(&vdi) {
+                bitmap.insert(vdi.vid);
+            }
+        }
+        bitmap
+    }
+
+    pub(crate) fn clear(&self) {
+        *write(&self.0) = Entries::default();
+    }
+}
+
+/// How far `vid` lies behind `first` on the ring of VIDs.
+fn distance(first: Vid, vid: Vid) -> usize {
+    let (first, vid) = (first.get() as usize, vid.get() as usize);
+    (vid + VID_COUNT - first) % VID_COUNT
+}

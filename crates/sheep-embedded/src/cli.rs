@@ -1,0 +1,61 @@
+//! Command line of `sheep-embedded`; uses only clap and std, because xtask
+//! includes this file to render the manual page.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// A sheep of one node, for trying things out.
+///
+/// Serves the Sheepdog protocol to sheepfs, dog, tgt and any other client of
+/// the 1.0 series, from a directory or from memory. Whatever redundancy a VDI
+/// asks for, one copy is kept. A new store is formatted at once, with one copy
+/// and 4 MiB objects, and ready for use.
+///
+/// There is no authentication: whoever reaches the port may read, write and
+/// delete everything. So it listens on the loopback interface unless told
+/// otherwise.
+///
+/// SIGTERM, SIGINT and `dog cluster shutdown` end it: requests in flight are
+/// answered, everything is made durable, and it exits with 0. Killed at any
+/// moment, it loses nothing that was answered.
+///
+/// Its log goes to the standard error; RUST_LOG chooses what is in it, for
+/// example RUST_LOG=debug.
+#[derive(Debug, Parser)]
+#[command(name = "sheep-embedded", version)]
+pub(crate) struct Cli {
+    /// Address to listen on.
+    ///
+    /// With port 0 the system chooses a port; the log names it. On a wildcard
+    /// address each client is told the address it connected to.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7000")]
+    pub(crate) listen: SocketAddr,
+
+    /// Keep everything in this directory, which is made when it is missing.
+    #[arg(long, value_name = "DIR", conflicts_with = "memory")]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// Keep everything in memory; it is gone when the program ends. The default.
+    #[arg(long)]
+    pub(crate) memory: bool,
+
+    /// Bytes of objects to keep in memory at most, in MiB.
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = 1024,
+        conflicts_with = "dir"
+    )]
+    pub(crate) memory_limit: u32,
+
+    /// Answer a write before it is on the disk. A power cut may lose it; a
+    /// kill does not.
+    #[arg(long)]
+    pub(crate) nosync: bool,
+
+    /// Wait for `dog cluster format` instead of formatting a new store.
+    #[arg(long)]
+    pub(crate) unformatted: bool,
+}

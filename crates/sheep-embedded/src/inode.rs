@@ -1,0 +1,130 @@
+//! Writes to inodes: the header, the index, and what is behind it.
+
+use sheep_proto::inode::max_volume_size;
+use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
+use sheep_proto::{InodeHeader, Oid, ResultCode};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::catalogue::{Vdi, VdiState};
+use crate::references::Released;
+use crate::sheep::Sheep;
+
+impl Sheep {
+    /// WRITE_OBJ on an inode; the caller has checked that the range lies in it.
+    ///
+    /// Unlike in C a client's header write cannot undo what the server wrote
+    /// there since the client read it: only the tag, the sizes, the machine's
+    /// clock and the B-tree counter are taken from the client.
+    pub(crate) fn write_inode(
+        &self,
+        vdi: &Vdi,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), ResultCode> {
+        let header_len = INODE_HEADER_LEN as u64;
+        if offset < header_len {
+            let mut state = vdi.alone();
+            require_name(&state)?;
+            let in_header = usize::try_from(header_len - offset).expect("at most 4,664");
+            let (header, rest) = data.split_at(data.len().min(in_header));
+            self.write_header(vdi, &mut state, offset, header)?;
+            self.write_behind_header(vdi, header_len, rest)
+        } else {
+            let state = vdi.shared();
+            require_name(&state)?;
+            self.write_behind_header(vdi, offset, data)
+        }
+    }
+
+    fn write_header(
+        &self,
+        vdi: &Vdi,
+        state: &mut VdiState,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), ResultCode> {
+        let inode = Oid::inode(vdi.vid);
+        let old = self.read_header(vdi)?;
+        let mut bytes = old.as_bytes().to_vec();
+        let start = usize::try_from(offset).expect("less than 4,664");
+        let range = start..start + data.len();
+        bytes[range.clone()].copy_from_slice(data);
+        let mut new = InodeHeader::read_from_bytes(&bytes).expect("the bytes of a header");
+        new.name = old.name;
+        new.create_time = old.create_time;
+        new.snap_ctime = old.snap_ctime;
+        new.copy_policy = old.copy_policy;
+        new.store_policy = old.store_policy;
+        new.nr_copies = old.nr_copies;
+        new.block_size_shift = old.block_size_shift;
+        new.snap_id = old.snap_id;
+        new.vdi_id = old.vdi_id;
+        new.parent_vdi_id = old.parent_vdi_id;
+        if new.vdi_size.get() > max_volume_size(vdi.hypervolume, vdi.shift) {
+            return Err(ResultCode::InvalidParms);
+        }
+        self.store.write(inode, offset, &new.as_bytes()[range])?;
+        self.store.sync(inode)?;
+        state.tag = new.tag();
+        Ok(())
+    }
+
+    /// The caller holds the VDI's gate.
+    fn write_behind_header(&self, vdi: &Vdi, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let index_end = INODE_GREF_OFFSET as u64;
+        let in_index = if vdi.hypervolume {
+            0
+        } else {
+            usize::try_from(index_end.saturating_sub(offset)).expect("less than an inode")
+        };
+        let (index, rest) = data.split_at(data.len().min(in_index));
+        if !index.is_empty() {
+            self.write_index(vdi, offset, index)?;
+        }
+        if !rest.is_empty() {
+            let inode = Oid::inode(vdi.vid);
+            self.store.write(inode, offset + index.len() as u64, rest)?;
+            self.store.sync(inode)?;
+        }
+        Ok(())
+    }
+
+    /// Changes index entries durably and lets go of what they named before.
+    /// The caller holds the VDI's gate.
+    pub(crate) fn write_index(
+        &self,
+        vdi: &Vdi,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), ResultCode> {
+        let store = self.store.as_ref();
+        let released: Released = self.references.write_index(store, vdi.vid, offset, data)?;
+        match store.sync(Oid::inode(vdi.vid)) {
+            Ok(()) => self.references.finish(store, released),
+            Err(error) => {
+                self.references.abandon(released);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read_header(&self, vdi: &Vdi) -> Result<InodeHeader, ResultCode> {
+        let mut header = InodeHeader::zeroed();
+        self.store
+            .read(Oid::inode(vdi.vid), 0, header.as_mut_bytes())?;
+        Ok(header)
+    }
+}
+
+/// Nothing is written to the inode of a deleted VDI.
+fn require_name(state: &VdiState) -> Result<(), ResultCode> {
+    if state.name.is_some() {
+        Ok(())
+    } else {
+        Err(ResultCode::NoVdi)
+    }
+}

@@ -1,0 +1,255 @@
+//! Object I/O: READ_OBJ, WRITE_OBJ, CREATE_AND_WRITE_OBJ, REMOVE_OBJ, DISCARD_OBJ.
+//!
+//! Stricter than C in what would only do harm: a range must lie in its object,
+//! objects of a snapshot can be neither discarded nor removed, inodes neither
+//! created nor removed, and data goes only into VDIs that exist.
+
+use std::sync::Arc;
+
+use sheep_proto::inode::{SLOT_LEN, slot_offset};
+use sheep_proto::limits::{
+    ATTRIBUTE_LEN, BTREE_NODE_LEN, FLAT_INDEX_SLOTS, HYPERVOLUME_MAX_SIZE, INODE_LEN,
+};
+use sheep_proto::{ObjectIndex, ObjectKind, Oid, RequestFlags, ResultCode};
+use zerocopy::IntoBytes;
+
+use crate::call::{Answer, Call, Outcome};
+use crate::catalogue::Vdi;
+use crate::cluster::Cluster;
+use crate::sheep::Sheep;
+use crate::store::NewObject;
+
+/// The object a request is about.
+struct Target {
+    oid: Oid,
+    kind: ObjectKind,
+    len: u64,
+    /// `None` for attributes, which belong to a name and not to a VDI.
+    vdi: Option<Arc<Vdi>>,
+}
+
+impl Target {
+    /// The VDI of anything but an attribute.
+    fn vdi(&self) -> Result<&Vdi, ResultCode> {
+        self.vdi.as_deref().ok_or(ResultCode::InvalidParms)
+    }
+
+    /// A range of the object, `len` bytes from `offset` on.
+    fn check_range(&self, offset: u32, len: usize) -> Result<u64, ResultCode> {
+        let offset = u64::from(offset);
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= self.len => Ok(offset),
+            _ => Err(ResultCode::InvalidParms),
+        }
+    }
+
+    /// An index that the VDI's kind of index can name.
+    fn check_number(&self, vdi: &Vdi) -> Result<(), ResultCode> {
+        let count = if vdi.hypervolume {
+            HYPERVOLUME_MAX_SIZE >> vdi.shift
+        } else {
+            FLAT_INDEX_SLOTS.into()
+        };
+        if u64::from(self.oid.number()) < count {
+            Ok(())
+        } else {
+            Err(ResultCode::InvalidParms)
+        }
+    }
+}
+
+impl Sheep {
+    /// Finds out about an object id.
+    ///
+    /// # Errors
+    /// `InvalidParms` for an id that no object can have, `NoObj` for one of an unknown VDI.
+    fn target(&self, raw: u64) -> Result<Target, ResultCode> {
+        let oid = Oid::from_raw(raw);
+        let kind = oid.kind().ok_or(ResultCode::InvalidParms)?;
+        let vid = oid.vid().ok_or(ResultCode::InvalidParms)?;
+        if kind == ObjectKind::Attribute {
+            return Ok(Target {
+                oid,
+                kind,
+                len: ATTRIBUTE_LEN as u64,
+                vdi: None,
+            });
+        }
+        if kind == ObjectKind::Inode && oid.number() != 0 {
+            return Err(ResultCode::InvalidParms);
+        }
+        let vdi = self.vdis.get(vid).ok_or(ResultCode::NoObj)?;
+        let len = match kind {
+            ObjectKind::Inode => INODE_LEN as u64,
+            ObjectKind::BtreeNode | ObjectKind::Ledger => BTREE_NODE_LEN as u64,
+            ObjectKind::Data | ObjectKind::VmState | ObjectKind::Attribute => 1 << vdi.shift,
+        };
+        Ok(Target {
+            oid,
+            kind,
+            len,
+            vdi: Some(vdi),
+        })
+    }
+
+    /// READ_OBJ: exactly the bytes asked for.
+    pub(crate) fn read_object(&self, call: &Call<'_>) -> Outcome {
+        let request = call.object();
+        let target = self.target(request.oid.get())?;
+        let want = call.want()?;
+        let offset = target.check_range(request.offset.get(), want)?;
+        let mut buffer = vec![0; want];
+        self.store.read(target.oid, offset, &mut buffer)?;
+        Ok(Answer::payload(buffer))
+    }
+
+    /// WRITE_OBJ: the object must exist.
+    pub(crate) fn write_object(&self, call: &Call<'_>) -> Outcome {
+        let request = call.object();
+        let data = call.data()?;
+        let target = self.target(request.oid.get())?;
+        let offset = target.check_range(request.offset.get(), data.len())?;
+        match (target.kind, &target.vdi) {
+            (ObjectKind::Inode, Some(vdi)) => self.write_inode(vdi, offset, data)?,
+            (ObjectKind::Data, Some(vdi)) => {
+                let state = vdi.shared();
+                require_writable(call.formatted()?, vdi, state.is_snapshot)?;
+                self.overwrite(target.oid, offset, data)?;
+            }
+            (_, vdi) => {
+                let _writing = vdi.as_ref().map(|vdi| vdi.shared());
+                self.overwrite(target.oid, offset, data)?;
+            }
+        }
+        Ok(Answer::done())
+    }
+
+    fn overwrite(&self, oid: Oid, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
+        self.store.write(oid, offset, data)?;
+        Ok(self.store.sync(oid)?)
+    }
+
+    /// CREATE_AND_WRITE_OBJ: replaces the whole object.
+    pub(crate) fn create_object(&self, call: &Call<'_>) -> Outcome {
+        let request = call.object();
+        let data = call.data()?;
+        let target = match self.target(request.oid.get()) {
+            Err(ResultCode::NoObj) => return Err(ResultCode::NoVdi),
+            target => target?,
+        };
+        let offset = target.check_range(request.offset.get(), data.len())?;
+        let is_whole = data.len() as u64 == target.len;
+        let source = if call.flags().contains(RequestFlags::COW) && !is_whole {
+            Some(self.copy_source(&target, request.cow_oid.get())?)
+        } else {
+            None
+        };
+        let object = NewObject {
+            len: target.len,
+            source,
+            pieces: &[(offset, data)],
+        };
+        match target.kind {
+            ObjectKind::Inode | ObjectKind::Ledger => return Err(ResultCode::InvalidParms),
+            ObjectKind::Attribute => self.store.create(target.oid, object)?,
+            ObjectKind::Data | ObjectKind::VmState | ObjectKind::BtreeNode => {
+                let vdi = target.vdi()?;
+                let state = vdi.shared();
+                if target.kind == ObjectKind::Data {
+                    target.check_number(vdi)?;
+                    require_writable(call.formatted()?, vdi, state.is_snapshot)?;
+                }
+                if state.name.is_none() {
+                    return Err(ResultCode::NoVdi);
+                }
+                self.store.create(target.oid, object)?;
+            }
+        }
+        Ok(Answer::done())
+    }
+
+    /// The object that a copy on write starts from: data, of the same size.
+    fn copy_source(&self, target: &Target, raw: u64) -> Result<Oid, ResultCode> {
+        let source = self.target(raw)?;
+        let both_data = source.kind == ObjectKind::Data && target.kind == ObjectKind::Data;
+        if both_data && source.len == target.len {
+            Ok(source.oid)
+        } else {
+            Err(ResultCode::InvalidParms)
+        }
+    }
+
+    /// REMOVE_OBJ: touches no index.
+    pub(crate) fn remove_object(&self, call: &Call<'_>) -> Outcome {
+        let target = self.target(call.object().oid.get())?;
+        if target.kind == ObjectKind::Inode {
+            return Err(ResultCode::InvalidParms);
+        }
+        let state = target.vdi.as_ref().map(|vdi| vdi.shared());
+        if target.kind == ObjectKind::Data && state.as_ref().is_some_and(|state| state.is_snapshot)
+        {
+            return Err(ResultCode::ReadOnly);
+        }
+        self.store.remove(target.oid)?;
+        Ok(Answer::done())
+    }
+
+    /// DISCARD_OBJ: clears the index entry, which lets go of what it names.
+    pub(crate) fn discard_object(&self, call: &Call<'_>) -> Outcome {
+        let target = self.target(call.object().oid.get())?;
+        if target.kind != ObjectKind::Data {
+            return Err(ResultCode::InvalidParms);
+        }
+        let vdi = target.vdi()?;
+        target.check_number(vdi)?;
+        let index = ObjectIndex(target.oid.number());
+        if vdi.hypervolume {
+            return self.discard_in_tree(vdi, index);
+        }
+        let state = vdi.shared();
+        if state.is_snapshot {
+            return Err(ResultCode::ReadOnly);
+        }
+        if state.name.is_none() {
+            return Err(ResultCode::NoObj);
+        }
+        let offset = slot_offset(index).ok_or(ResultCode::InvalidParms)?;
+        self.write_index(vdi, offset.into(), &[0; SLOT_LEN as usize])?;
+        Ok(Answer::done())
+    }
+
+    /// EXIST: whether the object is in this node's store.
+    pub(crate) fn object_exists(&self, call: &Call<'_>) -> Outcome {
+        if self.store.exists(Oid::from_raw(call.object().oid.get()))? {
+            Ok(Answer::done())
+        } else {
+            Err(ResultCode::NoObj)
+        }
+    }
+
+    /// OIDS_EXIST: the one request whose answer to a payload is a payload,
+    /// the object ids that are not there.
+    pub(crate) fn missing_objects(&self, call: &Call<'_>) -> Outcome {
+        let (oids, []) = call.data()?.as_chunks::<8>() else {
+            return Err(ResultCode::InvalidParms);
+        };
+        let mut missing = Vec::new();
+        for oid in oids {
+            if !self.store.exists(Oid::from_raw(u64::from_le_bytes(*oid)))? {
+                missing.extend_from_slice(oid.as_bytes());
+            }
+        }
+        Ok(Answer::payload(missing))
+    }
+}
+
+/// Data is not written to a snapshot, nor in a cluster that cannot store it as often as asked.
+fn require_writable(cluster: &Cluster, vdi: &Vdi, is_snapshot: bool) -> Result<(), ResultCode> {
+    if is_snapshot {
+        Err(ResultCode::ReadOnly)
+    } else if cluster.halts(vdi.redundancy.nr_copies()) {
+        Err(ResultCode::Halt)
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! The state of the server, and how it comes back after a start.
+//!
+//! Locks are taken in this order, and a request takes only what it needs:
+//! `cluster` (shared; MAKE_FS takes it alone) · `vdi_operations` (one VDI
+//! operation at a time) · the gates of VDIs, see [`crate::vdi::Vdi`] · the
+//! locks inside [`Catalogue`], [`References`] and the store, each for a
+//! moment. Whoever takes two gates holds `vdi_operations`.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicI32;
+use std::sync::{Mutex, RwLock};
+
+use sheep_proto::limits::{INTERNAL_PROTO_VER, PUBLIC_PROTO_VER};
+use sheep_proto::{Opcode, RequestHeader, ResponseHeader, ResultCode};
+use tokio_util::sync::CancellationToken;
+use zerocopy::IntoBytes;
+
+use crate::call::{Answer, Call, Outcome};
+use crate::catalogue::Catalogue;
+use crate::cluster::{Cluster, EPOCH};
+use crate::counters::Counters;
+use crate::lock::Locks;
+use crate::references::References;
+use crate::store::{Store, StoreError};
+use crate::sync::{read, write};
+
+/// Log level of a fresh sheep: information.
+const INITIAL_LOG_LEVEL: i32 = 6;
+
+/// Why a store's content cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store failed.
+    #[error("cannot read the store")]
+    Store(#[from] StoreError),
+    /// The cluster's settings are damaged.
+    #[error("the store's cluster record is damaged")]
+    DamagedRecord,
+    /// An inode is damaged.
+    #[error("the inode of VDI {0} is damaged")]
+    DamagedInode(sheep_proto::Vid),
+}
+
+/// See the module.
+pub(crate) struct Sheep {
+    pub(crate) store: Box<dyn Store>,
+    pub(crate) cluster: RwLock<Option<Cluster>>,
+    pub(crate) vdi_operations: Mutex<()>,
+    pub(crate) vdis: Catalogue,
+    pub(crate) references: References,
+    pub(crate) locks: Locks,
+    pub(crate) counters: Counters,
+    pub(crate) log_level: AtomicI32,
+    /// Cancelled when the server must stop, by its owner or by SHUTDOWN.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Sheep {
+    /// Takes a store into service: formats it if it is new and that is wanted,
+    /// else reads what is in it and completes what a crash interrupted.
+    pub(crate) fn load(store: Box<dyn Store>, format_if_new: bool) -> Result<Self, LoadError> {
+        let cluster = match store.cluster_record()? {
+            Some(record) => Some(Cluster::parse(&record).ok_or(LoadError::DamagedRecord)?),
+            None if format_if_new => {
+                let cluster = Cluster::by_default();
+                store.format(cluster.as_bytes())?;
+                Some(cluster)
+            }
+            None => None,
+        };
+        let formatted = cluster.is_some();
+        let sheep = Self {
+            store,
+            cluster: RwLock::new(cluster),
+            vdi_operations: Mutex::default(),
+            vdis: Catalogue::default(),
+            references: References::default(),
+            locks: Locks::default(),
+            counters: Counters::default(),
+            log_level: AtomicI32::new(INITIAL_LOG_LEVEL),
+            stop: CancellationToken::new(),
+        };
+        if formatted {
+            sheep.load_vdis()?;
+        }
+        Ok(sheep)
+    }
+
+    /// Answers one request; blocks as long as the store does.
+    pub(crate) fn answer(
+        &self,
+        header: &RequestHeader,
+        payload: &[u8],
+        address: SocketAddr,
+    ) -> (ResponseHeader, Vec<u8>) {
+        let counted = self.counters.begin(header);
+        let (formatted, outcome) = self.gate(header, payload, address);
+        let Answer { body, payload } = outcome.unwrap_or_else(Answer::code);
+        let epoch = if formatted { EPOCH } else { 0 };
+        let len = u32::try_from(payload.len()).expect("no answer is longer than a frame may be");
+        counted.end(len);
+        (ResponseHeader::answer(header, epoch, len, body), payload)
+    }
+
+    /// Version, opcode and status, in this order (protocol 1.6 and 1.10); then the operation.
+    fn gate(&self, header: &RequestHeader, payload: &[u8], address: SocketAddr) -> (bool, Outcome) {
+        let opcode = check_version(header).and_then(|()| {
+            Opcode::try_from(header.opcode).map_err(|_unknown| ResultCode::InvalidParms)
+        });
+        if opcode == Ok(Opcode::MakeFs) {
+            return self.format(header, payload, address);
+        }
+        let cluster = read(&self.cluster);
+        let call = Call {
+            header,
+            payload,
+            address,
+            cluster: cluster.as_ref(),
+        };
+        let outcome = opcode.and_then(|opcode| {
+            if self.stop.is_cancelled() {
+                Err(ResultCode::Shutdown)
+            } else if cluster.is_none() && !opcode.is_forced() {
+                Err(ResultCode::WaitForFormat)
+            } else {
+                self.dispatch(opcode, &call)
+            }
+        });
+        (cluster.is_some(), outcome)
+    }
+
+    /// MAKE_FS, with no other request running.
+    fn format(
+        &self,
+        header: &RequestHeader,
+        payload: &[u8],
+        address: SocketAddr,
+    ) -> (bool, Outcome) {
+        let mut current = write(&self.cluster);
+        let call = Call {
+            header,
+            payload,
+            address,
+            cluster: current.as_ref(),
+        };
+        let outcome = self.make_fs(&call).and_then(|cluster| {
+            // Whatever happens now, nothing of the old cluster may be served.
+            *current = None;
+            self.vdis.clear();
+            self.references.clear();
+            self.locks.clear();
+            self.store.format(cluster.as_bytes())?;
+            *current = Some(cluster);
+            tracing::info!("formatted");
+            Ok(Answer::done())
+        });
+        (current.is_some(), outcome)
+    }
+}
+
+fn check_version(header: &RequestHeader) -> Result<(), ResultCode> {
+    const FIRST_INTERNAL: u8 = 0x80;
+    let accepted = if header.opcode < FIRST_INTERNAL {
+        header.proto_ver <= PUBLIC_PROTO_VER
+    } else {
+        header.proto_ver == INTERNAL_PROTO_VER
+    };
+    if accepted {
+        Ok(())
+    } else {
+        Err(ResultCode::VerMismatch)
+    }
+}
