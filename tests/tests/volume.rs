@@ -187,22 +187,25 @@ fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
     let name = cluster.unique_name("fresh");
     let path = mounted.create(&name, &format!("{OBJECTS}M object_size=1M"))?;
 
+    let files: Vec<File> = (0..WRITERS)
+        .map(|_| open(&path))
+        .collect::<anyhow::Result<_>>()?;
     let together = Barrier::new(WRITERS);
     thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                let (path, together) = (&path, &together);
-                scope.spawn(move || -> anyhow::Result<()> {
-                    let file = open(path);
-                    let byte = u8::try_from(writer)? + 1;
+        let writers: Vec<_> = files
+            .iter()
+            .zip(1..)
+            .map(|(file, byte)| {
+                let together = &together;
+                scope.spawn(move || {
+                    let mut outcome = Ok(());
                     for object in 0..OBJECTS {
+                        // Also after an error: the others count on it.
                         together.wait();
-                        let offset = object * MIB + writer * PART;
-                        file.as_ref()
-                            .map_err(|error| anyhow::anyhow!("{error:#}"))?
-                            .write_all_at(&[byte; PART], offset as u64)?;
+                        let offset = (object * MIB + usize::from(byte - 1) * PART) as u64;
+                        outcome = outcome.and(file.write_all_at(&[byte; PART], offset));
                     }
-                    Ok(())
+                    anyhow::Ok(outcome?)
                 })
             })
             .collect();
@@ -211,9 +214,10 @@ fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
             .try_for_each(|writer| writer.join().expect("a writer panicked"))
     })?;
 
+    drop(files);
     let mut expected = Vec::with_capacity(MIB);
-    for writer in 0..WRITERS {
-        expected.resize(expected.len() + PART, u8::try_from(writer)? + 1);
+    for (part, byte) in (1..=WRITERS).zip(1..) {
+        expected.resize(part * PART, byte);
     }
     let model = Model::from_bytes(expected.repeat(OBJECTS));
     mounted.stop()?;

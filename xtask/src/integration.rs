@@ -7,9 +7,9 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::{
@@ -23,6 +23,8 @@ use crate::step::cargo;
 const NODES: usize = 3;
 /// Between two looks at the tests and at the signals.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Longest run of one cargo command; a test that hangs does not end by itself.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Packages whose tests look at `SHEEPFS_TEST_SHEEP`.
 const PACKAGES: [&str; 2] = ["--package=tests", "--package=sheepfs-vfs"];
 
@@ -158,10 +160,12 @@ impl Runner<'_> {
         let mut child = command.spawn().context("cannot start cargo")?;
         let mut waited_for = cluster.map(Cluster::process_ids).unwrap_or_default();
         waited_for.push(child.id());
+        let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
+            ensure!(Instant::now() < deadline, "still running after {LIMIT:?}");
             self.interrupted.check()?;
             reap_orphans(&waited_for);
             thread::sleep(PAUSE);
