@@ -68,8 +68,8 @@ impl NodeRecord {
 
     /// Address and port where clients reach the node.
     ///
-    /// `::1` is twelve zeros and more, and the server prints it as IPv4 0.0.0.1;
-    /// nobody can connect there, so it is read as what it was.
+    /// The record cannot tell `::1` from 0.0.0.1. Nobody listens on the latter, so
+    /// it is read as the former, although the C programs print the latter.
     pub fn address(&self) -> SocketAddr {
         let ip = match self.addr {
             [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] if [a, b, c, d] != [0, 0, 0, 1] => {
