@@ -119,6 +119,16 @@ impl Client {
         })
     }
 
+    /// Status: `Success` while the cluster runs, `WaitForFormat`, `WaitForJoin`, ...
+    ///
+    /// # Errors
+    /// As [`Client::call`]; a status other than running is not an error.
+    ///
+    /// Source: `STAT_CLUSTER`, protocol 1.10.
+    pub async fn status(&self) -> Result<ResultCode, ClientError> {
+        Ok(self.ask_epochs(1, 0).await?.header.result())
+    }
+
     /// Status and all epochs, as many as fit in 64 MiB.
     ///
     /// # Errors
