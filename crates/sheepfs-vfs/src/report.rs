@@ -1,0 +1,105 @@
+//! The text files that say what dog says, byte for byte, and their JSON twins.
+//!
+//! ```text
+//! Report::render ── one module per file
+//!                     query      Client -> facts      async
+//!                     text, json facts  -> bytes      pure
+//! SharedReport   ── many readers, one query at a time
+//! ```
+//!
+//! Each text is what `dog` prints to standard output in the same state of the
+//! cluster; what dog prints to standard error goes to the log. A report that
+//! cannot be produced is an error, never an empty text. A cluster that waits
+//! for its format or for its nodes is no such failure: dog has a text for that.
+//!
+//! Cost: `node/list` one request, `cluster/info` three, `node/info` one per node
+//! and one per VDI, `vdi/list` two per VDI and one per further mebibyte of
+//! index, at most [`PARALLEL`] at once.
+//!
+//! Source of all formats: protocol section 9.
+
+pub mod cluster_info;
+mod human_size;
+mod json;
+mod local_time;
+pub mod node_info;
+pub mod node_list;
+mod shared;
+pub mod vdi_list;
+
+pub use shared::SharedReport;
+
+use sheep_client::error::CallName;
+use sheep_client::{Client, ClientError};
+use sheep_proto::node::NodeRecord;
+use sheep_proto::{Opcode, ResultCode};
+
+/// Requests a report has in flight at once.
+const PARALLEL: usize = 32;
+
+/// A file whose text comes from the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Report {
+    /// `cluster/info`: status, creation time, epochs.
+    ClusterInfo,
+    /// `node/info`: space of each node.
+    NodeInfo,
+    /// `node/list`: the nodes.
+    NodeList,
+    /// `vdi/list`: VDIs, snapshots, clones.
+    VdiList,
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// As dog prints it.
+    Text,
+    /// The same facts and more, for programs.
+    Json,
+}
+
+impl Report {
+    /// Asks the cluster and writes the answer.
+    ///
+    /// # Errors
+    /// As the `text` and `json` of the report's module.
+    pub async fn render(self, format: Format, client: &Client) -> Result<Vec<u8>, ClientError> {
+        match (self, format) {
+            (Self::ClusterInfo, Format::Text) => cluster_info::text(client).await,
+            (Self::ClusterInfo, Format::Json) => cluster_info::json(client).await,
+            (Self::NodeInfo, Format::Text) => node_info::text(client).await,
+            (Self::NodeInfo, Format::Json) => node_info::json(client).await,
+            (Self::NodeList, Format::Text) => node_list::text(client).await,
+            (Self::NodeList, Format::Json) => node_list::json(client).await,
+            (Self::VdiList, Format::Text) => vdi_list::text(client).await,
+            (Self::VdiList, Format::Json) => vdi_list::json(client).await,
+        }
+    }
+}
+
+/// The nodes of the cluster.
+///
+/// # Errors
+/// `Refused(WaitForJoin)` from a sheep that has not joined a cluster yet and
+/// knows no node, where dog gives up as well (protocol 9.2); otherwise as
+/// [`Client::nodes`].
+async fn joined_nodes(client: &Client) -> Result<Vec<NodeRecord>, ClientError> {
+    let nodes = client.nodes().await?;
+    if nodes.is_empty() {
+        return Err(ClientError::Refused {
+            call: CallName {
+                opcode: Opcode::GetNodeList,
+                oid: None,
+            },
+            code: ResultCode::WaitForJoin,
+        });
+    }
+    Ok(nodes)
+}
+
+/// `HOST:PORT` as dog prints it: IPv6 addresses without brackets.
+fn host_and_port(node: &NodeRecord) -> String {
+    let address = node.address();
+    format!("{}:{}", address.ip(), address.port())
+}

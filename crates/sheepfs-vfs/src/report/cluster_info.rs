@@ -1,0 +1,159 @@
+//! `cluster/info`: status and history, as `dog cluster info` prints them.
+
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use sheep_client::cluster::{ClusterDefault, ClusterStatus};
+use sheep_client::{Client, ClientError};
+use sheep_proto::inode::packed_seconds;
+use sheep_proto::node::NodeRecord;
+use sheep_proto::{ClusterFlags, ResultCode};
+
+use super::local_time::local_time;
+use super::node_list::NodeFacts;
+use super::{host_and_port, joined_nodes, json};
+
+/// Status and history as dog prints them, in the system's time zone.
+///
+/// # Errors
+/// `Refused(WaitForJoin)` from a sheep that has not joined yet, otherwise as
+/// [`Client::nodes`] and [`Client::cluster_status`].
+pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
+    let (_, status) = tokio::try_join!(joined_nodes(client), client.cluster_status())?;
+    Ok(format_text(&status, &TimeZone::system()))
+}
+
+/// Status, settings and history as JSON.
+///
+/// # Errors
+/// As [`text`], and as [`Client::cluster_default`].
+pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
+    let (_, status, default) = tokio::try_join!(
+        joined_nodes(client),
+        client.cluster_status(),
+        client.cluster_default()
+    )?;
+    Ok(format_json(&status, default))
+}
+
+/// Writes the status of a cluster and its epochs, newest first.
+///
+/// Source: protocol 9.2.
+pub fn format_text(status: &ClusterStatus, zone: &TimeZone) -> Vec<u8> {
+    let mut text = format!("Cluster status: {}\n\n", status_text(status));
+    if let Some(newest) = status.epochs.first() {
+        let created = packed_seconds(newest.header.ctime.get());
+        text += &format!(
+            "Cluster created at {}\n\nEpoch Time           Version [Host:Port:V-Nodes,,,]\n",
+            local_time("%a %b %e %H:%M:%S %Y", created, zone),
+        );
+    }
+    for epoch in &status.epochs {
+        let nodes: Vec<_> = epoch.nodes.iter().map(member).collect();
+        text += &format!(
+            "{} {:6} [{}]\n",
+            local_time("%Y-%m-%d %H:%M:%S", epoch.header.time.get(), zone),
+            epoch.header.epoch.get(),
+            nodes.join(", "),
+        );
+    }
+    text.into_bytes()
+}
+
+fn member(node: &NodeRecord) -> String {
+    format!("{}:{}", host_and_port(node), node.nr_vnodes.get())
+}
+
+fn auto_recovery(status: &ClusterStatus) -> bool {
+    status
+        .epochs
+        .first()
+        .is_none_or(|newest| newest.header.disable_recovery == 0)
+}
+
+/// The words after `Cluster status:`, which are dog's for a result code.
+fn status_text(status: &ClusterStatus) -> &'static str {
+    match status.status {
+        ResultCode::Success if auto_recovery(status) => "running, auto-recovery enabled",
+        ResultCode::Success => "running, auto-recovery disabled",
+        ResultCode::WaitForFormat => "Waiting for cluster to be formatted",
+        ResultCode::WaitForJoin => "Waiting for other nodes to join cluster",
+        ResultCode::Shutdown => "System is shutting down",
+        ResultCode::SystemError => "System error",
+        // A sheep answers with no other code (protocol 1.10).
+        other => other.meaning(),
+    }
+}
+
+/// Writes the status of a cluster, its settings and its epochs as JSON.
+pub fn format_json(status: &ClusterStatus, default: ClusterDefault) -> Vec<u8> {
+    json::document(&Document {
+        status: status_text(status),
+        status_code: status.status.name(),
+        running: status.status == ResultCode::Success,
+        formatted: status.epochs.first().map(|newest| {
+            let header = &newest.header;
+            let flags = header.flags();
+            Formatted {
+                create_time: packed_seconds(header.ctime.get()),
+                epoch: header.epoch.get(),
+                auto_recovery: auto_recovery(status),
+                store: json::text(header.store()).into_owned(),
+                redundancy: header.redundancy().to_string(),
+                copies: header.redundancy().nr_copies(),
+                object_size: 1u64.checked_shl(default.object_shift.into()).unwrap_or(0),
+                object_size_shift: default.object_shift,
+                auto_vnodes: flags.contains(ClusterFlags::AUTO_VNODES),
+                disk_vnodes: flags.contains(ClusterFlags::DISK_MODE),
+                strict: flags.contains(ClusterFlags::STRICT),
+                locking: flags.contains(ClusterFlags::USE_LOCK),
+                recycles_vids: flags.contains(ClusterFlags::RECYCLE_VID),
+                avoids_full_disks: flags.contains(ClusterFlags::AVOID_DISK_FULL),
+            }
+        }),
+        epochs: status
+            .epochs
+            .iter()
+            .map(|epoch| Epoch {
+                epoch: epoch.header.epoch.get(),
+                time: epoch.header.time.get(),
+                nodes: epoch.nodes.iter().map(NodeFacts::of).collect(),
+            })
+            .collect(),
+    })
+}
+
+#[derive(Serialize)]
+struct Document {
+    status: &'static str,
+    status_code: &'static str,
+    running: bool,
+    /// Missing before the cluster is formatted.
+    #[serde(flatten)]
+    formatted: Option<Formatted>,
+    epochs: Vec<Epoch>,
+}
+
+#[derive(Serialize)]
+struct Formatted {
+    create_time: u64,
+    epoch: u32,
+    auto_recovery: bool,
+    store: String,
+    redundancy: String,
+    copies: u8,
+    object_size: u64,
+    object_size_shift: u8,
+    auto_vnodes: bool,
+    disk_vnodes: bool,
+    strict: bool,
+    locking: bool,
+    recycles_vids: bool,
+    avoids_full_disks: bool,
+}
+
+#[derive(Serialize)]
+struct Epoch {
+    epoch: u32,
+    time: u64,
+    nodes: Vec<NodeFacts>,
+}

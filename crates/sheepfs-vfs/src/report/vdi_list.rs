@@ -1,0 +1,228 @@
+//! `vdi/list`: VDIs, snapshots and clones, as `dog vdi list` prints them.
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use sheep_client::error::CallName;
+use sheep_client::{Client, ClientError, VdiInfo};
+use sheep_proto::inode::packed_seconds;
+use sheep_proto::{Opcode, ResultCode, Vid};
+
+use super::human_size::human_size;
+use super::local_time::local_time;
+use super::{PARALLEL, json};
+
+const HEADER: &[u8] =
+    b"  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift\n";
+
+/// A VDI and the space its objects take, in one copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VdiUsage {
+    /// The facts of its inode.
+    pub vdi: VdiInfo,
+    /// Bytes of the objects it owns.
+    pub used: u64,
+    /// Bytes of the objects an ancestor owns.
+    pub shared: u64,
+}
+
+impl VdiUsage {
+    /// True for a VDI made from a snapshot that has no snapshots of its own yet.
+    fn is_fresh_clone(&self) -> bool {
+        !self.vdi.is_snapshot() && self.vdi.snap_id == 1 && self.vdi.parent.is_some()
+    }
+
+    /// The number in the column `Id`: 0 for a working VDI.
+    fn id(&self) -> u32 {
+        if self.vdi.is_snapshot() {
+            self.vdi.snap_id
+        } else {
+            0
+        }
+    }
+}
+
+/// The VDIs as dog prints them, in the system's time zone; only the header
+/// while the cluster waits for its format or its nodes.
+///
+/// A VDI that was deleted meanwhile is left out, and so is one whose inode is
+/// lost or damaged, with a warning in the log.
+///
+/// # Errors
+/// As [`Client::status`], [`Client::vids`] and [`Client::for_each_slot`];
+/// `Refused` while the cluster goes down.
+pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
+    Ok(format_text(&query(client).await?, &TimeZone::system()))
+}
+
+/// The VDIs as JSON.
+///
+/// # Errors
+/// As [`text`].
+pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
+    Ok(format_json(&query(client).await?))
+}
+
+async fn query(client: &Client) -> Result<Vec<VdiUsage>, ClientError> {
+    match client.status().await? {
+        ResultCode::Success => {}
+        // The sheep knows the VIDs, but nobody can read an inode.
+        ResultCode::WaitForFormat | ResultCode::WaitForJoin => return Ok(Vec::new()),
+        code => {
+            let call = CallName {
+                opcode: Opcode::StatCluster,
+                oid: None,
+            };
+            return Err(ClientError::Refused { call, code });
+        }
+    }
+    stream::iter(client.vids().await?)
+        .map(|vid| usage_if_readable(client, vid))
+        .buffered(PARALLEL)
+        .try_filter_map(|usage| async move { Ok(usage) })
+        .try_collect()
+        .await
+}
+
+async fn usage_if_readable(client: &Client, vid: Vid) -> Result<Option<VdiUsage>, ClientError> {
+    match usage(client, vid).await {
+        Err(error) if is_damage(&error) => {
+            tracing::warn!("left VDI {vid} out of vdi/list: {error}");
+            Ok(None)
+        }
+        outcome => outcome,
+    }
+}
+
+/// True for what is wrong with one inode and not with the cluster.
+fn is_damage(error: &ClientError) -> bool {
+    matches!(error, ClientError::Malformed { .. }) || error.code() == Some(ResultCode::NoObj)
+}
+
+async fn usage(client: &Client, vid: Vid) -> Result<Option<VdiUsage>, ClientError> {
+    let Some(vdi) = client.info(vid).await? else {
+        return Ok(None);
+    };
+    let (mut own, mut inherited) = (0u64, 0u64);
+    client
+        .for_each_slot(&vdi, |_, owner| {
+            if owner == vid {
+                own += 1;
+            } else {
+                inherited += 1;
+            }
+        })
+        .await?;
+    Ok(Some(VdiUsage {
+        used: own.saturating_mul(vdi.object_size()),
+        shared: inherited.saturating_mul(vdi.object_size()),
+        vdi,
+    }))
+}
+
+/// Writes `vdis`, which are in ascending order of VID.
+///
+/// Source: protocol 9.5.
+pub fn format_text(vdis: &[VdiUsage], zone: &TimeZone) -> Vec<u8> {
+    let mut text = HEADER.to_vec();
+    for usage in vdis {
+        write_row(&mut text, usage, zone);
+    }
+    text
+}
+
+fn write_row(text: &mut Vec<u8>, usage: &VdiUsage, zone: &TimeZone) {
+    let vdi = &usage.vdi;
+    let marker = match (vdi.is_snapshot(), usage.is_fresh_clone()) {
+        (true, _) => "s ",
+        (false, true) => "c ",
+        (false, false) => "  ",
+    };
+    // Columns are counted in bytes, as printf(3) does.
+    let (name, tag) = (vdi.name.as_bytes(), vdi.tag.as_bytes());
+    text.extend_from_slice(marker.as_bytes());
+    text.extend_from_slice(name);
+    text.resize(text.len() + 8usize.saturating_sub(name.len()), b' ');
+    let middle = format!(
+        " {:5} {:>7} {:>7} {:>7} {}  {:7x} {:>6} ",
+        usage.id(),
+        human_size(vdi.size),
+        human_size(usage.used),
+        human_size(usage.shared),
+        local_time("%Y-%m-%d %H:%M", packed_seconds(vdi.create_time), zone),
+        vdi.vid.get(),
+        vdi.redundancy.to_string(),
+    );
+    text.extend_from_slice(middle.as_bytes());
+    text.resize(text.len() + 13usize.saturating_sub(tag.len()), b' ');
+    text.extend_from_slice(tag);
+    text.extend_from_slice(format!(" {:3}\n", vdi.object_shift).as_bytes());
+}
+
+/// Writes `vdis`, which are in ascending order of VID, as JSON.
+pub fn format_json(vdis: &[VdiUsage]) -> Vec<u8> {
+    json::document(&List {
+        vdis: vdis.iter().map(Row::of).collect(),
+    })
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    vdis: Vec<Row<'a>>,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    name: std::borrow::Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_hex: Option<String>,
+    tag: std::borrow::Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tag_hex: Option<String>,
+    snapshot: bool,
+    clone: bool,
+    id: u32,
+    snap_id: u32,
+    size: u64,
+    used: u64,
+    shared: u64,
+    create_time: u64,
+    snapshot_time: Option<u64>,
+    vdi_id: u32,
+    vdi_id_hex: String,
+    parent_vdi_id: Option<u32>,
+    redundancy: String,
+    copies: u8,
+    object_size: u64,
+    object_size_shift: u8,
+    hypervolume: bool,
+}
+
+impl<'a> Row<'a> {
+    fn of(usage: &'a VdiUsage) -> Self {
+        let vdi = &usage.vdi;
+        Self {
+            name: json::text(vdi.name.as_bytes()),
+            name_hex: json::hex_unless_text(vdi.name.as_bytes()),
+            tag: json::text(vdi.tag.as_bytes()),
+            tag_hex: json::hex_unless_text(vdi.tag.as_bytes()),
+            snapshot: vdi.is_snapshot(),
+            clone: usage.is_fresh_clone(),
+            id: usage.id(),
+            snap_id: vdi.snap_id,
+            size: vdi.size,
+            used: usage.used,
+            shared: usage.shared,
+            create_time: packed_seconds(vdi.create_time),
+            snapshot_time: vdi.is_snapshot().then(|| packed_seconds(vdi.snap_ctime)),
+            vdi_id: vdi.vid.get(),
+            vdi_id_hex: vdi.vid.to_string(),
+            parent_vdi_id: vdi.parent.map(Vid::get),
+            redundancy: vdi.redundancy.to_string(),
+            copies: vdi.redundancy.nr_copies(),
+            object_size: vdi.object_size(),
+            object_size_shift: vdi.object_shift,
+            hypervolume: vdi.hypervolume,
+        }
+    }
+}
