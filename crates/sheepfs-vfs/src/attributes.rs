@@ -1,0 +1,105 @@
+//! What stat(2), readdir(3) and open(2) say of a file.
+
+use std::time::{Duration, SystemTime};
+
+use crate::ino::{HandleId, Ino};
+
+/// Directory or file; the tree has nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    Regular,
+}
+
+/// What stat(2) says of a file, but for its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Number of the file.
+    pub ino: Ino,
+    /// Directory or file.
+    pub kind: FileKind,
+    /// Bytes a reader who opens it now would get.
+    pub size: u64,
+    /// Blocks of 512 bytes it takes in the cluster.
+    pub blocks: u64,
+    /// Permission bits before the umask.
+    pub permissions: u16,
+    /// Last change.
+    pub modified: SystemTime,
+    /// How long these attributes, and the name that led to them, may be believed.
+    pub cacheable: Duration,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Number of the file.
+    pub ino: Ino,
+    /// Directory or file.
+    pub kind: FileKind,
+    /// Its name: bytes, without a slash.
+    pub name: Vec<u8>,
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenMode {
+    /// Reading.
+    pub read: bool,
+    /// Writing.
+    pub write: bool,
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: HandleId,
+    /// Whether reads and writes go past the kernel's page cache.
+    pub direct_io: bool,
+}
+
+/// Space of the cluster, for df(1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Bytes of all stores together.
+    pub total: u64,
+    /// Bytes free.
+    pub free: u64,
+}
+
+/// What fallocate(2) asks for. The size of the file never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocateMode {
+    /// Space for later writes.
+    Allocate,
+    /// The range reads as zeros and its space may go.
+    PunchHole,
+    /// The range reads as zeros.
+    ZeroRange,
+}
+
+/// Where lseek(2) is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekTo {
+    /// The next byte an object holds.
+    Data,
+    /// The next byte no object holds.
+    Hole,
+}
+
+/// Something the kernel may remember and must forget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// A name in a directory.
+    Entry {
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: Vec<u8>,
+    },
+    /// Attributes and pages of a file.
+    Inode(Ino),
+}

@@ -1,0 +1,226 @@
+//! The lines that command files take, read into what they ask for.
+//!
+//! Nothing written to a command file ever reaches a shell. A name may have any
+//! byte but NUL and, where arguments follow it, a space.
+
+mod run;
+
+use sheep_client::{ClientError, NewVdi, VdiSelector};
+use sheep_proto::limits::{MAX_BLOCK_SIZE_SHIFT, MIN_BLOCK_SIZE_SHIFT};
+use sheep_proto::name::BadName;
+use sheep_proto::{Redundancy, SnapshotTag, VdiName};
+
+use crate::error::FsError;
+
+/// Longest line: two names of 255 bytes and some words.
+const MAX_LINE: usize = 1024;
+
+/// A new VDI and whether all its objects shall be made at once.
+#[derive(Clone, Debug)]
+pub(crate) struct CreateLine {
+    pub(crate) new: NewVdi,
+    pub(crate) preallocate: bool,
+}
+
+impl From<BadName> for FsError {
+    fn from(error: BadName) -> Self {
+        ClientError::from(error).into()
+    }
+}
+
+fn invalid(text: impl Into<String>) -> FsError {
+    FsError::Invalid(text.into())
+}
+
+/// The one line of a write, without its newline.
+pub(crate) fn line(data: &[u8]) -> Result<&[u8], FsError> {
+    let line = data.strip_suffix(b"\n").unwrap_or(data);
+    if line.len() > MAX_LINE {
+        return Err(invalid("the line is too long"));
+    }
+    if line.is_empty() {
+        return Err(invalid("the line is empty"));
+    }
+    Ok(line)
+}
+
+/// `NAME` or `NAME@TAG`, cut at the last `@`.
+///
+/// A name may contain an `@`, too: who looks it up tries the whole first.
+pub(crate) fn name_and_tag(
+    text: &[u8],
+) -> Result<(VdiName, Option<(VdiName, SnapshotTag)>), FsError> {
+    let whole = VdiName::new(text)?;
+    let Some(at) = text.iter().rposition(|&byte| byte == b'@') else {
+        return Ok((whole, None));
+    };
+    let (name, tag) = (&text[..at], &text[at + 1..]);
+    if name.is_empty() || tag.is_empty() {
+        return Ok((whole, None));
+    }
+    Ok((whole, Some((VdiName::new(name)?, SnapshotTag::new(tag)?))))
+}
+
+/// The two words of a line.
+pub(crate) fn two_words<'a>(line: &'a [u8], usage: &str) -> Result<(&'a [u8], &'a [u8]), FsError> {
+    let mut words = words(line);
+    match (words.next(), words.next(), words.next()) {
+        (Some(first), Some(second), None) => Ok((first, second)),
+        _ => Err(invalid(format!("expected {usage}"))),
+    }
+}
+
+fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(u8::is_ascii_whitespace)
+        .filter(|word| !word.is_empty())
+}
+
+/// `NAME SIZE [copies=N|D:P] [object_size=SIZE] [hyper] [prealloc]`.
+pub(crate) fn create(line: &[u8]) -> Result<CreateLine, FsError> {
+    const USAGE: &str = "NAME SIZE [copies=N|D:P] [object_size=SIZE] [hyper] [prealloc]";
+    let mut words = words(line);
+    let (Some(name), Some(bytes)) = (words.next(), words.next()) else {
+        return Err(invalid(format!("expected {USAGE}")));
+    };
+    let mut new = NewVdi::new(VdiName::new(name)?, size(bytes)?);
+    let mut preallocate = false;
+    for word in words {
+        let word = text(word)?;
+        match word.split_once('=') {
+            Some(("copies", value)) => {
+                let redundancy: Redundancy = value
+                    .parse()
+                    .map_err(|error| invalid(format!("'{word}': {error}")))?;
+                new.redundancy = Some(redundancy);
+            }
+            Some(("object_size", value)) => new.object_shift = Some(object_shift(value)?),
+            None if word == "hyper" => new.hypervolume = true,
+            None if word == "prealloc" => preallocate = true,
+            _ => return Err(invalid(format!("'{word}' is not known; expected {USAGE}"))),
+        }
+    }
+    Ok(CreateLine { new, preallocate })
+}
+
+fn text(word: &[u8]) -> Result<&str, FsError> {
+    std::str::from_utf8(word).map_err(|_| invalid(format!("'{}' is not text", word.escape_ascii())))
+}
+
+/// Bytes, with a suffix K, M, G, T or P for powers of 1,024.
+pub(crate) fn size(word: &[u8]) -> Result<u64, FsError> {
+    let word = text(word)?;
+    let wrong = || {
+        invalid(format!(
+            "'{word}' is not a size, such as 512M, 10G or a number of bytes"
+        ))
+    };
+    let (number, shift) = match word.char_indices().next_back() {
+        Some((at, unit)) if !unit.is_ascii_digit() => {
+            let shift = match unit.to_ascii_uppercase() {
+                'K' => 10,
+                'M' => 20,
+                'G' => 30,
+                'T' => 40,
+                'P' => 50,
+                _ => return Err(wrong()),
+            };
+            (&word[..at], shift)
+        }
+        _ => (word, 0),
+    };
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+fn object_shift(value: &str) -> Result<u8, FsError> {
+    let bytes = size(value.as_bytes())?;
+    (MIN_BLOCK_SIZE_SHIFT..=MAX_BLOCK_SIZE_SHIFT)
+        .find(|&shift| 1u64 << shift == bytes)
+        .ok_or_else(|| invalid(format!("'{value}': an object has 1M to 2G, a power of two")))
+}
+
+/// `0` or `1`.
+pub(crate) fn switch(line: &[u8]) -> Result<bool, FsError> {
+    match line {
+        b"0" => Ok(false),
+        b"1" => Ok(true),
+        _ => Err(invalid("expected 0 or 1")),
+    }
+}
+
+/// What a selector means before anyone looked: the whole as a name.
+pub(crate) fn working(name: VdiName) -> VdiSelector {
+    VdiSelector::working(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn create_lines_say_what_they_want() {
+        let CreateLine { new, preallocate } =
+            create(b"disk0 10G copies=4:2 object_size=8M prealloc").unwrap();
+        assert_eq!(new.name, VdiName::new("disk0").unwrap());
+        assert_eq!((new.size, new.object_shift), (10 << 30, Some(23)));
+        assert_eq!(
+            new.redundancy,
+            Some(Redundancy::Erasure { data: 4, parity: 2 })
+        );
+        assert!(preallocate && !new.hypervolume);
+        assert!(create(b"big 16T hyper").unwrap().new.hypervolume);
+    }
+
+    #[test]
+    fn bad_create_lines_name_the_word_that_is_wrong() {
+        for (line, word) in [
+            ("a", "expected NAME SIZE"),
+            ("a b", "'b' is not a size"),
+            ("a 1X", "'1X' is not a size"),
+            ("a -1", "'-1' is not a size"),
+            ("a 99999999999P", "'99999999999P' is not a size"),
+            ("a 1G copies=0", "'copies=0'"),
+            ("a 1G object_size=3M", "'3M'"),
+            ("a 1G colour=red", "'colour=red' is not known"),
+        ] {
+            let error = create(line.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_tag_is_what_follows_the_last_at_sign() {
+        let (whole, split) = name_and_tag(b"a@b@c").unwrap();
+        assert_eq!(whole.as_bytes(), b"a@b@c");
+        let (name, tag) = split.unwrap();
+        assert_eq!(
+            (name.as_bytes(), tag.as_bytes()),
+            (b"a@b".as_slice(), b"c".as_slice())
+        );
+        for text in [b"a".as_slice(), b"@a", b"a@"] {
+            assert!(name_and_tag(text).unwrap().1.is_none());
+        }
+    }
+
+    #[test]
+    fn one_newline_ends_a_line() {
+        assert_eq!(line(b"demo\n").unwrap(), b"demo");
+        assert_eq!(line(b"demo").unwrap(), b"demo");
+        assert!(line(b"\n").is_err());
+        assert!(line(&[b'x'; 2000]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(data: Vec<u8>) {
+            if let Ok(line) = line(&data) {
+                let _ = (create(line), name_and_tag(line), two_words(line, "A B"), switch(line));
+            }
+        }
+    }
+}

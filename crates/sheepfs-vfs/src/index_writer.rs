@@ -1,0 +1,168 @@
+//! Publishes new objects in the index of their VDI.
+//!
+//! Updates that are ready together go out together: while one batch is on its
+//! way the next one gathers. Each batch is cut into runs of neighbouring
+//! slots, one request each, and nothing but newly made slots is in them, since
+//! repeating an inherited one corrupts its reference count (protocol 4.5).
+//! After the batch one more question tells whether the VDI became a snapshot
+//! meanwhile, in which case the update may be missing in the new working VDI
+//! (protocol 7.4).
+
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::join_all;
+use sheep_client::{Client, ClientError};
+use sheep_proto::{ObjectIndex, Vid};
+use tokio::sync::oneshot;
+
+/// Slots in one request; a server does work for each before it answers.
+const MAX_RUN: usize = 1024;
+
+/// What became of a published slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Published {
+    /// It is in the index of a working VDI.
+    Working,
+    /// The VDI has become a snapshot; its successor may not have the slot.
+    Snapshot,
+}
+
+type Outcome = Result<Published, Arc<ClientError>>;
+
+/// Gathers index updates of a volume.
+#[derive(Debug)]
+pub(crate) struct IndexWriter {
+    client: Client,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Update>,
+    /// Whether a task is sending, which takes what is waiting when it is done.
+    sending: bool,
+}
+
+#[derive(Debug)]
+struct Update {
+    vid: Vid,
+    index: ObjectIndex,
+    done: oneshot::Sender<Outcome>,
+}
+
+impl IndexWriter {
+    pub(crate) fn new(client: Client) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            queue: Mutex::default(),
+        })
+    }
+
+    /// Sets the slot of an object that `vid` has just made.
+    ///
+    /// The caller holds the slot's guard.
+    pub(crate) async fn publish(self: &Arc<Self>, vid: Vid, index: ObjectIndex) -> Outcome {
+        let (done, outcome) = oneshot::channel();
+        let start = {
+            let mut queue = self.queue.lock().expect("no one panics with the queue");
+            queue.waiting.push(Update { vid, index, done });
+            !std::mem::replace(&mut queue.sending, true)
+        };
+        if start {
+            tokio::spawn(Arc::clone(self).send_all());
+        }
+        outcome
+            .await
+            .expect("the sending task answers every update")
+    }
+
+    async fn send_all(self: Arc<Self>) {
+        loop {
+            let batch = {
+                let mut queue = self.queue.lock().expect("no one panics with the queue");
+                if queue.waiting.is_empty() {
+                    queue.sending = false;
+                    return;
+                }
+                std::mem::take(&mut queue.waiting)
+            };
+            self.send_batch(batch).await;
+        }
+    }
+
+    async fn send_batch(&self, mut batch: Vec<Update>) {
+        batch.sort_unstable_by_key(|update| (update.vid, update.index));
+        let mut vids: Vec<Vid> = batch.iter().map(|update| update.vid).collect();
+        vids.dedup();
+        let written = join_all(runs(&batch).map(|run| self.write_run(run))).await;
+        let states = join_all(vids.iter().map(|&vid| self.state(vid))).await;
+
+        let outcomes = written.into_iter().flatten().collect::<Vec<_>>();
+        for (update, written) in batch.into_iter().zip(outcomes) {
+            let at = vids
+                .binary_search(&update.vid)
+                .expect("the vids are the batch's");
+            let outcome = written.and_then(|()| states[at].clone());
+            // The volume may have been dropped with its callers.
+            let _ = update.done.send(outcome);
+        }
+    }
+
+    /// Writes a run and repeats its outcome for each of its updates.
+    async fn write_run(&self, run: &[Update]) -> Vec<Result<(), Arc<ClientError>>> {
+        let (vid, first) = (run[0].vid, run[0].index);
+        let outcome = self
+            .client
+            .write_slots(vid, first, &vec![Some(vid); run.len()])
+            .await;
+        vec![outcome.map_err(Arc::new); run.len()]
+    }
+
+    async fn state(&self, vid: Vid) -> Outcome {
+        match self.client.is_snapshot(vid).await {
+            Ok(true) => Ok(Published::Snapshot),
+            Ok(false) => Ok(Published::Working),
+            Err(error) => Err(Arc::new(error)),
+        }
+    }
+}
+
+/// Cuts sorted updates into runs of neighbours of one VDI.
+fn runs(batch: &[Update]) -> impl Iterator<Item = &[Update]> {
+    batch
+        .chunk_by(|a, b| a.vid == b.vid && a.index.0 + 1 == b.index.0)
+        .flat_map(|run| run.chunks(MAX_RUN))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn runs_hold_every_update_once_and_nothing_between(
+            slots in prop::collection::btree_set((1u32..3, 0u32..4000), 0..300),
+        ) {
+            let batch: Vec<_> = slots
+                .iter()
+                .map(|&(vid, index)| Update {
+                    vid: Vid::new(vid).unwrap(),
+                    index: ObjectIndex(index),
+                    done: oneshot::channel().0,
+                })
+                .collect();
+            let mut seen = Vec::new();
+            for run in runs(&batch) {
+                prop_assert!(run.len() <= MAX_RUN);
+                for (at, update) in (0u32..).zip(run) {
+                    prop_assert_eq!(update.vid, run[0].vid);
+                    prop_assert_eq!(update.index.0, run[0].index.0 + at);
+                    seen.push((update.vid.get(), update.index.0));
+                }
+            }
+            prop_assert_eq!(seen, slots.into_iter().collect::<Vec<_>>());
+        }
+    }
+}

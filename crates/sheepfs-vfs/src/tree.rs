@@ -1,0 +1,640 @@
+//! Names to files, and what can be done with them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use sheep_client::{Client, ClientError, VdiSelector};
+use tokio::runtime::Handle;
+
+use crate::attributes::{
+    AllocateMode, Attributes, Capacity, Entry, FileKind, Invalidation, OpenMode, Opened, SeekTo,
+};
+use crate::error::FsError;
+use crate::handle::{Handles, OpenFile};
+use crate::ino::{HandleId, Ino};
+use crate::node::{Directory, FIXED, Fixed, Node, Setting};
+use crate::report::{Format, Report, SharedReport};
+use crate::volume::{Done, Volume, VolumeOptions};
+
+/// How long the kernel may believe that a fixed entry is there.
+const FIXED_FOR: Duration = Duration::from_secs(3600);
+/// How long it may believe the size of a volume or report.
+const CHANGING_FOR: Duration = Duration::from_secs(1);
+/// Volumes attached at once when all are.
+const ATTACH_PARALLEL: usize = 16;
+
+/// What to do about VDI locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Lock where the cluster was formatted with locking.
+    Auto,
+    /// Refuse to attach where it was not.
+    Require,
+    /// Never lock.
+    Off,
+}
+
+/// Settings of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeConfig {
+    /// Whether volumes are opened with the kernel's page cache.
+    pub page_cache: bool,
+    /// Shown in `config/object_cache`; sheep since 1.0 have no object cache.
+    pub object_cache: bool,
+    /// Refuse every change to the cluster.
+    pub read_only: bool,
+    /// VDI locks.
+    pub lock: LockMode,
+}
+
+/// Switches that files under `config/` change while the tree is in use.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) page_cache: bool,
+    pub(crate) object_cache: bool,
+}
+
+type Invalidator = Box<dyn Fn(Invalidation) + Send + Sync>;
+
+/// The tree of one mount.
+pub struct Tree {
+    client: Client,
+    config: TreeConfig,
+    settings: Mutex<Settings>,
+    reports: HashMap<(Report, Format), SharedReport>,
+    attached: RwLock<Attached>,
+    /// One attach or detach at a time: each looks, asks, then changes.
+    changing: tokio::sync::Mutex<()>,
+    handles: Handles,
+    next_ino: AtomicU64,
+    invalidator: OnceLock<Invalidator>,
+    runtime: Handle,
+    started: SystemTime,
+}
+
+/// The volumes, by name in the tree and by number.
+#[derive(Default)]
+struct Attached {
+    by_name: BTreeMap<Vec<u8>, Ino>,
+    by_ino: BTreeMap<Ino, Arc<Volume>>,
+}
+
+impl Tree {
+    /// The tree of a cluster, with nothing attached.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(client: Client, config: TreeConfig) -> Arc<Self> {
+        Arc::new(Self {
+            reports: shared_reports(&client),
+            client,
+            config,
+            settings: Mutex::new(Settings {
+                page_cache: config.page_cache,
+                object_cache: config.object_cache,
+            }),
+            attached: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+            handles: Handles::default(),
+            next_ino: AtomicU64::new(Ino::FIRST_VOLUME.0),
+            invalidator: OnceLock::new(),
+            runtime: Handle::current(),
+            started: SystemTime::now(),
+        })
+    }
+
+    /// Says where to report what a kernel must forget. Only the first call counts.
+    pub fn set_invalidator(&self, invalidator: Invalidator) {
+        let _already_set = self.invalidator.set(invalidator);
+    }
+
+    /// The cluster.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn config(&self) -> &TreeConfig {
+        &self.config
+    }
+
+    pub(crate) fn settings(&self) -> std::sync::MutexGuard<'_, Settings> {
+        self.settings
+            .lock()
+            .expect("no one panics with the settings")
+    }
+
+    /// Attaches `NAME` or `NAME@TAG` under `volume/`. What is attached stays so.
+    ///
+    /// # Errors
+    /// `Cluster` when there is no such VDI or its lock is taken, `Invalid` for
+    /// a name that cannot stand in a directory.
+    pub async fn attach(&self, target: &[u8]) -> Result<(), FsError> {
+        check_file_name(target)?;
+        let _one_at_a_time = self.changing.lock().await;
+        if self.attached().by_name.contains_key(target) {
+            return Ok(());
+        }
+        let selector = self.resolve(target).await?;
+        self.attach_selected(target.to_vec(), selector).await
+    }
+
+    /// Attaches every working VDI whose name can stand in a directory.
+    ///
+    /// # Errors
+    /// `Cluster` when the VDIs cannot be listed. A VDI that cannot be attached
+    /// is left out with a warning in the log.
+    pub async fn attach_all(&self) -> Result<(), FsError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let mut names = self.client.working_names().await?;
+        names.retain(|name| !self.attached().by_name.contains_key(name.as_bytes()));
+        for some in names.chunks(ATTACH_PARALLEL) {
+            join_all(some.iter().map(|name| async move {
+                let target = name.as_bytes().to_vec();
+                let outcome = match check_file_name(&target) {
+                    Ok(()) => {
+                        self.attach_selected(target, VdiSelector::working(name.clone()))
+                            .await
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = outcome {
+                    tracing::warn!("left {name} out: {error}");
+                }
+            }))
+            .await;
+        }
+        Ok(())
+    }
+
+    async fn attach_selected(&self, target: Vec<u8>, selector: VdiSelector) -> Result<(), FsError> {
+        let lock = match self.config.lock {
+            LockMode::Auto => true,
+            LockMode::Off => false,
+            LockMode::Require => {
+                let flags = self.client.cluster_info().await?.header.flags();
+                if !flags.contains(sheep_proto::ClusterFlags::USE_LOCK) {
+                    return Err(FsError::Invalid(
+                        "the cluster was formatted without locking".to_owned(),
+                    ));
+                }
+                true
+            }
+        };
+        let options = VolumeOptions {
+            read_only: self.config.read_only,
+            lock,
+        };
+        let volume = Volume::open(self.client.clone(), selector, options).await?;
+        tracing::info!(
+            "attached {} as volume/{}",
+            volume.selector(),
+            target.escape_ascii()
+        );
+        let ino = Ino(self.next_ino.fetch_add(1, Ordering::Relaxed));
+        {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            attached.by_name.insert(target.clone(), ino);
+            attached.by_ino.insert(ino, volume);
+        }
+        self.forget_name(target);
+        Ok(())
+    }
+
+    /// Detaches a volume that nobody has open.
+    ///
+    /// # Errors
+    /// `NoEntry` when it is not attached, `Busy` while it is open, `VolumeIo`
+    /// when the last writes cannot be brought home: then it stays attached.
+    pub async fn detach(&self, target: &[u8]) -> Result<(), FsError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let (ino, volume) = self.volume_named(target).ok_or(FsError::NoEntry)?;
+        {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            // Opening takes the read lock, so nobody opens it between look and removal.
+            if self.handles.is_open(ino) {
+                return Err(FsError::Busy(volume.selector().to_string()));
+            }
+            attached.by_name.remove(target);
+            attached.by_ino.remove(&ino);
+        }
+        if let Err(error) = volume.close().await {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            attached.by_name.insert(target.to_vec(), ino);
+            attached.by_ino.insert(ino, volume);
+            return Err(error);
+        }
+        tracing::info!("detached volume/{}", target.escape_ascii());
+        self.forget(Invalidation::Inode(ino));
+        self.forget_name(target.to_vec());
+        Ok(())
+    }
+
+    /// Finishes what is on its way and gives all locks back.
+    pub async fn close(&self) {
+        let _one_at_a_time = self.changing.lock().await;
+        let volumes = {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            std::mem::take(&mut *attached).by_ino
+        };
+        join_all(volumes.values().map(|volume| async move {
+            if let Err(error) = volume.close().await {
+                tracing::error!("cannot close {}: {error}", volume.selector());
+            }
+        }))
+        .await;
+    }
+
+    /// Refuses what would pull a VDI out from under an attached volume.
+    pub(crate) fn check_not_attached(&self, selector: &VdiSelector) -> Result<(), FsError> {
+        let attached = self.attached();
+        let same = attached
+            .by_ino
+            .values()
+            .find(|volume| volume.selector() == selector);
+        match same {
+            Some(volume) => Err(FsError::Busy(volume.selector().to_string())),
+            None => Ok(()),
+        }
+    }
+
+    fn attached(&self) -> std::sync::RwLockReadGuard<'_, Attached> {
+        self.attached
+            .read()
+            .expect("no one panics with the volumes")
+    }
+
+    fn volume_named(&self, name: &[u8]) -> Option<(Ino, Arc<Volume>)> {
+        let attached = self.attached();
+        let ino = *attached.by_name.get(name)?;
+        Some((ino, Arc::clone(&attached.by_ino[&ino])))
+    }
+
+    fn forget(&self, what: Invalidation) {
+        if let Some(invalidator) = self.invalidator.get() {
+            invalidator(what);
+        }
+    }
+
+    fn forget_name(&self, name: Vec<u8>) {
+        self.forget(Invalidation::Entry {
+            parent: Directory::Volume.ino(),
+            name,
+        });
+    }
+
+    fn node(&self, ino: Ino) -> Result<Node, FsError> {
+        if ino == Ino::ROOT {
+            return Ok(Node::Directory(Directory::Root));
+        }
+        if let Some(volume) = self.attached().by_ino.get(&ino) {
+            return Ok(Node::Volume(Arc::clone(volume)));
+        }
+        let fixed = FIXED.iter().find(|entry| entry.ino == ino);
+        Ok(fixed.ok_or(FsError::NoEntry)?.node.clone())
+    }
+
+    fn directory(&self, ino: Ino) -> Result<Directory, FsError> {
+        match self.node(ino)? {
+            Node::Directory(directory) => Ok(directory),
+            _ => Err(FsError::NotDirectory),
+        }
+    }
+
+    /// The attributes of `name` in directory `parent`.
+    ///
+    /// # Errors
+    /// `NoEntry`, `NotDirectory`, and as [`Tree::attributes`].
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
+        let directory = self.directory(parent)?;
+        let ino = if directory == Directory::Volume {
+            self.volume_named(name).map(|(ino, _)| ino)
+        } else {
+            FIXED
+                .iter()
+                .find(|entry| entry.parent == directory && entry.name.as_bytes() == name)
+                .map(|entry| entry.ino)
+        };
+        self.attributes(ino.ok_or(FsError::NoEntry)?).await
+    }
+
+    /// The attributes of a file.
+    ///
+    /// # Errors
+    /// `NoEntry`; `Cluster` when a report cannot be made; `Stale` for a volume
+    /// whose VDI is gone.
+    pub async fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
+        let fixed = |kind, size, permissions, modified, cacheable| Attributes {
+            ino,
+            kind,
+            size,
+            blocks: 0,
+            permissions,
+            modified,
+            cacheable,
+        };
+        Ok(match self.node(ino)? {
+            Node::Directory(_) => fixed(FileKind::Directory, 0, 0o755, self.started, FIXED_FOR),
+            Node::Command(_) => fixed(FileKind::Regular, 0, 0o644, self.started, FIXED_FOR),
+            Node::Setting(setting) => {
+                let size = self.setting_text(setting).len() as u64;
+                fixed(FileKind::Regular, size, 0o644, self.started, Duration::ZERO)
+            }
+            Node::Report(report, format) => {
+                let report = &self.reports[&(report, format)];
+                let text = report
+                    .recent(CHANGING_FOR)
+                    .await
+                    .map_err(FsError::Cluster)?;
+                let now = SystemTime::now();
+                fixed(
+                    FileKind::Regular,
+                    text.len() as u64,
+                    0o444,
+                    now,
+                    CHANGING_FOR,
+                )
+            }
+            Node::Volume(volume) => {
+                volume.refresh().await?;
+                Attributes {
+                    ino,
+                    kind: FileKind::Regular,
+                    size: volume.size(),
+                    blocks: volume.allocated() / 512,
+                    permissions: if volume.is_writable() { 0o644 } else { 0o444 },
+                    modified: volume.modified(),
+                    cacheable: CHANGING_FOR,
+                }
+            }
+        })
+    }
+
+    /// The entries of a directory, without `.` and `..`, as of now.
+    ///
+    /// # Errors
+    /// `NoEntry`, `NotDirectory`.
+    pub fn entries(&self, ino: Ino) -> Result<Vec<Entry>, FsError> {
+        let directory = self.directory(ino)?;
+        if directory == Directory::Volume {
+            let attached = self.attached();
+            let entry = |(name, &ino): (&Vec<u8>, &Ino)| Entry {
+                ino,
+                kind: FileKind::Regular,
+                name: name.clone(),
+            };
+            return Ok(attached.by_name.iter().map(entry).collect());
+        }
+        let inside = FIXED.iter().filter(|entry| entry.parent == directory);
+        let entry = |fixed: &Fixed| Entry {
+            ino: fixed.ino,
+            kind: match fixed.node {
+                Node::Directory(_) => FileKind::Directory,
+                _ => FileKind::Regular,
+            },
+            name: fixed.name.into(),
+        };
+        Ok(inside.map(entry).collect())
+    }
+
+    /// Sets the size of a file. Only growing a volume does something; making it
+    /// smaller, or truncating a command file, succeeds and does nothing, which
+    /// `cp`, `dd` and the shell's `>` rely on.
+    ///
+    /// # Errors
+    /// `Access` for a report, `IsDirectory`, and as [`Volume::set_size`].
+    pub async fn set_size(&self, ino: Ino, size: u64) -> Result<Attributes, FsError> {
+        match self.node(ino)? {
+            Node::Directory(_) => return Err(FsError::IsDirectory),
+            Node::Report(..) => return Err(FsError::Access),
+            Node::Command(_) | Node::Setting(_) => {}
+            Node::Volume(volume) => volume.set_size(size).await?,
+        }
+        self.attributes(ino).await
+    }
+
+    /// Opens a file. A report's text is made now and stays as it is for the handle.
+    ///
+    /// # Errors
+    /// `Access` to write a report, `ReadOnly` to write a snapshot, `Cluster`
+    /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
+    pub async fn open(&self, ino: Ino, mode: OpenMode) -> Result<Opened, FsError> {
+        let node = self.node(ino)?;
+        let direct_io = match &node {
+            Node::Volume(_) => !self.settings().page_cache,
+            _ => true,
+        };
+        let file = match node {
+            Node::Directory(_) => return Err(FsError::IsDirectory),
+            Node::Report(..) if mode.write => return Err(FsError::Access),
+            Node::Report(report, format) => {
+                let text = self.reports[&(report, format)].fresh().await;
+                OpenFile::Text(text.map_err(FsError::Cluster)?)
+            }
+            Node::Command(command) => OpenFile::Command(command),
+            Node::Setting(setting) => OpenFile::Setting(setting, self.setting_text(setting)),
+            Node::Volume(volume) => {
+                if mode.write && !volume.is_writable() {
+                    return Err(FsError::ReadOnly(volume.selector().to_string()));
+                }
+                volume.refresh().await?;
+                OpenFile::Volume(volume)
+            }
+        };
+        // Held so that the volume is not detached between look and entry.
+        let attached = self.attached();
+        if matches!(file, OpenFile::Volume(_)) && !attached.by_ino.contains_key(&ino) {
+            return Err(FsError::NoEntry);
+        }
+        Ok(Opened {
+            handle: self.handles.insert(ino, file),
+            direct_io,
+        })
+    }
+
+    fn setting_text(&self, setting: Setting) -> Bytes {
+        let switch = |on| Bytes::from_static(if on { b"1\n" } else { b"0\n" });
+        match setting {
+            Setting::PageCache => switch(self.settings().page_cache),
+            Setting::ObjectCache => switch(self.settings().object_cache),
+            Setting::SheepInfo => Bytes::from(format!("{}\n", self.client.address())),
+        }
+    }
+
+    /// Reads up to `len` bytes at byte `offset` and runs `done` with them;
+    /// fewer at the end of the file, none behind it. Does not block.
+    pub fn read(&self, handle: HandleId, offset: u64, len: u32, done: Done<Bytes>) {
+        match self.handles.get(handle) {
+            None => done(Err(FsError::BadHandle)),
+            Some(OpenFile::Volume(volume)) => volume.read(offset, len, done),
+            Some(OpenFile::Text(text) | OpenFile::Setting(_, text)) => {
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(text.len());
+                let end = start.saturating_add(len as usize).min(text.len());
+                done(Ok(text.slice(start..end)));
+            }
+            Some(OpenFile::Command(_)) => done(Ok(Bytes::new())),
+        }
+    }
+
+    /// Writes `data` at byte `offset` and runs `done` with the number of bytes
+    /// taken. Does not block. A command file takes one line, at any offset.
+    pub fn write(self: &Arc<Self>, handle: HandleId, offset: u64, data: Bytes, done: Done<u32>) {
+        let file = match self.handles.get(handle) {
+            None => return done(Err(FsError::BadHandle)),
+            Some(OpenFile::Volume(volume)) => return volume.write(offset, data, done),
+            Some(OpenFile::Text(_)) => return done(Err(FsError::Access)),
+            Some(file) => file,
+        };
+        let tree = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let outcome = match file {
+                OpenFile::Command(command) => tree.command(command, &data).await,
+                OpenFile::Setting(setting, _) => tree.change_setting(setting, &data).await,
+                OpenFile::Volume(_) | OpenFile::Text(_) => Err(FsError::BadHandle),
+            };
+            done(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
+        });
+    }
+
+    /// Waits until everything written before is as durable as the cluster makes it.
+    ///
+    /// # Errors
+    /// `BadHandle`, and as [`Volume::sync`].
+    pub async fn sync(&self, handle: HandleId) -> Result<(), FsError> {
+        match self.handles.get(handle).ok_or(FsError::BadHandle)? {
+            OpenFile::Volume(volume) => volume.sync().await,
+            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
+        }
+    }
+
+    /// Forgets a handle.
+    pub fn release(&self, handle: HandleId) {
+        self.handles.remove(handle);
+    }
+
+    /// Allocates or zeroes a range of a volume.
+    ///
+    /// # Errors
+    /// `Unsupported` on other files, `PastEnd` to allocate behind the end, and
+    /// as [`Volume::write_zeros`].
+    pub async fn allocate(
+        &self,
+        handle: HandleId,
+        mode: AllocateMode,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), FsError> {
+        let volume = self.open_volume(handle)?;
+        match mode {
+            AllocateMode::Allocate if !volume.is_writable() => {
+                Err(FsError::ReadOnly(volume.selector().to_string()))
+            }
+            AllocateMode::Allocate if offset.saturating_add(len) > volume.size() => {
+                Err(FsError::PastEnd(offset.saturating_add(len)))
+            }
+            // Space is taken when it is written, as the cluster does it.
+            AllocateMode::Allocate => Ok(()),
+            AllocateMode::PunchHole | AllocateMode::ZeroRange => {
+                volume.write_zeros(offset, len).await
+            }
+        }
+    }
+
+    /// Finds data or a hole in a volume, from byte `offset` on.
+    ///
+    /// # Errors
+    /// `Unsupported` on other files, `NothingThere`.
+    pub fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+        let volume = self.open_volume(handle)?;
+        match to {
+            SeekTo::Data => volume.next_data(offset),
+            SeekTo::Hole => volume.next_hole(offset),
+        }
+    }
+
+    fn open_volume(&self, handle: HandleId) -> Result<Arc<Volume>, FsError> {
+        match self.handles.get(handle).ok_or(FsError::BadHandle)? {
+            OpenFile::Volume(volume) => Ok(volume),
+            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => {
+                Err(FsError::Unsupported)
+            }
+        }
+    }
+
+    /// Space of the whole cluster: the stores of all nodes that answer.
+    ///
+    /// # Errors
+    /// `Cluster` when the nodes cannot be listed, or none of them answers.
+    pub async fn capacity(&self) -> Result<Capacity, FsError> {
+        let nodes = self.client.nodes().await?;
+        let stores = join_all(
+            nodes
+                .iter()
+                .map(|node| self.client.store_space(node.address())),
+        )
+        .await;
+        let mut capacity = Capacity { total: 0, free: 0 };
+        let mut failed: Option<ClientError> = None;
+        let mut answered = false;
+        for store in stores {
+            match store {
+                Ok(store) => {
+                    answered = true;
+                    capacity.total = capacity.total.saturating_add(store.total);
+                    capacity.free = capacity.free.saturating_add(store.free);
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if !answered => Err(error.into()),
+            _ => Ok(capacity),
+        }
+    }
+}
+
+/// Each report file with the queries its readers share.
+fn shared_reports(client: &Client) -> HashMap<(Report, Format), SharedReport> {
+    let files = FIXED.iter().filter_map(|entry| match entry.node {
+        Node::Report(report, format) => Some((report, format)),
+        _ => None,
+    });
+    files
+        .map(|(report, format)| {
+            let client = client.clone();
+            let ask = move || {
+                let client = client.clone();
+                async move { report.render(format, &client).await }
+            };
+            ((report, format), SharedReport::new(ask))
+        })
+        .collect()
+}
+
+/// A name that can stand in a directory.
+fn check_file_name(name: &[u8]) -> Result<(), FsError> {
+    if name.contains(&b'/') || name == b"." || name == b".." {
+        return Err(FsError::Invalid(format!(
+            "'{}' cannot be the name of a file",
+            name.escape_ascii()
+        )));
+    }
+    Ok(())
+}

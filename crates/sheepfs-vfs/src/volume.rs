@@ -1,0 +1,450 @@
+//! A VDI attached as a range of bytes.
+//!
+//! ```text
+//! read:    slot 0       -> zeros, no request
+//!          slot V or P  -> one READ_OBJ
+//! write:   slot V       -> one WRITE_OBJ                     (one round trip)
+//!          slot 0 or P  -> guard, CREATE (copy of P), index  (three in sequence)
+//! ```
+//!
+//! V is the attached VDI's own VID, P an ancestor's. Data goes first, then the
+//! index, then the answer: a crash in between leaves an object nobody names,
+//! never a slot that names nothing. Requests of one object are sent from the
+//! calling thread and completed where the answer is read; everything longer
+//! runs as a task, which finishes even when nobody waits for it any more.
+//!
+//! Someone may take a snapshot at any moment. Then V is read-only, and
+//! [`reload`] moves the volume to the new working VDI without losing a write
+//! that was acknowledged.
+
+mod read;
+mod reload;
+mod write;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use sheep_client::{Client, ClientError, VdiInfo, VdiSelector, WhichVersion};
+use sheep_proto::inode::packed_seconds;
+use sheep_proto::{ObjectIndex, ResultCode, Vid};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::error::FsError;
+use crate::index_writer::IndexWriter;
+use crate::inode_map::InodeMap;
+use crate::slot_guard::SlotGuards;
+use crate::write_tracker::WriteTracker;
+
+/// Runs once with the outcome of a read or write, on any thread; it must not block.
+pub type Done<T> = Box<dyn FnOnce(Result<T, FsError>) + Send>;
+
+/// Age up to which the facts of a VDI are believed without asking.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+/// Longest wait for those facts while the cluster is slow; the known ones serve.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Objects of one request handled at once.
+const PARALLEL_CHUNKS: usize = 16;
+
+/// An attached VDI.
+#[derive(Debug)]
+pub struct Volume {
+    me: Weak<Volume>,
+    client: Client,
+    selector: VdiSelector,
+    writable: bool,
+    /// Whether a lock is held and must go back.
+    locked: bool,
+    runtime: Handle,
+    head: RwLock<Head>,
+    reloading: tokio::sync::Mutex<()>,
+    guards: SlotGuards,
+    index_writer: Arc<IndexWriter>,
+    writes: WriteTracker,
+    /// Written since the last sync.
+    dirty: AtomicBool,
+    /// The VDI is gone; nothing may be read or written any more.
+    stale: AtomicBool,
+    checked: Mutex<Instant>,
+    modified: Mutex<Option<SystemTime>>,
+}
+
+/// The VDI behind a volume at the moment, and its index.
+#[derive(Debug)]
+struct Head {
+    info: VdiInfo,
+    map: InodeMap,
+}
+
+/// How to attach a VDI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// Refuse every write.
+    pub read_only: bool,
+    /// Take the VDI's lock, which only means something in a cluster formatted
+    /// with locking.
+    pub lock: bool,
+}
+
+impl Head {
+    async fn load(client: &Client, vid: Vid) -> Result<Option<Self>, ClientError> {
+        let Some(info) = client.info(vid).await? else {
+            return Ok(None);
+        };
+        let mut map = InodeMap::default();
+        client
+            .for_each_slot(&info, |index, owner| map.set(index, Some(owner)))
+            .await?;
+        Ok(Some(Self { info, map }))
+    }
+}
+
+impl Volume {
+    /// Attaches a VDI: the working one to read and write, a snapshot to read.
+    ///
+    /// # Errors
+    /// `Cluster` with the refusal when there is no such VDI or someone else has
+    /// its lock.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn open(
+        client: Client,
+        selector: VdiSelector,
+        options: VolumeOptions,
+    ) -> Result<Arc<Self>, FsError> {
+        let working = selector.which == WhichVersion::Working;
+        let locked = options.lock && working && !options.read_only;
+        let vid = if locked {
+            client.lock(&selector).await?
+        } else {
+            client.find(&selector).await?
+        };
+        let head = match Head::load(&client, vid).await {
+            Ok(Some(head)) => head,
+            other => {
+                if locked {
+                    client.release(vid).await?;
+                }
+                return Err(match other {
+                    Err(error) => error.into(),
+                    Ok(_) => FsError::Stale(selector.to_string()),
+                });
+            }
+        };
+        if head.info.hypervolume && working {
+            tracing::warn!("{selector} is a hypervolume: it can be read, not written");
+        }
+        let writable = working && !options.read_only && !head.info.hypervolume;
+        Ok(Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            index_writer: IndexWriter::new(client.clone()),
+            client,
+            selector,
+            writable,
+            locked,
+            runtime: Handle::current(),
+            head: RwLock::new(head),
+            reloading: tokio::sync::Mutex::default(),
+            guards: SlotGuards::default(),
+            writes: WriteTracker::default(),
+            dirty: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
+            checked: Mutex::new(Instant::now()),
+            modified: Mutex::new(None),
+        }))
+    }
+
+    /// Which VDI this is, as it was asked for.
+    pub fn selector(&self) -> &VdiSelector {
+        &self.selector
+    }
+
+    /// Whether it can be written.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The facts of the VDI as last seen.
+    pub fn info(&self) -> VdiInfo {
+        self.head().info.clone()
+    }
+
+    /// Bytes of the volume.
+    pub fn size(&self) -> u64 {
+        self.head().info.size
+    }
+
+    /// Bytes of the objects that exist, inherited ones included.
+    pub fn allocated(&self) -> u64 {
+        let head = self.head();
+        head.map.allocated().saturating_mul(head.info.object_size())
+    }
+
+    /// When it was last written through this volume, else when the VDI was
+    /// made or became a snapshot.
+    pub fn modified(&self) -> SystemTime {
+        let written = *self.modified.lock().expect("no one panics with the time");
+        written.unwrap_or_else(|| {
+            let head = self.head();
+            let packed = match head.info.snap_ctime {
+                0 => head.info.create_time,
+                snapped => snapped,
+            };
+            UNIX_EPOCH + Duration::from_secs(packed_seconds(packed))
+        })
+    }
+
+    /// Notices what others did to the VDI, unless that was asked a moment ago.
+    ///
+    /// # Errors
+    /// `Stale` when the VDI was deleted or rolled back. That the cluster does
+    /// not answer is not an error here: what is known stays in use.
+    pub async fn refresh(&self) -> Result<(), FsError> {
+        {
+            let mut checked = self.checked.lock().expect("no one panics with the time");
+            if checked.elapsed() < FRESH_FOR {
+                return self.usable();
+            }
+            *checked = Instant::now();
+        }
+        match tokio::time::timeout(CHECK_TIMEOUT, self.check()).await {
+            Ok(Err(error @ FsError::Stale(_))) => Err(error),
+            Ok(Err(error)) => {
+                tracing::debug!("cannot look after {}: {error}", self.selector);
+                self.usable()
+            }
+            Ok(Ok(())) | Err(_) => self.usable(),
+        }
+    }
+
+    /// Looks at the VDI's header: deleted, turned into a snapshot, resized?
+    async fn check(&self) -> Result<(), FsError> {
+        let (vid, create_time, size, was_snapshot) = {
+            let info = &self.head().info;
+            (info.vid, info.create_time, info.size, info.is_snapshot())
+        };
+        let now = match self
+            .client
+            .info(vid)
+            .await
+            .map_err(|error| self.failed(error))?
+        {
+            Some(now) if now.create_time == create_time => now,
+            _ => return Err(self.gone()),
+        };
+        if now.is_snapshot() != was_snapshot {
+            return self.reload(vid).await;
+        }
+        if now.size != size {
+            self.resized(&now).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over another size, and the slots that came with it.
+    async fn resized(&self, now: &VdiInfo) -> Result<(), FsError> {
+        let known = self.head().info.object_count();
+        let mut added = Vec::new();
+        self.client
+            .for_each_slot(now, |index, owner| {
+                if u64::from(index.0) >= known {
+                    added.push((index, owner));
+                }
+            })
+            .await
+            .map_err(|error| self.failed(error))?;
+        let mut head = self.head.write().expect("no one panics with the head");
+        if head.info.vid == now.vid {
+            tracing::info!("{} now has {} bytes", self.selector, now.size);
+            head.info.size = now.size;
+            for (index, owner) in added {
+                // What was written here meanwhile is newer.
+                if head.map.get(index).is_none() {
+                    head.map.set(index, Some(owner));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Grows the VDI to `size` bytes; a smaller size is accepted and ignored,
+    /// as on a block device.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Cluster` when the cluster refuses or the size is too large.
+    pub async fn set_size(&self, size: u64) -> Result<(), FsError> {
+        if !self.writable {
+            return Err(FsError::ReadOnly(self.selector.to_string()));
+        }
+        self.usable()?;
+        if size <= self.size() {
+            return Ok(());
+        }
+        self.client.resize(&self.selector.name, size).await?;
+        self.check().await
+    }
+
+    /// Returns once every write that was acknowledged before is as durable as
+    /// the cluster makes it.
+    ///
+    /// A sheep answers a write when it is (protocol 7.7), so what is left is to
+    /// wait for those on their way, and to see that none of them was overtaken
+    /// by a snapshot.
+    ///
+    /// # Errors
+    /// `VolumeIo` when the cluster does not answer, `Stale`.
+    pub async fn sync(&self) -> Result<(), FsError> {
+        self.usable()?;
+        self.writes.wait_for_earlier().await;
+        if self.dirty.swap(false, Ordering::AcqRel) {
+            let vid = self.vid();
+            let is_snapshot = self.client.is_snapshot(vid).await;
+            if is_snapshot.map_err(|error| self.failed(error))? {
+                self.reload(vid).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes what is on its way and gives the lock back.
+    ///
+    /// # Errors
+    /// As [`Volume::sync`]; the lock is released in any case when that is possible.
+    pub async fn close(&self) -> Result<(), FsError> {
+        let synced = self.sync().await;
+        if self.locked {
+            self.client.release(self.vid()).await?;
+        }
+        match synced {
+            // Nothing can be lost that is gone already.
+            Err(FsError::Stale(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// First byte at or behind `offset` that an object holds.
+    ///
+    /// # Errors
+    /// `NothingThere` when only holes follow.
+    pub fn next_data(&self, offset: u64) -> Result<u64, FsError> {
+        let head = self.head();
+        if offset >= head.info.size {
+            return Err(FsError::NothingThere(offset));
+        }
+        let shift = head.info.object_shift;
+        let start = u32::try_from(offset >> shift).map_err(|_| FsError::NothingThere(offset))?;
+        match head.map.owned(ObjectIndex(start)..).next() {
+            Some((index, _)) => match u64::from(index.0) << shift {
+                at if at >= head.info.size => Err(FsError::NothingThere(offset)),
+                at => Ok(at.max(offset)),
+            },
+            None => Err(FsError::NothingThere(offset)),
+        }
+    }
+
+    /// First byte at or behind `offset` that no object holds, or the end.
+    ///
+    /// # Errors
+    /// `NothingThere` at or past the end.
+    pub fn next_hole(&self, offset: u64) -> Result<u64, FsError> {
+        let head = self.head();
+        if offset >= head.info.size {
+            return Err(FsError::NothingThere(offset));
+        }
+        let shift = head.info.object_shift;
+        let mut index =
+            u32::try_from(offset >> shift).map_err(|_| FsError::NothingThere(offset))?;
+        let first = index;
+        for (owned, _) in head.map.owned(ObjectIndex(first)..) {
+            if owned.0 != index {
+                break;
+            }
+            index += 1;
+        }
+        let at = (u64::from(index) << shift).max(offset);
+        Ok(at.min(head.info.size))
+    }
+
+    fn head(&self) -> std::sync::RwLockReadGuard<'_, Head> {
+        self.head.read().expect("no one panics with the head")
+    }
+
+    fn vid(&self) -> Vid {
+        self.head().info.vid
+    }
+
+    /// The attached VID and the owner of an object, of one moment.
+    fn slot(&self, index: ObjectIndex) -> Result<(Vid, Option<Vid>), FsError> {
+        self.usable()?;
+        let head = self.head();
+        Ok((head.info.vid, head.map.get(index)))
+    }
+
+    fn usable(&self) -> Result<(), FsError> {
+        if self.stale.load(Ordering::Acquire) {
+            return Err(FsError::Stale(self.selector.to_string()));
+        }
+        Ok(())
+    }
+
+    /// From now on nothing of the VDI is believed.
+    fn gone(&self) -> FsError {
+        self.stale.store(true, Ordering::Release);
+        FsError::Stale(self.selector.to_string())
+    }
+
+    fn failed(&self, error: impl Into<Arc<ClientError>>) -> FsError {
+        FsError::VolumeIo {
+            volume: self.selector.to_string(),
+            source: error.into(),
+        }
+    }
+
+    /// Asks for a slot again, after the cached one led to a missing object.
+    ///
+    /// # Errors
+    /// `error` when the slot is what it was: the object is lost.
+    async fn refresh_slot(
+        &self,
+        index: ObjectIndex,
+        seen: (Vid, Option<Vid>),
+        error: ClientError,
+    ) -> Result<(), FsError> {
+        self.check().await?;
+        let info = self.info();
+        let slot = self
+            .client
+            .slot(&info, index)
+            .await
+            .map_err(|error| self.failed(error))?;
+        if (info.vid, slot) == seen {
+            return Err(self.failed(error));
+        }
+        let mut head = self.head.write().expect("no one panics with the head");
+        if head.info.vid == info.vid && head.map.get(index) == seen.1 {
+            head.map.set(index, slot);
+        }
+        Ok(())
+    }
+
+    fn arc(&self) -> Arc<Self> {
+        self.me.upgrade().expect("a borrowed volume is alive")
+    }
+}
+
+/// Zeros without memory of their own, up to a mebibyte.
+fn zeros(len: u32) -> Bytes {
+    static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+    match ZEROS.get(..len as usize) {
+        Some(zeros) => Bytes::from_static(zeros),
+        None => Bytes::from(vec![0; len as usize]),
+    }
+}
+
+/// True when a refusal says that the VDI has become a snapshot.
+fn is_read_only(error: &ClientError) -> bool {
+    error.code() == Some(ResultCode::ReadOnly)
+}

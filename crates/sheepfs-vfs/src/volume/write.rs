@@ -1,0 +1,290 @@
+//! Writing: in place, or by making the object first.
+
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use sheep_client::{Call, ClientError};
+use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
+use tokio::sync::oneshot;
+
+use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only, zeros};
+use crate::chunk::{Chunk, chunks};
+use crate::error::FsError;
+use crate::index_writer::Published;
+
+/// How often a write follows a volume that moves under it: each time someone
+/// has taken one more snapshot.
+const MAX_MOVES: u32 = 64;
+/// Zeros written in one piece.
+const ZERO_PIECE: u64 = 1 << 20;
+
+impl Volume {
+    /// Writes `data` at byte `offset` and runs `done` with the number of bytes
+    /// written: fewer than given when the volume ends in between.
+    ///
+    /// Does not block. A range within one object that exists is sent by the
+    /// calling thread.
+    pub fn write(&self, offset: u64, data: Bytes, done: Done<u32>) {
+        let (data, len) = match self.accept(offset, data) {
+            Ok(accepted) => accepted,
+            Err(error) => return done(Err(error)),
+        };
+        let token = self.writes.begin();
+        let volume = self.arc();
+        let Some((vid, chunk)) = self.in_place(offset, len) else {
+            self.runtime.spawn(async move {
+                let written = volume.write_range(offset, data).await;
+                drop(token);
+                done(written.map(|()| len));
+            });
+            return;
+        };
+        let call = Call::write_object(Oid::data(vid, chunk.index), chunk.offset, data.clone());
+        self.client.submit(
+            call,
+            Box::new(move |result| {
+                if result.and_then(sheep_client::Response::accepted).is_ok() {
+                    volume.written();
+                    drop(token);
+                    return done(Ok(len));
+                }
+                // Finds out what to do about it.
+                let runtime = volume.runtime.clone();
+                runtime.spawn(async move {
+                    let written = volume.write_range(offset, data).await;
+                    drop(token);
+                    done(written.map(|()| len));
+                });
+            }),
+        );
+    }
+
+    /// Writes `data` at byte `offset`; returns the number of bytes written,
+    /// fewer than given when the volume ends in between.
+    ///
+    /// When the future is dropped the write still runs to its end.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `PastEnd` for a write that starts there, `VolumeIo` when the
+    /// cluster refuses, `Stale`.
+    pub async fn write_at(&self, offset: u64, data: Bytes) -> Result<u32, FsError> {
+        let (done, written) = oneshot::channel();
+        // Nobody may be waiting any more.
+        self.write(
+            offset,
+            data,
+            Box::new(move |result| drop(done.send(result))),
+        );
+        written.await.expect("every write is answered")
+    }
+
+    /// Makes `[offset, offset + len)` read as zeros, as far as the volume goes.
+    ///
+    /// # Errors
+    /// As [`Volume::write_at`].
+    pub async fn write_zeros(&self, offset: u64, len: u64) -> Result<(), FsError> {
+        if !self.writable {
+            return Err(FsError::ReadOnly(self.selector.to_string()));
+        }
+        self.usable()?;
+        let (len, shift) = {
+            let head = self.head();
+            (
+                len.min(head.info.size.saturating_sub(offset)),
+                head.info.object_shift,
+            )
+        };
+        let token = self.writes.begin();
+        for chunk in chunks(offset, len, shift) {
+            // A hole is zeros already, and is left one.
+            if self.slot(chunk.index)?.1.is_none() {
+                continue;
+            }
+            let start = (u64::from(chunk.index.0) << shift) + u64::from(chunk.offset);
+            for piece in pieces(u64::from(chunk.len)) {
+                let data = zeros(piece.1);
+                let volume = self.arc();
+                let at = start + piece.0;
+                // As a task, so that it ends even when nobody waits.
+                self.runtime
+                    .spawn(async move { volume.write_range(at, data).await })
+                    .await
+                    .expect("writing does not panic")?;
+            }
+        }
+        drop(token);
+        Ok(())
+    }
+
+    /// Cuts a write at the end of the volume.
+    fn accept(&self, offset: u64, mut data: Bytes) -> Result<(Bytes, u32), FsError> {
+        if !self.writable {
+            return Err(FsError::ReadOnly(self.selector.to_string()));
+        }
+        self.usable()?;
+        let size = self.size();
+        if offset >= size && !data.is_empty() {
+            return Err(FsError::PastEnd(offset));
+        }
+        let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        data.truncate(room.min(u32::MAX as usize));
+        let len = u32::try_from(data.len()).expect("just truncated");
+        Ok((data, len))
+    }
+
+    /// The one object of a range, when the volume owns it already.
+    fn in_place(&self, offset: u64, len: u32) -> Option<(Vid, Chunk)> {
+        let head = self.head();
+        let mut parts = chunks(offset, u64::from(len), head.info.object_shift);
+        match (parts.next(), parts.next()) {
+            (Some(only), None) if head.map.get(only.index) == Some(head.info.vid) => {
+                Some((head.info.vid, only))
+            }
+            _ => None,
+        }
+    }
+
+    async fn write_range(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
+        let shift = self.head().info.object_shift;
+        let mut at = 0;
+        let parts = chunks(offset, data.len() as u64, shift).map(|chunk| {
+            let end = at + chunk.len as usize;
+            let part = data.slice(at..end);
+            at = end;
+            (chunk, part)
+        });
+        stream::iter(parts.collect::<Vec<_>>())
+            .map(Ok)
+            .try_for_each_concurrent(PARALLEL_CHUNKS, |(chunk, part)| {
+                self.write_chunk(chunk, part)
+            })
+            .await?;
+        self.written();
+        Ok(())
+    }
+
+    fn written(&self) {
+        self.dirty.store(true, Ordering::Release);
+        *self.modified.lock().expect("no one panics with the time") = Some(SystemTime::now());
+    }
+
+    async fn write_chunk(&self, chunk: Chunk, data: Bytes) -> Result<(), FsError> {
+        let mut moves = 0;
+        loop {
+            let mut seen = self.slot(chunk.index)?;
+            let outcome = if seen.1 == Some(seen.0) {
+                let oid = Oid::data(seen.0, chunk.index);
+                self.client
+                    .write_object(oid, chunk.offset, data.clone())
+                    .await
+            } else {
+                let _guard = self.guards.acquire(chunk.index).await;
+                seen = self.slot(chunk.index)?;
+                if seen.1 == Some(seen.0) {
+                    // Another writer made it meanwhile.
+                    continue;
+                }
+                match self.create(seen, chunk, data.clone()).await {
+                    // Published under the guard, so that nobody creates it again.
+                    Ok(()) => return self.publish(seen.0, chunk.index).await,
+                    Err(error) => Err(error),
+                }
+            };
+            let error = match outcome {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            moves += 1;
+            if moves > MAX_MOVES {
+                return Err(self.failed(error));
+            }
+            if is_read_only(&error) {
+                self.reload(seen.0).await?;
+            } else if error.code() == Some(ResultCode::NoObj) {
+                self.refresh_slot(chunk.index, seen, error).await?;
+            } else {
+                return Err(self.failed(error));
+            }
+        }
+    }
+
+    async fn create(
+        &self,
+        (vid, owner): (Vid, Option<Vid>),
+        chunk: Chunk,
+        data: Bytes,
+    ) -> Result<(), ClientError> {
+        let source = owner.map(|owner| Oid::data(owner, chunk.index));
+        self.client
+            .create_object(Oid::data(vid, chunk.index), chunk.offset, data, source)
+            .await
+    }
+
+    /// Sets the slot of an object that was just made under `vid`.
+    ///
+    /// The caller holds the slot's guard. When the volume has moved on to
+    /// another VDI meanwhile, the object is brought there.
+    async fn publish(&self, mut vid: Vid, index: ObjectIndex) -> Result<(), FsError> {
+        loop {
+            let published = self.index_writer.publish(vid, index).await;
+            let published = published.map_err(|error| self.failed(error))?;
+            let moved = {
+                let mut head = self.head.write().expect("no one panics with the head");
+                if head.info.vid == vid {
+                    head.map.set(index, Some(vid));
+                    None
+                } else {
+                    Some((head.info.vid, head.map.get(index)))
+                }
+            };
+            match moved {
+                None if published == Published::Working => return Ok(()),
+                // Now that the slot is known here, reloading looks after it.
+                None => return self.reload(vid).await,
+                // The new working VDI has inherited the object.
+                Some((_, owner)) if owner == Some(vid) => return Ok(()),
+                Some((new, _)) => vid = self.carry_over(vid, new, index).await?,
+            }
+        }
+    }
+
+    /// Copies an object made under a VDI that has become a snapshot to the
+    /// working one, which does not name it. Returns the VID it has now.
+    async fn carry_over(&self, from: Vid, mut to: Vid, index: ObjectIndex) -> Result<Vid, FsError> {
+        for _ in 0..MAX_MOVES {
+            match self.copy_object(from, to, index).await {
+                Ok(()) => return Ok(to),
+                Err(error) if is_read_only(&error) => {
+                    self.reload(to).await?;
+                    to = self.vid();
+                }
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        Err(FsError::Stale(self.selector.to_string()))
+    }
+
+    /// Makes object `index` of `to` a copy of the one of `from`.
+    pub(super) async fn copy_object(
+        &self,
+        from: Vid,
+        to: Vid,
+        index: ObjectIndex,
+    ) -> Result<(), ClientError> {
+        let source = Oid::data(from, index);
+        self.client
+            .create_object(Oid::data(to, index), 0, Bytes::new(), Some(source))
+            .await
+    }
+}
+
+/// Cuts `len` bytes into pieces: offset and length of each.
+fn pieces(len: u64) -> impl Iterator<Item = (u64, u32)> {
+    (0..len.div_ceil(ZERO_PIECE)).map(move |number| {
+        let start = number * ZERO_PIECE;
+        let rest = (len - start).min(ZERO_PIECE);
+        (start, u32::try_from(rest).expect("at most a mebibyte"))
+    })
+}

@@ -1,0 +1,65 @@
+//! Which writes are on their way, so that fsync can wait for the earlier ones.
+
+use std::sync::Mutex;
+
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// Writes in flight, in the order of the syncs they came before.
+#[derive(Debug, Default)]
+pub(crate) struct WriteTracker {
+    batches: Mutex<Batches>,
+}
+
+#[derive(Debug, Default)]
+struct Batches {
+    current: TaskTracker,
+    earlier: Vec<TaskTracker>,
+}
+
+impl WriteTracker {
+    /// Counts a write as in flight until the token is dropped.
+    pub(crate) fn begin(&self) -> TaskTrackerToken {
+        self.batches
+            .lock()
+            .expect("no one panics with the batches")
+            .current
+            .token()
+    }
+
+    /// Waits for every write begun before the call; later ones do not delay it.
+    pub(crate) async fn wait_for_earlier(&self) {
+        let waiting = {
+            let mut batches = self.batches.lock().expect("no one panics with the batches");
+            let batch = std::mem::take(&mut batches.current);
+            batch.close();
+            batches.earlier.retain(|batch| !batch.is_empty());
+            batches.earlier.push(batch);
+            batches.earlier.clone()
+        };
+        for batch in waiting {
+            batch.wait().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sync_waits_for_earlier_writes_only() {
+        let tracker = WriteTracker::default();
+        let earlier = tracker.begin();
+        let mut first = Box::pin(tracker.wait_for_earlier());
+        assert!(futures_util::poll!(&mut first).is_pending());
+        let later = tracker.begin();
+        let mut second = Box::pin(tracker.wait_for_earlier());
+        assert!(futures_util::poll!(&mut second).is_pending());
+        drop(earlier);
+        first.await;
+        assert!(futures_util::poll!(&mut second).is_pending());
+        drop(later);
+        second.await;
+    }
+}
