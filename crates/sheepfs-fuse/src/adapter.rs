@@ -1,0 +1,542 @@
+//! One short method per kernel request.
+//!
+//! What the tree is not asked about is decided here:
+//!
+//! * Names cannot be made, moved or removed: EPERM. Attaching, creating and
+//!   deleting volumes have files of their own under `vdi/`.
+//! * Owner and mode cannot change (EPERM); setting them to what they are
+//!   succeeds, so that `cp -p` by the owner does. Setting times succeeds and is
+//!   not kept: `touch`, `rsync --times` and the kernel after mmap(2) all do it,
+//!   and nothing is lost, because a volume's time is when it was made until this
+//!   mount writes to it.
+//! * `close(2)` need not wait: what write(2) acknowledged is on the cluster.
+//! * ENOSYS means "do it yourself, and do not ask again" to the kernel: access,
+//!   extended attributes, copying within the mount, polling.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
+};
+use nix::errno::Errno;
+use sheepfs_vfs::{Entry, Tree};
+
+use crate::answer::{Answers, Facts, Failure, conclude, refuse};
+use crate::convert::{self, Growth, Ownership};
+use crate::directory::OpenDirectories;
+use crate::session;
+
+/// No ino is ever used twice in one mount.
+const GENERATION: Generation = Generation(0);
+/// Longest name in a directory, for `statfs`; a VDI's name and tag are shorter.
+const NAME_MAX: u32 = 255;
+
+/// The tree as the kernel sees it.
+pub(crate) struct Adapter {
+    tree: Arc<Tree>,
+    answers: Answers,
+    owner: Ownership,
+    directories: OpenDirectories,
+}
+
+impl Adapter {
+    pub(crate) fn new(tree: Arc<Tree>, answers: Answers, owner: Ownership) -> Self {
+        Self {
+            tree,
+            answers,
+            owner,
+            directories: OpenDirectories::default(),
+        }
+    }
+}
+
+fn facts(operation: &'static str, request: &Request, ino: INodeNo) -> Facts {
+    range(operation, request, ino, 0, 0)
+}
+
+fn range(operation: &'static str, request: &Request, ino: INodeNo, offset: u64, len: u64) -> Facts {
+    Facts {
+        operation,
+        request: request.unique().0,
+        pid: request.pid(),
+        ino: ino.0,
+        offset,
+        len,
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        session::negotiate(config);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let facts = facts("lookup", request, parent);
+        let (tree, owner, name) = (Arc::clone(&self.tree), self.owner, name.as_bytes().to_vec());
+        let work = async move { Ok(tree.lookup(convert::ino(parent), &name).await?) };
+        self.answers
+            .work(facts, reply, work, move |reply, attributes| {
+                let lifetime = convert::name_lifetime(&attributes);
+                let attr = owner.file_attr(&attributes);
+                reply.entry_with_ttls(&attributes.cacheable, &lifetime, &attr, GENERATION);
+            });
+    }
+
+    fn getattr(&self, request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let facts = facts("getattr", request, ino);
+        let (tree, owner) = (Arc::clone(&self.tree), self.owner);
+        let work = async move { Ok(tree.attributes(convert::ino(ino)).await?) };
+        self.answers
+            .work(facts, reply, work, move |reply, attributes| {
+                reply.attr(&attributes.cacheable, &owner.file_attr(&attributes));
+            });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let facts = range("setattr", request, ino, 0, size.unwrap_or(0));
+        let (tree, owner) = (Arc::clone(&self.tree), self.owner);
+        let work = async move {
+            let ino = convert::ino(ino);
+            let attributes = tree.attributes(ino).await?;
+            if !owner.agrees(&attributes, mode, uid, gid) {
+                return Err(Failure::Refused(Errno::EPERM));
+            }
+            match size {
+                Some(size) => Ok(tree.set_size(ino, size).await?),
+                None => Ok(attributes),
+            }
+        };
+        self.answers
+            .work(facts, reply, work, move |reply, attributes| {
+                reply.attr(&attributes.cacheable, &owner.file_attr(&attributes));
+            });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let facts = facts("open", request, ino);
+        let mode = convert::open_mode(flags);
+        let tree = Arc::clone(&self.tree);
+        let work = async move { Ok(tree.open(convert::ino(ino), mode).await?) };
+        self.answers.work(facts, reply, work, |reply, opened| {
+            reply.opened(FileHandle(opened.handle.0), convert::open_flags(opened));
+        });
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let facts = range("read", request, ino, offset, size.into());
+        let _inside = self.answers.runtime.enter();
+        let done = self
+            .answers
+            .completion(facts, reply, |reply, data: Bytes| reply.data(&data));
+        self.tree.read(convert::handle(fh), offset, size, done);
+    }
+
+    /// Copies the payload once: fuser reuses its buffer as soon as this returns.
+    fn write(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let facts = range("write", request, ino, offset, data.len() as u64);
+        let _inside = self.answers.runtime.enter();
+        let done = self.answers.completion(facts, reply, ReplyWrite::written);
+        let data = Bytes::copy_from_slice(data);
+        self.tree.write(convert::handle(fh), offset, data, done);
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _inside = self.answers.runtime.enter();
+        self.tree.release(convert::handle(fh));
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let facts = facts("fsync", request, ino);
+        let tree = Arc::clone(&self.tree);
+        let work = async move { Ok(tree.sync(convert::handle(fh)).await?) };
+        self.answers
+            .work(facts, reply, work, |reply, ()| reply.ok());
+    }
+
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(self.directories.open(), FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let facts = range("readdir", request, ino, offset, 0);
+        let listing = if offset == 0 {
+            let entries = self.tree.entries(convert::ino(ino));
+            entries.map(|entries| self.directories.restart(fh, entries))
+        } else {
+            Ok(self.directories.listing(fh))
+        };
+        conclude(
+            facts,
+            reply,
+            listing.map_err(Failure::Tree),
+            |mut reply, listing| {
+                fill(&mut reply, ino, offset, &listing);
+                reply.ok();
+            },
+        );
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.directories.close(fh);
+        reply.ok();
+    }
+
+    /// A directory has nothing of its own that could be lost.
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let facts = facts("statfs", request, ino);
+        let tree = Arc::clone(&self.tree);
+        let work = async move { Ok(tree.capacity().await?) };
+        self.answers.work(facts, reply, work, |reply, capacity| {
+            let block = u64::from(convert::STATFS_BLOCK_SIZE);
+            let (total, free) = (capacity.total / block, capacity.free / block);
+            let size = convert::STATFS_BLOCK_SIZE;
+            reply.statfs(total, free, free, 0, 0, size, NAME_MAX, size);
+        });
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let facts = range("fallocate", request, ino, offset, length);
+        let (what, growth) = match convert::allocate_mode(mode) {
+            Ok(known) => known,
+            Err(errno) => return refuse(facts, reply, errno),
+        };
+        let tree = Arc::clone(&self.tree);
+        let work = async move {
+            if growth == Growth::MayGrow {
+                let ino = convert::ino(ino);
+                let end = offset.saturating_add(length);
+                if end > tree.attributes(ino).await?.size {
+                    tree.set_size(ino, end).await?;
+                }
+            }
+            Ok(tree
+                .allocate(convert::handle(fh), what, offset, length)
+                .await?)
+        };
+        self.answers
+            .work(facts, reply, work, |reply, ()| reply.ok());
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        refuse(facts("create", request, parent), reply, Errno::EPERM);
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        refuse(facts("mknod", request, parent), reply, Errno::EPERM);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        refuse(facts("mkdir", request, parent), reply, Errno::EPERM);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        _link_name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
+        refuse(facts("symlink", request, parent), reply, Errno::EPERM);
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        refuse(facts("link", request, ino), reply, Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        refuse(facts("rename", request, parent), reply, Errno::EPERM);
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        refuse(facts("unlink", request, parent), reply, Errno::EPERM);
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        refuse(facts("rmdir", request, parent), reply, Errno::EPERM);
+    }
+
+    /// There are no symbolic links.
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        refuse(facts("readlink", request, ino), reply, Errno::EINVAL);
+    }
+
+    /// Never asked with `default_permissions`.
+    fn access(&self, request: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        refuse(facts("access", request, ino), reply, Errno::ENOSYS);
+    }
+
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
+        refuse(facts("getxattr", request, ino), reply, Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        refuse(facts("listxattr", request, ino), reply, Errno::ENOSYS);
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        refuse(facts("setxattr", request, ino), reply, Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        refuse(facts("removexattr", request, ino), reply, Errno::ENOSYS);
+    }
+
+    fn lseek(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let facts = range("lseek", request, ino, offset.unsigned_abs(), 0);
+        let found = match (convert::seek_to(whence), u64::try_from(offset)) {
+            (Some(to), Ok(offset)) => {
+                let found = self.tree.seek(convert::handle(fh), offset, to);
+                found.map_err(Failure::Tree)
+            }
+            (None, _) => Err(Failure::Refused(Errno::EINVAL)),
+            // As on any file: nothing lies before the beginning.
+            (_, Err(_)) => Err(Failure::Refused(Errno::ENXIO)),
+        };
+        let found =
+            found.and_then(|at| i64::try_from(at).map_err(|_| Failure::Refused(Errno::EOVERFLOW)));
+        conclude(facts, reply, found, ReplyLseek::offset);
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        refuse(
+            facts("copy_file_range", request, ino_in),
+            reply,
+            Errno::ENOSYS,
+        );
+    }
+
+    /// Many programs ask any file whether it is a terminal.
+    fn ioctl(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        refuse(facts("ioctl", request, ino), reply, Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        refuse(facts("poll", request, ino), reply, Errno::ENOSYS);
+    }
+}
+
+/// Adds entries from number `offset` on until the reply is full. `.` and `..`
+/// are entries 0 and 1; the kernel knows itself where `..` leads.
+fn fill(reply: &mut ReplyDirectory, ino: INodeNo, offset: u64, listing: &[Entry]) {
+    let dots = [".", ".."].map(|name| (ino, FileType::Directory, OsStr::new(name)));
+    let entries = listing.iter().map(|entry| {
+        let name = OsStr::from_bytes(&entry.name);
+        (INodeNo(entry.ino.0), convert::file_type(entry.kind), name)
+    });
+    let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
+    let rest = dots.into_iter().chain(entries).zip(1..).skip(skipped);
+    for ((ino, kind, name), next) in rest {
+        if reply.add(ino, next, kind, name) {
+            break;
+        }
+    }
+}

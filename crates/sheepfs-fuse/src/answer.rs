@@ -1,0 +1,233 @@
+//! Runs what a request asks for, replies once, and logs a failure once.
+//!
+//! Every request in flight holds a token of one [`TaskTracker`], so that the
+//! end of a mount can wait for the last reply.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use nix::errno::Errno;
+use sheepfs_vfs::{Done, FsError};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Level, Span};
+
+use crate::convert;
+
+/// What the kernel asked: the words of the log line when it fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    /// As fuse(4) calls it: `lookup`, `write`.
+    pub(crate) operation: &'static str,
+    /// The kernel's number of the request.
+    pub(crate) request: u64,
+    /// The process that asked; 0 when the kernel did on its own.
+    pub(crate) pid: u32,
+    pub(crate) ino: u64,
+    /// In bytes; 0 where the operation has none.
+    pub(crate) offset: u64,
+    /// In bytes; 0 where the operation has none.
+    pub(crate) len: u64,
+}
+
+impl Facts {
+    fn span(&self) -> Span {
+        tracing::debug_span!(
+            "request",
+            operation = self.operation,
+            request = self.request,
+            ino = self.ino,
+            offset = self.offset,
+            len = self.len
+        )
+    }
+
+    fn log(&self, failure: &Failure) {
+        let Self {
+            operation,
+            request,
+            pid,
+            ino,
+            offset,
+            len,
+        } = *self;
+        let errno = failure.errno();
+        if failure.level() == Level::WARN {
+            tracing::warn!(
+                request,
+                pid,
+                ino,
+                offset,
+                len,
+                "{operation}: {failure} ({errno:?})"
+            );
+        } else {
+            tracing::debug!(
+                request,
+                pid,
+                ino,
+                offset,
+                len,
+                "{operation}: {failure} ({errno:?})"
+            );
+        }
+    }
+}
+
+/// Why a request is answered with an errno.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The tree could not do it.
+    Tree(FsError),
+    /// No tree was asked: sheepfs does not do such a thing.
+    Refused(Errno),
+}
+
+impl Failure {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Tree(error) => error.errno(),
+            Self::Refused(errno) => *errno,
+        }
+    }
+
+    /// What sheepfs never does is no news; what the tree could not do may be.
+    fn level(&self) -> Level {
+        match self {
+            Self::Tree(error) => error.level(),
+            Self::Refused(_) => Level::DEBUG,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tree(error) => error.fmt(f),
+            Self::Refused(errno) => f.write_str(errno.desc()),
+        }
+    }
+}
+
+impl From<FsError> for Failure {
+    fn from(error: FsError) -> Self {
+        Self::Tree(error)
+    }
+}
+
+/// A reply that can be an errno, as all of fuser's can.
+pub(crate) trait Reply: Send + 'static {
+    fn refuse(self, errno: fuser::Errno);
+}
+
+macro_rules! replies {
+    ($($reply:ty),+ $(,)?) => {
+        $(impl Reply for $reply {
+            fn refuse(self, errno: fuser::Errno) {
+                self.error(errno);
+            }
+        })+
+    };
+}
+
+replies!(
+    fuser::ReplyAttr,
+    fuser::ReplyCreate,
+    fuser::ReplyData,
+    fuser::ReplyDirectory,
+    fuser::ReplyEmpty,
+    fuser::ReplyEntry,
+    fuser::ReplyIoctl,
+    fuser::ReplyLseek,
+    fuser::ReplyOpen,
+    fuser::ReplyPoll,
+    fuser::ReplyStatfs,
+    fuser::ReplyWrite,
+    fuser::ReplyXattr,
+);
+
+/// Where requests are worked on, and how many are not answered yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Answers {
+    pub(crate) runtime: Handle,
+    pub(crate) in_flight: TaskTracker,
+}
+
+impl Answers {
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            in_flight: TaskTracker::new(),
+        }
+    }
+
+    /// Answers with what `work` comes to.
+    ///
+    /// The first step is taken on the calling thread: most metadata is at hand,
+    /// and a hand-over to the runtime costs more than the work does.
+    pub(crate) fn work<T, R: Reply>(
+        &self,
+        facts: Facts,
+        reply: R,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        succeed: impl FnOnce(R, T) + Send + 'static,
+    ) where
+        T: Send + 'static,
+    {
+        let _inside = self.runtime.enter();
+        let mut work = Box::pin(work.instrument(facts.span()));
+        match pin!(&mut work).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => conclude(facts, reply, result, succeed),
+            Poll::Pending => {
+                // The tracker is what waits for this task.
+                drop(self.in_flight.spawn(async move {
+                    let result = work.await;
+                    conclude(facts, reply, result, succeed);
+                }));
+            }
+        }
+    }
+
+    /// A completion that answers with what it is called with, on whichever
+    /// thread that happens.
+    pub(crate) fn completion<T, R: Reply>(
+        &self,
+        facts: Facts,
+        reply: R,
+        succeed: impl FnOnce(R, T) + Send + 'static,
+    ) -> Done<T> {
+        let in_flight = self.in_flight.token();
+        Box::new(move |result| {
+            conclude(facts, reply, result.map_err(Failure::Tree), succeed);
+            drop(in_flight);
+        })
+    }
+}
+
+/// Answers a request at once with `errno`.
+pub(crate) fn refuse(facts: Facts, reply: impl Reply, errno: Errno) {
+    fail(facts, reply, &Failure::Refused(errno));
+}
+
+/// Answers a request at once with a result that needed no waiting.
+pub(crate) fn conclude<T, R: Reply>(
+    facts: Facts,
+    reply: R,
+    result: Result<T, Failure>,
+    succeed: impl FnOnce(R, T),
+) {
+    match result {
+        Ok(value) => {
+            tracing::trace!(request = facts.request, "{} answered", facts.operation);
+            succeed(reply, value);
+        }
+        Err(failure) => fail(facts, reply, &failure),
+    }
+}
+
+fn fail(facts: Facts, reply: impl Reply, failure: &Failure) {
+    facts.log(failure);
+    reply.refuse(convert::errno(failure.errno()));
+}

@@ -1,0 +1,280 @@
+//! Types of the kernel's side to types of the tree's side, and back.
+
+use std::time::Duration;
+
+use fuser::{FileAttr, FileHandle, FileType, FopenFlags, INodeNo, OpenAccMode, OpenFlags};
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+use nix::unistd::Whence;
+use sheepfs_vfs::{AllocateMode, Attributes, FileKind, HandleId, Ino, OpenMode, Opened, SeekTo};
+
+/// `st_blksize`. Tools that copy files use at least 128 KiB whatever this
+/// says; those that go through stdio would read all of a larger value for a
+/// few bytes each.
+const PREFERRED_IO_SIZE: u32 = 4096;
+
+/// The kernel counts `st_blocks` and nothing else in this unit; `statfs` has its own.
+pub(crate) const STATFS_BLOCK_SIZE: u32 = 4096;
+
+/// Whose the files are, and which permission bits they never have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ownership {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Bits taken from every file's and directory's permissions.
+    pub(crate) umask: u16,
+}
+
+impl Ownership {
+    /// What stat(2) shows.
+    pub(crate) fn file_attr(&self, attributes: &Attributes) -> FileAttr {
+        FileAttr {
+            ino: INodeNo(attributes.ino.0),
+            size: attributes.size,
+            blocks: attributes.blocks,
+            atime: attributes.modified,
+            mtime: attributes.modified,
+            ctime: attributes.modified,
+            crtime: attributes.modified,
+            kind: file_type(attributes.kind),
+            perm: self.permissions(attributes),
+            // For a directory, 1 means "not counted": a 2 would promise
+            // find(1) that there are no directories inside.
+            nlink: 1,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: PREFERRED_IO_SIZE,
+            flags: 0,
+        }
+    }
+
+    /// May chmod(2) and chown(2) to these values succeed? Only when they
+    /// change nothing: a VDI has no room for an owner or a mode. This is what
+    /// the kernel's vfat does, and what lets `cp -p` by the owner pass.
+    pub(crate) fn agrees(
+        &self,
+        attributes: &Attributes,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> bool {
+        const PERMISSION_BITS: u32 = 0o7777;
+        mode.is_none_or(|mode| mode & PERMISSION_BITS == u32::from(self.permissions(attributes)))
+            && uid.is_none_or(|uid| uid == self.uid)
+            && gid.is_none_or(|gid| gid == self.gid)
+    }
+
+    fn permissions(&self, attributes: &Attributes) -> u16 {
+        attributes.permissions & !self.umask
+    }
+}
+
+/// How long the kernel may believe that a name leads to this file.
+///
+/// A directory's name is as good as its attributes. A file's name is asked for
+/// at every use: any process may detach a volume at any time, and asking costs
+/// one short request that does not leave this process.
+pub(crate) fn name_lifetime(attributes: &Attributes) -> Duration {
+    match attributes.kind {
+        FileKind::Directory => attributes.cacheable,
+        FileKind::Regular => Duration::ZERO,
+    }
+}
+
+pub(crate) fn ino(ino: INodeNo) -> Ino {
+    Ino(ino.0)
+}
+
+pub(crate) fn handle(handle: FileHandle) -> HandleId {
+    HandleId(handle.0)
+}
+
+pub(crate) fn errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno as i32)
+}
+
+pub(crate) fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::Regular => FileType::RegularFile,
+    }
+}
+
+/// What open(2) asked for.
+pub(crate) fn open_mode(flags: OpenFlags) -> OpenMode {
+    let (read, write) = match flags.acc_mode() {
+        OpenAccMode::O_RDONLY => (true, false),
+        OpenAccMode::O_WRONLY => (false, true),
+        OpenAccMode::O_RDWR => (true, true),
+    };
+    OpenMode { read, write }
+}
+
+/// How the kernel is to treat the open file.
+///
+/// Without `FOPEN_PARALLEL_DIRECT_WRITES` it lets one writer of a file in at a
+/// time. A cached file does not get `FOPEN_KEEP_CACHE`, so that every open
+/// starts from what is on the cluster now.
+pub(crate) fn open_flags(opened: Opened) -> FopenFlags {
+    if opened.direct_io {
+        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+    } else {
+        FopenFlags::empty()
+    }
+}
+
+/// What fallocate(2) asked for, and whether the file may grow by it.
+///
+/// # Errors
+/// EOPNOTSUPP for what only file systems with extents can do (collapse,
+/// insert, unshare), and for flags from the future.
+pub(crate) fn allocate_mode(mode: i32) -> Result<(AllocateMode, Growth), Errno> {
+    let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
+    let keep_size = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let growth = if flags.contains(keep_size) {
+        Growth::KeepSize
+    } else {
+        Growth::MayGrow
+    };
+    let what = flags.difference(keep_size);
+    if what.is_empty() {
+        Ok((AllocateMode::Allocate, growth))
+    } else if what == FallocateFlags::FALLOC_FL_PUNCH_HOLE {
+        Ok((AllocateMode::PunchHole, growth))
+    } else if what == FallocateFlags::FALLOC_FL_ZERO_RANGE {
+        Ok((AllocateMode::ZeroRange, growth))
+    } else {
+        Err(Errno::EOPNOTSUPP)
+    }
+}
+
+/// What lseek(2) looks for; the kernel does the other kinds itself.
+pub(crate) fn seek_to(whence: i32) -> Option<SeekTo> {
+    const DATA: i32 = Whence::SeekData as i32;
+    const HOLE: i32 = Whence::SeekHole as i32;
+    match whence {
+        DATA => Some(SeekTo::Data),
+        HOLE => Some(SeekTo::Hole),
+        _ => None,
+    }
+}
+
+/// May fallocate(2) move the end of the file?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Growth {
+    /// `FALLOC_FL_KEEP_SIZE` was given.
+    KeepSize,
+    /// It was not: a range beyond the end makes the file longer.
+    MayGrow,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    const OWNER: Ownership = Ownership {
+        uid: 107,
+        gid: 108,
+        umask: 0o027,
+    };
+
+    fn volume() -> Attributes {
+        Attributes {
+            ino: Ino(42),
+            kind: FileKind::Regular,
+            size: 1 << 40,
+            blocks: 8192,
+            permissions: 0o644,
+            modified: SystemTime::UNIX_EPOCH,
+            cacheable: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn stat_shows_the_owner_of_the_mount_and_never_the_masked_bits() {
+        let shown = OWNER.file_attr(&volume());
+        assert_eq!((shown.uid, shown.gid, shown.perm), (107, 108, 0o640));
+        assert_eq!((shown.ino.0, shown.size, shown.blocks), (42, 1 << 40, 8192));
+        assert_eq!(shown.kind, FileType::RegularFile);
+    }
+
+    #[test]
+    fn changing_owner_or_mode_succeeds_only_when_nothing_would_change() {
+        let regular = 0o100_000;
+        let cases = [
+            (Some(regular | 0o640), None, None, true),
+            (Some(regular | 0o644), None, None, false),
+            (Some(regular | 0o4640), None, None, false),
+            (None, Some(107), Some(108), true),
+            (None, Some(0), None, false),
+            (None, None, Some(0), false),
+            (None, None, None, true),
+        ];
+        for (mode, uid, gid, agreed) in cases {
+            assert_eq!(
+                OWNER.agrees(&volume(), mode, uid, gid),
+                agreed,
+                "{mode:?} {uid:?} {gid:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_of_files_are_never_believed_those_of_directories_are() {
+        assert_eq!(name_lifetime(&volume()), Duration::ZERO);
+        let directory = Attributes {
+            kind: FileKind::Directory,
+            ..volume()
+        };
+        assert_eq!(name_lifetime(&directory), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn handles_can_do_what_they_were_opened_for() {
+        for (flags, read, write) in [
+            (OpenAccMode::O_RDONLY, true, false),
+            (OpenAccMode::O_WRONLY, false, true),
+            (OpenAccMode::O_RDWR, true, true),
+        ] {
+            let mode = open_mode(OpenFlags(flags as i32));
+            assert_eq!((mode.read, mode.write), (read, write), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn only_data_and_holes_are_looked_for() {
+        assert!(matches!(seek_to(3), Some(SeekTo::Data)));
+        assert!(matches!(seek_to(4), Some(SeekTo::Hole)));
+        assert!(seek_to(0).is_none() && seek_to(2).is_none() && seek_to(-1).is_none());
+    }
+
+    #[test]
+    fn an_uncached_file_takes_parallel_writers() {
+        let flags = open_flags(Opened {
+            handle: HandleId(1),
+            direct_io: true,
+        });
+        assert!(flags.contains(FopenFlags::FOPEN_DIRECT_IO));
+        assert!(flags.contains(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES));
+        let flags = open_flags(Opened {
+            handle: HandleId(1),
+            direct_io: false,
+        });
+        assert!(flags.is_empty());
+    }
+
+    #[test]
+    fn fallocate_modes_are_told_apart_and_unknown_ones_refused() {
+        let known = |mode| allocate_mode(mode).map(|(what, growth)| (format!("{what:?}"), growth));
+        assert_eq!(known(0), Ok(("Allocate".into(), Growth::MayGrow)));
+        assert_eq!(known(1), Ok(("Allocate".into(), Growth::KeepSize)));
+        assert_eq!(known(3), Ok(("PunchHole".into(), Growth::KeepSize)));
+        assert_eq!(known(0x10), Ok(("ZeroRange".into(), Growth::MayGrow)));
+        for refused in [0x08, 0x20, 0x40, 0x12, 0x4000_0000, -1] {
+            assert_eq!(known(refused), Err(Errno::EOPNOTSUPP), "{refused:#x}");
+        }
+    }
+}

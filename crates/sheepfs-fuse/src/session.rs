@@ -1,0 +1,450 @@
+//! A mount from its beginning to its end: options, limits agreed with the
+//! kernel, event-loop threads, unmounting.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use fuser::{BackgroundSession, Config, InitFlags, KernelConfig, MountOption, SessionACL};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::unistd::geteuid;
+use sheepfs_vfs::Tree;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::adapter::Adapter;
+use crate::answer::Answers;
+use crate::convert::Ownership;
+use crate::invalidate::Invalidator;
+use crate::mountpoint::{self, MountpointError, check_mountpoint};
+
+const DEVICE: &str = "/dev/fuse";
+const HELPER: &str = "fusermount3";
+/// Where the helper looks whether ordinary users may share their mounts.
+const HELPER_SETTINGS: &str = "/etc/fuse.conf";
+
+/// Threads that read requests. Each has a 16 MiB buffer, of which it touches
+/// as much as the largest request so far; two saturate any sheep we have met.
+const EVENT_LOOPS: usize = 2;
+/// Bytes per READ and WRITE: the most the kernel grants by default.
+const MAX_REQUEST: u32 = 1 << 20;
+/// Requests the kernel may have under way on its own account: asynchronous
+/// direct I/O, read-ahead, writing back. (What a process waits for itself is
+/// not counted.) At 1 MiB each this also bounds our memory.
+const MAX_BACKGROUND: u16 = 256;
+/// Read-ahead of a cached volume: four requests at a time, so that the wire is
+/// busy while a reader consumes. The kernel's own default is 128 KiB.
+const READ_AHEAD_KIB: u32 = 4096;
+
+/// Who may look into the mount besides the user who made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Root, where this user may grant that, otherwise nobody.
+    Default,
+    /// Nobody, not even root.
+    Owner,
+    /// Root.
+    Root,
+    /// Everybody, as far as permissions go.
+    All,
+}
+
+/// How and where to mount.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// An existing directory.
+    pub mountpoint: PathBuf,
+    /// Shown in the mount table behind `sheepfs:`, such as `127.0.0.1:7000`.
+    pub source: String,
+    /// Who may look in.
+    pub access: Access,
+    /// Mount without write permission.
+    pub read_only: bool,
+    /// Owner of all files.
+    pub uid: u32,
+    /// Group of all files.
+    pub gid: u32,
+    /// Permission bits that no file has.
+    pub umask: u16,
+}
+
+/// Why mounting or unmounting failed. Each is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The place is not fit.
+    #[error(transparent)]
+    Mountpoint(#[from] MountpointError),
+    /// The kernel has no FUSE.
+    #[error(
+        "there is no {DEVICE}: load the kernel module with `modprobe fuse`, or give the container the device"
+    )]
+    NoDevice,
+    /// The device is there, but not for this user.
+    #[error("cannot open {DEVICE}: {0}")]
+    Device(Errno),
+    /// An ordinary user asked to let others in.
+    #[error(
+        "only root may let other users in: mount as root, leave --allow-root and --allow-other out, \
+         or have root put `user_allow_other` into {HELPER_SETTINGS}"
+    )]
+    SharingNotAllowed,
+    /// An ordinary user needs the setuid helper, and there is none.
+    #[error(
+        "cannot run {HELPER}, which users other than root need to mount: install the fuse3 package"
+    )]
+    NoHelper,
+    /// The kernel or the helper refused.
+    #[error("cannot mount on {}: {reason}", mountpoint.display())]
+    Refused {
+        /// Where.
+        mountpoint: PathBuf,
+        /// In the words of whoever refused.
+        reason: String,
+    },
+    /// The mount is still there.
+    #[error("cannot unmount {}: {reason}", mountpoint.display())]
+    NotUnmounted {
+        /// Where.
+        mountpoint: PathBuf,
+        /// In the words of whoever refused.
+        reason: String,
+    },
+    /// The connection to the kernel broke for no reason we know.
+    #[error("the connection to the kernel broke: {0}")]
+    Session(String),
+}
+
+/// Mounts `tree`; when this returns, it is served.
+///
+/// `runtime` runs what a request has to wait for.
+///
+/// Volumes that are opened cached are cached for reading, and written through.
+/// The kernel's write-back cache (`FUSE_WRITEBACK_CACHE`) is not asked for,
+/// because it takes a file for something that grows when it is written: `dd`
+/// would never learn that a volume is full, `cp` would hear of it after it
+/// reported success, and the size of reports and of volumes that are made
+/// larger elsewhere would stay what it was when the kernel first saw it.
+///
+/// # Errors
+/// As [`MountError`] says; nothing stays mounted.
+pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mount, MountError> {
+    let (mountpoint, access) = prepare(&config.mountpoint, config.access)?;
+    let answers = Answers::new(runtime);
+    let (ended_sender, ended) = watch::channel(None);
+    let adapter = Adapter::new(
+        Arc::clone(&tree),
+        answers.clone(),
+        Ownership {
+            uid: config.uid,
+            gid: config.gid,
+            umask: config.umask,
+        },
+    );
+    let session = fuser::Session::new(adapter, &mountpoint, &options(&config, access))
+        .and_then(fuser::Session::spawn)
+        .map_err(|error| refused(&mountpoint, &error))?;
+    let invalidator = Invalidator::start(session.notifier())
+        .map_err(|error| MountError::Session(error.to_string()))?;
+    let posting = invalidator.clone();
+    tree.set_invalidator(Box::new(move |invalidation| posting.post(invalidation)));
+
+    let device = mountpoint::mounted_at(&mountpoint).map(|mounted| mounted.device);
+    if let Some(device) = &device {
+        widen_read_ahead(device);
+    }
+    thread::Builder::new()
+        .name("fuse-end".into())
+        .spawn(move || {
+            let result = wait_for_end(session);
+            invalidator.close();
+            ended_sender.send_replace(Some(result));
+        })
+        .map_err(|error| MountError::Session(error.to_string()))?;
+    Ok(Mount {
+        mountpoint,
+        device,
+        ended,
+        answers,
+    })
+}
+
+/// Finds what would make [`mount`] fail and can be known before there is a tree.
+///
+/// # Errors
+/// As [`MountError`] says.
+pub fn check_mountable(mountpoint: &Path, access: Access) -> Result<(), MountError> {
+    prepare(mountpoint, access).map(drop)
+}
+
+fn prepare(mountpoint: &Path, access: Access) -> Result<(PathBuf, SessionACL), MountError> {
+    let mountpoint = check_mountpoint(mountpoint)?;
+    check_device()?;
+    Ok((mountpoint, permitted(access)?))
+}
+
+/// A mounted tree. Dropping it changes nothing; see [`Mount::unmount`].
+#[derive(Debug)]
+pub struct Mount {
+    mountpoint: PathBuf,
+    /// `MAJOR:MINOR`, to tell our mount from one that took its place.
+    device: Option<String>,
+    ended: watch::Receiver<Option<Result<(), String>>>,
+    answers: Answers,
+}
+
+impl Mount {
+    /// Where it is mounted, without symbolic links.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Returns when the tree is not mounted any more and the last file in it
+    /// is closed, whoever brought that about.
+    ///
+    /// # Errors
+    /// `Session` when the event loops ended for another reason.
+    pub async fn ended(&self) -> Result<(), MountError> {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Err(reason))) => Err(MountError::Session(reason.clone())),
+            Ok(_) => Ok(()),
+            Err(_) => Err(MountError::Session("its thread died".into())),
+        }
+    }
+
+    /// Takes the tree out of the file system; processes that have files open
+    /// keep them until this process ends. Does nothing when someone else was
+    /// quicker.
+    ///
+    /// # Errors
+    /// `NotUnmounted` when the kernel would not even detach it.
+    pub async fn unmount(&self) -> Result<(), MountError> {
+        let (mountpoint, device) = (self.mountpoint.clone(), self.device.clone());
+        let work = move || {
+            let there = mountpoint::mounted_at(&mountpoint).map(|mounted| mounted.device);
+            if there.is_none() || there != device {
+                return Ok(());
+            }
+            unmount_or_detach(&mountpoint)
+        };
+        match self.answers.runtime.spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => Err(MountError::Session(error.to_string())),
+        }
+    }
+
+    /// Returns when every request the kernel has handed over is answered.
+    /// Only of use after [`Self::unmount`].
+    pub async fn answered(&self) {
+        self.answers.in_flight.close();
+        self.answers.in_flight.wait().await;
+    }
+}
+
+/// Limits and abilities we agree on with the kernel.
+pub(crate) fn negotiate(config: &mut KernelConfig) {
+    // Both are far below fuser's own limits.
+    let _previous = config.set_max_write(MAX_REQUEST);
+    let _previous = config.set_max_background(MAX_BACKGROUND);
+    let wanted = [
+        // Asynchronous direct I/O on one file really is.
+        InitFlags::FUSE_ASYNC_DIO,
+        // Lookups in one directory do not wait for each other.
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        // mmap(2) of an uncached volume, which qemu-img and databases want.
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        // There are no set-uid bits here: spares a question before each write.
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    ];
+    for flag in wanted {
+        if config.add_capabilities(flag).is_err() {
+            tracing::info!("this kernel does not offer {flag:?}; going on without");
+        }
+    }
+}
+
+fn options(config: &MountConfig, access: SessionACL) -> Config {
+    let mut options = Config::default();
+    options.mount_options = vec![
+        MountOption::FSName(format!("sheepfs:{}", config.source)),
+        // As a plain string it reaches the kernel too when root mounts without
+        // the helper; as `Subtype` fuser would keep it to itself.
+        MountOption::CUSTOM("subtype=sheepfs".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoAtime,
+    ];
+    if config.read_only {
+        options.mount_options.push(MountOption::RO);
+    }
+    options.acl = access;
+    options.n_threads = Some(EVENT_LOOPS);
+    options.clone_fd = true;
+    options
+}
+
+/// Opening the device has no effect until it is given to mount(2).
+fn check_device() -> Result<(), MountError> {
+    match fs::OpenOptions::new().read(true).write(true).open(DEVICE) {
+        Ok(_) => Ok(()),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Err(MountError::NoDevice),
+            other => Err(MountError::Device(other.unwrap_or(Errno::EIO))),
+        },
+    }
+}
+
+/// What `access` comes to for this user.
+///
+/// The kernel knows only "the owner" and "everybody"; `Root` is "everybody" to
+/// it, and fuser refuses the others.
+fn permitted(access: Access) -> Result<SessionACL, MountError> {
+    let may_share = geteuid().is_root()
+        || fs::read_to_string(HELPER_SETTINGS).is_ok_and(|text| allows_sharing(&text));
+    match access {
+        Access::Owner => Ok(SessionACL::Owner),
+        Access::Default if may_share => Ok(SessionACL::RootAndOwner),
+        Access::Default => Ok(SessionACL::Owner),
+        _ if !may_share => Err(MountError::SharingNotAllowed),
+        Access::Root => Ok(SessionACL::RootAndOwner),
+        Access::All => Ok(SessionACL::All),
+    }
+}
+
+fn allows_sharing(settings: &str) -> bool {
+    settings
+        .lines()
+        .any(|line| line.trim() == "user_allow_other")
+}
+
+fn refused(mountpoint: &Path, error: &io::Error) -> MountError {
+    if error.kind() == io::ErrorKind::NotFound {
+        return MountError::NoHelper;
+    }
+    // The helper's text comes with its name and a line break.
+    let text = error.to_string();
+    let reason = text.trim().trim_start_matches("fusermount3: ");
+    MountError::Refused {
+        mountpoint: mountpoint.into(),
+        reason: reason.replace('\n', "; "),
+    }
+}
+
+/// Only root can, and it is only about speed.
+fn widen_read_ahead(device: &str) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!("read-ahead stays as it is, {path}: {error}");
+    }
+}
+
+/// Joins the event loops.
+///
+/// fuser would now unmount by name what it believes to be its own mount, which
+/// by this time may be the next sheepfs's. So the session is forgotten, after
+/// its thread was taken out of it; what leaks is a closed connection.
+fn wait_for_end(mut session: BackgroundSession) -> Result<(), String> {
+    let placeholder = thread::spawn(|| Ok(()));
+    let event_loops = std::mem::replace(&mut session.guard, placeholder);
+    std::mem::forget(session);
+    match event_loops.join() {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("an event loop panicked".into()),
+    }
+}
+
+/// Unmounts; when files are in use, writes changed pages back and detaches.
+fn unmount_or_detach(mountpoint: &Path) -> Result<(), MountError> {
+    let Err(busy) = unmount_now(mountpoint, MntFlags::empty(), "-u") else {
+        return Ok(());
+    };
+    tracing::warn!(
+        "{} is in use ({busy}): detaching it; files that are still open give errors from now on",
+        mountpoint.display()
+    );
+    flush_pages(mountpoint);
+    unmount_now(mountpoint, MntFlags::MNT_DETACH, "-uz").map_err(|reason| {
+        MountError::NotUnmounted {
+            mountpoint: mountpoint.into(),
+            reason,
+        }
+    })
+}
+
+/// As root directly, otherwise through the helper.
+fn unmount_now(mountpoint: &Path, flags: MntFlags, helper_flag: &str) -> Result<(), String> {
+    match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => {
+            let output = Command::new(HELPER)
+                .arg(helper_flag)
+                .arg("--")
+                .arg(mountpoint)
+                .stdin(Stdio::null())
+                .output()
+                .map_err(|error| format!("cannot run {HELPER}: {error}"))?;
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&output.stderr)
+                    .trim()
+                    .replace('\n', "; "))
+            }
+        }
+        Err(errno) => Err(errno.desc().into()),
+    }
+}
+
+/// Pages that were changed through mmap(2): the kernel does not write those of
+/// a detached mount, and this process is about to end.
+fn flush_pages(mountpoint: &Path) {
+    let flushed = fs::File::open(mountpoint)
+        .and_then(|directory| nix::unistd::syncfs(&directory).map_err(io::Error::from));
+    if let Err(error) = flushed {
+        tracing::warn!("cached writes may be lost: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_line_of_its_own_lets_users_share() {
+        assert!(allows_sharing("mount_max = 10\n user_allow_other \n"));
+        assert!(!allows_sharing("#user_allow_other\n"));
+        assert!(!allows_sharing("# user_allow_other may be put here\n"));
+        assert!(!allows_sharing(""));
+    }
+
+    #[test]
+    fn the_mount_table_shows_where_the_files_come_from() {
+        let config = MountConfig {
+            mountpoint: "/mnt".into(),
+            source: "[::1]:7000".into(),
+            access: Access::Default,
+            read_only: true,
+            uid: 0,
+            gid: 0,
+            umask: 0,
+        };
+        let options = options(&config, SessionACL::All).mount_options;
+        assert!(options.contains(&MountOption::FSName("sheepfs:[::1]:7000".into())));
+        assert!(options.contains(&MountOption::RO));
+        assert!(options.contains(&MountOption::DefaultPermissions));
+    }
+
+    #[test]
+    fn what_the_helper_says_is_told_in_one_line() {
+        let said = io::Error::other("fusermount3: mount failed: Operation not permitted\n");
+        assert_eq!(
+            refused(Path::new("/mnt"), &said).to_string(),
+            "cannot mount on /mnt: mount failed: Operation not permitted"
+        );
+    }
+}
