@@ -1,0 +1,562 @@
+//! From the words of the command line and the environment to a [`Cli`].
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::cli::Cli;
+
+/// What starts the name of a variable that stands for an option.
+const PREFIX: &str = "SHEEPFS_";
+
+/// Why the program does not run.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Help or the version was asked for: print this and succeed.
+    Shown(String),
+    /// The command line is wrong: say so and fail.
+    Wrong(UsageError),
+}
+
+/// What is wrong with the command line or the environment, in one line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UsageError(pub(crate) String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nTry 'sheepfs --help' for help.", self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Reads `arguments`, the program's name first, and for every option they do
+/// not give the environment.
+pub(crate) fn parse(
+    arguments: &[OsString],
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<Cli, Stop> {
+    if let Some(option) = misplaced_mount_option(arguments) {
+        return Err(Stop::Wrong(UsageError(format!(
+            "-o takes no value here (it turns the sheep's object cache on), so '{option}' is not \
+             understood as a mount option: use --read-only, --allow-other and the like"
+        ))));
+    }
+    let given = Cli::try_parse_from(arguments).map_err(stop)?;
+    let variables = words_of(environment).map_err(Stop::Wrong)?;
+    let fallback = Cli::try_parse_from(variables).map_err(|error| match stop(error) {
+        Stop::Wrong(UsageError(text)) => Stop::Wrong(UsageError(format!(
+            "in the environment ({PREFIX}...): {text}"
+        ))),
+        shown @ Stop::Shown(_) => shown,
+    })?;
+    Ok(overlay(given, fallback))
+}
+
+/// The command line that says what the environment says.
+fn words_of(environment: impl Fn(&str) -> Option<OsString>) -> Result<Vec<OsString>, UsageError> {
+    let mut words = vec![OsString::from("sheepfs")];
+    for argument in Cli::command().get_arguments() {
+        let Some(long) = argument.get_long().filter(|_| !argument.is_hide_set()) else {
+            continue;
+        };
+        let variable = format!("{PREFIX}{}", long.replace('-', "_").to_ascii_uppercase());
+        let Some(value) = environment(&variable).filter(|value| !value.is_empty()) else {
+            continue;
+        };
+        let switched = switch(&value);
+        let takes_value = argument.get_action().takes_values();
+        let switch_possible = !takes_value || long == "embedded";
+        match switched {
+            Some(true) if switch_possible => words.push(format!("--{long}").into()),
+            Some(false) if switch_possible => {}
+            _ if !takes_value => {
+                return Err(UsageError(format!(
+                    "{variable} is '{}': a switch is 1 or 0",
+                    value.to_string_lossy()
+                )));
+            }
+            _ if long == "attach" => {
+                words.extend(blank_separated(&value).map(|name| word(long, name)));
+            }
+            _ => words.push(word(long, &value)),
+        }
+    }
+    Ok(words)
+}
+
+fn switch(value: &OsStr) -> Option<bool> {
+    match value.to_str()?.to_ascii_lowercase().as_str() {
+        "1" | "yes" | "true" | "on" => Some(true),
+        "0" | "no" | "false" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn word(long: &str, value: &OsStr) -> OsString {
+    let mut word = OsString::from(format!("--{long}="));
+    word.push(value);
+    word
+}
+
+fn blank_separated(value: &OsStr) -> impl Iterator<Item = &OsStr> {
+    use std::os::unix::ffi::OsStrExt as _;
+    value
+        .as_bytes()
+        .split(u8::is_ascii_whitespace)
+        .filter(|name| !name.is_empty())
+        .map(OsStr::from_bytes)
+}
+
+/// Takes from `fallback` what `given` leaves open. Options that contradict each
+/// other are one decision: who makes it on the command line makes all of it.
+fn overlay(given: Cli, fallback: Cli) -> Cli {
+    let access_given = given.allow_other || given.allow_root || given.allow_none;
+    let cluster_given = given.address.is_some() || given.port.is_some();
+    let embedded = if cluster_given {
+        None
+    } else {
+        given.embedded.clone().or(fallback.embedded)
+    };
+    let keep_cluster = given.embedded.is_none();
+    Cli {
+        mountpoint: given.mountpoint,
+        address: given.address.or(fallback.address.filter(|_| keep_cluster)),
+        port: given.port.or(fallback.port.filter(|_| keep_cluster)),
+        embedded,
+        connections: given.connections.or(fallback.connections),
+        retry_for: given.retry_for.or(fallback.retry_for),
+        attach: if given.attach.is_empty() {
+            fallback.attach
+        } else {
+            given.attach
+        },
+        attach_all: given.attach_all || fallback.attach_all,
+        lock: given.lock.or(fallback.lock),
+        page_cache: given.page_cache || fallback.page_cache,
+        object_cache: given.object_cache || fallback.object_cache,
+        read_only: given.read_only || fallback.read_only,
+        allow_other: given.allow_other || (!access_given && fallback.allow_other),
+        allow_root: given.allow_root || (!access_given && fallback.allow_root),
+        allow_none: given.allow_none || (!access_given && fallback.allow_none),
+        uid: given.uid.or(fallback.uid),
+        gid: given.gid.or(fallback.gid),
+        umask: given.umask.or(fallback.umask),
+        foreground: given.foreground || fallback.foreground,
+        debug: given.debug || fallback.debug,
+        log_format: given.log_format.or(fallback.log_format),
+        pidfile: given.pidfile.or(fallback.pidfile),
+        no_effect: given.no_effect,
+        in_background: given.in_background,
+    }
+}
+
+/// The word behind `-o` when somebody means mount(8)'s `-o`.
+///
+/// To getopt it would be the mountpoint, or more letters of the cluster.
+fn misplaced_mount_option(arguments: &[OsString]) -> Option<String> {
+    let words = arguments.iter().skip(1).map(|word| word.to_string_lossy());
+    let mut words = words.take_while(|word| word != "--").peekable();
+    while let Some(word) = words.next() {
+        let Some(cluster) = word.strip_prefix('-').filter(|rest| !rest.starts_with('-')) else {
+            continue;
+        };
+        // Behind -a and -p comes their value.
+        let Some(at) = cluster
+            .find(['o', 'a', 'p'])
+            .filter(|&at| cluster[at..].starts_with('o'))
+        else {
+            continue;
+        };
+        let attached = &cluster[at + 1..];
+        if looks_like_mount_options(attached) {
+            return Some(attached.into());
+        }
+        if let Some(next) = words.peek().filter(|_| attached.is_empty())
+            && looks_like_mount_options(next)
+        {
+            return Some(next.to_string());
+        }
+    }
+    None
+}
+
+fn looks_like_mount_options(word: &str) -> bool {
+    const KNOWN: [&str; 26] = [
+        "_netdev",
+        "allow_other",
+        "allow_root",
+        "async",
+        "atime",
+        "auto",
+        "auto_unmount",
+        "default_permissions",
+        "defaults",
+        "dev",
+        "direct_io",
+        "dirsync",
+        "exec",
+        "kernel_cache",
+        "noatime",
+        "noauto",
+        "nodev",
+        "noexec",
+        "nofail",
+        "nonempty",
+        "nosuid",
+        "ro",
+        "rw",
+        "suid",
+        "sync",
+        "user",
+    ];
+    let is_path = word.starts_with(['/', '.']);
+    !is_path && (word.contains(['=', ',']) || KNOWN.contains(&word))
+}
+
+/// clap's error in one line; the help and the version as they are.
+fn stop(error: clap::Error) -> Stop {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        return Stop::Shown(error.to_string());
+    }
+    let text = error.to_string();
+    let lines = text.lines().take_while(|line| !line.trim().is_empty());
+    let message: Vec<_> = lines.map(str::trim).collect();
+    let mut message = message.join(" ");
+    if let Some(rest) = message.strip_prefix("error: ") {
+        message = rest.into();
+    }
+    if let Some(ContextValue::String(similar)) = error.get(ContextKind::SuggestedArg) {
+        message = format!("{message}; did you mean {similar}?");
+    }
+    Stop::Wrong(UsageError(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::cli::{Lock, LogFormat};
+
+    fn parse_with(line: &str, environment: &[(&str, &str)]) -> Result<Cli, String> {
+        let arguments: Vec<_> = std::iter::once("sheepfs")
+            .chain(line.split_whitespace())
+            .map(OsString::from)
+            .collect();
+        let lookup = |name: &str| {
+            let found = environment.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| value.into())
+        };
+        parse(&arguments, lookup).map_err(|stop| match stop {
+            Stop::Shown(text) => format!("shown: {text}"),
+            Stop::Wrong(UsageError(text)) => text,
+        })
+    }
+
+    fn parsed(line: &str) -> Cli {
+        parse_with(line, &[]).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    fn error(line: &str) -> String {
+        parse_with(line, &[]).expect_err(line)
+    }
+
+    #[test]
+    fn the_commands_a_package_knows_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_are_written_as_they_always_were() {
+        let mnt = || Cli {
+            mountpoint: Some("/mnt".into()),
+            ..Cli::default()
+        };
+        let address = || Cli {
+            address: Some("10.0.0.1".into()),
+            ..mnt()
+        };
+        let port = || Cli {
+            port: Some(7001),
+            ..mnt()
+        };
+        let cached = || Cli {
+            page_cache: true,
+            foreground: true,
+            ..mnt()
+        };
+        let table = [
+            ("/mnt", mnt()),
+            ("-a 10.0.0.1 /mnt", address()),
+            ("-a10.0.0.1 /mnt", address()),
+            ("/mnt -a 10.0.0.1", address()),
+            ("--address 10.0.0.1 /mnt", address()),
+            ("--address=10.0.0.1 /mnt", address()),
+            ("--addr 10.0.0.1 /mnt", address()),
+            ("-a 10.0.0.2 -a 10.0.0.1 /mnt", address()),
+            ("-p 7001 /mnt", port()),
+            ("-p7001 /mnt", port()),
+            ("/mnt --po=7001", port()),
+            ("-k -f /mnt", cached()),
+            ("-kf /mnt", cached()),
+            ("/mnt -fk", cached()),
+            ("-kf -f /mnt", cached()),
+            ("--pagecache --foreground /mnt", cached()),
+            ("--pa --f /mnt", cached()),
+            (
+                "-kfp 7001 /mnt",
+                Cli {
+                    port: Some(7001),
+                    ..cached()
+                },
+            ),
+            (
+                "-o /mnt",
+                Cli {
+                    object_cache: true,
+                    ..mnt()
+                },
+            ),
+            (
+                "--o /mnt",
+                Cli {
+                    object_cache: true,
+                    ..mnt()
+                },
+            ),
+            (
+                "-d /mnt",
+                Cli {
+                    debug: true,
+                    ..mnt()
+                },
+            ),
+            (
+                "--d /mnt",
+                Cli {
+                    debug: true,
+                    ..mnt()
+                },
+            ),
+            (
+                "-n /mnt",
+                Cli {
+                    no_effect: true,
+                    ..mnt()
+                },
+            ),
+            (
+                "-f -- /mnt",
+                Cli {
+                    foreground: true,
+                    ..mnt()
+                },
+            ),
+            (
+                "-- -mnt",
+                Cli {
+                    mountpoint: Some("-mnt".into()),
+                    ..Cli::default()
+                },
+            ),
+            (
+                "-o ./a,b",
+                Cli {
+                    object_cache: true,
+                    mountpoint: Some("./a,b".into()),
+                    ..Cli::default()
+                },
+            ),
+            (
+                "-a ro /mnt",
+                Cli {
+                    address: Some("ro".into()),
+                    ..mnt()
+                },
+            ),
+            (
+                "-aro,x /mnt",
+                Cli {
+                    address: Some("ro,x".into()),
+                    ..mnt()
+                },
+            ),
+        ];
+        for (line, expected) in table {
+            assert_eq!(parsed(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn new_options_have_long_names_only() {
+        let all = parsed(
+            "/mnt --connections 4 --retry-for 5 --attach a --attach b@c --attach-all \
+             --lock require --read-only --allow-other --uid 107 --gid kvm --umask 027 \
+             --log-format json --pidfile run/x",
+        );
+        let expected = Cli {
+            mountpoint: Some("/mnt".into()),
+            connections: Some(4),
+            retry_for: Some(5),
+            attach: vec!["a".into(), "b@c".into()],
+            attach_all: true,
+            lock: Some(Lock::Require),
+            read_only: true,
+            allow_other: true,
+            uid: Some("107".into()),
+            gid: Some("kvm".into()),
+            umask: Some(0o27),
+            log_format: Some(LogFormat::Json),
+            pidfile: Some("run/x".into()),
+            ..Cli::default()
+        };
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn the_directory_of_embedded_needs_an_equals_sign() {
+        let in_memory = parsed("--embedded /mnt");
+        assert_eq!(in_memory.embedded, Some(None));
+        assert_eq!(in_memory.mountpoint, Some("/mnt".into()));
+        let kept = parsed("--embedded=data /mnt");
+        assert_eq!(kept.embedded, Some(Some(PathBuf::from("data"))));
+    }
+
+    #[test]
+    fn each_mistake_is_told_in_one_line() {
+        let port = "for '--port <PORT>': a port is a number from 1 to 65535";
+        let table = [
+            ("-p 70000 /mnt", format!("invalid value '70000' {port}")),
+            ("-p 0 /mnt", format!("invalid value '0' {port}")),
+            ("-p x /mnt", format!("invalid value 'x' {port}")),
+            ("/mnt -p", "a value is required for '--port <PORT>' but none was supplied".into()),
+            ("-x /mnt", "unexpected argument '-x' found".into()),
+            ("--prot 1 /mnt", "unexpected argument '--prot' found; did you mean --port?".into()),
+            ("/mnt /other", "unexpected argument '/other' found".into()),
+            ("--foreground=1 /mnt", "unexpected value '1' for '--foreground' found; no more were expected".into()),
+            (
+                "--lock x /mnt",
+                "invalid value 'x' for '--lock <MODE>' [possible values: auto, require, off]".into(),
+            ),
+            (
+                "--umask 9 /mnt",
+                "invalid value '9' for '--umask <OCTAL>': a umask is an octal number up to 777".into(),
+            ),
+            (
+                "--connections 0 /mnt",
+                "invalid value '0' for '--connections <N>': 0 is not in 1..=64".into(),
+            ),
+            (
+                "--allow-other --allow-none /mnt",
+                "the argument '--allow-other' cannot be used with '--allow-none'".into(),
+            ),
+            (
+                "--embedded -a x /mnt",
+                "the argument '--embedded[=<DIR>]' cannot be used with '--address <HOST[,HOST]...>'".into(),
+            ),
+        ];
+        for (line, expected) in table {
+            assert_eq!(error(line), expected, "{line}");
+        }
+        assert_eq!(
+            UsageError(error("-x")).to_string(),
+            "unexpected argument '-x' found\nTry 'sheepfs --help' for help."
+        );
+    }
+
+    #[test]
+    fn mount_options_behind_o_are_not_taken_for_a_mountpoint() {
+        for line in [
+            "-o ro /mnt",
+            "-oro /mnt",
+            "-o allow_other /mnt",
+            "-oallow_other /mnt",
+            "/mnt -o rw",
+            "-fo ro /mnt",
+            "-fok,x /mnt",
+            "-o uid=0 /mnt",
+            "-o a,b /mnt",
+            "-o fsname=/x /mnt",
+        ] {
+            assert!(error(line).starts_with("-o takes no value here"), "{line}");
+        }
+        assert_eq!(
+            error("/mnt -o ro,allow_other"),
+            "-o takes no value here (it turns the sheep's object cache on), so 'ro,allow_other' is \
+             not understood as a mount option: use --read-only, --allow-other and the like"
+        );
+    }
+
+    #[test]
+    fn help_and_version_are_shown_not_complained_about() {
+        assert!(error("-h").starts_with("shown: Mount a Sheepdog cluster"));
+        assert!(error("--help").contains("SHEEPDOG_DOG_ADDR"));
+        assert!(error("-V").starts_with("shown: sheepfs "));
+        assert!(!error("--help").contains("in-background"));
+    }
+
+    #[test]
+    fn the_environment_fills_in_what_the_command_line_leaves_open() {
+        let environment = [
+            ("SHEEPFS_ADDRESS", "h1,h2"),
+            ("SHEEPFS_PORT", "7001"),
+            ("SHEEPFS_ATTACH", "a  b@c"),
+            ("SHEEPFS_PAGECACHE", "1"),
+            ("SHEEPFS_READ_ONLY", "no"),
+            ("SHEEPFS_LOCK", "off"),
+            ("SHEEPFS_UMASK", ""),
+        ];
+        let cli = parse_with("-p 7002 /mnt", &environment).unwrap();
+        let expected = Cli {
+            mountpoint: Some("/mnt".into()),
+            address: Some("h1,h2".into()),
+            port: Some(7002),
+            attach: vec!["a".into(), "b@c".into()],
+            page_cache: true,
+            lock: Some(Lock::Off),
+            ..Cli::default()
+        };
+        assert_eq!(cli, expected);
+    }
+
+    #[test]
+    fn a_decision_on_the_command_line_is_not_mixed_with_the_environment() {
+        let cli = parse_with("--allow-none /mnt", &[("SHEEPFS_ALLOW_OTHER", "1")]).unwrap();
+        assert!(cli.allow_none && !cli.allow_other);
+        let cli = parse_with("--embedded /mnt", &[("SHEEPFS_ADDRESS", "h")]).unwrap();
+        assert_eq!((cli.embedded, cli.address), (Some(None), None));
+        let cli = parse_with("-a h /mnt", &[("SHEEPFS_EMBEDDED", "/data")]).unwrap();
+        assert_eq!((cli.embedded, cli.address), (None, Some("h".into())));
+    }
+
+    #[test]
+    fn embedded_in_the_environment_is_a_switch_or_a_directory() {
+        let embedded = |value| {
+            parse_with("/mnt", &[("SHEEPFS_EMBEDDED", value)])
+                .unwrap()
+                .embedded
+        };
+        assert_eq!(embedded("1"), Some(None));
+        assert_eq!(embedded("0"), None);
+        assert_eq!(embedded("/data"), Some(Some("/data".into())));
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named() {
+        assert_eq!(
+            parse_with("/mnt", &[("SHEEPFS_DEBUG", "maybe")]).unwrap_err(),
+            "SHEEPFS_DEBUG is 'maybe': a switch is 1 or 0"
+        );
+        assert_eq!(
+            parse_with("/mnt", &[("SHEEPFS_PORT", "0")]).unwrap_err(),
+            "in the environment (SHEEPFS_...): invalid value '0' for '--port <PORT>': \
+             a port is a number from 1 to 65535"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! `--embedded`: a sheep in this process, with something on it to look at.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use sheep_client::{Client, GatewayAddress, NewVdi};
+use sheep_embedded::{Config, Server, StoreKind};
+use sheep_proto::VdiName;
+
+/// Name and size in bytes of the volume that a new store gets.
+const FIRST_VOLUME: (&str, u64) = ("demo", 1 << 30);
+
+/// Starts the sheep on a free port of the loopback interface.
+///
+/// # Errors
+/// When the directory cannot be used, or holds something else.
+pub(crate) async fn start(directory: Option<&Path>) -> anyhow::Result<Server> {
+    let store = directory.map_or(StoreKind::Memory, |path| StoreKind::Directory(path.into()));
+    let server = Server::start(Config::new(store))
+        .await
+        .context("cannot start the embedded sheep")?;
+    let place = directory.map_or("memory".into(), |path| path.display().to_string());
+    tracing::info!(
+        "embedded sheep on {}, data in {place}",
+        server.local_address()
+    );
+    Ok(server)
+}
+
+/// Where clients find it.
+pub(crate) fn address(server: &Server) -> GatewayAddress {
+    server.local_address().into()
+}
+
+/// Stops the sheep and makes its data durable.
+pub(crate) async fn stop(server: Server) {
+    if let Err(error) = server.shutdown().await {
+        tracing::error!("the embedded sheep's data may not be on disk: {error}");
+    }
+}
+
+/// Makes the first volume, if there is none.
+///
+/// # Errors
+/// The sheep's.
+pub(crate) async fn furnish(client: &Client) -> anyhow::Result<()> {
+    if !client.vids().await?.is_empty() {
+        return Ok(());
+    }
+    let (name, size) = FIRST_VOLUME;
+    let new = NewVdi::new(VdiName::new(name)?, size);
+    client
+        .create_vdi(&new)
+        .await
+        .with_context(|| format!("cannot create volume {name}"))?;
+    tracing::info!("created volume {name} of {} MiB", size >> 20);
+    Ok(())
+}
+
+/// A mountpoint that did not exist before.
+#[derive(Debug)]
+pub(crate) struct MadeDirectory(PathBuf);
+
+impl MadeDirectory {
+    /// Makes `path` unless it is there.
+    ///
+    /// # Errors
+    /// When it can neither be made nor is there.
+    pub(crate) fn make(path: &Path) -> anyhow::Result<Option<Self>> {
+        match fs::create_dir(path) {
+            Ok(()) => Ok(Some(Self(path.into()))),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot make mountpoint {}", path.display()))
+            }
+        }
+    }
+}
+
+impl Drop for MadeDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            tracing::warn!("cannot remove mountpoint {}: {error}", self.0.display());
+        }
+    }
+}

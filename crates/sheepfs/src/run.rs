@@ -1,0 +1,321 @@
+//! One mount, from connecting to the cluster to the last lock given back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use nix::unistd::getpid;
+use sd_notify::NotifyState;
+use sheep_client::{Client, ClientConfig, GatewayAddress};
+use sheep_embedded::Server;
+use sheep_proto::ResultCode;
+use sheepfs_fuse::{Mount, MountConfig, check_mountable, mount};
+use sheepfs_vfs::Tree;
+use tokio::runtime::{self, Handle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+
+use crate::daemon::Starter;
+use crate::embedded::{self, MadeDirectory};
+use crate::settings::{Cluster, Settings};
+
+/// Threads for what FUSE requests have to wait for. They hardly ever work:
+/// answers are handed on where they are read.
+const WORKERS: usize = 2;
+
+/// A process that is told to end is out within ten seconds. These are the steps
+/// of its end, one after the other.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Mounts and serves the tree until it is unmounted or a signal comes.
+///
+/// # Errors
+/// Why the tree could not be served; `starter` has been told, too.
+pub(crate) fn mount_and_serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("sheepfs-work")
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    let result = runtime.block_on(serve(settings, starter));
+    // Whatever did not end within its patience ends with the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let served = Served::start(settings, &mut signals).await?;
+    tracing::info!(
+        "{} is mounted on {}",
+        served.source,
+        served.mount.mountpoint().display()
+    );
+    if let Err(error) = starter.ready() {
+        served.end().await;
+        return Err(error);
+    }
+    notify(&[NotifyState::Ready]);
+
+    let result = tokio::select! {
+        ended = served.mount.ended() => {
+            tracing::info!("unmounted");
+            ended.map_err(Into::into)
+        }
+        name = signals.next() => {
+            tracing::info!("{name}: unmounting");
+            Ok(())
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    tokio::select! {
+        () = served.end() => result,
+        name = signals.next() => {
+            tracing::error!("{name} again: leaving at once");
+            process::exit(1);
+        }
+    }
+}
+
+/// Everything that has to be undone at the end.
+struct Served {
+    source: GatewayAddress,
+    server: Option<Server>,
+    tree: Arc<Tree>,
+    mount: Mount,
+    pidfile: Option<Pidfile>,
+    /// Behind the mount: dropped last.
+    _made: Option<MadeDirectory>,
+}
+
+impl Served {
+    /// Looks first at what is quickly found wrong.
+    async fn start(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Self> {
+        let made = match settings.cluster {
+            Cluster::Embedded(_) => MadeDirectory::make(&settings.mountpoint)?,
+            Cluster::Running(_) => None,
+        };
+        check_mountable(&settings.mountpoint, settings.access)?;
+        let (server, addresses) = match &settings.cluster {
+            Cluster::Running(addresses) => (None, addresses.clone()),
+            Cluster::Embedded(directory) => {
+                let server = embedded::start(directory.as_deref()).await?;
+                let address = embedded::address(&server);
+                (Some(server), vec![address])
+            }
+        };
+        let client = signals.unless_ended(connect(settings, addresses)).await?;
+        if server.is_some() {
+            embedded::furnish(&client).await?;
+        }
+        let source = client.address();
+        let tree = Tree::new(client, settings.tree);
+        let mounted = Self::mount(settings, &tree, &source);
+        match signals.unless_ended(mounted).await {
+            Ok((mount, pidfile)) => Ok(Self {
+                source,
+                server,
+                tree,
+                mount,
+                pidfile,
+                _made: made,
+            }),
+            Err(error) => {
+                // Volumes attached so far are locked.
+                within("giving locks back", CLOSE_PATIENCE, tree.close()).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn mount(
+        settings: &Settings,
+        tree: &Arc<Tree>,
+        source: &GatewayAddress,
+    ) -> anyhow::Result<(Mount, Option<Pidfile>)> {
+        for target in &settings.attach {
+            tree.attach(target)
+                .await
+                .with_context(|| format!("cannot attach {}", String::from_utf8_lossy(target)))?;
+        }
+        if settings.attach_all {
+            tree.attach_all()
+                .await
+                .context("cannot attach all volumes")?;
+        }
+        let mount = mount(
+            Arc::clone(tree),
+            Handle::current(),
+            MountConfig {
+                mountpoint: settings.mountpoint.clone(),
+                source: source.to_string(),
+                access: settings.access,
+                read_only: settings.tree.read_only,
+                uid: settings.uid,
+                gid: settings.gid,
+                umask: settings.umask,
+            },
+        )?;
+        match settings.pidfile.as_deref().map(Pidfile::write).transpose() {
+            Ok(pidfile) => Ok((mount, pidfile)),
+            Err(error) => {
+                unmount(&mount).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Unmounts if that was not done, lets what is under way finish, gives
+    /// locks back, and removes what was made for this mount.
+    async fn end(self) {
+        unmount(&self.mount).await;
+        within("giving locks back", CLOSE_PATIENCE, self.tree.close()).await;
+        if let Some(server) = self.server {
+            within(
+                "stopping the embedded sheep",
+                STOP_PATIENCE,
+                embedded::stop(server),
+            )
+            .await;
+        }
+        if let Some(pidfile) = &self.pidfile {
+            pidfile.remove();
+        }
+    }
+}
+
+async fn unmount(mount: &Mount) {
+    within("unmounting", UNMOUNT_PATIENCE, async {
+        if let Err(error) = mount.unmount().await {
+            tracing::error!("{error}");
+        }
+    })
+    .await;
+    within(
+        "answering the last requests",
+        ANSWER_PATIENCE,
+        mount.answered(),
+    )
+    .await;
+}
+
+/// Waits for `work`, but not for ever.
+async fn within(what: &str, patience: Duration, work: impl Future<Output = ()>) {
+    if timeout(patience, work).await.is_err() {
+        tracing::warn!(
+            "{what} took more than {} s: going on without",
+            patience.as_secs()
+        );
+    }
+}
+
+async fn connect(settings: &Settings, addresses: Vec<GatewayAddress>) -> anyhow::Result<Client> {
+    let client = Client::connect(ClientConfig {
+        addresses,
+        connections: settings.connections,
+        retry_for: settings.retry_for,
+    })
+    .await?;
+    let status = client.cluster_status().await?.status;
+    if matches!(status, ResultCode::WaitForFormat | ResultCode::NotFormatted) {
+        bail!(
+            "the cluster of sheep {} is not formatted yet: see `dog cluster format`",
+            client.address()
+        );
+    }
+    Ok(client)
+}
+
+/// Tells systemd, if it is the one who started us.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("cannot tell the service manager: {error}");
+    }
+}
+
+/// Signals that ask for an orderly end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let hangup = if hangup_is_ignored() {
+            None
+        } else {
+            Some(signal(SignalKind::hangup())?)
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup,
+        })
+    }
+
+    /// Does `work`, unless a signal comes first.
+    async fn unless_ended<T>(
+        &mut self,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        tokio::select! {
+            result = work => result,
+            name = self.next() => bail!("ended by {name} before the tree was mounted"),
+        }
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = hangup => "SIGHUP",
+        }
+    }
+}
+
+/// True when whoever started us wants no end with the terminal: nohup(1).
+fn hangup_is_ignored() -> bool {
+    let hangup = 1_u64 << (nix::sys::signal::Signal::SIGHUP as u32 - 1);
+    fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let mask = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigIgn:"))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        })
+        .is_some_and(|ignored| ignored & hangup != 0)
+}
+
+/// The file with our process id.
+#[derive(Debug)]
+struct Pidfile(PathBuf);
+
+impl Pidfile {
+    fn write(path: &Path) -> anyhow::Result<Self> {
+        fs::write(path, format!("{}\n", getpid()))
+            .with_context(|| format!("cannot write --pidfile {}", path.display()))?;
+        Ok(Self(path.into()))
+    }
+
+    fn remove(&self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}

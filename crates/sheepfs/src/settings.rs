@@ -1,0 +1,341 @@
+//! What the program is to do: the command line checked and completed.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::{Group, User, getegid, geteuid};
+use sheep_client::GatewayAddress;
+use sheep_client::config::{DEFAULT_CONNECTIONS, DEFAULT_RETRY_FOR};
+use sheepfs_fuse::Access;
+use sheepfs_vfs::{LockMode, TreeConfig};
+
+use crate::arguments::UsageError;
+use crate::cli::{Cli, Lock, LogFormat, PORT_RANGE};
+
+const DEFAULT_HOST: &str = "127.0.0.1";
+const DEFAULT_PORT: u16 = 7000;
+/// What `dog` reads, for those who have set it already.
+const DOG_ADDRESS: &str = "SHEEPDOG_DOG_ADDR";
+const DOG_PORT: &str = "SHEEPDOG_DOG_PORT";
+
+/// Everything the rest of the program wants to know. All paths are absolute.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) mode: Mode,
+    pub(crate) debug: bool,
+    pub(crate) log_format: LogFormat,
+    pub(crate) cluster: Cluster,
+    pub(crate) connections: usize,
+    pub(crate) retry_for: Duration,
+    pub(crate) tree: TreeConfig,
+    /// `NAME` or `NAME@TAG` of each.
+    pub(crate) attach: Vec<Vec<u8>>,
+    pub(crate) attach_all: bool,
+    pub(crate) mountpoint: PathBuf,
+    pub(crate) access: Access,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) umask: u16,
+    pub(crate) pidfile: Option<PathBuf>,
+}
+
+/// Where this process stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It mounts and serves, in sight.
+    Foreground,
+    /// It starts the process that serves and waits until it does.
+    Background,
+    /// It is the process that was started.
+    InBackground,
+}
+
+/// The cluster to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cluster {
+    /// One that runs already; addresses to try, at least one.
+    Running(Vec<GatewayAddress>),
+    /// One in this process, with its data in a directory or in memory.
+    Embedded(Option<PathBuf>),
+}
+
+impl Settings {
+    /// Checks `cli`; `environment` is only asked for dog's variables.
+    ///
+    /// # Errors
+    /// What is wrong, in the words of the option it is wrong with.
+    pub(crate) fn resolve(
+        cli: Cli,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, UsageError> {
+        let Some(mountpoint) = cli.mountpoint.clone() else {
+            return wrong("no MOUNTPOINT given");
+        };
+        let mode = if cli.in_background {
+            Mode::InBackground
+        } else if cli.foreground || cli.debug {
+            Mode::Foreground
+        } else {
+            Mode::Background
+        };
+        Ok(Self {
+            mode,
+            debug: cli.debug,
+            log_format: cli.log_format.unwrap_or(LogFormat::Text),
+            cluster: cluster(&cli, environment)?,
+            connections: cli.connections.map_or(DEFAULT_CONNECTIONS, usize::from),
+            retry_for: cli.retry_for.map_or(DEFAULT_RETRY_FOR, |seconds| {
+                Duration::from_secs(seconds.into())
+            }),
+            tree: TreeConfig {
+                page_cache: cli.page_cache,
+                object_cache: cli.object_cache,
+                read_only: cli.read_only,
+                lock: match cli.lock {
+                    None | Some(Lock::Auto) => LockMode::Auto,
+                    Some(Lock::Require) => LockMode::Require,
+                    Some(Lock::Off) => LockMode::Off,
+                },
+            },
+            attach: cli.attach.into_iter().map(OsString::into_vec).collect(),
+            // The embedded sheep's volumes are what it was started for.
+            attach_all: cli.attach_all || cli.embedded.is_some(),
+            mountpoint: absolute("MOUNTPOINT", &mountpoint)?,
+            access: match (cli.allow_other, cli.allow_root, cli.allow_none) {
+                (true, _, _) => Access::All,
+                (_, true, _) => Access::Root,
+                (_, _, true) => Access::Owner,
+                _ => Access::Default,
+            },
+            uid: match cli.uid {
+                None => geteuid().as_raw(),
+                Some(text) => id("--uid", "user", &text, |name| {
+                    Ok(User::from_name(name)?.map(|user| user.uid.as_raw()))
+                })?,
+            },
+            gid: match cli.gid {
+                None => getegid().as_raw(),
+                Some(text) => id("--gid", "group", &text, |name| {
+                    Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
+                })?,
+            },
+            umask: cli.umask.unwrap_or(0),
+            pidfile: match cli.pidfile {
+                None => None,
+                Some(path) => Some(absolute("--pidfile", &path)?),
+            },
+        })
+    }
+}
+
+fn wrong<T>(text: impl Into<String>) -> Result<T, UsageError> {
+    Err(UsageError(text.into()))
+}
+
+fn cluster(
+    cli: &Cli,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<Cluster, UsageError> {
+    if let Some(directory) = &cli.embedded {
+        return Ok(Cluster::Embedded(match directory {
+            Some(path) => Some(absolute("--embedded", path)?),
+            None => None,
+        }));
+    }
+    let dog = |variable| {
+        let value = environment(variable).filter(|value| !value.is_empty());
+        value.map(|value| value.to_string_lossy().into_owned())
+    };
+    let port = match (cli.port, dog(DOG_PORT)) {
+        (Some(port), _) => port,
+        (None, None) => DEFAULT_PORT,
+        (None, Some(text)) => match text.parse() {
+            Ok(port) if port != 0 => port,
+            _ => return wrong(format!("{DOG_PORT} is '{text}': {PORT_RANGE}")),
+        },
+    };
+    let (from, list) = match (&cli.address, dog(DOG_ADDRESS)) {
+        (Some(list), _) => ("--address", list.clone()),
+        (None, Some(list)) => (DOG_ADDRESS, list),
+        (None, None) => ("--address", DEFAULT_HOST.into()),
+    };
+    let addresses: Result<Vec<_>, _> = list
+        .split(',')
+        .map(|text| GatewayAddress::parse(text.trim(), port))
+        .collect();
+    match addresses {
+        Ok(addresses) => Ok(Cluster::Running(addresses)),
+        Err(error) => wrong(format!("{from}: {error}")),
+    }
+}
+
+/// The background process works in `/`, so no path may depend on where we are.
+fn absolute(option: &str, path: &Path) -> Result<PathBuf, UsageError> {
+    if path.as_os_str().is_empty() {
+        return wrong(format!("{option} is empty"));
+    }
+    std::path::absolute(path)
+        .or_else(|error| wrong(format!("{option} {}: {error}", path.display())))
+}
+
+/// A number, or a name that this system has a number for.
+fn id(
+    option: &str,
+    kind: &str,
+    text: &str,
+    look_up: impl Fn(&str) -> nix::Result<Option<u32>>,
+) -> Result<u32, UsageError> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match look_up(text) {
+        Ok(Some(number)) => Ok(number),
+        Ok(None) => wrong(format!("{option}: there is no {kind} '{text}'")),
+        Err(error) => wrong(format!("{option}: cannot look {kind} '{text}' up: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments;
+
+    fn resolve(line: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
+        let arguments: Vec<_> = std::iter::once("sheepfs")
+            .chain(line.split_whitespace())
+            .map(OsString::from)
+            .collect();
+        let lookup = |name: &str| {
+            let found = environment.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        let cli = arguments::parse(&arguments, lookup).expect("the command line is right");
+        Settings::resolve(cli, lookup).map_err(|error| error.0)
+    }
+
+    fn addresses(line: &str, environment: &[(&str, &str)]) -> Vec<String> {
+        match resolve(line, environment).unwrap().cluster {
+            Cluster::Running(addresses) => addresses.iter().map(ToString::to_string).collect(),
+            Cluster::Embedded(_) => panic!("not embedded"),
+        }
+    }
+
+    #[test]
+    fn without_options_it_is_the_local_sheep_in_the_background() {
+        let settings = resolve("/mnt", &[]).unwrap();
+        assert_eq!(settings.mode, Mode::Background);
+        assert_eq!(addresses("/mnt", &[]), ["127.0.0.1:7000"]);
+        assert_eq!(settings.access, Access::Default);
+        assert_eq!(settings.tree.lock, LockMode::Auto);
+        assert!(!settings.tree.page_cache && !settings.tree.object_cache && !settings.attach_all);
+        assert_eq!(settings.retry_for, Duration::from_secs(60));
+        assert_eq!((settings.uid, settings.umask), (geteuid().as_raw(), 0));
+    }
+
+    #[test]
+    fn addresses_are_a_list_and_the_port_is_for_those_without() {
+        assert_eq!(
+            addresses("-a h1,10.0.0.1:7005,::1,[::1]:7006 -p 7002 /mnt", &[]),
+            ["h1:7002", "10.0.0.1:7005", "[::1]:7002", "[::1]:7006"]
+        );
+    }
+
+    #[test]
+    fn a_flag_beats_our_variable_and_our_variable_beats_dogs() {
+        let dog = (DOG_ADDRESS, "dog");
+        let dog_port = (DOG_PORT, "7300");
+        let ours = ("SHEEPFS_ADDRESS", "ours");
+        let ours_port = ("SHEEPFS_PORT", "7200");
+        type Environment = [(&'static str, &'static str)];
+        let cases: [(&str, &Environment, &str); 6] = [
+            ("/mnt", &[dog], "dog:7000"),
+            ("/mnt", &[dog, dog_port], "dog:7300"),
+            ("/mnt", &[dog, ours], "ours:7000"),
+            ("/mnt", &[dog, dog_port, ours, ours_port], "ours:7200"),
+            ("-a flag /mnt", &[dog, dog_port, ours], "flag:7300"),
+            (
+                "-a flag -p 7100 /mnt",
+                &[dog_port, ours, ours_port],
+                "flag:7100",
+            ),
+        ];
+        for (line, environment, expected) in cases {
+            assert_eq!(
+                addresses(line, environment),
+                [expected],
+                "{line} {environment:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_name_of_the_option() {
+        let error = |line, environment| resolve(line, environment).unwrap_err();
+        assert_eq!(error("-f", &[]), "no MOUNTPOINT given");
+        assert_eq!(
+            error("-a h:70000 /mnt", &[]),
+            "--address: '70000' is not a port (1 to 65535)"
+        );
+        assert_eq!(
+            error("-a h,,i /mnt", &[]),
+            "--address: '' has no host name or address"
+        );
+        assert_eq!(
+            error("/mnt", &[(DOG_PORT, "x")]),
+            "SHEEPDOG_DOG_PORT is 'x': a port is a number from 1 to 65535"
+        );
+        assert_eq!(
+            error("--uid no-such-user-here /mnt", &[]),
+            "--uid: there is no user 'no-such-user-here'"
+        );
+        assert_eq!(
+            error("--gid no-such-group-here /mnt", &[]),
+            "--gid: there is no group 'no-such-group-here'"
+        );
+    }
+
+    #[test]
+    fn owners_are_numbers_or_names() {
+        let settings = resolve("--uid root --gid 12345 /mnt", &[]).unwrap();
+        assert_eq!((settings.uid, settings.gid), (0, 12345));
+    }
+
+    #[test]
+    fn paths_do_not_depend_on_the_directory_the_program_works_in() {
+        let here = std::env::current_dir().unwrap();
+        let settings = resolve("--embedded=data --pidfile run/pid mnt", &[]).unwrap();
+        assert_eq!(settings.mountpoint, here.join("mnt"));
+        assert_eq!(settings.pidfile, Some(here.join("run/pid")));
+        assert_eq!(settings.cluster, Cluster::Embedded(Some(here.join("data"))));
+    }
+
+    #[test]
+    fn debugging_stays_in_the_foreground_and_embedded_attaches_all() {
+        assert_eq!(resolve("-d /mnt", &[]).unwrap().mode, Mode::Foreground);
+        let settings = resolve("--embedded /mnt", &[]).unwrap();
+        assert_eq!(settings.cluster, Cluster::Embedded(None));
+        assert!(settings.attach_all);
+    }
+
+    #[test]
+    fn modes_of_access_and_locks_are_passed_on() {
+        for (option, access) in [
+            ("--allow-other", Access::All),
+            ("--allow-root", Access::Root),
+            ("--allow-none", Access::Owner),
+        ] {
+            assert_eq!(
+                resolve(&format!("{option} /mnt"), &[]).unwrap().access,
+                access
+            );
+        }
+        assert_eq!(
+            resolve("--lock off /mnt", &[]).unwrap().tree.lock,
+            LockMode::Off
+        );
+        let settings = resolve("-ko --read-only /mnt", &[]).unwrap();
+        assert!(settings.tree.page_cache && settings.tree.object_cache && settings.tree.read_only);
+    }
+}
