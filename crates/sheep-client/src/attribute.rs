@@ -40,7 +40,11 @@ impl Client {
         })?;
         let oid = Oid::attribute(vid, body.attr_id.get());
         let len = u32::try_from(ATTRIBUTE_LEN).expect("66,320");
-        let object = self.read_object(oid, 0, len).await?;
+        let object = match self.read_object(oid, 0, len).await {
+            // Removed between the two questions.
+            Err(error) if error.code() == Some(ResultCode::NoObj) => return Ok(None),
+            other => other?,
+        };
         let attribute = Attribute::parse(&object).map_err(malformed)?;
         Ok(Some(object.slice_ref(attribute.value())))
     }

@@ -17,10 +17,12 @@ use crate::error::{CallName, ClientError};
 pub enum Resend {
     /// Nothing: a second run would not do the same as the first.
     Never,
+    /// Sends it again after a pause when the refusal is one that passes
+    /// ([`Retry::Later`]), but not when it may have run.
+    WhenRefused,
     /// Sends it again when the connection died with it in flight.
     WhenLost,
-    /// That, and again after a pause when the refusal is one that passes
-    /// ([`Retry::Later`]).
+    /// Both.
     WhenLostOrRefused,
 }
 
@@ -194,7 +196,13 @@ impl Call {
 
     /// True when `code` passes and this call may be asked again.
     pub(crate) fn may_retry(&self, code: ResultCode) -> bool {
-        self.resend == Resend::WhenLostOrRefused && code.retry() == Retry::Later
+        matches!(self.resend, Resend::WhenRefused | Resend::WhenLostOrRefused)
+            && code.retry() == Retry::Later
+    }
+
+    /// True when this call may be sent again after its connection died.
+    pub(crate) fn may_resend(&self) -> bool {
+        matches!(self.resend, Resend::WhenLost | Resend::WhenLostOrRefused)
     }
 }
 

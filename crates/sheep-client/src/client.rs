@@ -22,7 +22,7 @@ impl Client {
     /// Connects to the first sheep that answers.
     ///
     /// # Errors
-    /// `Connect` with the last address tried when none answers.
+    /// `Connect` or `Unreachable` with the last address tried when none answers.
     ///
     /// # Panics
     /// Outside a tokio runtime, or when the configuration names no sheep.
@@ -45,7 +45,8 @@ impl Client {
     /// they are.
     ///
     /// # Errors
-    /// `Connect` or `Lost` when it does not answer; the old address stays in use.
+    /// `Connect` or `Unreachable` when it does not answer; the old address stays
+    /// in use.
     pub async fn move_to(&self, address: GatewayAddress) -> Result<(), ClientError> {
         self.gateway.move_to(address).await
     }

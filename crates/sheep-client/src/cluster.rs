@@ -18,11 +18,11 @@ use zerocopy::FromBytes;
 use crate::call::{Call, Resend, Response};
 use crate::client::Client;
 use crate::error::ClientError;
-use crate::vdi::packed_now;
+use crate::vdi::{check_redundancy, check_shift, packed_now};
 
 /// How long a question about the cluster waits while no sheep answers: whoever
 /// looks at a cluster that is down wants to hear so soon.
-const QUERY_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const QUERY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Membership and settings of a cluster.
 #[derive(Clone, Debug)]
@@ -239,10 +239,13 @@ impl Client {
     /// Formats the cluster. **Everything on it is gone.**
     ///
     /// # Errors
-    /// As [`Client::call`].
+    /// `Unsuitable` for a redundancy or object size that no cluster can have,
+    /// otherwise as [`Client::call`].
     ///
     /// Source: `MAKE_FS`, protocol 5.5.
     pub async fn format(&self, options: &FormatOptions) -> Result<(), ClientError> {
+        check_redundancy(options.redundancy)?;
+        check_shift(options.object_shift)?;
         let body = ClusterRequest {
             ctime: packed_now().into(),
             copies: options.redundancy.nr_copies(),

@@ -7,7 +7,7 @@ use crate::address::GatewayAddress;
 /// Connections to the gateway unless told otherwise; a sheep reads the frames
 /// of one connection one at a time, so more of them carry more.
 pub const DEFAULT_CONNECTIONS: usize = 8;
-/// Time without any sheep after which calls fail, unless told otherwise.
+/// Time without any sheep or answer after which calls fail, unless told otherwise.
 pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(60);
 
 /// Settings of a [`Client`](crate::Client).
@@ -18,7 +18,8 @@ pub struct ClientConfig {
     pub addresses: Vec<GatewayAddress>,
     /// Connections to keep open to the gateway, at least 1.
     pub connections: usize,
-    /// How long a call waits while no sheep answers, or a refusal that passes persists.
+    /// How long a call waits while no sheep is reachable, for an answer, and for
+    /// a refusal that passes.
     pub retry_for: Duration,
 }
 

@@ -64,12 +64,13 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
-    /// No sheep has answered for as long as the configuration allows.
+    /// No sheep has answered for as long as the configuration allows. A call
+    /// that was sent to a silent one may still run.
     #[error("no sheep has answered for {} s, last tried {gateway}", waited.as_secs())]
     Unreachable {
         /// The address tried last.
         gateway: GatewayAddress,
-        /// Time since the last sheep was lost.
+        /// Time without an answer, or since the last sheep was lost.
         waited: Duration,
     },
     /// The connection died with the request in flight; it may have run.

@@ -1,35 +1,55 @@
 //! Which requests a connection waits for, by id.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::call::Call;
+use crate::call::{Call, Response};
+use crate::error::ClientError;
 use crate::gateway::Completion;
 
 /// A call on its way, with what is needed to answer or repeat it.
 pub(crate) struct Pending {
     pub(crate) call: Call,
-    pub(crate) done: Completion,
+    /// Nothing once the caller was told that there is no answer.
+    done: Option<Completion>,
+    /// How long to wait for a sheep, for its answer, and for refusals to pass.
+    pub(crate) patience: Duration,
+    sent: Option<Instant>,
     /// When it first failed in a way that may pass.
     pub(crate) failing_since: Option<Instant>,
-    /// How often it failed in such a way.
+    /// How often it failed in a way that may pass.
     pub(crate) failures: u32,
-    /// Its share of the pool's budget, given back when it is answered.
-    #[expect(dead_code, reason = "held for what its drop does")]
+    /// Its share of the pool's budget while it is in flight.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Pending {
-    pub(crate) fn new(call: Call, permit: Option<OwnedSemaphorePermit>, done: Completion) -> Self {
+    pub(crate) fn new(call: Call, patience: Duration, done: Completion) -> Self {
         Self {
             call,
-            done,
+            done: Some(done),
+            patience,
+            sent: None,
             failing_since: None,
             failures: 0,
-            permit,
+            permit: None,
         }
+    }
+
+    /// Ends the call. The budget is free again before the caller hears of it.
+    pub(crate) fn finish(mut self, outcome: Result<Response, ClientError>) {
+        drop(self.permit.take());
+        if let Some(done) = self.done.take() {
+            done(outcome);
+        }
+    }
+
+    /// True when the caller was told that there is no answer.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.done.is_none()
     }
 }
 
@@ -46,7 +66,8 @@ pub(crate) struct InFlight {
 
 impl InFlight {
     /// Enters a call and gives it a free id.
-    pub(crate) fn insert(&mut self, pending: Pending) -> u32 {
+    pub(crate) fn insert(&mut self, mut pending: Pending) -> u32 {
+        pending.sent = Some(Instant::now());
         while self.calls.contains_key(&self.next_id) {
             self.next_id = self.next_id.wrapping_add(1);
         }
@@ -72,8 +93,24 @@ impl InFlight {
         self.calls.drain().map(|(_, pending)| pending).collect()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.calls.is_empty()
+    /// Gives up the calls that have waited too long. Their ids stay taken, and
+    /// so does their share of the budget, since the sheep still has them.
+    pub(crate) fn give_up_overdue(&mut self) -> Vec<(Completion, Duration)> {
+        self.calls
+            .values_mut()
+            .filter_map(|pending| {
+                let waited = pending.sent?.elapsed();
+                if waited < pending.patience {
+                    return None;
+                }
+                pending.done.take().map(|done| (done, waited))
+            })
+            .collect()
+    }
+
+    /// True when nobody waits for an answer.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.calls.values().all(Pending::is_given_up)
     }
 }
 
@@ -83,9 +120,9 @@ mod tests {
 
     use super::*;
 
-    fn pending() -> Pending {
+    fn pending(patience: Duration) -> Pending {
         let call = Call::new(Opcode::ReadVdis, RequestBody::NONE).wanting(7);
-        Pending::new(call, None, Box::new(|_| ()))
+        Pending::new(call, patience, Box::new(|_| ()))
     }
 
     #[test]
@@ -94,18 +131,32 @@ mod tests {
             next_id: u32::MAX,
             ..InFlight::default()
         };
-        let first = table.insert(pending());
-        assert_eq!(table.insert(pending()), 0);
+        let first = table.insert(pending(Duration::MAX));
+        assert_eq!(table.insert(pending(Duration::MAX)), 0);
         table.next_id = first;
-        assert_eq!(table.insert(pending()), 1);
+        assert_eq!(table.insert(pending(Duration::MAX)), 1);
     }
 
     #[test]
     fn a_response_must_match_id_and_opcode() {
         let mut table = InFlight::default();
-        let id = table.insert(pending());
+        let id = table.insert(pending(Duration::MAX));
         assert_eq!(table.limit(id, Opcode::ReadVdis as u8), Some(7));
         assert_eq!(table.limit(id, Opcode::ReadObj as u8), None);
         assert_eq!(table.limit(id + 1, Opcode::ReadVdis as u8), None);
+    }
+
+    #[test]
+    fn a_call_given_up_keeps_its_id_and_is_given_up_once() {
+        let mut table = InFlight::default();
+        let overdue = table.insert(pending(Duration::ZERO));
+        let patient = table.insert(pending(Duration::MAX));
+        assert_eq!(table.give_up_overdue().len(), 1);
+        assert_eq!(table.give_up_overdue().len(), 0);
+        assert!(!table.is_idle());
+        assert!(!table.remove(patient).unwrap().is_given_up());
+        assert!(table.is_idle());
+        table.next_id = overdue;
+        assert_ne!(table.insert(pending(Duration::MAX)), overdue);
     }
 }

@@ -38,10 +38,20 @@ impl Client {
         }
         let count = vdi.object_count().min(u64::from(FLAT_INDEX_SLOTS));
         let count = u32::try_from(count).expect("at most 2^20");
+        self.for_each_flat_slot(vdi.vid, count, visit).await
+    }
+
+    /// The same for the first `count` slots of a flat index.
+    pub(crate) async fn for_each_flat_slot(
+        &self,
+        vid: Vid,
+        count: u32,
+        mut visit: impl FnMut(ObjectIndex, Vid),
+    ) -> Result<(), ClientError> {
         let mut first = 0;
         while first < count {
             let slots = (count - first).min(PIECE_LEN / SLOT_LEN);
-            let found = self.read_slots(vdi.vid, ObjectIndex(first), slots).await?;
+            let found = self.read_slots(vid, ObjectIndex(first), slots).await?;
             for (index, owner) in (first..).zip(found) {
                 if let Some(owner) = owner {
                     visit(ObjectIndex(index), owner);

@@ -61,9 +61,11 @@ pub mod gateway;
 mod in_flight;
 mod index;
 mod lifecycle;
+mod link;
 mod lock;
 mod lookup;
 mod object;
+mod outbox;
 pub mod pool;
 pub mod vdi;
 

@@ -3,17 +3,20 @@
 use bytes::Bytes;
 use sheep_proto::header::{RequestBody, VdiRequest};
 use sheep_proto::inode::{STORE_POLICY_HYPERVOLUME, TAG_OFFSET, VDI_SIZE_OFFSET};
+use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, FLAT_INDEX_SLOTS};
 use sheep_proto::{InodeHeader, ObjectIndex, Oid, Opcode, ResultCode, SnapshotTag, VdiName, Vid};
 
 use crate::call::Call;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::lookup::selector_call;
-use crate::vdi::{NewVdi, VdiInfo, VdiSelector, WhichVersion, check_size};
+use crate::vdi::{NewVdi, VdiSelector, WhichVersion, check_redundancy, check_size};
 
-/// Slots cleared by one request while a VDI is deleted: a server does work for
-/// each of them before it answers.
-const SLOTS_PER_CLEAR: u32 = 128;
+/// Slots in use cleared by one request while a VDI is deleted: a server does
+/// work for each of them before it answers.
+const USED_PER_CLEAR: usize = 128;
+/// Slots that such a request may span, with the unused ones in between.
+const SPAN_PER_CLEAR: u32 = 16 << 10;
 /// How often a change of the working VDI is tried while others take snapshots.
 const SNAPSHOT_RACES: u32 = 5;
 
@@ -28,7 +31,15 @@ impl Client {
     ///
     /// Source: `NEW_VDI`, protocol 5.2 and 6.2.
     pub async fn create_vdi(&self, new: &NewVdi) -> Result<Vid, ClientError> {
-        let shift = new.checked_shift(self.cluster_default().await?.object_shift)?;
+        if let Some(redundancy) = new.redundancy {
+            check_redundancy(redundancy)?;
+        }
+        let default = match self.cluster_default().await?.object_shift {
+            // Not formatted; the sheep says so itself.
+            0 => DEFAULT_BLOCK_SIZE_SHIFT,
+            shift => shift,
+        };
+        let shift = new.checked_shift(default)?;
         let body = VdiRequest {
             vdi_size: new.size.into(),
             copies: new.redundancy.map_or(0, sheep_proto::Redundancy::nr_copies),
@@ -67,14 +78,24 @@ impl Client {
             ));
         }
         self.write_tag(base, tag).await?;
+        if self.is_snapshot(base).await? {
+            // From a snapshot as base the sheep would make a working VDI without
+            // anything written since.
+            return Err(ClientError::Unsuitable(
+                "someone else is taking a snapshot of it",
+            ));
+        }
         let body = VdiRequest {
             snapid: 1.into(),
             ..based_on(base, &header)
         };
         let snapshot = self.new_vdi(name, body).await;
-        if let Err(ClientError::Refused { .. }) = &snapshot {
+        if let Err(error @ ClientError::Refused { .. }) = snapshot {
             // The VDI stays a working one, which has no tag.
-            self.write_tag(base, &SnapshotTag::default()).await?;
+            if let Err(undo) = self.write_tag(base, &SnapshotTag::default()).await {
+                tracing::warn!("VDI {name} keeps the tag {tag} of a failed snapshot: {undo}");
+            }
+            return Err(error);
         }
         snapshot
     }
@@ -161,47 +182,52 @@ impl Client {
     /// Deletes a VDI, working or snapshot, and gives the space of the objects
     /// back that no other VDI shares.
     ///
-    /// The index is cleared first: a server deletes only what is empty.
+    /// The index is cleared first: a server deletes only what is empty. When it
+    /// fails in between, doing it again finishes the work.
     ///
     /// # Errors
     /// As [`Client::find`].
     ///
     /// Source: protocol 6.7.
     pub async fn delete(&self, selector: &VdiSelector) -> Result<(), ClientError> {
-        let vdi = self.find_info(selector).await?;
-        if !vdi.hypervolume {
-            self.clear_index(&vdi).await?;
+        for _ in 0..SNAPSHOT_RACES {
+            let vdi = self.find_info(selector).await?;
+            if !vdi.hypervolume {
+                self.clear_index(vdi.vid).await?;
+            }
+            let exactly = match selector.which {
+                WhichVersion::Working => selector.clone(),
+                // By number, so that another snapshot with the same tag is not meant.
+                WhichVersion::Tag(_) | WhichVersion::SnapId(_) => {
+                    VdiSelector::snap_id(vdi.name, vdi.snap_id)
+                }
+            };
+            // A snapshot taken meanwhile made another working VDI, with a full index.
+            if self.find(&exactly).await? == vdi.vid {
+                let call = selector_call(Opcode::DelVdi, &exactly, VdiRequest::default());
+                return self.call(call).await.map(drop);
+            }
         }
-        let which = match selector.which {
-            WhichVersion::Working => WhichVersion::Working,
-            // By number, so that another snapshot with the same tag is not meant.
-            WhichVersion::Tag(_) | WhichVersion::SnapId(_) => WhichVersion::SnapId(vdi.snap_id),
-        };
-        let selector = VdiSelector {
-            name: selector.name.clone(),
-            which,
-        };
-        self.call(selector_call(
-            Opcode::DelVdi,
-            &selector,
-            VdiRequest::default(),
+        Err(ClientError::Unsuitable(
+            "snapshots were taken faster than it could be deleted",
         ))
-        .await
-        .map(drop)
     }
 
-    /// Sets every slot in use to 0, a bounded number with each request.
-    async fn clear_index(&self, vdi: &VdiInfo) -> Result<(), ClientError> {
+    /// Sets every slot in use to 0, also those past the end of the volume.
+    ///
+    /// Slots that are not in use go along: they are 0 before and after.
+    async fn clear_index(&self, vid: Vid) -> Result<(), ClientError> {
         let mut used = Vec::new();
-        self.for_each_slot(vdi, |index, _owner| used.push(index.0))
+        self.for_each_flat_slot(vid, FLAT_INDEX_SLOTS, |index, _owner| used.push(index.0))
             .await?;
-        let close = |a: &u32, b: &u32| b - a == 1;
-        for run in used.chunk_by(close) {
-            for piece in run.chunks(SLOTS_PER_CLEAR as usize) {
-                let none = vec![None; piece.len()];
-                self.write_slots(vdi.vid, ObjectIndex(piece[0]), &none)
-                    .await?;
-            }
+        let mut rest = &used[..];
+        while let Some(&first) = rest.first() {
+            let near = rest.partition_point(|&index| index - first < SPAN_PER_CLEAR);
+            let (batch, behind) = rest.split_at(near.min(USED_PER_CLEAR));
+            let last = batch.last().expect("the first is near itself");
+            let none = vec![None; (last - first) as usize + 1];
+            self.write_slots(vid, ObjectIndex(first), &none).await?;
+            rest = behind;
         }
         Ok(())
     }

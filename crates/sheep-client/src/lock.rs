@@ -7,7 +7,7 @@
 use sheep_proto::header::{RequestBody, VdiRequest};
 use sheep_proto::{Opcode, Vid};
 
-use crate::call::Call;
+use crate::call::{Call, Resend};
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::lookup::selector_call;
@@ -16,19 +16,18 @@ use crate::vdi::VdiSelector;
 impl Client {
     /// Finds a VDI and locks it for this client's sheep alone.
     ///
+    /// Not sent again when the connection is lost: the lock may have been taken.
+    ///
     /// # Errors
     /// `Refused(VdiLocked)` when any sheep holds it, this one included;
     /// otherwise as [`Client::find`].
     ///
     /// Source: `LOCK_VDI`, protocol 5.2 and 6.9.
     pub async fn lock(&self, selector: &VdiSelector) -> Result<Vid, ClientError> {
-        self.call(selector_call(
-            Opcode::LockVdi,
-            selector,
-            VdiRequest::default(),
-        ))
-        .await?
-        .vid()
+        // A sheep that has just joined refuses until it knows all locks.
+        let call = selector_call(Opcode::LockVdi, selector, VdiRequest::default())
+            .with_resend(Resend::WhenRefused);
+        self.call(call).await?.vid()
     }
 
     /// Gives a lock back, whoever holds it. Succeeds also when nobody does.

@@ -11,6 +11,7 @@ use zerocopy::FromBytes;
 
 use crate::call::{Call, Resend, Response};
 use crate::client::Client;
+use crate::cluster::QUERY_PATIENCE;
 use crate::error::ClientError;
 use crate::vdi::{VdiInfo, VdiSelector, WhichVersion};
 
@@ -170,7 +171,8 @@ impl Client {
         let want = u32::try_from(VID_BITMAP_LEN).expect("2 MiB");
         let call = Call::new(opcode, RequestBody::NONE)
             .wanting(want)
-            .with_resend(Resend::WhenLostOrRefused);
+            .with_resend(Resend::WhenLostOrRefused)
+            .with_patience(QUERY_PATIENCE);
         let name = call.name();
         let response = self.call(call).await?;
         VidBitmap::parse(response.payload)

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use sheep_proto::inode::{InodeHeader, max_volume_size, object_count, pack_time};
-use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, MAX_BLOCK_SIZE_SHIFT, MIN_BLOCK_SIZE_SHIFT};
+use sheep_proto::limits::{
+    DEFAULT_BLOCK_SIZE_SHIFT, MAX_BLOCK_SIZE_SHIFT, MAX_COPIES, MIN_BLOCK_SIZE_SHIFT,
+};
 use sheep_proto::{Malformed, Redundancy, SnapshotTag, VdiName, Vid};
 
 use crate::error::ClientError;
@@ -182,13 +184,20 @@ impl NewVdi {
             }
             (false, shift) => shift.unwrap_or(default),
         };
-        if !(MIN_BLOCK_SIZE_SHIFT..=MAX_BLOCK_SIZE_SHIFT).contains(&shift) {
-            return Err(ClientError::Unsuitable(
-                "an object has 1 MiB to 2 GiB, a power of two",
-            ));
-        }
+        check_shift(shift)?;
         check_size(self.size, max_volume_size(self.hypervolume, shift))?;
         Ok(shift)
+    }
+}
+
+/// Refuses an object size that a sheep would take but nobody can use (protocol 4.2).
+pub(crate) fn check_shift(shift: u8) -> Result<(), ClientError> {
+    if (MIN_BLOCK_SIZE_SHIFT..=MAX_BLOCK_SIZE_SHIFT).contains(&shift) {
+        Ok(())
+    } else {
+        Err(ClientError::Unsuitable(
+            "an object has 1 MiB to 2 GiB, a power of two",
+        ))
     }
 }
 
@@ -198,6 +207,20 @@ pub(crate) fn check_size(size: u64, limit: u64) -> Result<(), ClientError> {
         Err(ClientError::TooLarge { size, limit })
     } else {
         Ok(())
+    }
+}
+
+/// Refuses a redundancy that no cluster can hold; some kill a sheep (protocol 1.9).
+pub(crate) fn check_redundancy(redundancy: Redundancy) -> Result<(), ClientError> {
+    match redundancy {
+        Redundancy::Replicated(1..=MAX_COPIES)
+        | Redundancy::Erasure {
+            data: 2 | 4 | 8 | 16,
+            parity: 1..=15,
+        } => Ok(()),
+        _ => Err(ClientError::Unsuitable(
+            "copies are 1 to 31, or 2, 4, 8 or 16 data and 1 to 15 parity strips",
+        )),
     }
 }
 
@@ -244,5 +267,19 @@ mod tests {
             ));
         }
         assert!(new(1, Some(23), true).checked_shift(22).is_err());
+    }
+
+    #[test]
+    fn redundancies_that_kill_a_sheep_are_refused() {
+        let erasure = |data, parity| Redundancy::Erasure { data, parity };
+        for bad in [erasure(2, 0), erasure(0, 1), erasure(6, 2), erasure(4, 16)] {
+            assert!(check_redundancy(bad).is_err(), "{bad}");
+        }
+        for bad in [0, 32] {
+            assert!(check_redundancy(Redundancy::Replicated(bad)).is_err());
+        }
+        for good in [erasure(2, 1), erasure(16, 15), Redundancy::Replicated(31)] {
+            assert!(check_redundancy(good).is_ok(), "{good}");
+        }
     }
 }

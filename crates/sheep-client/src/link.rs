@@ -1,0 +1,387 @@
+//! Which sheep a pool is connected to, and how it stays connected.
+//!
+//! All connections lead to one sheep, the gateway, since a write sent twice by
+//! two roads could land on top of a newer one. A keeper task opens connections
+//! that are missing. When the last one is gone it tries the same sheep, then
+//! the addresses that were given, then the nodes of the last node list, until
+//! one answers that belongs to the same cluster: a node list may name
+//! addresses that mean another host here.
+//!
+//! A gateway that lets itself be connected to but is silent is not left for
+//! another sheep: what was sent to it may still be queued there.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sheep_proto::cluster::ClusterInfoHeader;
+use sheep_proto::limits::CLUSTER_INFO_LEN;
+use sheep_proto::node::NodeRecord;
+use sheep_proto::{Opcode, RequestBody};
+use tokio::time::Instant;
+
+use crate::address::GatewayAddress;
+use crate::backoff;
+use crate::call::{Call, Response};
+use crate::connection::{ASK_PATIENCE, Connection, Observer, Shared};
+use crate::error::{ClientError, Hangup};
+use crate::in_flight::Pending;
+use crate::pool::Core;
+
+/// Longest wait for a TCP connection, the look-up of its name included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nodes of the cluster remembered as gateways to fall back on.
+const MAX_FALLBACKS: usize = 64;
+
+/// The sheep that are known, and the connections to one of them.
+pub(crate) struct Link {
+    given: Vec<GatewayAddress>,
+    cluster: Membership,
+    /// Where `open` leads to, or led to, or what is being tried instead.
+    gateway: GatewayAddress,
+    peer: Option<SocketAddr>,
+    open: Vec<Arc<Connection>>,
+    /// Since when `open` is empty.
+    down_since: Option<Instant>,
+    /// Counts moves to another address, so that what was begun before is not
+    /// mistaken for the present.
+    moves: u64,
+}
+
+/// What a sheep says of its cluster.
+#[derive(Clone, Debug, Default)]
+struct Membership {
+    /// When the cluster was formatted, which tells it from others; 0 when it
+    /// was not, or the sheep is too old to say.
+    ctime: u64,
+    nodes: Vec<SocketAddr>,
+}
+
+impl Link {
+    /// No connection yet.
+    ///
+    /// # Panics
+    /// Without any address.
+    pub(crate) fn new(given: Vec<GatewayAddress>) -> Self {
+        Self {
+            gateway: given
+                .first()
+                .expect("a client needs the address of a sheep")
+                .clone(),
+            given,
+            cluster: Membership::default(),
+            peer: None,
+            open: Vec::new(),
+            down_since: Some(Instant::now()),
+            moves: 0,
+        }
+    }
+
+    pub(crate) fn given(&self) -> &GatewayAddress {
+        &self.given[0]
+    }
+
+    pub(crate) fn gateway(&self) -> &GatewayAddress {
+        &self.gateway
+    }
+
+    pub(crate) fn down_since(&self) -> Option<Instant> {
+        self.down_since
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.open.iter().any(|connection| connection.is_accepting())
+    }
+
+    pub(crate) fn least_loaded(&self) -> Option<Arc<Connection>> {
+        self.open
+            .iter()
+            .filter(|connection| connection.is_accepting())
+            .min_by_key(|connection| connection.bytes_in_flight())
+            .map(Arc::clone)
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.open.clear();
+    }
+}
+
+impl Core {
+    /// Opens what is missing, until it is cancelled.
+    pub(crate) async fn keep_connected(self: Arc<Self>) {
+        let mut link = self.link.subscribe();
+        let mut failures = 0;
+        loop {
+            let (moves, peer) = {
+                let incomplete = |link: &Link| link.open.len() < self.connections;
+                let link = link
+                    .wait_for(incomplete)
+                    .await
+                    .expect("self has the sender");
+                (link.moves, link.open.first().map(|open| open.peer()))
+            };
+            let opened = match peer {
+                None => self.find_sheep(moves).await,
+                // By number: a name may stand for several sheep.
+                Some(peer) => self
+                    .dial(&peer.into(), self.itself())
+                    .await
+                    .and_then(|connection| self.adopt(connection, moves, None)),
+            };
+            match opened {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    tokio::time::sleep(backoff::pause(failures)).await;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    /// Makes the first known sheep that answers the gateway.
+    pub(crate) async fn find_sheep(&self, moves: u64) -> Result<(), ClientError> {
+        let (last, known) = {
+            let link = self.link.borrow();
+            let learned = link.cluster.nodes.iter().map(|&node| node.into());
+            let known: Vec<GatewayAddress> = link.given.iter().cloned().chain(learned).collect();
+            (link.peer.map(GatewayAddress::from), known)
+        };
+        let mut result = Ok(());
+        for address in last.iter().chain(&known) {
+            self.link.send_if_modified(|link| {
+                if link.moves == moves {
+                    link.gateway = address.clone();
+                }
+                false
+            });
+            result = match self.establish(address).await {
+                Ok((connection, cluster)) => self.adopt(connection, moves, Some(cluster)),
+                Err(error) => Err(error),
+            };
+            let silent = matches!(result, Err(ClientError::Unreachable { .. }));
+            if result.is_ok() || silent && last.as_ref() == Some(address) {
+                break;
+            }
+        }
+        result
+    }
+
+    /// Connects to a sheep and hears that it is one.
+    async fn establish(
+        &self,
+        address: &GatewayAddress,
+    ) -> Result<(Connection, Membership), ClientError> {
+        let connection = self.dial(address, self.itself()).await?;
+        match connection.ask(membership_call()).await {
+            Ok(response) => Ok((connection, Membership::read(&response)?)),
+            Err(error @ ClientError::Lost { .. }) => Err(ClientError::Connect {
+                gateway: address.clone(),
+                source: io::Error::other(error),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn dial(
+        &self,
+        address: &GatewayAddress,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Connection, ClientError> {
+        let open = async {
+            let mut last = io::ErrorKind::NotFound.into();
+            for peer in tokio::net::lookup_host((address.host(), address.port())).await? {
+                match Connection::open(peer, Arc::clone(&observer)).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, open)
+            .await
+            .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|source| ClientError::Connect {
+                gateway: address.clone(),
+                source,
+            })
+    }
+
+    /// Puts a connection into use; `cluster` is what the first one brings along.
+    fn adopt(
+        &self,
+        connection: Connection,
+        moves: u64,
+        cluster: Option<Membership>,
+    ) -> Result<(), ClientError> {
+        let peer = connection.peer();
+        let refuse = |why: &'static str| ClientError::Connect {
+            gateway: peer.into(),
+            source: io::Error::other(why),
+        };
+        let first = cluster.is_some();
+        let mut result = Ok(());
+        self.link.send_if_modified(|link| {
+            // A connection that closed before it got here was not found by
+            // `closed`, and would stay for ever.
+            if link.moves != moves || !connection.is_accepting() || self.closing.is_cancelled() {
+                result = Err(refuse("the connection is not wanted any more"));
+                return false;
+            }
+            if let Some(cluster) = cluster {
+                if cluster.is_other_than(&link.cluster) {
+                    result = Err(refuse("this sheep belongs to another cluster"));
+                    return false;
+                }
+                link.cluster.update(cluster);
+            }
+            link.peer = Some(peer);
+            link.open.push(Arc::new(connection));
+            link.down_since = None;
+            true
+        });
+        if first && result.is_ok() {
+            tracing::info!(%peer, "connected");
+        }
+        result
+    }
+
+    /// Makes `address` the gateway, once a sheep has answered there.
+    pub(crate) async fn move_to(&self, address: GatewayAddress) -> Result<(), ClientError> {
+        let (connection, cluster) = self.establish(&address).await?;
+        let peer = connection.peer();
+        tracing::info!(gateway = %address, %peer, "connected");
+        let mut old = Vec::new();
+        self.link.send_modify(|link| {
+            link.given = vec![address.clone()];
+            link.cluster = cluster;
+            link.gateway = address;
+            link.peer = Some(peer);
+            link.moves += 1;
+            old = std::mem::take(&mut link.open);
+            if connection.is_accepting() {
+                link.open.push(Arc::new(connection));
+                link.down_since = None;
+            } else {
+                // It closed just now; the keeper opens another.
+                link.down_since.get_or_insert_with(Instant::now);
+            }
+        });
+        let drain = async move {
+            for connection in old {
+                connection.drained().await;
+            }
+        };
+        self.runtime
+            .spawn(self.closing.clone().run_until_cancelled_owned(drain));
+        Ok(())
+    }
+
+    /// Asks for the nodes of the cluster, to have somewhere to go when the
+    /// gateway dies.
+    pub(crate) fn learn_nodes(&self) {
+        let (moves, connection) = {
+            let link = self.link.borrow();
+            (link.moves, link.least_loaded())
+        };
+        let Some(connection) = connection else { return };
+        // One question at a time, or a sheep with an ever new epoch would breed them.
+        if self.learning.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let core = self.itself();
+        let learned = move |outcome: Result<Response, ClientError>| {
+            core.learning.store(false, Ordering::Relaxed);
+            match outcome.and_then(|response| Membership::read(&response)) {
+                Ok(cluster) => core.learn(moves, cluster),
+                Err(error) => tracing::debug!("cannot ask for the nodes: {error}"),
+            }
+        };
+        let call = Pending::new(membership_call(), ASK_PATIENCE, Box::new(learned));
+        if let Err(unsent) = connection.send(call) {
+            // It closed this moment; the next one brings the nodes along.
+            self.learning.store(false, Ordering::Relaxed);
+            drop(unsent);
+        }
+    }
+
+    fn learn(&self, moves: u64, cluster: Membership) {
+        let mut formatted = false;
+        self.link.send_if_modified(|link| {
+            if link.moves == moves {
+                formatted = cluster.is_other_than(&link.cluster);
+                link.cluster.update(cluster);
+            }
+            false
+        });
+        if formatted {
+            tracing::warn!("the cluster was formatted, everything that was in it is gone");
+        }
+    }
+
+    /// Takes a closed connection out of use.
+    pub(crate) fn forget(&self, connection: &Arc<Shared>, why: &Hangup) {
+        let mut was_last = false;
+        let known = self.link.send_if_modified(|link| {
+            let before = link.open.len();
+            link.open.retain(|known| !known.is(connection));
+            if link.open.len() == before {
+                return false;
+            }
+            if link.open.is_empty() {
+                was_last = true;
+                link.down_since = Some(Instant::now());
+            }
+            true
+        });
+        let peer = connection.peer();
+        if let (true, Hangup::BadFrame(_) | Hangup::UnknownId { .. }) = (known, why) {
+            tracing::warn!(%peer, "dropped a connection: {why}");
+        }
+        if was_last {
+            tracing::warn!(%peer, "lost the sheep: {why}");
+        }
+    }
+}
+
+/// The question that any sheep answers at any time. Its answer tells clusters
+/// apart and has the nodes; a refusal is the answer of a sheep before 0.9.
+fn membership_call() -> Call {
+    let want = u32::try_from(CLUSTER_INFO_LEN).expect("less than 4 GiB");
+    Call::new(Opcode::ClusterInfo, RequestBody::NONE).wanting(want)
+}
+
+impl Membership {
+    fn read(response: &Response) -> Result<Self, ClientError> {
+        if response.clone().accepted().is_err() {
+            return Ok(Self::default());
+        }
+        let (header, nodes) = ClusterInfoHeader::parse(&response.payload)
+            .map_err(|source| response.bad_payload(source))?;
+        Ok(Self {
+            ctime: header.ctime.get(),
+            nodes: nodes
+                .iter()
+                .map(NodeRecord::address)
+                .take(MAX_FALLBACKS)
+                .collect(),
+        })
+    }
+
+    /// True when both are known, and differ.
+    fn is_other_than(&self, known: &Self) -> bool {
+        self.ctime != 0 && known.ctime != 0 && self.ctime != known.ctime
+    }
+
+    /// Takes what is new, and keeps what a sheep that knows nothing left out.
+    fn update(&mut self, new: Self) {
+        if new.ctime != 0 {
+            self.ctime = new.ctime;
+        }
+        if !new.nodes.is_empty() {
+            self.nodes = new.nodes;
+        }
+    }
+}
