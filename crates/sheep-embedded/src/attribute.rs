@@ -3,6 +3,9 @@
 //! An attribute is an object whose id starts from the hash of its name, tag,
 //! snapshot id and key; a deleted one keeps its object with an empty name, so
 //! that those behind it in a probe are still found. Unlike C, setting probes too.
+//! Its time is that of the VDI's creation, whatever the client sends.
+
+use std::mem::offset_of;
 
 use sheep_proto::attribute::Attribute;
 use sheep_proto::hash::{attribute_id, first_vid};
@@ -40,10 +43,14 @@ impl Sheep {
             if place.exists && flags.contains(RequestFlags::EXCL) {
                 return Err(ResultCode::VdiExist);
             }
+            let created = self.read_header(&vdi)?.create_time;
             let object = NewObject {
                 len: ATTRIBUTE_LEN as u64,
                 source: None,
-                pieces: &[(0, wanted.as_bytes())],
+                pieces: &[
+                    (0, wanted.as_bytes()),
+                    (offset_of!(Attribute, ctime) as u64, created.as_bytes()),
+                ],
             };
             self.store.create(oid, object)?;
         } else if !place.exists {

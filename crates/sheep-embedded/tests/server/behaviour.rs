@@ -1,0 +1,608 @@
+//! The behaviour a one-node server must reproduce, point by point, on both stores.
+
+use crate::client::{Client, OBJECT_LEN, Sheep, based_on, data_oid, field, object, sized};
+use sheep_proto::cluster::parse_epoch_log;
+use sheep_proto::limits::{CLUSTER_INFO_LEN, INODE_LEN, NODE_LIST_LEN, VDI_STATE_LEN};
+use sheep_proto::vdi_state::{LockState, VdiState};
+use sheep_proto::{
+    ClusterFlags, ClusterRequest, Oid, Opcode, RequestBody, RequestFlags, ResultCode, VdiRequest,
+    Vid,
+};
+
+fn on_both_stores(test: impl Fn(&mut Client)) {
+    for (name, sheep) in Sheep::on_both_stores() {
+        println!("store: {name}");
+        test(&mut sheep.connect());
+        sheep.stop();
+    }
+}
+
+#[test]
+fn vids_follow_the_hash_and_are_never_used_again() {
+    on_both_stores(|client| {
+        let first = client.new_vdi("demo");
+        assert_eq!(first.get(), 0x76_d396);
+        let head = client.snapshot("demo", first, "one");
+        assert_eq!(head.get(), 0x76_d397);
+        assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "", 0).vid(), head);
+        let again = client.new_vdi("demo");
+        assert_eq!(again.get(), 0x76_d398);
+        assert_eq!(client.header_of(again).snap_id.get(), 2);
+        assert_eq!(
+            client.vids(Opcode::ReadVdis),
+            [0x76_d396, 0x76_d397, 0x76_d398]
+        );
+        assert_eq!(client.vids(Opcode::ReadDelVdis), [0x76_d397]);
+    });
+}
+
+#[test]
+fn an_inode_is_a_sparse_object_of_bytes() {
+    on_both_stores(|client| {
+        let vid = client.new_vdi("demo");
+        let inode = client.bytes(Oid::inode(vid), 0, INODE_LEN);
+        assert_eq!(inode[..8], *b"demo\0\0\0\0");
+        assert!(inode[572..].iter().all(|&byte| byte == 0));
+        let size = (128u64 << 20).to_le_bytes();
+        assert_eq!(
+            client.write(Oid::inode(vid), 536, &size),
+            ResultCode::Success
+        );
+        assert_eq!(client.header_of(vid).vdi_size.get(), 128 << 20);
+        assert_eq!(
+            client.write(Oid::inode(vid), 4_198_968, b"gref"),
+            ResultCode::Success
+        );
+        assert_eq!(client.bytes(Oid::inode(vid), 4_198_966, 7), b"\0\0gref\0");
+    });
+}
+
+#[test]
+fn a_header_written_back_cannot_undo_a_snapshot() {
+    on_both_stores(|client| {
+        let vid = client.new_vdi("demo");
+        let stale = client.bytes(Oid::inode(vid), 0, 4664);
+        client.snapshot("demo", vid, "one");
+        assert_eq!(
+            client.write(Oid::inode(vid), 0, &stale),
+            ResultCode::Success
+        );
+        assert!(client.header_of(vid).is_snapshot());
+        assert_eq!(
+            client.create(data_oid(vid, 0), 0, b"x"),
+            ResultCode::ReadOnly
+        );
+    });
+}
+
+#[test]
+fn a_snapshot_makes_data_and_nothing_else_read_only() {
+    on_both_stores(|client| {
+        let old = client.new_vdi("demo");
+        client.first_write(old, 0, b"old");
+        let new = client.snapshot("demo", old, "one");
+        assert_eq!(
+            client.write(data_oid(old, 0), 0, b"x"),
+            ResultCode::ReadOnly
+        );
+        assert_eq!(
+            client.create(data_oid(old, 1), 0, b"x"),
+            ResultCode::ReadOnly
+        );
+        assert_eq!(
+            client.create(Oid::vm_state(old, 0), 0, b"ram"),
+            ResultCode::Success
+        );
+        assert_eq!(
+            client.write(Oid::inode(old), 256, &field("renamed")),
+            ResultCode::Success
+        );
+        assert_eq!(
+            client
+                .on_vdi(Opcode::GetVdiInfo, "demo", "renamed", 0)
+                .vid(),
+            old
+        );
+        let (snapshot, head) = (client.header_of(old), client.header_of(new));
+        assert!(snapshot.is_snapshot() && !head.is_snapshot());
+        assert_eq!((snapshot.snap_id.get(), head.snap_id.get()), (1, 2));
+        assert_eq!(head.parent(), Some(old));
+        assert!(head.tag().is_empty());
+        assert_eq!(client.slot(new, 0), Some(old));
+        client.copy_on_write(new, old, 0, b"NEW");
+        assert_eq!(client.bytes(data_oid(old, 0), 0, 3), b"old");
+        assert_eq!(client.bytes(data_oid(new, 0), 0, 3), b"NEW");
+    });
+}
+
+#[test]
+fn an_object_goes_with_the_last_index_that_names_it() {
+    on_both_stores(|client| {
+        let first = client.new_vdi("demo");
+        client.first_write(first, 0, b"a");
+        let second = client.snapshot("demo", first, "one");
+        let copy = client.clone_vdi("copy", first);
+        client.copy_on_write(second, first, 0, b"b");
+        assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "one", 0).vid(), first);
+        assert_eq!(client.slot(copy, 0), Some(first));
+        assert_eq!(client.bytes(data_oid(first, 0), 0, 1), b"a");
+        assert_eq!(client.set_slot(copy, 0, None), ResultCode::Success);
+        assert!(!client.exists(data_oid(first, 0)));
+        assert!(client.exists(data_oid(second, 0)));
+        assert_eq!(client.set_slot(second, 0, None), ResultCode::Success);
+        assert!(!client.exists(data_oid(second, 0)));
+    });
+}
+
+#[test]
+fn repeating_an_inherited_entry_harms_nobody() {
+    on_both_stores(|client| {
+        let old = client.new_vdi("demo");
+        client.first_write(old, 0, b"0");
+        client.first_write(old, 1, b"1");
+        let new = client.snapshot("demo", old, "one");
+        assert_eq!(
+            client.create(data_oid(new, 0), 0, b"x"),
+            ResultCode::Success
+        );
+        let both = [new.get().to_le_bytes(), old.get().to_le_bytes()].concat();
+        assert_eq!(
+            client.write(Oid::inode(new), 4664, &both),
+            ResultCode::Success
+        );
+        assert_eq!(client.set_slot(new, 1, None), ResultCode::Success);
+        assert_eq!(client.bytes(data_oid(old, 1), 0, 1), b"1");
+        assert_eq!(client.bytes(data_oid(old, 0), 0, 1), b"0");
+    });
+}
+
+#[test]
+fn references_are_counted_again_after_a_restart() {
+    let sheep = Sheep::in_directory();
+    let mut client = sheep.connect();
+    let old = client.new_vdi("demo");
+    client.first_write(old, 0, b"0");
+    client.first_write(old, 900_000, b"far");
+    let new = client.snapshot("demo", old, "one");
+    drop(client);
+    let sheep = sheep.restart();
+    let mut client = sheep.connect();
+    assert_eq!(client.set_slot(new, 0, None), ResultCode::Success);
+    assert_eq!(client.bytes(data_oid(old, 0), 0, 1), b"0");
+    assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "one", 0).vid(), old);
+    assert!(!client.exists(data_oid(old, 0)));
+    assert_eq!(client.bytes(data_oid(old, 900_000), 0, 3), b"far");
+    assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "", 0).vid(), new);
+    assert!(!client.exists(data_oid(old, 900_000)));
+}
+
+#[test]
+fn create_replaces_write_needs_an_object_and_cow_copies_all_of_it() {
+    on_both_stores(|client| {
+        let vid = client.new_vdi("demo");
+        let oid = data_oid(vid, 0);
+        assert_eq!(client.write(oid, 0, b"x"), ResultCode::NoObj);
+        assert_eq!(client.read(oid, 0, 1).result(), ResultCode::NoObj);
+        assert_eq!(client.create(oid, 100, b"first"), ResultCode::Success);
+        assert_eq!(client.create(oid, 8000, b"second"), ResultCode::Success);
+        let content = client.bytes(oid, 0, OBJECT_LEN);
+        assert_eq!(content[8000..8006], *b"second");
+        assert_eq!(content.iter().filter(|&&byte| byte != 0).count(), 6);
+        let copy = data_oid(vid, 1);
+        assert_eq!(
+            client.create_from(copy, oid, 8003, b"!"),
+            ResultCode::Success
+        );
+        assert_eq!(client.bytes(copy, 7999, 8), b"\0sec!nd\0");
+        let absent = data_oid(vid, 9);
+        assert_eq!(client.create_from(copy, absent, 0, b"x"), ResultCode::NoObj);
+        let whole = vec![7; OBJECT_LEN];
+        assert_eq!(
+            client.create_from(copy, absent, 0, &whole),
+            ResultCode::Success
+        );
+        assert_eq!(client.create(oid, 0, b""), ResultCode::Success);
+        assert!(
+            client
+                .bytes(oid, 0, OBJECT_LEN)
+                .iter()
+                .all(|&byte| byte == 0)
+        );
+        assert_eq!(client.write(oid, 5, b""), ResultCode::Success);
+    });
+}
+
+#[test]
+fn a_read_returns_exactly_what_was_asked_for() {
+    on_both_stores(|client| {
+        let vid = client.new_vdi("demo");
+        let oid = data_oid(vid, 0);
+        assert_eq!(client.create(oid, 4095, b"ab"), ResultCode::Success);
+        for (offset, want) in [
+            (0u32, 0usize),
+            (4095, 1),
+            (4094, 4),
+            (0, OBJECT_LEN),
+            (4_194_303, 1),
+        ] {
+            let answer = client.read(oid, offset, want);
+            assert_eq!(answer.payload.len(), want);
+            assert!(answer.header.tail[4..].iter().all(|&byte| byte == 0));
+        }
+        assert_eq!(client.bytes(oid, 4094, 4), b"\0ab\0");
+    });
+}
+
+#[test]
+fn deletion_blanks_the_inode_and_frees_what_the_client_left() {
+    on_both_stores(|client| {
+        let vid = client.new_vdi("demo");
+        client.first_write(vid, 3, b"left");
+        assert_eq!(
+            client.create(data_oid(vid, 4), 0, b"never indexed"),
+            ResultCode::Success
+        );
+        let before = client.header_of(vid);
+        assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "", 0).vid(), vid);
+        let after = client.header_of(vid);
+        assert_eq!((after.name(), after.vdi_size.get()), (None, 0));
+        assert_eq!(after.create_time, before.create_time);
+        assert_eq!(after.vdi_id, before.vdi_id);
+        let rest = client.bytes(Oid::inode(vid), 4664, INODE_LEN - 4664);
+        assert!(rest.iter().all(|&byte| byte == 0));
+        assert!(!client.exists(data_oid(vid, 3)));
+        assert!(!client.exists(data_oid(vid, 4)));
+        assert_eq!(
+            client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).result(),
+            ResultCode::NoVdi
+        );
+        assert_eq!(
+            client.on_vdi(Opcode::DelVdi, "demo", "", 0).result(),
+            ResultCode::NoVdi
+        );
+        assert_eq!(client.create(data_oid(vid, 0), 0, b"x"), ResultCode::NoVdi);
+        assert_eq!(client.set_slot(vid, 0, Some(vid)), ResultCode::NoVdi);
+    });
+}
+
+#[test]
+fn a_hypervolume_starts_with_an_empty_root_and_takes_its_objects_along() {
+    on_both_stores(|client| {
+        let request = VdiRequest {
+            vdi_size: (16u64 << 40).into(),
+            store_policy: 1,
+            ..VdiRequest::default()
+        };
+        let vid = client.make("hyper", request).vid();
+        assert_eq!(
+            client.bytes(Oid::inode(vid), 4664, 8),
+            b"\x74\x62\x01\0\0\0\0\0"
+        );
+        let far = data_oid(vid, 3_000_000);
+        assert_eq!(client.create(far, 0, b"x"), ResultCode::Success);
+        let mut root = b"\x74\x62\x01\0\x01\0\0\0".to_vec();
+        root.extend_from_slice(&3_000_000u32.to_le_bytes());
+        root.extend_from_slice(&vid.get().to_le_bytes());
+        assert_eq!(
+            client.write(Oid::inode(vid), 4664, &root),
+            ResultCode::Success
+        );
+        assert_eq!(
+            client
+                .make(
+                    "hyper",
+                    VdiRequest {
+                        store_policy: 1,
+                        ..based_on(vid, 1)
+                    }
+                )
+                .result(),
+            ResultCode::NoSupport
+        );
+        assert_eq!(client.discard(far), ResultCode::Success);
+        assert!(!client.exists(far));
+        assert_eq!(client.bytes(Oid::inode(vid), 4664 + 12, 4), [0; 4]);
+        assert_eq!(client.create(far, 0, b"x"), ResultCode::Success);
+        assert_eq!(
+            client.create(Oid::btree_node(vid, 0), 0, b"node"),
+            ResultCode::Success
+        );
+        assert_eq!(client.on_vdi(Opcode::DelVdi, "hyper", "", 0).vid(), vid);
+        assert!(!client.exists(far));
+        assert!(!client.exists(Oid::btree_node(vid, 0)));
+    });
+}
+
+#[test]
+fn discard_clears_the_entry_and_refuses_snapshots() {
+    on_both_stores(|client| {
+        let old = client.new_vdi("demo");
+        client.first_write(old, 0, b"kept");
+        client.first_write(old, 1, b"gone");
+        assert_eq!(client.discard(data_oid(old, 1)), ResultCode::Success);
+        assert_eq!(client.discard(data_oid(old, 1)), ResultCode::Success);
+        assert_eq!(client.slot(old, 1), None);
+        assert!(!client.exists(data_oid(old, 1)));
+        let new = client.snapshot("demo", old, "one");
+        assert_eq!(client.discard(data_oid(old, 0)), ResultCode::ReadOnly);
+        assert_eq!(client.discard(data_oid(new, 0)), ResultCode::Success);
+        assert_eq!(client.slot(new, 0), None);
+        assert_eq!(client.bytes(data_oid(old, 0), 0, 4), b"kept");
+        assert_eq!(
+            client.discard(data_oid(new, 1 << 20)),
+            ResultCode::InvalidParms
+        );
+        let unknown = data_oid(Vid::new(0x999).unwrap(), 0);
+        assert_eq!(client.discard(unknown), ResultCode::NoObj);
+    });
+}
+
+fn lock(client: &mut Client, lock_type: u32) -> ResultCode {
+    let body = RequestBody::Vdi(VdiRequest {
+        lock_type: lock_type.into(),
+        ..VdiRequest::default()
+    });
+    let name = field("demo");
+    client
+        .tell(Opcode::LockVdi, RequestFlags::empty(), body, &name)
+        .result()
+}
+
+fn release(client: &mut Client, vid: Vid, lock_type: u32) -> ResultCode {
+    let body = RequestBody::Vdi(VdiRequest {
+        base_vdi_id: vid.get().into(),
+        lock_type: lock_type.into(),
+        ..VdiRequest::default()
+    });
+    client.ask(Opcode::ReleaseVdi, 0, body).result()
+}
+
+fn lock_state(client: &mut Client) -> LockState {
+    let answer = client.ask(Opcode::GetVdiCopies, VDI_STATE_LEN, RequestBody::NONE);
+    VdiState::parse_list(&answer.payload).unwrap()[0].lock_state()
+}
+
+#[test]
+fn locks_belong_to_the_node_and_survive_the_connection() {
+    const NORMAL: u32 = 0;
+    const SHARED: u32 = 1;
+    for (_store, sheep) in Sheep::on_both_stores() {
+        let client = &mut sheep.connect();
+        let vid = client.new_vdi("demo");
+        assert_eq!(lock(client, NORMAL), ResultCode::Success);
+        assert_eq!(
+            lock(client, NORMAL),
+            ResultCode::Success,
+            "no locking, no locks"
+        );
+        assert_eq!(
+            client.format(ClusterFlags::USE_LOCK, 1),
+            ResultCode::Success
+        );
+        assert_eq!(client.new_vdi("demo"), vid);
+        assert_eq!(lock(client, 7), ResultCode::VdiLocked);
+        assert_eq!(lock_state(client), LockState::Unlocked);
+        for (held, other, state) in [
+            (NORMAL, SHARED, LockState::Locked),
+            (SHARED, NORMAL, LockState::Shared),
+        ] {
+            assert_eq!(lock(&mut sheep.connect(), held), ResultCode::Success);
+            assert_eq!(lock_state(client), state);
+            assert_eq!(lock(client, held), ResultCode::VdiLocked);
+            assert_eq!(lock(client, other), ResultCode::VdiLocked);
+            assert_eq!(release(client, vid, other), ResultCode::Success);
+            assert_eq!(lock_state(client), state, "the wrong type releases nothing");
+            assert_eq!(release(client, vid, held), ResultCode::Success);
+            assert_eq!(lock_state(client), LockState::Unlocked);
+        }
+    }
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_restart() {
+    let sheep = Sheep::in_directory();
+    let mut client = sheep.connect();
+    let old = client.new_vdi("demo");
+    client.first_write(old, 0, b"old");
+    let new = client.snapshot("demo", old, "one");
+    client.copy_on_write(new, old, 0, b"new");
+    client.new_vdi("gone");
+    client.on_vdi(Opcode::DelVdi, "gone", "", 0).vid();
+    let info = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
+    let (used, deleted) = (
+        client.vids(Opcode::ReadVdis),
+        client.vids(Opcode::ReadDelVdis),
+    );
+    drop(client);
+    let sheep = sheep.restart();
+    let mut client = sheep.connect();
+    assert_eq!(client.vids(Opcode::ReadVdis), used);
+    assert_eq!(client.vids(Opcode::ReadDelVdis), deleted);
+    assert_eq!(
+        client.on_vdi(Opcode::GetVdiInfo, "demo", "one", 0).vid(),
+        old
+    );
+    assert_eq!(client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid(), new);
+    assert_eq!(client.bytes(data_oid(old, 0), 0, 3), b"old");
+    assert_eq!(client.bytes(data_oid(new, 0), 0, 3), b"new");
+    assert_eq!(
+        client.write(data_oid(old, 0), 0, b"x"),
+        ResultCode::ReadOnly
+    );
+    let again = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
+    assert_eq!(again.payload[..48], info.payload[..48]);
+}
+
+#[test]
+fn the_status_is_a_result_and_there_is_one_epoch() {
+    let stat = |client: &mut Client, nodes: u32, want: usize| {
+        let body = RequestBody::Cluster(ClusterRequest {
+            nodes_nr: nodes.into(),
+            ..ClusterRequest::default()
+        });
+        client.ask(Opcode::StatCluster, want, body)
+    };
+    let sheep = Sheep::start(None, |config| config.format_if_new = false);
+    let client = &mut sheep.connect();
+    assert_eq!(stat(client, 0, 48).result(), ResultCode::WaitForFormat);
+    assert_eq!(
+        client.make("demo", sized()).result(),
+        ResultCode::WaitForFormat
+    );
+    let nodes = client.ask(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
+    assert_eq!((nodes.header.epoch.get(), nodes.payload.len()), (0, 80));
+    let info = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
+    assert_eq!(
+        info.payload[16], 4,
+        "dog compares this flag before it formats"
+    );
+    let auto = ClusterFlags::AUTO_VNODES;
+    assert_eq!(
+        client.format(auto | ClusterFlags::RECYCLE_VID, 1),
+        ResultCode::NoSupport
+    );
+    assert_eq!(client.format(auto, 1), ResultCode::Success);
+    let answer = stat(client, 1, 4096);
+    assert_eq!(
+        (answer.result(), answer.header.epoch.get()),
+        (ResultCode::Success, 1)
+    );
+    let epochs = parse_epoch_log(&answer.payload, 1).unwrap();
+    let [(epoch, [node])] = epochs[..] else {
+        panic!("{epochs:?}");
+    };
+    assert_eq!(epoch.ctime.get() >> 32, 1_700_000_000);
+    assert_eq!(node.address(), sheep.address());
+    assert_eq!(stat(client, 0, 48).payload.len(), 48);
+    assert_eq!(stat(client, u32::MAX, 48).payload.len(), 0);
+}
+
+#[test]
+fn a_wildcard_address_is_never_advertised() {
+    let sheep = Sheep::start(None, |config| config.listen = "0.0.0.0:0".parse().unwrap());
+    let address = (std::net::Ipv4Addr::LOCALHOST, sheep.address().port()).into();
+    let client = &mut Client::connect(address);
+    let answer = client.ask(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
+    let nodes = sheep_proto::node::NodeRecord::parse_list(&answer.payload).unwrap();
+    assert_eq!(nodes[0].address(), address);
+}
+
+#[test]
+fn parameters_that_would_do_harm_are_refused() {
+    on_both_stores(|client| {
+        let invalid = ResultCode::InvalidParms;
+        let refused = [
+            VdiRequest {
+                copies: 2,
+                copy_policy: 0x20,
+                ..sized()
+            },
+            VdiRequest {
+                copies: 32,
+                ..sized()
+            },
+            VdiRequest {
+                block_size_shift: 19,
+                ..sized()
+            },
+            VdiRequest {
+                block_size_shift: 32,
+                ..sized()
+            },
+            VdiRequest {
+                vdi_size: ((4u64 << 40) + 1).into(),
+                ..sized()
+            },
+            VdiRequest {
+                store_policy: 2,
+                ..sized()
+            },
+        ];
+        for request in refused {
+            assert_eq!(
+                client.make("demo", request).result(),
+                invalid,
+                "{request:?}"
+            );
+        }
+        assert_eq!(client.make("", sized()).result(), invalid);
+        let body = RequestBody::Vdi(sized());
+        for name in [vec![b'x'; 256], vec![0; 255], vec![0; 257], vec![]] {
+            let answer = client.tell(Opcode::NewVdi, RequestFlags::empty(), body, &name);
+            assert_eq!(answer.result(), invalid);
+        }
+        let vid = client.new_vdi("demo");
+        let oid = data_oid(vid, 0);
+        assert_eq!(client.create(oid, 4_194_303, b"ab"), invalid);
+        assert_eq!(client.create(oid, 0, b"x"), ResultCode::Success);
+        assert_eq!(client.write(oid, u32::MAX, b"x"), invalid);
+        assert_eq!(client.read(oid, 4_194_303, 2).result(), invalid);
+        assert_eq!(client.create(data_oid(vid, 1 << 20), 0, b"x"), invalid);
+        assert_eq!(client.write(Oid::inode(vid), 4664, &[0xff; 4]), invalid);
+        assert_eq!(client.create(Oid::inode(vid), 0, b"x"), invalid);
+        assert_eq!(
+            client
+                .ask(Opcode::RemoveObj, 0, object(Oid::inode(vid), 0))
+                .result(),
+            invalid
+        );
+        assert_eq!(
+            client
+                .read(Oid::from_raw(0xffff_0001_0000_0000), 0, 1)
+                .result(),
+            invalid
+        );
+        assert_eq!(
+            client.ask(Opcode::WriteObj, 8, object(oid, 0)).result(),
+            invalid
+        );
+        assert_eq!(client.clone_of_working(vid), invalid);
+        let shifted = VdiRequest {
+            block_size_shift: 23,
+            ..based_on(vid, 1)
+        };
+        assert_eq!(client.make("demo", shifted).result(), invalid);
+    });
+}
+
+impl Client {
+    fn clone_of_working(&mut self, vid: Vid) -> ResultCode {
+        self.make("copy", based_on(vid, 0)).result()
+    }
+}
+
+#[test]
+fn a_full_store_says_so_and_goes_on() {
+    let sheep = Sheep::start(None, |config| config.memory_limit = 1 << 20);
+    let client = &mut sheep.connect();
+    let vid = client.new_vdi("demo");
+    let big = vec![1; 2 << 20];
+    assert_eq!(
+        client.create(data_oid(vid, 0), 0, &big),
+        ResultCode::NoSpace
+    );
+    assert!(!client.exists(data_oid(vid, 0)));
+    client.first_write(vid, 0, b"small");
+    assert_eq!(client.write(data_oid(vid, 0), 0, &big), ResultCode::NoSpace);
+    assert_eq!(client.discard(data_oid(vid, 0)), ResultCode::Success);
+    assert_eq!(
+        client.create(data_oid(vid, 0), 0, &big[..900_000]),
+        ResultCode::Success
+    );
+}
+
+#[test]
+fn two_servers_do_not_share_a_directory() {
+    let sheep = Sheep::in_directory();
+    let config = sheep_embedded::Config::new(sheep_embedded::StoreKind::Directory(
+        sheep.path().to_path_buf(),
+    ));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let error = runtime
+        .block_on(sheep_embedded::Server::start(config))
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("is in use by another server"),
+        "{error}"
+    );
+}

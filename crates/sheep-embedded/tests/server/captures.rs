@@ -1,0 +1,267 @@
+//! Requests recorded between real clients and a real sheep, sent to this
+//! server; it must answer what the real one answered.
+//!
+//! A capture is one JSON object per line: `dir` is `req` or `rsp`, `hdr` the
+//! header in hex, `seg` the payload as `[offset, hex]` or `[offset, count,
+//! byte]`, zero elsewhere. Times differ between runs and are masked, as are
+//! facts about the node.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use serde_json::Value;
+use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_LEN};
+use sheep_proto::{
+    ObjectKind, Oid, Opcode, RequestBody, RequestHeader, ResponseHeader, ResultCode,
+};
+use zerocopy::FromBytes;
+
+use crate::client::{Answer, Client, Sheep};
+
+/// Answers that differ on purpose, by sequence number of the request.
+type Deviations<'a> = &'a [(u64, Expected, &'a str)];
+
+enum Expected {
+    Code(ResultCode),
+    /// The same code and length, other bytes.
+    OtherBytes,
+}
+
+use Expected::{Code, OtherBytes};
+
+struct Exchange {
+    seq: u64,
+    connection: u64,
+    request: RequestHeader,
+    data: Vec<u8>,
+    response: ResponseHeader,
+    answer: Vec<u8>,
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = text.as_bytes().chunks(2);
+    digits
+        .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect()
+}
+
+fn payload(line: &Value) -> Vec<u8> {
+    let number = |value: &Value| usize::try_from(value.as_u64().unwrap()).unwrap();
+    let mut payload = vec![0; number(&line["len"])];
+    for segment in line["seg"].as_array().into_iter().flatten() {
+        let segment = segment.as_array().unwrap();
+        let start = number(&segment[0]);
+        let bytes = match &segment[1..] {
+            [literal] => unhex(literal.as_str().unwrap()),
+            [count, byte] => unhex(byte.as_str().unwrap()).repeat(number(count)),
+            _ => panic!("a segment of unknown form"),
+        };
+        payload[start..start + bytes.len()].copy_from_slice(&bytes);
+    }
+    payload
+}
+
+fn parse(capture: &str) -> Vec<Exchange> {
+    let mut waiting = HashMap::new();
+    let mut exchanges = Vec::new();
+    for line in capture.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let Some(header) = line["hdr"].as_str() else {
+            continue;
+        };
+        let header = unhex(header);
+        let connection = line["conn"].as_u64().unwrap();
+        if line["dir"] == "req" {
+            let request = RequestHeader::read_from_bytes(&header).unwrap();
+            let seq = line["seq"].as_u64().unwrap();
+            waiting.insert(
+                (connection, request.id.get()),
+                (seq, request, payload(&line)),
+            );
+        } else {
+            let response = ResponseHeader::read_from_bytes(&header).unwrap();
+            let key = (connection, response.id.get());
+            let (seq, request, data) = waiting.remove(&key).unwrap();
+            exchanges.push(Exchange {
+                seq,
+                connection,
+                request,
+                data,
+                response,
+                answer: payload(&line),
+            });
+        }
+    }
+    exchanges.sort_by_key(|exchange| exchange.seq);
+    exchanges
+}
+
+/// Time of the VDI's creation in an attribute.
+const ATTRIBUTE_TIME: Range<usize> = 512..520;
+
+/// What may differ in the bytes of an answer: times, reference counts, everything about the node.
+fn mask(request: &RequestHeader, payload: &mut [u8]) {
+    match (Opcode::try_from(request.opcode), request.body()) {
+        (
+            Ok(
+                Opcode::GetNodeList
+                | Opcode::StatCluster
+                | Opcode::ClusterInfo
+                | Opcode::MdInfo
+                | Opcode::Stat,
+            ),
+            _,
+        ) => payload.fill(0),
+        (Ok(Opcode::ReadObj), RequestBody::Object(object)) => {
+            let masked: &[Range<usize>] = match Oid::from_raw(object.oid.get()).kind() {
+                // Time of creation and of the snapshot; reference counts, which are kept elsewhere.
+                Some(ObjectKind::Inode) => &[512..528, INODE_GREF_OFFSET..INODE_LEN],
+                Some(ObjectKind::Attribute) => std::slice::from_ref(&ATTRIBUTE_TIME),
+                _ => &[],
+            };
+            let offset = object.offset.get() as usize;
+            for range in masked {
+                let end = range.end.saturating_sub(offset).min(payload.len());
+                let start = range.start.saturating_sub(offset).min(end);
+                payload[start..end].fill(0);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The union of a response without what is about the node.
+fn tail(exchange: &Exchange, response: &ResponseHeader) -> [u8; 32] {
+    let mut tail = response.tail;
+    if exchange.request.opcode == Opcode::StatSheep as u8 {
+        tail[4..].fill(0);
+    }
+    tail
+}
+
+fn check(exchange: &Exchange, got: Answer, deviations: Deviations<'_>) {
+    let (seq, request) = (exchange.seq, &exchange.request);
+    let deviation = deviations.iter().find(|(at, ..)| *at == seq);
+    let expected_code = match deviation {
+        Some((_, Code(code), why)) => {
+            assert_eq!(got.result(), *code, "#{seq}, which differs because {why}");
+            assert_ne!(
+                got.result(),
+                exchange.response.result(),
+                "#{seq} does not differ"
+            );
+            return;
+        }
+        _ => exchange.response.result(),
+    };
+    assert_eq!(got.result(), expected_code, "#{seq} {request:?}");
+    assert_eq!(got.header.epoch, exchange.response.epoch, "#{seq}");
+    if expected_code == ResultCode::Success {
+        let (ours, theirs) = (
+            tail(exchange, &got.header),
+            tail(exchange, &exchange.response),
+        );
+        assert_eq!(ours, theirs, "#{seq} {request:?}");
+    }
+    let (mut ours, mut theirs) = (got.payload, exchange.answer.clone());
+    assert_eq!(ours.len(), theirs.len(), "#{seq} {request:?}");
+    mask(request, &mut ours);
+    mask(request, &mut theirs);
+    let same = ours == theirs;
+    let at = ours.iter().zip(&theirs).position(|(a, b)| a != b);
+    match deviation {
+        Some((.., why)) => assert!(!same, "#{seq} does not differ, though {why}"),
+        None => assert!(same, "#{seq} differs from byte {at:?} on: {request:?}"),
+    }
+}
+
+fn replay(capture: &str, sheep: Sheep, deviations: Deviations<'_>) {
+    let mut connections: HashMap<u64, Client> = HashMap::new();
+    let exchanges = parse(capture);
+    assert!(!exchanges.is_empty());
+    for exchange in &exchanges {
+        let client = connections
+            .entry(exchange.connection)
+            .or_insert_with(|| sheep.connect());
+        let got = client.call(exchange.request, &exchange.data);
+        check(exchange, got, deviations);
+    }
+    for (seq, ..) in deviations {
+        assert!(
+            exchanges.iter().any(|exchange| exchange.seq == *seq),
+            "#{seq}"
+        );
+    }
+}
+
+/// Replays a capture on a fresh server of each kind.
+macro_rules! replays {
+    ($($test:ident: $file:literal, $deviations:expr;)+) => {$(
+        #[test]
+        fn $test() {
+            for (store, sheep) in Sheep::on_both_stores() {
+                println!("store: {store}");
+                replay(include_str!(concat!("../captures/", $file)), sheep, $deviations);
+            }
+        }
+    )+};
+}
+
+replays! {
+    vdi_lifecycle_answers_as_recorded: "02-vdi-lifecycle.jsonl", &[];
+    object_io_answers_as_recorded: "04-object-io.jsonl", &[
+        (25, Code(ResultCode::InvalidParms), "a range must lie in its object"),
+    ];
+    copy_on_write_answers_as_recorded: "05-cow-and-refcount.jsonl", &[
+        (37, Code(ResultCode::NoObj), "there are no ledgers"),
+    ];
+    discard_answers_as_recorded: "06-discard-flush-cache.jsonl", &[
+        (25, Code(ResultCode::ReadOnly), "a snapshot's objects cannot be discarded"),
+        (27, OtherBytes, "the snapshot keeps its entry"),
+        (31, Code(ResultCode::Success), "the head keeps its data"),
+    ];
+    errors_answer_as_recorded: "08-errors.jsonl", &[
+        (25, Code(ResultCode::Success), "a failed snapshot leaves no trace"),
+        (35, Code(ResultCode::NoObj), "a failed snapshot leaves no trace"),
+        (89, Code(ResultCode::InvalidParms), "digests are not computed"),
+        (91, Code(ResultCode::InvalidParms), "there are no peers"),
+    ];
+    a_hypervolume_answers_as_recorded: "09-hypervolume-btree.jsonl", &[];
+    attributes_answer_as_recorded: "11-attributes.jsonl", &[];
+    traps_answer_as_recorded_or_better: "17-traps.jsonl", &[
+        (23, Code(ResultCode::Success), "a repeated entry costs nobody an object"),
+        (53, Code(ResultCode::NoVdi), "a VDI is deleted with what is in its index"),
+        (55, OtherBytes, "a VDI is deleted with what is in its index"),
+        (57, Code(ResultCode::NoObj), "a VDI is deleted with what is in its index"),
+        (59, Code(ResultCode::Success), "the name of a deleted VDI is free"),
+    ];
+}
+
+#[test]
+fn an_unformatted_cluster_and_its_format_answer_as_recorded() {
+    let sheep = Sheep::start(None, |config| config.format_if_new = false);
+    let capture = include_str!("../captures/01-unformatted-and-format.jsonl");
+    replay(capture, sheep, &[]);
+}
+
+#[test]
+fn a_strict_cluster_halts_as_recorded() {
+    let sheep = Sheep::start(None, |config| config.format_if_new = false);
+    let capture = include_str!("../captures/16-strict-halt-and-kill.jsonl");
+    replay(
+        capture,
+        sheep,
+        &[
+            (
+                11,
+                Code(ResultCode::NoVdi),
+                "data goes only into VDIs that exist",
+            ),
+            (
+                13,
+                Code(ResultCode::NoObj),
+                "data goes only into VDIs that exist",
+            ),
+        ],
+    );
+}

@@ -1,0 +1,256 @@
+//! What no honest client sends: an answer or a closed connection, and the others are served.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+
+use proptest::prelude::*;
+use sheep_proto::header::BODY_LEN;
+use sheep_proto::limits::{MAX_PAYLOAD_LEN, VID_BITMAP_LEN};
+use sheep_proto::{
+    ObjectRequest, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResultCode, Vid,
+};
+use zerocopy::IntoBytes;
+
+use crate::client::{Client, OBJECT_LEN, Sheep, data_oid, object};
+
+fn assert_alive(sheep: &Sheep) {
+    let answer = sheep
+        .connect()
+        .ask(Opcode::GetClusterDefault, 0, RequestBody::NONE);
+    assert_eq!(answer.result(), ResultCode::Success);
+}
+
+fn assert_closed(client: &mut Client) {
+    let mut rest = Vec::new();
+    // A reset says the same as an end of stream.
+    if client.stream().read_to_end(&mut rest).is_ok() {
+        assert!(rest.is_empty());
+    }
+}
+
+#[test]
+fn garbage_is_a_version_mismatch() {
+    let sheep = Sheep::in_memory();
+    let mut client = sheep.connect();
+    client.stream().write_all(&[0xa8; 48]).unwrap();
+    assert_eq!(client.receive().unwrap().result(), ResultCode::VerMismatch);
+    assert_alive(&sheep);
+}
+
+#[test]
+fn a_payload_beyond_the_limit_closes_the_connection() {
+    let sheep = Sheep::in_memory();
+    for len in [u32::try_from(MAX_PAYLOAD_LEN).unwrap() + 1, u32::MAX] {
+        let mut client = sheep.connect();
+        let header = RequestHeader::new(
+            Opcode::WriteObj,
+            RequestFlags::WRITE,
+            len,
+            RequestBody::NONE,
+        );
+        client.stream().write_all(header.as_bytes()).unwrap();
+        assert_closed(&mut client);
+    }
+    assert_alive(&sheep);
+}
+
+#[test]
+fn frames_that_never_end_stop_nobody_else() {
+    let sheep = Sheep::in_memory();
+    let mut stuck: Vec<_> = (0..64).map(|_| sheep.connect()).collect();
+    let len = u32::try_from(MAX_PAYLOAD_LEN).unwrap();
+    let header = RequestHeader::new(
+        Opcode::WriteObj,
+        RequestFlags::WRITE,
+        len,
+        RequestBody::NONE,
+    );
+    for (number, client) in stuck.iter_mut().enumerate() {
+        let cut = if number % 2 == 0 { 20 } else { 48 };
+        client
+            .stream()
+            .write_all(&header.as_bytes()[..cut])
+            .unwrap();
+    }
+    let mut client = sheep.connect();
+    let vid = client.new_vdi("demo");
+    assert_eq!(
+        client.create(data_oid(vid, 0), 0, &vec![1; OBJECT_LEN]),
+        ResultCode::Success
+    );
+    for client in &mut stuck {
+        client.stream().shutdown(Shutdown::Write).unwrap();
+        assert_closed(client);
+    }
+}
+
+#[test]
+fn buffers_of_the_wrong_size_are_refused() {
+    let sheep = Sheep::in_memory();
+    let mut client = sheep.connect();
+    client.new_vdi("demo");
+    for (opcode, wants) in [
+        (Opcode::GetNodeList, &[0, 79][..]),
+        (Opcode::ClusterInfo, &[0, 48, 491_567]),
+        (Opcode::Stat, &[0, 119]),
+        (Opcode::StatRecovery, &[0, 23]),
+        (Opcode::GetLogLevel, &[0, 3]),
+        (Opcode::GetVnodes, &[0]),
+        (Opcode::GetStoreList, &[0, 11]),
+        (Opcode::MdInfo, &[0, 263_687, 263_689]),
+        (
+            Opcode::ReadVdis,
+            &[0, VID_BITMAP_LEN - 1, VID_BITMAP_LEN + 1],
+        ),
+        (Opcode::ReadDelVdis, &[0, VID_BITMAP_LEN - 1]),
+    ] {
+        for &want in wants {
+            let answer = client.ask(opcode, want, RequestBody::NONE);
+            assert_eq!(answer.result(), ResultCode::InvalidParms, "{opcode} {want}");
+            assert!(answer.payload.is_empty());
+        }
+    }
+    let copies = client.ask(Opcode::GetVdiCopies, 1427, RequestBody::NONE);
+    assert_eq!(copies.result(), ResultCode::BufferSmall);
+    let huge = client.ask(
+        Opcode::ReadObj,
+        0xffff_ffff,
+        object(Oid::inode(Vid::new(1).unwrap()), 0),
+    );
+    assert_eq!(huge.result(), ResultCode::NoObj);
+}
+
+#[test]
+fn answers_come_when_they_are_done_and_all_of_them() {
+    const REQUESTS: usize = 500;
+    let sheep = Sheep::in_memory();
+    let mut client = sheep.connect();
+    let vid = client.new_vdi("demo");
+    let read = |want| {
+        RequestHeader::new(
+            Opcode::ReadObj,
+            RequestFlags::empty(),
+            want,
+            object(Oid::inode(vid), 0),
+        )
+    };
+    let mut expected: std::collections::HashMap<_, _> = (0..REQUESTS)
+        .map(|number| {
+            let want = if number % 50 == 0 { 12_587_576 } else { 4 };
+            let id = client.send(read(want), &[]).unwrap();
+            (id, want as usize)
+        })
+        .collect();
+    // Half-closed: what was asked before is still answered.
+    client.stream().shutdown(Shutdown::Write).unwrap();
+    for _ in 0..REQUESTS {
+        let answer = client.receive().unwrap();
+        let want = expected.remove(&answer.header.id.get()).unwrap();
+        assert_eq!(answer.payload.len(), want);
+    }
+    assert_closed(&mut client);
+}
+
+#[test]
+fn a_client_that_takes_no_answers_stops_nobody_else() {
+    let sheep = Sheep::in_memory();
+    let mut greedy = sheep.connect();
+    let vid = greedy.new_vdi("demo");
+    let header = RequestHeader::new(
+        Opcode::ReadObj,
+        RequestFlags::empty(),
+        12_587_576,
+        object(Oid::inode(vid), 0),
+    );
+    for _ in 0..200 {
+        greedy.send(header, &[]).unwrap();
+    }
+    let mut client = sheep.connect();
+    for index in 0..4 {
+        assert_eq!(
+            client.create(data_oid(vid, index), 0, &vec![1; OBJECT_LEN]),
+            ResultCode::Success
+        );
+    }
+}
+
+fn opcode() -> impl Strategy<Value = u8> {
+    let stops = [Opcode::Shutdown as u8, Opcode::KillNode as u8];
+    prop_oneof![
+        4 => prop::sample::select(Opcode::ALL).prop_map(|opcode| opcode as u8),
+        1 => any::<u8>(),
+    ]
+    .prop_filter("it would stop the server", move |raw| !stops.contains(raw))
+}
+
+/// Parameters that reach deeper than random bytes do.
+fn tail(vid: u32) -> impl Strategy<Value = [u8; BODY_LEN]> {
+    let kind = prop::sample::select(vec![0u64, 1 << 63, 1 << 62, 1 << 61, 1 << 60, 1 << 59]);
+    let number = prop_oneof![0u32..4, any::<u32>()];
+    let offset = prop_oneof![
+        0u32..5000,
+        4_194_300u32..4_194_310,
+        4_198_960u32..4_198_980,
+        any::<u32>()
+    ];
+    let oid = move |kind: u64, number: u32| kind | u64::from(vid) << 32 | u64::from(number);
+    prop_oneof![
+        2 => (kind, number.clone(), number, offset).prop_map(move |(kind, a, b, offset)| {
+            ObjectRequest {
+                oid: oid(kind, a).into(),
+                cow_oid: oid(kind, b).into(),
+                offset: offset.into(),
+                ..ObjectRequest::default()
+            }
+            .into()
+        }),
+        1 => any::<[u8; BODY_LEN]>(),
+    ]
+}
+
+fn payload() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = prop_oneof![
+        Just(b"demo".to_vec()),
+        prop::collection::vec(any::<u8>(), 0..600)
+    ];
+    let len = prop::sample::select(vec![0usize, 4, 6, 255, 256, 512, 4096, 66_320]);
+    (bytes, prop::option::of(len)).prop_map(|(mut bytes, len)| {
+        if let Some(len) = len {
+            bytes.resize(len, 0);
+        }
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_frame_gets_an_answer(
+        frames in prop::collection::vec(
+            (opcode(), any::<u16>(), prop_oneof![Just(2u8), Just(10), any::<u8>()], tail(0x76_d396), payload(), 0u32..300_000),
+            1..40,
+        ),
+    ) {
+        let sheep = Sheep::in_memory();
+        let mut client = sheep.connect();
+        client.new_vdi("demo");
+        for (opcode, flags, proto_ver, tail, payload, want) in frames {
+            let flags = RequestFlags::from_bits_retain(flags);
+            let has_payload = flags.contains(RequestFlags::WRITE);
+            let len = if has_payload { u32::try_from(payload.len()).unwrap() } else { want };
+            let header = RequestHeader {
+                proto_ver,
+                opcode,
+                flags: flags.bits().into(),
+                epoch: 0.into(),
+                id: 0.into(),
+                data_length: len.into(),
+                tail,
+            };
+            let payload = if has_payload { payload } else { Vec::new() };
+            let answer = client.try_call(header, &payload);
+            prop_assert!(answer.is_ok(), "{header:?}: {answer:?}");
+        }
+    }
+}
