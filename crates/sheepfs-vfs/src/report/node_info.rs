@@ -8,7 +8,9 @@ use sheep_proto::ResultCode;
 use sheep_proto::node::NodeRecord;
 
 use super::human_size::human_size;
-use super::{PARALLEL, joined_nodes, json, node_list::NodeFacts};
+use super::node_list::NodeFacts;
+use super::vdi_list::{facts, for_each_vdi};
+use super::{PARALLEL, joined_nodes, json};
 
 const HEADER: &str = "Id\tSize\tUsed\tAvail\tUse%\n";
 
@@ -31,7 +33,7 @@ pub struct NodeInfo {
 /// # Errors
 /// When no node answers, why the last did not; `Refused(WaitForJoin)` from a
 /// sheep that has not joined yet; otherwise as [`Client::nodes`] and
-/// [`Client::vdis`].
+/// [`Client::vids`].
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
     Ok(format_text(&query(client).await?))
 }
@@ -44,7 +46,11 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
     Ok(format_json(&query(client).await?))
 }
 
-async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
+/// What the nodes say.
+///
+/// # Errors
+/// As [`text`].
+pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
     let nodes = joined_nodes(client).await?;
     let answers: Vec<_> = stream::iter(nodes)
         .map(|node| async move { (node, client.store_space(node.address()).await) })
@@ -58,6 +64,9 @@ async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
             Err(error) => silent.push((node, error)),
         }
     }
+    for (node, error) in &silent {
+        tracing::warn!(node = %node.address(), "left a node out of node/info: {error}");
+    }
     if answered.is_empty() {
         return match silent.iter().position(|(_, error)| !waits(error)) {
             Some(failed) => Err(silent.swap_remove(failed).1),
@@ -67,9 +76,6 @@ async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
                 virtual_size: None,
             }),
         };
-    }
-    for (node, error) in &silent {
-        tracing::warn!(node = %node.address(), "left a node out of node/info: {error}");
     }
     Ok(NodeInfo {
         answered,
@@ -87,7 +93,7 @@ fn waits(error: &ClientError) -> bool {
 }
 
 async fn virtual_size(client: &Client) -> Result<u64, ClientError> {
-    let vdis = client.vdis().await?;
+    let vdis = for_each_vdi(client, |vid| facts(client, vid)).await?;
     Ok(vdis
         .iter()
         .filter(|vdi| !vdi.is_snapshot())

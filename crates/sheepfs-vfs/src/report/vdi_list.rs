@@ -1,12 +1,15 @@
 //! `vdi/list`: VDIs, snapshots and clones, as `dog vdi list` prints them.
 
+use std::borrow::Cow;
+
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use sheep_client::error::CallName;
 use sheep_client::{Client, ClientError, VdiInfo};
 use sheep_proto::inode::packed_seconds;
-use sheep_proto::{Opcode, ResultCode, Vid};
+use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
+use sheep_proto::{Oid, Opcode, ResultCode, Vid};
 
 use super::human_size::human_size;
 use super::local_time::local_time;
@@ -52,22 +55,31 @@ impl VdiUsage {
 /// As [`Client::status`], [`Client::vids`] and [`Client::for_each_slot`];
 /// `Refused` while the cluster goes down.
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
-    Ok(format_text(&query(client).await?, &TimeZone::system()))
+    let vdis = query(client).await?.unwrap_or_default();
+    Ok(format_text(&vdis, &TimeZone::system()))
 }
 
-/// The VDIs as JSON.
+/// The VDIs as JSON; `null` while the cluster waits.
 ///
 /// # Errors
 /// As [`text`].
 pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
-    Ok(format_json(&query(client).await?))
+    Ok(format_json(query(client).await?.as_deref()))
 }
 
-async fn query(client: &Client) -> Result<Vec<VdiUsage>, ClientError> {
+/// The VDIs and their usage in ascending order of VID; `None` while the cluster
+/// waits for its format or its nodes.
+///
+/// # Errors
+/// As [`text`].
+pub async fn query(client: &Client) -> Result<Option<Vec<VdiUsage>>, ClientError> {
     match client.status().await? {
         ResultCode::Success => {}
         // The sheep knows the VIDs, but nobody can read an inode.
-        ResultCode::WaitForFormat | ResultCode::WaitForJoin => return Ok(Vec::new()),
+        code @ (ResultCode::WaitForFormat | ResultCode::WaitForJoin) => {
+            tracing::warn!("vdi/list shows no VDIs: {code}");
+            return Ok(None);
+        }
         code => {
             let call = CallName {
                 opcode: Opcode::StatCluster,
@@ -76,22 +88,38 @@ async fn query(client: &Client) -> Result<Vec<VdiUsage>, ClientError> {
             return Err(ClientError::Refused { call, code });
         }
     }
-    stream::iter(client.vids().await?)
-        .map(|vid| usage_if_readable(client, vid))
-        .buffered(PARALLEL)
-        .try_filter_map(|usage| async move { Ok(usage) })
-        .try_collect()
-        .await
+    let vdis = for_each_vdi(client, |vid| usage(client, vid)).await?;
+    Ok(Some(vdis))
 }
 
-async fn usage_if_readable(client: &Client, vid: Vid) -> Result<Option<VdiUsage>, ClientError> {
-    match usage(client, vid).await {
-        Err(error) if is_damage(&error) => {
-            tracing::warn!("left VDI {vid} out of vdi/list: {error}");
-            Ok(None)
-        }
-        outcome => outcome,
-    }
+/// What `look` finds in all VDIs, in ascending order of VID.
+///
+/// A VDI in which it finds nothing is left out, and so is one whose inode is
+/// lost or damaged.
+pub(super) async fn for_each_vdi<T, F>(
+    client: &Client,
+    look: impl Fn(Vid) -> F,
+) -> Result<Vec<T>, ClientError>
+where
+    F: Future<Output = Result<Option<T>, ClientError>>,
+{
+    stream::iter(client.vids().await?)
+        .map(|vid| {
+            let found = look(vid);
+            async move {
+                match found.await {
+                    Err(error) if is_damage(&error) => {
+                        tracing::warn!("left VDI {vid} out of a report: {error}");
+                        Ok(None)
+                    }
+                    outcome => outcome,
+                }
+            }
+        })
+        .buffered(PARALLEL)
+        .try_filter_map(|found| async move { Ok(found) })
+        .try_collect()
+        .await
 }
 
 /// True for what is wrong with one inode and not with the cluster.
@@ -99,8 +127,32 @@ fn is_damage(error: &ClientError) -> bool {
     matches!(error, ClientError::Malformed { .. }) || error.code() == Some(ResultCode::NoObj)
 }
 
+/// The facts of a VDI; `None` when it was deleted.
+///
+/// Some servers make VDIs with objects of any size. No volume can be opened on
+/// them, but dog lists them.
+pub(super) async fn facts(client: &Client, vid: Vid) -> Result<Option<VdiInfo>, ClientError> {
+    let mut header = client.read_header(vid).await?;
+    let odd_shift = header.object_shift().is_none();
+    let shift = header.block_size_shift;
+    if odd_shift {
+        header.block_size_shift = DEFAULT_BLOCK_SIZE_SHIFT;
+    }
+    let vdi = VdiInfo::from_header(vid, &header).map_err(|source| ClientError::Malformed {
+        call: CallName {
+            opcode: Opcode::ReadObj,
+            oid: Some(Oid::inode(vid)),
+        },
+        source,
+    })?;
+    Ok(vdi.map(|vdi| VdiInfo {
+        object_shift: if odd_shift { shift } else { vdi.object_shift },
+        ..vdi
+    }))
+}
+
 async fn usage(client: &Client, vid: Vid) -> Result<Option<VdiUsage>, ClientError> {
-    let Some(vdi) = client.info(vid).await? else {
+    let Some(vdi) = facts(client, vid).await? else {
         return Ok(None);
     };
     let (mut own, mut inherited) = (0u64, 0u64);
@@ -114,10 +166,15 @@ async fn usage(client: &Client, vid: Vid) -> Result<Option<VdiUsage>, ClientErro
         })
         .await?;
     Ok(Some(VdiUsage {
-        used: own.saturating_mul(vdi.object_size()),
-        shared: inherited.saturating_mul(vdi.object_size()),
+        used: own.saturating_mul(object_size(&vdi)),
+        shared: inherited.saturating_mul(object_size(&vdi)),
         vdi,
     }))
+}
+
+/// Bytes of an object, also for a shift that no cluster should have.
+fn object_size(vdi: &VdiInfo) -> u64 {
+    1u64.checked_shl(vdi.object_shift.into()).unwrap_or(0)
 }
 
 /// Writes `vdis`, which are in ascending order of VID.
@@ -160,23 +217,23 @@ fn write_row(text: &mut Vec<u8>, usage: &VdiUsage, zone: &TimeZone) {
 }
 
 /// Writes `vdis`, which are in ascending order of VID, as JSON.
-pub fn format_json(vdis: &[VdiUsage]) -> Vec<u8> {
+pub fn format_json(vdis: Option<&[VdiUsage]>) -> Vec<u8> {
     json::document(&List {
-        vdis: vdis.iter().map(Row::of).collect(),
+        vdis: vdis.map(|vdis| vdis.iter().map(Row::of).collect()),
     })
 }
 
 #[derive(Serialize)]
 struct List<'a> {
-    vdis: Vec<Row<'a>>,
+    vdis: Option<Vec<Row<'a>>>,
 }
 
 #[derive(Serialize)]
 struct Row<'a> {
-    name: std::borrow::Cow<'a, str>,
+    name: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name_hex: Option<String>,
-    tag: std::borrow::Cow<'a, str>,
+    tag: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tag_hex: Option<String>,
     snapshot: bool,
@@ -220,7 +277,7 @@ impl<'a> Row<'a> {
             parent_vdi_id: vdi.parent.map(Vid::get),
             redundancy: vdi.redundancy.to_string(),
             copies: vdi.redundancy.nr_copies(),
-            object_size: vdi.object_size(),
+            object_size: object_size(vdi),
             object_size_shift: vdi.object_shift,
             hypervolume: vdi.hypervolume,
         }
