@@ -12,13 +12,29 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Attaches `file`, and its partitions as `DEVICEp1` and so on.
+    /// Attaches `file`.
     ///
     /// # Errors
     /// When `losetup` fails: no root, no free device, no such file.
     pub fn attach(file: &Path) -> anyhow::Result<Self> {
+        Self::attach_with(&[], file)
+    }
+
+    /// Attaches `file`, and its partitions as `DEVICEp1` and so on.
+    ///
+    /// # Errors
+    /// As [`LoopDevice::attach`], and when `partx` fails.
+    pub fn attach_with_partitions(file: &Path) -> anyhow::Result<Self> {
+        let attached = Self::attach_with(&["--partscan"], file)?;
+        // Some kernels know no partition table; this reads it without them.
+        run(Command::new("partx").arg("--update").arg(&attached.device))?;
+        Ok(attached)
+    }
+
+    fn attach_with(options: &[&str], file: &Path) -> anyhow::Result<Self> {
         let name = run(Command::new("losetup")
-            .args(["--find", "--show", "--partscan"])
+            .args(["--find", "--show"])
+            .args(options)
             .arg(file))?;
         Ok(Self {
             device: PathBuf::from(String::from_utf8(name)?.trim_end()),

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tests::{
-    Finished, Mounted, TestCluster, free_ports, is_mounted, is_running, output, run,
+    EmbeddedSheep, Finished, Mounted, TestCluster, free_ports, is_mounted, is_running, output, run,
     sheepfs_binary, wait_until,
 };
 
@@ -337,16 +337,13 @@ fn attach_all_attaches_every_working_vdi() -> anyhow::Result<()> {
 }
 
 #[test]
-fn an_unformatted_cluster_can_be_looked_at_and_refuses_volumes() -> anyhow::Result<()> {
+fn an_unformatted_cluster_is_refused_with_the_way_out() -> anyhow::Result<()> {
     let scratch = TempDir::with_prefix("sheepfs-test-unformatted-")?;
-    let sheep = tests::EmbeddedSheep::start_unformatted(scratch.path())?;
+    let sheep = EmbeddedSheep::start_unformatted(scratch.path())?;
+    let mountpoint = Mountpoint::new()?;
     let address = sheep.address();
-    let mounted = Mounted::start_with(&["--address", &address])?;
-    let status = mounted.report("cluster/info")?;
-    ensure!(
-        status == "Cluster status: Waiting for cluster to be formatted\n\n",
-        "{status}"
-    );
-    ensure!(mounted.command("vdi/create", "early 4M").is_err());
-    mounted.stop()
+    refuses(
+        &["--address", &address, mountpoint.path()],
+        &[&address, "dog cluster format"],
+    )
 }

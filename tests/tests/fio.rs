@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use anyhow::Context as _;
 use tests::{Mounted, TestCluster, run};
 
 /// 16 jobs write 4 KiB blocks, each in its own part, and verify as they go.
@@ -14,7 +15,8 @@ fn has_no_errors(
     let mounted = Mounted::start(&cluster, sheepfs_arguments)?;
     let volume = mounted.create(&cluster.unique_name("fio"), &format!("64M {options}"))?;
     let scratch = tempfile::TempDir::with_prefix("sheepfs-test-fio-")?;
-    let report = run(Command::new("fio")
+    let report = scratch.path().join("report.json");
+    run(Command::new("fio")
         .arg(format!("--filename={}", volume.display()))
         .args(["--name=verify", "--bs=4k", "--numjobs=16", "--thread"])
         .args([
@@ -24,9 +26,13 @@ fn has_no_errors(
         ])
         .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64"])
         .args(["--output-format=json", "--group_reporting", "--randseed=1"])
+        .arg(format!("--output={}", report.display()))
         .args(fio_arguments)
         .current_dir(scratch.path()))?;
-    let report: serde_json::Value = serde_json::from_slice(&report)?;
+    // fio's warnings stand before its report.
+    let text = std::fs::read_to_string(report)?;
+    let start = text.find('{').context("fio wrote no report")?;
+    let report: serde_json::Value = serde_json::from_str(&text[start..])?;
     let job = &report["jobs"][0];
     assert_eq!(job["error"], 0, "{report:#}");
     // 16 jobs with 1024 blocks each, all written, and verified as well.

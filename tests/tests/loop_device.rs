@@ -94,12 +94,9 @@ fn partitions_of_an_image_can_be_opened_and_changed() -> anyhow::Result<()> {
     partition(&volume, "label: gpt\nsize=32MiB\nsize=48MiB\n")?;
 
     {
-        let device = LoopDevice::attach(&volume)?;
+        let device = LoopDevice::attach_with_partitions(&volume)?;
         for (number, text) in [(1, "one"), (2, "two")] {
             let partition = device.partition(number);
-            wait_until("the partition appears", Duration::from_secs(10), || {
-                Ok(partition.exists())
-            })?;
             FileSystem::make("ext4", &partition)?;
             let files = FileSystem::mount("ext4", &partition)?;
             fs::write(files.path().join("text"), text)?;
@@ -109,12 +106,9 @@ fn partitions_of_an_image_can_be_opened_and_changed() -> anyhow::Result<()> {
     mounted.stop()?;
 
     let mounted = Mounted::start(&cluster, &[])?;
-    let device = LoopDevice::attach(&mounted.attach(&name)?)?;
+    let device = LoopDevice::attach_with_partitions(&mounted.attach(&name)?)?;
     for (number, text) in [(1, "one"), (2, "two")] {
         let partition = device.partition(number);
-        wait_until("the partition appears", Duration::from_secs(10), || {
-            Ok(partition.exists())
-        })?;
         FileSystem::check("ext4", &partition)?;
         let files = FileSystem::mount("ext4", &partition)?;
         ensure!(fs::read_to_string(files.path().join("text"))? == text);

@@ -247,10 +247,9 @@ fn attaching_is_refused_with_the_errno_that_says_why() -> anyhow::Result<()> {
         errno(mounted.command("vdi/mount", missing_tag)),
         Some(Errno::ENOENT)
     );
-    for garbage in ["", "x".repeat(300).as_str(), "@", "@tag"] {
-        let refused = mounted.command("vdi/mount", garbage);
-        assert_eq!(errno(refused), Some(Errno::EINVAL), "{garbage:?}");
-    }
+    assert_eq!(errno(mounted.command("vdi/mount", "")), Some(Errno::EINVAL));
+    let long = mounted.command("vdi/mount", "x".repeat(300));
+    assert_eq!(errno(long), Some(Errno::ENAMETOOLONG));
     ensure!(
         mounted.log().contains("no-such-vdi"),
         "the log does not say what was refused"
