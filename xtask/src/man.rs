@@ -11,6 +11,8 @@ use crate::root;
 
 #[path = "../../crates/sheep-embedded/src/cli.rs"]
 mod sheep_embedded;
+#[path = "../../crates/sheepfs/src/cli.rs"]
+mod sheepfs;
 
 /// Writes all pages to `man/`.
 pub(crate) fn write() -> anyhow::Result<()> {
@@ -40,7 +42,10 @@ pub(crate) fn stale() -> anyhow::Result<Vec<String>> {
 struct Page(Command);
 
 fn pages() -> Vec<Page> {
-    vec![Page(sheep_embedded::Cli::command())]
+    vec![
+        Page(sheepfs::Cli::command()),
+        Page(sheep_embedded::Cli::command()),
+    ]
 }
 
 impl Page {
