@@ -162,11 +162,10 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let facts = range("read", request, ino, offset, size.into());
-        let _inside = self.answers.runtime.enter();
-        let done = self
-            .answers
-            .completion(facts, reply, |reply, data: Bytes| reply.data(&data));
-        self.tree.read(convert::handle(fh), offset, size, done);
+        let succeed = |reply: ReplyData, data: Bytes| reply.data(&data);
+        self.answers.submit(facts, reply, succeed, |done| {
+            self.tree.read(convert::handle(fh), offset, size, done);
+        });
     }
 
     /// Copies the payload once: fuser reuses its buffer as soon as this returns.
@@ -183,10 +182,11 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let facts = range("write", request, ino, offset, data.len() as u64);
-        let _inside = self.answers.runtime.enter();
-        let done = self.answers.completion(facts, reply, ReplyWrite::written);
-        let data = Bytes::copy_from_slice(data);
-        self.tree.write(convert::handle(fh), offset, data, done);
+        self.answers
+            .submit(facts, reply, ReplyWrite::written, |done| {
+                let data = Bytes::copy_from_slice(data);
+                self.tree.write(convert::handle(fh), offset, data, done);
+            });
     }
 
     fn flush(
@@ -210,7 +210,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _inside = self.answers.runtime.enter();
+        let _inside = self.answers.runtime().enter();
         self.tree.release(convert::handle(fh));
         reply.ok();
     }

@@ -6,12 +6,15 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use nix::errno::Errno;
 use sheepfs_vfs::{Done, FsError};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{Instrument as _, Level, Span};
 
 use crate::convert;
@@ -44,7 +47,19 @@ impl Facts {
         )
     }
 
-    fn log(&self, failure: &Failure) {
+    fn log_success(&self) {
+        let Self {
+            operation,
+            request,
+            pid,
+            ino,
+            offset,
+            len,
+        } = *self;
+        tracing::debug!(request, pid, ino, offset, len, "{operation}");
+    }
+
+    fn log_failure(&self, failure: &Failure) {
         let Self {
             operation,
             request,
@@ -151,8 +166,9 @@ replies!(
 /// Where requests are worked on, and how many are not answered yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
-    pub(crate) runtime: Handle,
-    pub(crate) in_flight: TaskTracker,
+    runtime: Handle,
+    in_flight: TaskTracker,
+    closed: Arc<AtomicBool>,
 }
 
 impl Answers {
@@ -160,7 +176,19 @@ impl Answers {
         Self {
             runtime,
             in_flight: TaskTracker::new(),
+            closed: Arc::default(),
         }
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Refuses further requests, and returns when all others are answered.
+    pub(crate) async fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.in_flight.close();
+        self.in_flight.wait().await;
     }
 
     /// Answers with what `work` comes to.
@@ -176,35 +204,60 @@ impl Answers {
     ) where
         T: Send + 'static,
     {
+        let Ok(in_flight) = self.admit() else {
+            return refuse(facts, reply, CLOSED);
+        };
         let _inside = self.runtime.enter();
         let mut work = Box::pin(work.instrument(facts.span()));
         match pin!(&mut work).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => conclude(facts, reply, result, succeed),
             Poll::Pending => {
-                // The tracker is what waits for this task.
-                drop(self.in_flight.spawn(async move {
+                // `in_flight` is what waits for this task.
+                drop(self.runtime.spawn(async move {
                     let result = work.await;
                     conclude(facts, reply, result, succeed);
+                    drop(in_flight);
                 }));
             }
         }
     }
 
-    /// A completion that answers with what it is called with, on whichever
-    /// thread that happens.
-    pub(crate) fn completion<T, R: Reply>(
+    /// Answers with what `submit` passes to its completion, on whichever thread
+    /// that happens.
+    pub(crate) fn submit<T, R: Reply>(
         &self,
         facts: Facts,
         reply: R,
         succeed: impl FnOnce(R, T) + Send + 'static,
-    ) -> Done<T> {
-        let in_flight = self.in_flight.token();
-        Box::new(move |result| {
+        submit: impl FnOnce(Done<T>),
+    ) {
+        let Ok(in_flight) = self.admit() else {
+            return refuse(facts, reply, CLOSED);
+        };
+        let _inside = self.runtime.enter();
+        submit(Box::new(move |result| {
             conclude(facts, reply, result.map_err(Failure::Tree), succeed);
             drop(in_flight);
-        })
+        }));
+    }
+
+    /// Counts a request before it looks whether it still may, so that none
+    /// slips past [`Self::close`].
+    fn admit(&self) -> Result<TaskTrackerToken, Closed> {
+        let in_flight = self.in_flight.token();
+        if self.closed.load(Ordering::SeqCst) {
+            Err(Closed)
+        } else {
+            Ok(in_flight)
+        }
     }
 }
+
+/// No more requests are taken.
+struct Closed;
+
+/// What the kernel itself answers a moment later, when this process is gone.
+const CLOSED: Errno = Errno::ENOTCONN;
 
 /// Answers a request at once with `errno`.
 pub(crate) fn refuse(facts: Facts, reply: impl Reply, errno: Errno) {
@@ -220,7 +273,7 @@ pub(crate) fn conclude<T, R: Reply>(
 ) {
     match result {
         Ok(value) => {
-            tracing::trace!(request = facts.request, "{} answered", facts.operation);
+            facts.log_success();
             succeed(reply, value);
         }
         Err(failure) => fail(facts, reply, &failure),
@@ -228,6 +281,78 @@ pub(crate) fn conclude<T, R: Reply>(
 }
 
 fn fail(facts: Facts, reply: impl Reply, failure: &Failure) {
-    facts.log(failure);
+    facts.log_failure(failure);
     reply.refuse(convert::errno(failure.errno()));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Says what became of it.
+    struct Told(mpsc::Sender<i32>);
+
+    impl Reply for Told {
+        fn refuse(self, errno: fuser::Errno) {
+            self.0.send(errno.into()).unwrap();
+        }
+    }
+
+    const ASKED: Facts = Facts {
+        operation: "read",
+        request: 1,
+        pid: 1,
+        ino: 1,
+        offset: 0,
+        len: 0,
+    };
+
+    fn succeed(reply: Told, (): ()) {
+        reply.0.send(0).unwrap();
+    }
+
+    #[tokio::test]
+    async fn closing_waits_for_requests_in_flight_and_refuses_later_ones() {
+        let answers = Answers::new(Handle::current());
+        let (sender, told) = mpsc::channel();
+        let mut kept = None;
+        answers.submit(ASKED, Told(sender.clone()), succeed, |done| {
+            kept = Some(done);
+        });
+
+        let mut closing = pin!(answers.close());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(closing.as_mut().poll(&mut context).is_pending());
+
+        answers.work(ASKED, Told(sender.clone()), async { Ok(()) }, succeed);
+        assert_eq!(told.try_recv(), Ok(Errno::ENOTCONN as i32));
+        answers.submit(ASKED, Told(sender), succeed, |_| {});
+        assert_eq!(told.try_recv(), Ok(Errno::ENOTCONN as i32));
+
+        kept.expect("it was submitted")(Ok(()));
+        assert_eq!(told.try_recv(), Ok(0));
+        closing.await;
+    }
+
+    #[tokio::test]
+    async fn work_is_answered_in_place_when_it_need_not_wait() {
+        let answers = Answers::new(Handle::current());
+        let (sender, told) = mpsc::channel();
+        answers.work(ASKED, Told(sender.clone()), async { Ok(()) }, succeed);
+        assert_eq!(told.try_recv(), Ok(0));
+
+        let refused = async { Err(Failure::Refused(Errno::EPERM)) };
+        answers.work(ASKED, Told(sender.clone()), refused, succeed);
+        assert_eq!(told.try_recv(), Ok(Errno::EPERM as i32));
+
+        let (go, gone) = tokio::sync::oneshot::channel();
+        let waits = async move { gone.await.map_err(|_| Failure::Refused(Errno::EIO)) };
+        answers.work(ASKED, Told(sender), waits, succeed);
+        assert!(told.try_recv().is_err());
+        go.send(()).unwrap();
+        answers.close().await;
+        assert_eq!(told.try_recv(), Ok(0));
+    }
 }

@@ -42,7 +42,7 @@ pub enum MountpointError {
         source_name: String,
     },
     /// The path cannot be examined.
-    #[error("cannot use mountpoint {}: {}", .0.display(), .1)]
+    #[error("cannot use mountpoint {}: {}", .0.display(), .1.desc())]
     Unusable(PathBuf, Errno),
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf, MountpointError> 
         Err(error) => return Err(unusable(path, &error)),
     };
     if let Some(mounted) = mounted_at(&real) {
-        return Err(if is_dead(&real) {
+        return Err(if mounted.kind.starts_with("fuse") && is_dead(&real) {
             MountpointError::Dead {
                 path: real,
                 source_name: mounted.source,
@@ -79,8 +79,9 @@ pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf, MountpointError> 
     }
 }
 
+/// Asks for what no kernel answers on its own: attributes it may remember.
 fn is_dead(path: &Path) -> bool {
-    fs::metadata(path).is_err_and(|error| error.raw_os_error() == Some(Errno::ENOTCONN as i32))
+    fs::read_dir(path).is_err_and(|error| error.raw_os_error() == Some(Errno::ENOTCONN as i32))
 }
 
 fn unusable(path: &Path, error: &io::Error) -> MountpointError {

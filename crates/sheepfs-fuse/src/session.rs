@@ -84,7 +84,7 @@ pub enum MountError {
     )]
     NoDevice,
     /// The device is there, but not for this user.
-    #[error("cannot open {DEVICE}: {0}")]
+    #[error("cannot open {DEVICE}: {}", .0.desc())]
     Device(Errno),
     /// An ordinary user asked to let others in.
     #[error(
@@ -231,17 +231,16 @@ impl Mount {
             }
             unmount_or_detach(&mountpoint)
         };
-        match self.answers.runtime.spawn_blocking(work).await {
+        match self.answers.runtime().spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(MountError::Session(error.to_string())),
         }
     }
 
-    /// Returns when every request the kernel has handed over is answered.
-    /// Only of use after [`Self::unmount`].
-    pub async fn answered(&self) {
-        self.answers.in_flight.close();
-        self.answers.in_flight.wait().await;
+    /// Refuses further requests, which only files that were open at
+    /// [`Self::unmount`] can still make, and returns when all are answered.
+    pub async fn close(&self) {
+        self.answers.close().await;
     }
 }
 
@@ -364,7 +363,7 @@ fn unmount_or_detach(mountpoint: &Path) -> Result<(), MountError> {
         return Ok(());
     };
     tracing::warn!(
-        "{} is in use ({busy}): detaching it; files that are still open give errors from now on",
+        "{} is in use ({busy}): detaching it; files that are still open can be used a little longer",
         mountpoint.display()
     );
     flush_pages(mountpoint);

@@ -99,10 +99,9 @@ impl Starter {
     }
 }
 
-/// Says in the background why the tree is not served.
-pub(crate) fn say_failed(reason: &anyhow::Error) {
-    let text = format!("{reason:#}").replace('\n', " ");
-    if let Err(error) = say(&format!("{FAILED}{text}")) {
+/// Says in the background why the tree is not served, in one line.
+pub(crate) fn say_failed(reason: &str) {
+    if let Err(error) = say(&format!("{FAILED}{reason}")) {
         tracing::debug!("the command that started the background process is gone: {error}");
     }
 }

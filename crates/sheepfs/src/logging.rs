@@ -16,6 +16,9 @@ use crate::settings::{Mode, Settings};
 
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 const IDENTITY: &CStr = c"sheepfs";
+/// It complains of replies that come too late, as the last ones of a mount do;
+/// what matters it returns as errors.
+const FUSER: &str = "fuser";
 /// Our crates' targets begin with this; the rest of the program is others'.
 const OURS: &str = "sheep";
 
@@ -32,6 +35,14 @@ pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
     };
     let filter = Targets::new()
         .with_default(LevelFilter::WARN)
+        .with_target(
+            FUSER,
+            if settings.debug {
+                LevelFilter::WARN
+            } else {
+                LevelFilter::OFF
+            },
+        )
         .with_target(OURS, level);
     let layer = match settings.mode {
         Mode::Foreground | Mode::Background => to_stderr(settings.log_format),

@@ -44,14 +44,15 @@ fn start(settings: &Settings, arguments: &[OsString]) -> ExitCode {
         Mode::InBackground => {
             let result = serve(settings);
             if let Err(error) = &result {
-                tracing::error!("{error:#}");
-                daemon::say_failed(error);
+                let reason = one_line(error);
+                tracing::error!("{reason}");
+                daemon::say_failed(&reason);
             }
             return exit_code(&result);
         }
     };
     if let Err(error) = &result {
-        eprintln!("sheepfs: {error:#}");
+        eprintln!("sheepfs: {}", one_line(error));
     }
     exit_code(&result)
 }
@@ -66,5 +67,30 @@ fn exit_code(result: &anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// The error and what caused it, without the causes its text tells already.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::one_line;
+
+    #[test]
+    fn a_cause_is_told_once_and_all_in_one_line() {
+        let told = Err::<(), _>(anyhow!("refused")).context("cannot connect: refused");
+        let told = told.context("no\nsheep").unwrap_err();
+        assert_eq!(one_line(&told), "no sheep: cannot connect: refused");
     }
 }

@@ -28,8 +28,9 @@ const WORKERS: usize = 2;
 
 /// A process that is told to end is out within ten seconds. These are the steps
 /// of its end, one after the other.
-const UNMOUNT_PATIENCE: Duration = Duration::from_secs(3);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
+const OPEN_PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -177,6 +178,8 @@ impl Served {
     async fn end(self) {
         unmount(&self.mount).await;
         within("giving locks back", CLOSE_PATIENCE, self.tree.close()).await;
+        // The connections go with it, before the sheep they lead to.
+        drop(self.tree);
         if let Some(server) = self.server {
             within(
                 "stopping the embedded sheep",
@@ -198,12 +201,13 @@ async fn unmount(mount: &Mount) {
         }
     })
     .await;
-    within(
-        "answering the last requests",
-        ANSWER_PATIENCE,
-        mount.answered(),
-    )
+    within("closing the last file", OPEN_PATIENCE, async {
+        if let Err(error) = mount.ended().await {
+            tracing::error!("{error}");
+        }
+    })
     .await;
+    within("answering the last request", ANSWER_PATIENCE, mount.close()).await;
 }
 
 /// Waits for `work`, but not for ever.
