@@ -16,6 +16,8 @@ use crate::vdi::VdiInfo;
 
 /// Bytes of an index read in one request.
 const PIECE_LEN: u32 = 1 << 20;
+/// Bytes of a leaf up to its first object number.
+const LEAF_HEAD_LEN: u32 = 12;
 
 impl Client {
     /// Calls `visit` with every slot of a VDI's index that names an owner, in
@@ -132,23 +134,25 @@ impl Client {
                 .map(|entry| Oid::from_raw(entry.oid.get()))
                 .collect::<Vec<_>>(),
         };
+        // Only where they begin, since all leaves together may be large.
         let mut sorted = BTreeMap::new();
         for oid in leaves {
             if oid.kind() != Some(ObjectKind::BtreeNode) {
                 return Err(bad_index(vdi.vid, "a leaf that is no B-tree node"));
             }
+            let head = self.read_object(oid, 0, LEAF_HEAD_LEN).await?;
+            let used = btree::used_len(&head).map_err(|source| inode_error(vdi.vid, source))?;
+            let first = u32::from_le_bytes(head[8..12].try_into().expect("four bytes"));
+            if used > size_of::<NodeHeader>() {
+                sorted.insert(first, oid);
+            }
+        }
+        for oid in sorted.into_values() {
             let leaf = self.read_node(vdi.vid, oid, 0, BTREE_NODE_LEN).await?;
             let Node::Leaf(slots) = parse_node(vdi.vid, &leaf)? else {
                 return Err(bad_index(vdi.vid, "a tree of more than two levels"));
             };
-            if let Some(first) = slots.first() {
-                sorted.insert(first.index.get(), leaf.clone());
-            }
-        }
-        for leaf in sorted.values() {
-            if let Node::Leaf(slots) = parse_node(vdi.vid, leaf)? {
-                visit_leaf(vdi, slots, visit)?;
-            }
+            visit_leaf(vdi, slots, visit)?;
         }
         Ok(())
     }

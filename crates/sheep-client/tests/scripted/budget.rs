@@ -1,0 +1,68 @@
+//! How much is in flight at once.
+
+use sheep_client::{Call, Client};
+
+use crate::peer::{Peer, Request, Script};
+use crate::{connected, object, until};
+
+/// Submits `count` reads of `len` bytes and returns the requests that arrive
+/// before the first of them is answered.
+async fn in_flight_at_once(
+    peer: &mut Peer,
+    client: &Client,
+    count: u32,
+    len: u32,
+    expected: usize,
+) -> Vec<Request> {
+    for number in 0..count {
+        client.submit(
+            Call::read_object(object(), number, len),
+            Box::new(|outcome| {
+                outcome.unwrap();
+            }),
+        );
+    }
+    let mut arrived = Vec::new();
+    until(|| {
+        arrived.extend(peer.arrived());
+        arrived.len() == expected
+    })
+    .await;
+    arrived
+}
+
+#[tokio::test]
+async fn the_number_of_calls_in_flight_is_bounded() {
+    let (mut peer, client) = connected(Script::default(), 2).await;
+    let arrived = in_flight_at_once(&mut peer, &client, 1100, 1, 1024).await;
+    // Whoever sent the 1025th by now has ignored the budget; it comes for an answer.
+    assert!(peer.arrived().is_none());
+    arrived[0].answer(&[0]).await;
+    peer.request().await;
+    assert!(peer.arrived().is_none());
+    for request in &arrived[1..] {
+        request.answer(&[0]).await;
+    }
+    for _ in 1025..1100 {
+        peer.request().await.answer(&[0]).await;
+    }
+}
+
+#[tokio::test]
+async fn the_bytes_of_calls_in_flight_are_bounded() {
+    let (mut peer, client) = connected(Script::default(), 2).await;
+    let arrived = in_flight_at_once(&mut peer, &client, 20, 8 << 20, 7).await;
+    assert!(peer.arrived().is_none());
+    arrived[0].answer(&[0]).await;
+    peer.request().await;
+    assert!(peer.arrived().is_none());
+}
+
+#[tokio::test]
+async fn a_call_larger_than_the_budget_goes_alone() {
+    let (mut peer, client) = connected(Script::default(), 2).await;
+    let arrived = in_flight_at_once(&mut peer, &client, 2, 64 << 20, 1).await;
+    assert!(peer.arrived().is_none());
+    arrived[0].answer(&[0]).await;
+    peer.request().await;
+}

@@ -1,0 +1,115 @@
+//! A sheep that sends what no sheep sends loses that connection, and nothing
+//! else goes wrong.
+
+use sheep_proto::{Opcode, ResponseHeader};
+use zerocopy::IntoBytes;
+
+use crate::peer::{Request, Script};
+use crate::{connected, read, until};
+
+/// The peer answers a read with what `lie` makes of the request, and closes when
+/// that is only part of a frame. The read must get the right answer elsewhere,
+/// and a read on another connection must not notice.
+async fn is_dropped_and_the_call_repeated(name: &str, lie: impl Fn(&Request) -> Vec<u8>) {
+    let (mut peer, client) = connected(Script::default(), 2).await;
+    let first = read(&client, 1, 64);
+    let lied_to = peer.request().await;
+    // The least loaded connection is the other one now.
+    let second = read(&client, 2, 64);
+    let other = peer.request().await;
+    assert_ne!(lied_to.wire.number, other.wire.number);
+
+    lied_to.wire.send(&lie(&lied_to)).await;
+    if name.starts_with("cut") {
+        lied_to.wire.close();
+    }
+    let again = peer.request().await;
+    assert_eq!(again.offset(), 1, "{name}: the call is sent again");
+    assert_ne!(again.wire.number, lied_to.wire.number, "{name}");
+    again.answer(&[1; 64]).await;
+    other.answer(&[2; 64]).await;
+    assert_eq!(first.await.unwrap().unwrap(), [1; 64][..], "{name}");
+    assert_eq!(second.await.unwrap().unwrap(), [2; 64][..], "{name}");
+    until(|| peer.open() == 2).await;
+}
+
+fn header(request: &Request, change: impl Fn(&mut ResponseHeader)) -> Vec<u8> {
+    let mut header = request.success(64);
+    change(&mut header);
+    [header.as_bytes(), &[0xee; 64]].concat()
+}
+
+#[tokio::test]
+async fn an_unknown_id_drops_the_connection() {
+    is_dropped_and_the_call_repeated("unknown id", |request| {
+        header(request, |header| header.id = 0xdead_beef.into())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_operations_answer_drops_the_connection() {
+    is_dropped_and_the_call_repeated("wrong opcode", |request| {
+        header(request, |header| header.opcode = Opcode::WriteObj as u8)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn more_bytes_than_were_asked_for_drop_the_connection() {
+    for len in [65, u32::MAX] {
+        is_dropped_and_the_call_repeated("oversize", |request| {
+            header(request, |header| header.data_length = len.into())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_version_or_flag_in_an_answer_drops_the_connection() {
+    is_dropped_and_the_call_repeated("version", |request| {
+        header(request, |header| header.proto_ver = 2)
+    })
+    .await;
+    is_dropped_and_the_call_repeated("flags", |request| {
+        header(request, |header| header.flags = 1.into())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn garbage_drops_the_connection() {
+    is_dropped_and_the_call_repeated("garbage", |_| b"SSH-2.0-OpenSSH_9.2\r\n".repeat(8)).await;
+}
+
+#[tokio::test]
+async fn a_second_answer_to_one_request_drops_the_connection() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    let caller = read(&client, 1, 64);
+    let request = peer.request().await;
+    request.answer(&[1; 64]).await;
+    request.answer(&[2; 64]).await;
+    assert_eq!(caller.await.unwrap().unwrap(), [1; 64][..]);
+    let caller = read(&client, 2, 64);
+    // It may have gone out before the client read the second answer.
+    let request = loop {
+        let request = peer.request().await;
+        if request.wire.number == 1 {
+            break request;
+        }
+    };
+    request.answer(&[3; 64]).await;
+    assert_eq!(caller.await.unwrap().unwrap(), [3; 64][..]);
+}
+
+#[tokio::test]
+async fn a_frame_cut_anywhere_is_no_answer() {
+    for len in [0, 1, 47, 48, 49, 48 + 63] {
+        is_dropped_and_the_call_repeated("cut", |request| {
+            let mut frame = header(request, |_| ());
+            frame.truncate(len);
+            frame
+        })
+        .await;
+    }
+}

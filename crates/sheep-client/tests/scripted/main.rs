@@ -1,0 +1,71 @@
+//! The client against a peer that follows a script: what it does with answers
+//! in any order, with lies, with silence, and with connections that die.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod answers;
+mod budget;
+mod lies;
+mod peer;
+mod reconnect;
+mod silence;
+
+use std::future::Future;
+use std::time::Duration;
+
+use sheep_client::{Client, ClientConfig, ClientError};
+use sheep_proto::{ObjectIndex, Oid, Vid};
+
+use crate::peer::{Peer, Script};
+
+/// Longest time that anything in these tests takes, on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits, but not for ever.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .expect("this ends within the deadline")
+}
+
+/// Waits until something is true.
+async fn until(mut is_so: impl FnMut() -> bool) {
+    within(async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+fn config(peer: &Peer, connections: usize) -> ClientConfig {
+    ClientConfig {
+        connections,
+        ..ClientConfig::new(peer.address.into())
+    }
+}
+
+/// A peer and a client with that many connections to it, all open.
+async fn connected(script: Script, connections: usize) -> (Peer, Client) {
+    let peer = Peer::start(script).await;
+    let client = within(Client::connect(config(&peer, connections)))
+        .await
+        .unwrap();
+    until(|| peer.open() == connections).await;
+    (peer, client)
+}
+
+/// Data object 0 of some VDI.
+fn object() -> Oid {
+    Oid::data(Vid::new(0x76_d396).unwrap(), ObjectIndex(0))
+}
+
+/// Reads at `offset`, which tells the request from others, in a task of its own.
+fn read(
+    client: &Client,
+    offset: u32,
+    len: u32,
+) -> tokio::task::JoinHandle<Result<bytes::Bytes, ClientError>> {
+    let client = client.clone();
+    tokio::spawn(async move { within(client.read_object(object(), offset, len)).await })
+}

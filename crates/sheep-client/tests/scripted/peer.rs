@@ -1,0 +1,280 @@
+//! A sheep that does what the test says, over real sockets on loopback.
+//!
+//! It reads whole frames and hands them to the test, which answers them as it
+//! likes. Only the question that opens a connection is answered by itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use sheep_proto::cluster::ClusterInfoHeader;
+use sheep_proto::header::{ObjectRequest, RequestHeader, ResponseBody, ResponseHeader};
+use sheep_proto::limits::{CLUSTER_INFO_LEN, HEADER_LEN, MAX_PAYLOAD_LEN};
+use sheep_proto::node::NodeRecord;
+use sheep_proto::{Opcode, ResultCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::within;
+
+/// Epoch in every answer.
+const EPOCH: u32 = 1;
+
+/// How a peer is set up.
+#[derive(Clone)]
+pub(crate) struct Script {
+    /// Where to listen; port 0 for any.
+    pub(crate) address: SocketAddr,
+    /// Tells one cluster from another.
+    pub(crate) ctime: u64,
+    /// The node list.
+    pub(crate) nodes: Vec<SocketAddr>,
+    /// Bytes of the receive buffer, when it shall be small.
+    pub(crate) receive_buffer: Option<usize>,
+    /// Whether the opening question gets an answer.
+    pub(crate) is_silent: bool,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1:0".parse().unwrap(),
+            ctime: 7,
+            nodes: Vec::new(),
+            receive_buffer: None,
+            is_silent: false,
+        }
+    }
+}
+
+/// A running peer; see [`Peer::stop`].
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    requests: mpsc::Receiver<Request>,
+    reading: watch::Sender<bool>,
+    open: Arc<AtomicUsize>,
+    accepting: JoinHandle<()>,
+    stop: DropGuard,
+}
+
+/// A request as it arrived.
+pub(crate) struct Request {
+    pub(crate) header: RequestHeader,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) wire: Arc<Wire>,
+}
+
+/// The sending side of a connection.
+pub(crate) struct Wire {
+    /// Counts the connections of a peer from 0.
+    pub(crate) number: usize,
+    socket: Mutex<OwnedWriteHalf>,
+    close: CancellationToken,
+}
+
+impl Peer {
+    pub(crate) async fn start(script: Script) -> Self {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(script.address),
+            socket2::Type::STREAM.nonblocking(),
+            None,
+        )
+        .unwrap();
+        socket.set_reuse_address(true).unwrap();
+        if let Some(size) = script.receive_buffer {
+            socket.set_recv_buffer_size(size).unwrap();
+        }
+        socket.bind(&script.address.into()).unwrap();
+        socket.listen(64).unwrap();
+        let listener = TcpListener::from_std(socket.into()).unwrap();
+        let address = listener.local_addr().unwrap();
+
+        let (forward, requests) = mpsc::channel(4096);
+        let reading = watch::Sender::new(true);
+        let open = Arc::new(AtomicUsize::new(0));
+        let stop = CancellationToken::new();
+        let accept = accept(
+            listener,
+            Arc::new(script),
+            forward,
+            reading.subscribe(),
+            Arc::clone(&open),
+            stop.clone(),
+        );
+        let accept = stop.clone().run_until_cancelled_owned(accept);
+        let accepting = tokio::spawn(async move { drop(accept.await) });
+        Self {
+            address,
+            requests,
+            reading,
+            open,
+            accepting,
+            stop: stop.drop_guard(),
+        }
+    }
+
+    /// Closes the listener and every connection; returns when nothing listens
+    /// at the address any more.
+    pub(crate) async fn stop(self) -> SocketAddr {
+        drop(self.stop);
+        within(self.accepting).await.unwrap();
+        self.address
+    }
+
+    /// The next request, on whatever connection.
+    pub(crate) async fn request(&mut self) -> Request {
+        within(self.requests.recv()).await.expect("the peer runs")
+    }
+
+    /// A request that has arrived already.
+    pub(crate) fn arrived(&mut self) -> Option<Request> {
+        self.requests.try_recv().ok()
+    }
+
+    /// Stops reading from every connection, or goes on.
+    pub(crate) fn set_reading(&self, reading: bool) {
+        self.reading.send_replace(reading);
+    }
+
+    /// Connections that are open now.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    script: Arc<Script>,
+    forward: mpsc::Sender<Request>,
+    reading: watch::Receiver<bool>,
+    open: Arc<AtomicUsize>,
+    stop: CancellationToken,
+) {
+    for number in 0.. {
+        let (stream, _from) = listener.accept().await.unwrap();
+        let (reader, writer) = TcpStream::into_split(stream);
+        let wire = Arc::new(Wire {
+            number,
+            socket: Mutex::new(writer),
+            close: stop.child_token(),
+        });
+        let serve = serve(
+            reader,
+            Arc::clone(&wire),
+            Arc::clone(&script),
+            forward.clone(),
+            reading.clone(),
+        );
+        let open = Arc::clone(&open);
+        open.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(async move {
+            wire.close.run_until_cancelled(serve).await;
+            wire.shut_down().await;
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Reads frames until the client closes.
+async fn serve(
+    mut socket: OwnedReadHalf,
+    wire: Arc<Wire>,
+    script: Arc<Script>,
+    forward: mpsc::Sender<Request>,
+    mut reading: watch::Receiver<bool>,
+) {
+    loop {
+        let mut header = [0; HEADER_LEN];
+        if reading.wait_for(|&reading| reading).await.is_err()
+            || socket.read_exact(&mut header).await.is_err()
+        {
+            return;
+        }
+        let header = RequestHeader::read_from_bytes(&header).unwrap();
+        assert!(
+            Opcode::try_from(header.opcode).is_ok()
+                && header.payload_len() as usize <= MAX_PAYLOAD_LEN,
+            "the client sent something that is no header: {header:?}"
+        );
+        let mut payload = vec![0; header.payload_len() as usize];
+        if socket.read_exact(&mut payload).await.is_err() {
+            return;
+        }
+        let request = Request {
+            header,
+            payload,
+            wire: Arc::clone(&wire),
+        };
+        if request.opcode() != Opcode::ClusterInfo {
+            if forward.send(request).await.is_err() {
+                return;
+            }
+        } else if !script.is_silent {
+            request.answer(&membership(&script)).await;
+        }
+    }
+}
+
+fn membership(script: &Script) -> Vec<u8> {
+    let mut header = ClusterInfoHeader::new_zeroed();
+    header.ctime = script.ctime.into();
+    header.nr_nodes = u16::try_from(script.nodes.len()).unwrap().into();
+    let mut payload = header.as_bytes().to_vec();
+    for &node in &script.nodes {
+        payload.extend_from_slice(NodeRecord::new(node, 128, 0, 0).as_bytes());
+    }
+    assert!(payload.len() <= CLUSTER_INFO_LEN);
+    payload
+}
+
+impl Request {
+    pub(crate) fn opcode(&self) -> Opcode {
+        Opcode::try_from(self.header.opcode).unwrap()
+    }
+
+    /// The byte offset that a request for an object names.
+    pub(crate) fn offset(&self) -> u32 {
+        ObjectRequest::from(self.header.tail).offset.get()
+    }
+
+    /// A success header that announces `len` bytes.
+    pub(crate) fn success(&self, len: usize) -> ResponseHeader {
+        self.response(ResultCode::Success, len)
+    }
+
+    pub(crate) fn response(&self, code: ResultCode, len: usize) -> ResponseHeader {
+        let len = u32::try_from(len).unwrap();
+        ResponseHeader::answer(&self.header, EPOCH, len, ResponseBody::result(code))
+    }
+
+    pub(crate) async fn answer(&self, payload: &[u8]) {
+        self.respond(ResultCode::Success, payload).await;
+    }
+
+    pub(crate) async fn respond(&self, code: ResultCode, payload: &[u8]) {
+        let header = self.response(code, payload.len());
+        self.wire.send(&[header.as_bytes(), payload].concat()).await;
+    }
+}
+
+impl Wire {
+    /// Sends any bytes. That the client has gone away meanwhile is no failure.
+    pub(crate) async fn send(&self, bytes: &[u8]) {
+        let mut socket = self.socket.lock().await;
+        drop(socket.write_all(bytes).await);
+    }
+
+    /// Closes this connection.
+    pub(crate) fn close(&self) {
+        self.close.cancel();
+    }
+
+    async fn shut_down(&self) {
+        drop(self.socket.lock().await.shutdown().await);
+    }
+}

@@ -1,0 +1,356 @@
+//! Connections that die, sheep that go, and what is sent again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sheep_client::{Call, Client, ClientConfig, ClientError, NewVdi};
+use sheep_proto::{Opcode, ResultCode, VdiName};
+
+use crate::peer::{Peer, Script};
+use crate::{config, connected, object, read, until, within};
+
+/// Patience of the tests that want to see its end.
+const SHORT: Duration = Duration::from_millis(300);
+
+fn listening_at(address: SocketAddr) -> Script {
+    Script {
+        address,
+        ..Script::default()
+    }
+}
+
+/// Answers reads with 8 bytes that say so, for as long as it is polled.
+async fn answer_reads(peer: &mut Peer) -> ! {
+    loop {
+        peer.request().await.answer(b"answered").await;
+    }
+}
+
+async fn is_answered(peer: &mut Peer, client: &Client) {
+    tokio::select! {
+        bytes = within(client.read_object(object(), 0, 8)) => {
+            assert_eq!(bytes.unwrap(), &b"answered"[..]);
+        }
+        _ = answer_reads(peer) => {}
+    }
+}
+
+#[tokio::test]
+async fn reads_and_writes_survive_the_death_of_their_connection() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    for call in [
+        Call::read_object(object(), 0, 8),
+        Call::write_object(object(), 0, b"w"[..].into()),
+        Call::create_object(object(), 0, b"c"[..].into(), None),
+        Call::discard_object(object()),
+    ] {
+        let opcode = call.opcode();
+        let client = client.clone();
+        let caller = tokio::spawn(async move { within(client.call(call)).await });
+        let first = peer.request().await;
+        first.wire.close();
+        let again = peer.request().await;
+        assert_eq!(again.opcode(), opcode);
+        assert_eq!(again.payload, first.payload);
+        assert_ne!(again.wire.number, first.wire.number);
+        again.answer(&[]).await;
+        caller.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_vdi_is_not_made_twice() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    let name = VdiName::new("once").unwrap();
+    let caller = {
+        let client = client.clone();
+        tokio::spawn(async move { within(client.create_vdi(&NewVdi::new(name, 1))).await })
+    };
+    let request = peer.request().await;
+    assert_eq!(request.opcode(), Opcode::GetClusterDefault);
+    request.answer(&[]).await;
+    let request = peer.request().await;
+    assert_eq!(request.opcode(), Opcode::NewVdi);
+    request.wire.close();
+    assert!(matches!(
+        caller.await.unwrap(),
+        Err(ClientError::Lost { call, .. }) if call.opcode == Opcode::NewVdi
+    ));
+    // The next request is not a second NEW_VDI.
+    is_answered(&mut peer, &client).await;
+}
+
+#[tokio::test]
+async fn a_sheep_that_comes_back_is_found_again() {
+    let (peer, client) = connected(Script::default(), 2).await;
+    let address = peer.address;
+    let caller = read(&client, 0, 8);
+    peer.stop().await;
+    let mut peer = Peer::start(listening_at(address)).await;
+    is_answered(&mut peer, &client).await;
+    tokio::select! {
+        bytes = caller => assert_eq!(bytes.unwrap().unwrap(), &b"answered"[..]),
+        _ = answer_reads(&mut peer) => {}
+    }
+    until(|| peer.open() == 2).await;
+}
+
+#[tokio::test]
+async fn the_second_address_is_used_when_the_first_is_dead() {
+    let dead = Peer::start(Script::default()).await.stop().await;
+    let mut alive = Peer::start(Script::default()).await;
+    let config = ClientConfig {
+        addresses: vec![dead.into(), alive.address.into()],
+        ..ClientConfig::new(dead.into())
+    };
+    let client = within(Client::connect(config)).await.unwrap();
+    is_answered(&mut alive, &client).await;
+    assert_eq!(client.address(), dead.into(), "what was given is shown");
+}
+
+#[tokio::test]
+async fn calls_go_on_at_a_node_of_the_list_when_the_gateway_dies() {
+    let mut other = Peer::start(Script::default()).await;
+    let (mut gateway, client) = connected(
+        Script {
+            nodes: vec![other.address],
+            ..Script::default()
+        },
+        3,
+    )
+    .await;
+    let caller = read(&client, 0, 8);
+    gateway.request().await;
+    gateway.stop().await;
+    let again = other.request().await;
+    again.answer(b"answered").await;
+    assert_eq!(caller.await.unwrap().unwrap(), &b"answered"[..]);
+    until(|| other.open() == 3).await;
+}
+
+#[tokio::test]
+async fn the_given_address_comes_before_the_node_list() {
+    let other = Peer::start(Script::default()).await;
+    let first = Peer::start(Script::default()).await;
+    let address = first.address;
+    let gateway = Peer::start(Script {
+        nodes: vec![other.address],
+        ..Script::default()
+    })
+    .await;
+    let config = ClientConfig {
+        addresses: vec![address.into(), gateway.address.into()],
+        connections: 1,
+        ..ClientConfig::new(address.into())
+    };
+    first.stop().await;
+    let client = within(Client::connect(config)).await.unwrap();
+    let mut first = Peer::start(listening_at(address)).await;
+    gateway.stop().await;
+    is_answered(&mut first, &client).await;
+    assert_eq!(other.open(), 0);
+}
+
+#[tokio::test]
+async fn a_sheep_of_another_cluster_is_no_substitute() {
+    let stranger = Peer::start(Script {
+        ctime: 8,
+        ..Script::default()
+    })
+    .await;
+    let gateway = Peer::start(Script {
+        nodes: vec![stranger.address],
+        ..Script::default()
+    })
+    .await;
+    let config = ClientConfig {
+        retry_for: SHORT,
+        ..config(&gateway, 1)
+    };
+    let client = within(Client::connect(config)).await.unwrap();
+    gateway.stop().await;
+    let mut stranger = stranger;
+    let answer = within(client.read_object(object(), 0, 8)).await;
+    assert!(
+        matches!(answer, Err(ClientError::Unreachable { .. })),
+        "{answer:?}"
+    );
+    assert!(stranger.arrived().is_none());
+}
+
+#[tokio::test]
+async fn calls_fail_while_no_sheep_answers_and_succeed_when_one_does() {
+    let peer = Peer::start(Script::default()).await;
+    let address = peer.address;
+    let config = ClientConfig {
+        retry_for: SHORT,
+        ..config(&peer, 2)
+    };
+    let client = within(Client::connect(config)).await.unwrap();
+    peer.stop().await;
+    for _ in 0..5 {
+        let error = within(client.read_object(object(), 0, 8))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+        assert_eq!(error.errno(), nix::errno::Errno::EHOSTUNREACH);
+    }
+    let mut peer = Peer::start(listening_at(address)).await;
+    until(|| peer.open() > 0).await;
+    within(async {
+        tokio::select! {
+            () = async { while client.read_object(object(), 0, 8).await.is_err() {} } => {}
+            _ = answer_reads(&mut peer) => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_without_a_sheep_says_so_at_once() {
+    let dead = Peer::start(Script::default()).await.stop().await;
+    let error = within(Client::connect(ClientConfig::new(dead.into())))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    assert!(error.to_string().contains(&dead.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_refusal_that_passes_is_waited_out() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    let caller = read(&client, 0, 8);
+    for code in [
+        ResultCode::Halt,
+        ResultCode::WaitForJoin,
+        ResultCode::NetworkError,
+    ] {
+        peer.request().await.respond(code, &[]).await;
+    }
+    peer.request().await.answer(b"answered").await;
+    assert_eq!(caller.await.unwrap().unwrap(), &b"answered"[..]);
+}
+
+#[tokio::test]
+async fn a_refusal_that_stays_is_reported_in_the_end() {
+    let peer = Peer::start(Script::default()).await;
+    let config = ClientConfig {
+        retry_for: SHORT,
+        ..config(&peer, 1)
+    };
+    let client = within(Client::connect(config)).await.unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let refusing = tokio::spawn({
+        let asked = Arc::clone(&asked);
+        let mut peer = peer;
+        async move {
+            loop {
+                peer.request().await.respond(ResultCode::Halt, &[]).await;
+                asked.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let write = client.write_object(object(), 0, b"w"[..].into());
+    let error = within(write).await.unwrap_err();
+    assert_eq!(error.code(), Some(ResultCode::Halt));
+    assert!(asked.load(Ordering::SeqCst) > 1);
+    refusing.abort();
+}
+
+#[tokio::test]
+async fn a_refusal_that_does_not_pass_is_reported_at_once() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    for code in [ResultCode::NoObj, ResultCode::ReadOnly, ResultCode::NoSpace] {
+        let caller = read(&client, 0, 8);
+        peer.request().await.respond(code, &[]).await;
+        assert_eq!(caller.await.unwrap().unwrap_err().code(), Some(code));
+    }
+}
+
+#[tokio::test]
+async fn a_move_checks_first_and_keeps_the_old_sheep_when_it_fails() {
+    let (mut old, client) = connected(Script::default(), 2).await;
+    let dead = Peer::start(Script::default()).await.stop().await;
+    let error = within(client.move_to(dead.into())).await.unwrap_err();
+    assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    assert_eq!(client.address(), old.address.into());
+    is_answered(&mut old, &client).await;
+}
+
+#[tokio::test]
+async fn a_move_lets_calls_finish_where_they_are() {
+    let (mut old, client) = connected(Script::default(), 2).await;
+    // Moving to another cluster is what the user wants here.
+    let mut new = Peer::start(Script {
+        ctime: 8,
+        ..Script::default()
+    })
+    .await;
+    let caller = read(&client, 1, 8);
+    let request = old.request().await;
+    within(client.move_to(new.address.into())).await.unwrap();
+    assert_eq!(client.address(), new.address.into());
+    is_answered(&mut new, &client).await;
+    until(|| new.open() == 2).await;
+
+    assert!(old.open() > 0, "the call is still there");
+    request.answer(b"finished").await;
+    assert_eq!(caller.await.unwrap().unwrap(), &b"finished"[..]);
+    until(|| old.open() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_closes_everything_and_ends_its_calls() {
+    let (mut peer, client) = connected(Script::default(), 4).await;
+    let (ended, mut outcomes) = tokio::sync::mpsc::channel(2);
+    let submit = |call| {
+        let ended = ended.clone();
+        client.submit(
+            call,
+            Box::new(move |outcome| ended.try_send(outcome).unwrap()),
+        );
+    };
+    submit(Call::read_object(object(), 0, 8));
+    peer.request().await;
+    drop(client);
+    let outcome = within(outcomes.recv()).await.unwrap();
+    assert!(
+        matches!(outcome, Err(ClientError::Lost { .. })),
+        "{outcome:?}"
+    );
+    until(|| peer.open() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_without_a_sheep_ends_its_calls() {
+    let (peer, client) = connected(Script::default(), 1).await;
+    let (ended, outcome) = tokio::sync::oneshot::channel();
+    peer.stop().await;
+    client.submit(
+        Call::read_object(object(), 0, 8),
+        Box::new(move |outcome| ended.send(outcome.map(drop)).unwrap()),
+    );
+    drop(client);
+    within(outcome).await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn a_node_is_asked_at_its_own_address() {
+    let (gateway, client) = connected(Script::default(), 1).await;
+    let mut node = Peer::start(Script::default()).await;
+    let address = node.address;
+    let asking = client.store_space(address);
+    let (answer, ()) = tokio::join!(within(asking), async {
+        let request = node.request().await;
+        assert_eq!(request.opcode(), Opcode::StatSheep);
+        request.answer(&[]).await;
+    });
+    answer.unwrap();
+    until(|| node.open() == 0).await;
+    node.stop().await;
+    let error = within(client.store_space(address)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    gateway.stop().await;
+}

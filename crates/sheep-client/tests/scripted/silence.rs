@@ -1,0 +1,165 @@
+//! A sheep that is there but says nothing.
+
+use std::time::Duration;
+
+use sheep_client::{Call, Client, ClientConfig, ClientError};
+
+use crate::peer::{Peer, Script};
+use crate::{config, connected, object, read, until, within};
+
+#[tokio::test]
+async fn a_silent_sheep_is_waited_for_and_then_reported() {
+    let mut peer = Peer::start(Script::default()).await;
+    let config = ClientConfig {
+        retry_for: Duration::from_millis(200),
+        ..config(&peer, 1)
+    };
+    let client = within(Client::connect(config)).await.unwrap();
+    let error = read(&client, 1, 4).await.unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    let late = peer.request().await;
+    assert!(peer.arrived().is_none(), "it was sent once");
+
+    // The connection is kept, and what comes late is nobody's answer.
+    let next = read(&client, 2, 4);
+    let request = peer.request().await;
+    assert_eq!(request.wire.number, 0);
+    assert_ne!(request.header.id, late.header.id);
+    late.answer(b"late").await;
+    request.answer(b"next").await;
+    assert_eq!(next.await.unwrap().unwrap(), &b"next"[..]);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_elsewhere_while_the_gateway_is_silent() {
+    let mut other = Peer::start(Script::default()).await;
+    let script = Script {
+        nodes: vec![other.address],
+        ..Script::default()
+    };
+    let (mut gateway, client) = connected(script, 1).await;
+    let call =
+        Call::write_object(object(), 0, b"w"[..].into()).with_patience(Duration::from_millis(200));
+    let error = within(client.call(call)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    gateway.request().await;
+    assert!(gateway.arrived().is_none());
+    assert!(other.arrived().is_none());
+    assert_eq!(other.open(), 0);
+}
+
+#[tokio::test]
+async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
+    const WRITES: u32 = 24;
+    const LEN: usize = 1 << 20;
+    let script = Script {
+        receive_buffer: Some(4096),
+        ..Script::default()
+    };
+    let (mut peer, client) = connected(script, 1).await;
+    peer.set_reading(false);
+    let pattern = |number: u32| {
+        (0u32..)
+            .flat_map(move |at| (at ^ number << 24).to_le_bytes())
+            .take(LEN)
+    };
+    let (done, mut outcomes) = tokio::sync::mpsc::channel(WRITES as usize);
+    for number in 0..WRITES {
+        let data: Vec<u8> = pattern(number).collect();
+        let done = done.clone();
+        // From this thread, so that they are sent in this order.
+        client.submit(
+            Call::write_object(object(), number, data.into()),
+            Box::new(move |outcome| done.try_send((number, outcome)).unwrap()),
+        );
+    }
+    // A caller that gives up while its frame waits leaves the frame whole.
+    let abandoned = read(&client, WRITES, 4);
+    tokio::task::yield_now().await;
+    abandoned.abort();
+    assert!(abandoned.await.unwrap_err().is_cancelled());
+    peer.set_reading(true);
+    for number in 0..WRITES {
+        let request = peer.request().await;
+        assert_eq!(request.offset(), number);
+        assert!(request.payload.iter().copied().eq(pattern(number)));
+        request.answer(&[]).await;
+    }
+    let request = peer.request().await;
+    assert_eq!(request.offset(), WRITES);
+    request.answer(b"late").await;
+    for _ in 0..WRITES {
+        let (_number, outcome) = within(outcomes.recv()).await.unwrap();
+        outcome.unwrap().accepted().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_with_a_backlog_sends_all_of_it_again() {
+    const WRITES: u32 = 12;
+    let script = Script {
+        receive_buffer: Some(4096),
+        ..Script::default()
+    };
+    let (mut peer, client) = connected(script, 1).await;
+    let first = read(&client, WRITES, 4);
+    let first_request = peer.request().await;
+    peer.set_reading(false);
+    let writes: Vec<_> = (0..WRITES)
+        .map(|number| {
+            let data = vec![number.to_le_bytes()[0]; 1 << 20];
+            let client = client.clone();
+            tokio::spawn(
+                async move { within(client.write_object(object(), number, data.into())).await },
+            )
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    first_request.wire.close();
+    peer.set_reading(true);
+    let mut seen = vec![0; WRITES as usize + 1];
+    let answering = async {
+        loop {
+            let request = peer.request().await;
+            // What came on the old connection cannot be answered any more.
+            let expected = request.offset().to_le_bytes()[0];
+            assert!(request.payload.iter().all(|&byte| byte == expected));
+            seen[request.offset() as usize] += 1;
+            request
+                .answer(if request.payload.is_empty() {
+                    b"read"
+                } else {
+                    b""
+                })
+                .await;
+        }
+    };
+    tokio::select! {
+        () = async {
+            for write in writes {
+                write.await.unwrap().unwrap();
+            }
+            assert_eq!(first.await.unwrap().unwrap(), &b"read"[..]);
+        } => {}
+        () = answering => {}
+    }
+    assert!(seen.iter().all(|&times| times > 0), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_listener_that_is_silent_from_the_start_is_passed_over() {
+    // Ten seconds, the time any sheep is given for its first answer.
+    let silent = Peer::start(Script {
+        is_silent: true,
+        ..Script::default()
+    })
+    .await;
+    let sheep = Peer::start(Script::default()).await;
+    let config = ClientConfig {
+        addresses: vec![silent.address.into(), sheep.address.into()],
+        connections: 1,
+        ..ClientConfig::new(silent.address.into())
+    };
+    let _client = within(Client::connect(config)).await.unwrap();
+    until(|| sheep.open() == 1 && silent.open() == 0).await;
+}
