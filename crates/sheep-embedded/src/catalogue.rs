@@ -178,3 +178,53 @@ fn distance(first: Vid, vid: Vid) -> usize {
     let (first, vid) = (first.get() as usize, vid.get() as usize);
     (vid + VID_COUNT - first) % VID_COUNT
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vdi(name: &VdiName, vid: Vid) -> Arc<Vdi> {
+        let mut header = InodeHeader::zeroed();
+        header.name = name.to_field();
+        header.vdi_id = vid.get().into();
+        Arc::new(Vdi::from_header(vid, &header).unwrap())
+    }
+
+    fn name(text: &str) -> VdiName {
+        VdiName::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_taken_vid_sends_the_name_to_the_next_free_one() {
+        let catalogue = Catalogue::default();
+        let (demo, other) = (name("demo"), name("other"));
+        let first = first_vid(b"demo");
+        assert_eq!(catalogue.free_vid(&demo), Some(first));
+        for offset in [0, 1, 3] {
+            let vid = Vid::new(first.get() + offset).unwrap();
+            catalogue.insert(vdi(&other, vid));
+        }
+        assert_eq!(catalogue.free_vid(&demo), Vid::new(first.get() + 2));
+    }
+
+    #[test]
+    fn the_search_for_a_vid_goes_around_and_ends() {
+        let catalogue = Catalogue::default();
+        // A name whose run starts close to the end of the ring.
+        let mut names = (0..).map(|number| name(&number.to_string()));
+        let demo = names
+            .find(|name| first_vid(name.as_bytes()).get() > 0xff_f000)
+            .unwrap();
+        for raw in first_vid(demo.as_bytes()).get()..1 << 24 {
+            let vid = Vid::new(raw).unwrap();
+            write(&catalogue.0).by_vid.insert(vid, vdi(&demo, vid));
+        }
+        assert_eq!(catalogue.free_vid(&demo), Vid::new(1));
+        let last = Vid::new((1 << 24) - 1).unwrap();
+        catalogue.insert(vdi(&demo, Vid::new(1).unwrap()));
+        catalogue.insert(vdi(&demo, last));
+        assert_eq!(catalogue.free_vid(&demo), Vid::new(2));
+        let newest_first: Vec<_> = catalogue.named(&demo).iter().map(|vdi| vdi.vid).collect();
+        assert_eq!(newest_first, [Vid::new(1).unwrap(), last]);
+    }
+}

@@ -37,18 +37,9 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DIR", conflicts_with = "memory")]
     pub(crate) dir: Option<PathBuf>,
 
-    /// Keep everything in memory; it is gone when the program ends. The default.
+    /// Keep everything in memory, up to 1 GiB; it is gone when the program ends. The default.
     #[arg(long)]
     pub(crate) memory: bool,
-
-    /// Bytes of objects to keep in memory at most, in MiB.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value_t = 1024,
-        conflicts_with = "dir"
-    )]
-    pub(crate) memory_limit: u32,
 
     /// Answer a write before it is on the disk. A power cut may lose it; a
     /// kill does not.

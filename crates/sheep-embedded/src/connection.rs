@@ -35,6 +35,8 @@ pub(crate) struct Limits {
     pub(crate) payload_kib: Arc<Semaphore>,
     /// Requests that occupy a thread.
     pub(crate) running: Arc<Semaphore>,
+    /// Cancelled when a shutdown has waited long enough.
+    pub(crate) abort: CancellationToken,
 }
 
 /// Why the server closes a connection.
@@ -72,15 +74,23 @@ struct Budget {
 
 impl Budget {
     /// Takes a share for `bytes` more of payload.
+    ///
+    /// Whoever holds nothing of it may wait as long as the others work. Within
+    /// a frame the wait is limited: frames that each hold a part could
+    /// otherwise wait for each other for ever.
     async fn take(&self, held: &mut Held, bytes: usize) -> Result<(), Closed> {
         let kib = u32::try_from(bytes.div_ceil(1024)).expect("at most a frame");
-        if kib > 0 {
-            for semaphore in [&self.kib, &self.all_kib] {
-                let share = Arc::clone(semaphore).acquire_many_owned(kib);
-                held.kib
-                    .push(in_time(share).await?.map_err(|_| Closed::Broken)?);
-            }
-        }
+        let own = Arc::clone(&self.kib).acquire_many_owned(kib).await;
+        let shared = Arc::clone(&self.all_kib).acquire_many_owned(kib);
+        let shared = if held.kib.is_empty() {
+            shared.await
+        } else {
+            in_time(shared).await?
+        };
+        held.kib.extend([
+            own.map_err(|_| Closed::Broken)?,
+            shared.map_err(|_| Closed::Broken)?,
+        ]);
         Ok(())
     }
 }
@@ -123,7 +133,8 @@ pub(crate) async fn serve(
         };
         match frame {
             Ok(Some(frame)) => {
-                requests.spawn(answer(Arc::clone(&connection), frame));
+                let answer = answer(Arc::clone(&connection), frame);
+                requests.spawn(limits.abort.clone().run_until_cancelled_owned(answer));
             }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),

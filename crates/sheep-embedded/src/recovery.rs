@@ -64,3 +64,99 @@ impl Sheep {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sheep_proto::inode::slot_offset;
+    use sheep_proto::limits::{INODE_LEN, NAME_FIELD_LEN};
+    use sheep_proto::{ObjectIndex, SnapshotTag, VdiName, Vid};
+
+    use super::*;
+    use crate::store::{DirectoryStore, NewObject, Store};
+
+    fn open(directory: &Path) -> Box<dyn Store> {
+        Box::new(DirectoryStore::open(directory, false).unwrap())
+    }
+
+    fn vid(raw: u32) -> Vid {
+        Vid::new(raw).unwrap()
+    }
+
+    /// Puts an inode and its first data object into a formatted store.
+    fn put(store: &dyn Store, raw: u32, snap_id: u32, owner: u32) {
+        let mut header = InodeHeader::zeroed();
+        header.name = VdiName::new("demo").unwrap().to_field();
+        header.vdi_id = raw.into();
+        header.snap_id = snap_id.into();
+        header.block_size_shift = 22;
+        let slot = slot_offset(ObjectIndex(0)).unwrap().into();
+        let inode = NewObject {
+            len: INODE_LEN as u64,
+            source: None,
+            pieces: &[(0, header.as_bytes()), (slot, &owner.to_le_bytes())],
+        };
+        store.create(Oid::inode(vid(raw)), inode).unwrap();
+        let data = NewObject {
+            len: 4 << 20,
+            source: None,
+            pieces: &[],
+        };
+        store
+            .create(Oid::data(vid(raw), ObjectIndex(0)), data)
+            .unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_without_its_mark_is_completed() {
+        let directory = tempfile::tempdir().unwrap();
+        let sheep = Sheep::load(open(directory.path()), true).unwrap();
+        put(sheep.store.as_ref(), 5, 1, 5);
+        put(sheep.store.as_ref(), 6, 2, 5);
+        drop(sheep);
+        for _start in 0..2 {
+            let sheep = Sheep::load(open(directory.path()), true).unwrap();
+            let name = VdiName::new("demo").unwrap();
+            assert_eq!(sheep.vdis.head(&name).unwrap().vid, vid(6));
+            let found = sheep.find(&name, &SnapshotTag::default(), 1).unwrap();
+            assert_eq!(found.vid, vid(5));
+            assert!(sheep.read_header(&found).unwrap().is_snapshot());
+        }
+    }
+
+    #[test]
+    fn a_deletion_that_only_took_the_name_is_completed() {
+        let directory = tempfile::tempdir().unwrap();
+        let sheep = Sheep::load(open(directory.path()), true).unwrap();
+        put(sheep.store.as_ref(), 5, 1, 5);
+        put(sheep.store.as_ref(), 6, 2, 5);
+        let nameless = [0; NAME_FIELD_LEN];
+        sheep.store.write(Oid::inode(vid(6)), 0, &nameless).unwrap();
+        drop(sheep);
+        let sheep = Sheep::load(open(directory.path()), true).unwrap();
+        let exists = |raw| {
+            let oid = Oid::data(vid(raw), ObjectIndex(0));
+            sheep.store.exists(oid).unwrap()
+        };
+        assert!(exists(5), "another index names it");
+        assert!(!exists(6));
+        let mut slot = [1; 4];
+        sheep
+            .store
+            .read(Oid::inode(vid(6)), 4664, &mut slot)
+            .unwrap();
+        assert_eq!(slot, [0; 4]);
+    }
+
+    #[test]
+    fn a_damaged_inode_is_named_and_not_served() {
+        let directory = tempfile::tempdir().unwrap();
+        let sheep = Sheep::load(open(directory.path()), true).unwrap();
+        put(sheep.store.as_ref(), 5, 1, 5);
+        sheep.store.write(Oid::inode(vid(5)), 560, &[9; 4]).unwrap();
+        drop(sheep);
+        let error = Sheep::load(open(directory.path()), true).map(drop);
+        assert!(matches!(error, Err(LoadError::DamagedInode(vid)) if vid.get() == 5));
+    }
+}

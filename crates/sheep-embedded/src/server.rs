@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -17,6 +18,9 @@ use crate::connection::{self, Limits};
 use crate::sheep::{LoadError, Sheep};
 use crate::store::{DirectoryStore, MemoryStore, OpenError, Store, StoreError};
 
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -29,7 +33,7 @@ pub enum StartError {
     /// What is in the store cannot be served.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The server was started outside a tokio runtime, or the runtime ended.
+    /// The runtime ended.
     #[error("the runtime ended while the store was read")]
     Runtime,
 }
@@ -43,6 +47,7 @@ pub struct Server {
     stop: CancellationToken,
     accepting: JoinHandle<()>,
     connections: TaskTracker,
+    abort: CancellationToken,
     sheep: SheepHandle,
 }
 
@@ -75,12 +80,20 @@ impl Server {
         .map_err(|_ended| StartError::Runtime)??;
         let sheep = Arc::new(sheep);
         let connections = TaskTracker::new();
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&sheep), connections.clone()));
+        let limits = Limits {
+            payload_kib: Arc::new(Semaphore::new(MAX_KIB)),
+            running: Arc::new(Semaphore::new(MAX_RUNNING_REQUESTS)),
+            abort: CancellationToken::new(),
+        };
+        let abort = limits.abort.clone();
+        let accept = accept(listener, Arc::clone(&sheep), limits, connections.clone());
+        let accepting = tokio::spawn(accept);
         Ok(Self {
             local_address,
             stop: sheep.stop.clone(),
             accepting,
             connections,
+            abort,
             sheep: SheepHandle(sheep),
         })
     }
@@ -112,6 +125,8 @@ impl Server {
                 "{} connections did not finish in time",
                 self.connections.len()
             );
+            self.abort.cancel();
+            self.connections.wait().await;
         }
         let sheep = Arc::clone(&self.sheep.0);
         drop(self);
@@ -136,12 +151,13 @@ fn open(config: &Config) -> Result<Box<dyn Store>, OpenError> {
 }
 
 /// Accepts until told to stop. At the limit of connections it leaves new ones in the queue.
-async fn accept(listener: TcpListener, sheep: Arc<Sheep>, connections: TaskTracker) {
+async fn accept(
+    listener: TcpListener,
+    sheep: Arc<Sheep>,
+    limits: Limits,
+    connections: TaskTracker,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let limits = Limits {
-        payload_kib: Arc::new(Semaphore::new(MAX_KIB)),
-        running: Arc::new(Semaphore::new(MAX_RUNNING_REQUESTS)),
-    };
     let stop = sheep.stop.clone();
     loop {
         let next = async {
@@ -163,7 +179,7 @@ async fn accept(listener: TcpListener, sheep: Arc<Sheep>, connections: TaskTrack
             Err(error) => {
                 // Out of descriptors, most likely: others must close first.
                 tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

@@ -45,7 +45,6 @@ fn settings(cli: Cli) -> Config {
     config.listen = cli.listen;
     config.sync = !cli.nosync;
     config.format_if_new = !cli.unformatted;
-    config.memory_limit = u64::from(cli.memory_limit) << 20;
     config
 }
 
@@ -54,7 +53,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let server = Server::start(settings(cli)).await?;
-    tracing::info!("listening on {}", server.local_address());
+    let address = server.local_address();
+    if !address.ip().is_loopback() {
+        tracing::warn!("whoever reaches {address} may read, write and delete everything");
+    }
+    tracing::info!("listening on {address}");
     tokio::select! {
         _ = terminated.recv() => tracing::info!("stopping on SIGTERM"),
         _ = interrupted.recv() => tracing::info!("stopping on SIGINT"),

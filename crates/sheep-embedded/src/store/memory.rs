@@ -32,6 +32,7 @@ impl Pages {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) {
+        buffer.fill(0);
         let end = offset + buffer.len() as u64;
         for (&number, page) in self
             .by_number

@@ -118,3 +118,144 @@ pub(crate) trait Store: Send + Sync {
     /// Makes everything durable, also in a store that does not do so with every write.
     fn sync_all(&self) -> Result<(), StoreError>;
 }
+
+#[cfg(test)]
+mod tests {
+    use sheep_proto::ObjectIndex;
+
+    use super::*;
+
+    const LEN: u64 = 4 << 20;
+
+    fn oid(number: u32) -> Oid {
+        Oid::data(Vid::new(7).unwrap(), ObjectIndex(number))
+    }
+
+    fn create(store: &dyn Store, number: u32, pieces: &[(u64, &[u8])]) -> Result<(), StoreError> {
+        let object = NewObject {
+            len: LEN,
+            source: None,
+            pieces,
+        };
+        store.create(oid(number), object)
+    }
+
+    fn read(store: &dyn Store, number: u32, offset: u64, len: usize) -> Vec<u8> {
+        let mut buffer = vec![0xee; len];
+        store.read(oid(number), offset, &mut buffer).unwrap();
+        buffer
+    }
+
+    fn on_both_stores(test: impl Fn(&dyn Store)) {
+        test(&MemoryStore::new(64 << 20));
+        let directory = tempfile::tempdir().unwrap();
+        test(&DirectoryStore::open(directory.path(), false).unwrap());
+    }
+
+    #[test]
+    fn objects_are_zero_where_nothing_was_written() {
+        on_both_stores(|store| {
+            create(store, 0, &[(10, b"ten"), (5000, b"far")]).unwrap();
+            assert_eq!(read(store, 0, 9, 5), b"\0ten\0");
+            assert_eq!(read(store, 0, LEN - 2, 4), [0; 4]);
+            store.write(oid(0), 4094, b"across").unwrap();
+            assert_eq!(read(store, 0, 4093, 8), b"\0across\0");
+            let extents = store.extents(oid(0), 1..LEN).unwrap();
+            assert!(extents.len() == 1 && extents[0].end < LEN, "{extents:?}");
+            store.clear_from(oid(0), 4096).unwrap();
+            assert_eq!(read(store, 0, 4094, 8), b"ac\0\0\0\0\0\0");
+        });
+    }
+
+    #[test]
+    fn a_new_object_starts_from_its_source_and_replaces_what_was_there() {
+        on_both_stores(|store| {
+            create(store, 0, &[(0, b"source"), (1 << 20, b"end")]).unwrap();
+            create(store, 1, &[(2 << 20, b"old")]).unwrap();
+            let object = NewObject {
+                len: LEN,
+                source: Some(oid(0)),
+                pieces: &[(2, b"XX")],
+            };
+            store.create(oid(1), object).unwrap();
+            assert_eq!(read(store, 1, 0, 7), b"soXXce\0");
+            assert_eq!(read(store, 1, 1 << 20, 3), b"end");
+            assert_eq!(read(store, 1, 2 << 20, 3), [0; 3]);
+            assert_eq!(read(store, 0, 0, 6), b"source");
+            let mut objects = store.objects_of(Vid::new(7).unwrap()).unwrap();
+            objects.sort_unstable();
+            assert_eq!(objects, [oid(0), oid(1)]);
+            assert_eq!(store.vids().unwrap(), [Vid::new(7).unwrap()]);
+        });
+    }
+
+    #[test]
+    fn what_is_absent_is_not_found() {
+        on_both_stores(|store| {
+            let mut byte = [0];
+            let results = [
+                store.read(oid(0), 0, &mut byte),
+                store.write(oid(0), 0, b"x"),
+                store.remove(oid(0)),
+                store.create(
+                    oid(1),
+                    NewObject {
+                        len: LEN,
+                        source: Some(oid(0)),
+                        pieces: &[],
+                    },
+                ),
+            ];
+            for result in results {
+                assert!(matches!(result, Err(StoreError::NotFound)), "{result:?}");
+            }
+            assert!(!store.exists(oid(1)).unwrap());
+            store.sync(oid(0)).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_format_leaves_nothing_but_its_record() {
+        on_both_stores(|store| {
+            assert_eq!(store.cluster_record().unwrap(), None);
+            create(store, 0, &[]).unwrap();
+            store.format(b"record").unwrap();
+            assert!(!store.exists(oid(0)).unwrap());
+            assert_eq!(store.cluster_record().unwrap().unwrap(), b"record");
+            create(store, 0, &[]).unwrap();
+        });
+    }
+
+    #[test]
+    fn memory_is_counted_and_given_back() {
+        let store = MemoryStore::new(1 << 20);
+        let full = store.space().unwrap().free;
+        let data = vec![1; 900 << 10];
+        create(&store, 0, &[(0, &data)]).unwrap();
+        assert!(matches!(
+            create(&store, 1, &[(0, &data)]),
+            Err(StoreError::NoSpace)
+        ));
+        assert_eq!(full - store.space().unwrap().free, 900 << 10);
+        store.clear_from(oid(0), 4096).unwrap();
+        create(&store, 1, &[(0, &data)]).unwrap();
+        store.remove(oid(0)).unwrap();
+        store.remove(oid(1)).unwrap();
+        assert_eq!(store.space().unwrap().free, full);
+    }
+
+    #[test]
+    fn a_start_removes_objects_that_were_never_finished() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(DirectoryStore::open(directory.path(), true).unwrap());
+        std::fs::write(directory.path().join("new/5"), b"half").unwrap();
+        let store = DirectoryStore::open(directory.path(), true).unwrap();
+        assert_eq!(
+            std::fs::read_dir(directory.path().join("new"))
+                .unwrap()
+                .count(),
+            0
+        );
+        create(&store, 0, &[]).unwrap();
+    }
+}

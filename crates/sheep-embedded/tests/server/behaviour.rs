@@ -1,5 +1,8 @@
 //! The behaviour a one-node server must reproduce, point by point, on both stores.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
 use crate::client::{Client, OBJECT_LEN, Sheep, based_on, data_oid, field, object, sized};
 use sheep_proto::cluster::parse_epoch_log;
 use sheep_proto::limits::{CLUSTER_INFO_LEN, INODE_LEN, NODE_LIST_LEN, VDI_STATE_LEN};
@@ -568,6 +571,55 @@ fn parameters_that_would_do_harm_are_refused() {
 impl Client {
     fn clone_of_working(&mut self, vid: Vid) -> ResultCode {
         self.make("copy", based_on(vid, 0)).result()
+    }
+}
+
+#[test]
+fn no_acknowledged_index_update_is_lost_to_a_snapshot() {
+    const WRITERS: u32 = 4;
+    const SNAP_CTIME: u32 = 520;
+    for (_store, sheep) in Sheep::on_both_stores() {
+        let vid = sheep.connect().new_vdi("demo");
+        let written = AtomicU32::new(0);
+        let acknowledged = thread::scope(|scope| {
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|writer| {
+                    let (mut client, written) = (sheep.connect(), &written);
+                    scope.spawn(move || {
+                        let mut acknowledged = Vec::new();
+                        for index in (writer..).step_by(WRITERS as usize) {
+                            let created = client.create(data_oid(vid, index), 0, b"x");
+                            if created == ResultCode::ReadOnly {
+                                return acknowledged;
+                            }
+                            assert_eq!(created, ResultCode::Success);
+                            let set = client.set_slot(vid, index, Some(vid));
+                            assert_eq!(set, ResultCode::Success);
+                            written.fetch_add(1, Ordering::Relaxed);
+                            if client.bytes(Oid::inode(vid), SNAP_CTIME, 8) == [0; 8] {
+                                acknowledged.push(index);
+                            }
+                        }
+                        unreachable!("the snapshot ends it");
+                    })
+                })
+                .collect();
+            while written.load(Ordering::Relaxed) < 100 {
+                thread::yield_now();
+            }
+            sheep.connect().snapshot("demo", vid, "one");
+            let writers = writers.into_iter();
+            writers
+                .flat_map(|writer| writer.join().unwrap())
+                .collect::<Vec<_>>()
+        });
+        assert!(acknowledged.len() >= 90);
+        let mut client = sheep.connect();
+        let head = client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid();
+        for index in acknowledged {
+            assert_eq!(client.slot(head, index), Some(vid));
+            assert_eq!(client.slot(vid, index), Some(vid));
+        }
     }
 }
 
