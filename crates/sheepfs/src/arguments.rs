@@ -121,6 +121,9 @@ fn overlay(given: Cli, fallback: Cli) -> Cli {
         given.embedded.clone().or(fallback.embedded)
     };
     let keep_cluster = given.embedded.is_none();
+    let foreground = given.foreground || fallback.foreground;
+    let debug = given.debug || fallback.debug;
+    let logs_here = foreground || debug;
     Cli {
         mountpoint: given.mountpoint,
         address: given.address.or(fallback.address.filter(|_| keep_cluster)),
@@ -144,9 +147,11 @@ fn overlay(given: Cli, fallback: Cli) -> Cli {
         uid: given.uid.or(fallback.uid),
         gid: given.gid.or(fallback.gid),
         umask: given.umask.or(fallback.umask),
-        foreground: given.foreground || fallback.foreground,
-        debug: given.debug || fallback.debug,
-        log_format: given.log_format.or(fallback.log_format),
+        foreground,
+        debug,
+        log_format: given
+            .log_format
+            .or(fallback.log_format.filter(|_| logs_here)),
         pidfile: given.pidfile.or(fallback.pidfile),
         no_effect: given.no_effect,
         in_background: given.in_background,

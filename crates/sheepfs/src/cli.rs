@@ -162,7 +162,7 @@ pub(crate) struct Cli {
     #[arg(short, long, help_heading = "Process")]
     pub(crate) debug: bool,
 
-    /// Form of the log in the foreground [default: text]
+    /// Form of the log with -f or -d [default: text]
     #[arg(long, value_name = "FORMAT", value_enum, help_heading = "Process")]
     pub(crate) log_format: Option<LogFormat>,
 

@@ -80,6 +80,9 @@ impl Settings {
         } else {
             Mode::Background
         };
+        if mode == Mode::Background && cli.log_format.is_some() {
+            return wrong("--log-format is for the foreground: add -f");
+        }
         Ok(Self {
             mode,
             debug: cli.debug,
@@ -275,6 +278,10 @@ mod tests {
         let error = |line, environment| resolve(line, environment).unwrap_err();
         assert_eq!(error("-f", &[]), "no MOUNTPOINT given");
         assert_eq!(
+            error("--log-format json /mnt", &[]),
+            "--log-format is for the foreground: add -f"
+        );
+        assert_eq!(
             error("-a h:70000 /mnt", &[]),
             "--address: '70000' is not a port (1 to 65535)"
         );
@@ -317,6 +324,16 @@ mod tests {
         let settings = resolve("--embedded /mnt", &[]).unwrap();
         assert_eq!(settings.cluster, Cluster::Embedded(None));
         assert!(settings.attach_all);
+    }
+
+    #[test]
+    fn a_form_of_the_log_in_the_environment_is_for_whenever_there_is_a_foreground() {
+        let json = [("SHEEPFS_LOG_FORMAT", "json")];
+        assert_eq!(
+            resolve("-f /mnt", &json).unwrap().log_format,
+            LogFormat::Json
+        );
+        assert_eq!(resolve("/mnt", &json).unwrap().mode, Mode::Background);
     }
 
     #[test]
