@@ -1,7 +1,7 @@
 //! Publishes new objects in the index of their VDI.
 //!
-//! Updates that are ready together go out together: while one batch is on its
-//! way the next one gathers. Each batch is cut into runs of neighbouring
+//! Updates that are ready together go out together: while a few batches are on
+//! their way the next one gathers. Each batch is cut into runs of neighbouring
 //! slots, one request each, and nothing but newly made slots is in them, since
 //! repeating an inherited one corrupts its reference count (protocol 4.5).
 //! After the batch one more question tells whether the VDI became a snapshot
@@ -17,6 +17,9 @@ use tokio::sync::oneshot;
 
 /// Slots in one request; a server does work for each before it answers.
 const MAX_RUN: usize = 1024;
+
+/// Batches on their way at once, so that a slow one does not hold up the rest.
+const MAX_BATCHES: usize = 4;
 
 /// What became of a published slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +42,8 @@ pub(crate) struct IndexWriter {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: Vec<Update>,
-    /// Whether a task is sending, which takes what is waiting when it is done.
-    sending: bool,
+    /// Tasks that are sending; each takes what is waiting when it is done.
+    sending: usize,
 }
 
 #[derive(Debug)]
@@ -66,7 +69,9 @@ impl IndexWriter {
         let start = {
             let mut queue = self.queue.lock().expect("no one panics with the queue");
             queue.waiting.push(Update { vid, index, done });
-            !std::mem::replace(&mut queue.sending, true)
+            let start = queue.sending < MAX_BATCHES;
+            queue.sending += usize::from(start);
+            start
         };
         if start {
             tokio::spawn(Arc::clone(self).send_all());
@@ -81,7 +86,7 @@ impl IndexWriter {
             let batch = {
                 let mut queue = self.queue.lock().expect("no one panics with the queue");
                 if queue.waiting.is_empty() {
-                    queue.sending = false;
+                    queue.sending -= 1;
                     return;
                 }
                 std::mem::take(&mut queue.waiting)

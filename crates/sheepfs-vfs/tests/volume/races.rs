@@ -1,0 +1,293 @@
+//! What happens to a volume at the worst moment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::support::{
+    Cluster, Fate, Intercept, open, open_version, pattern, read_all, tag, unique_name,
+};
+use sheep_client::{Call, VdiSelector};
+use sheep_proto::limits::INODE_HEADER_LEN;
+use sheep_proto::{ObjectKind, Opcode, RequestBody};
+use sheepfs_vfs::FsError;
+use tokio::sync::Notify;
+
+const MIB: u64 = 1 << 20;
+const WRITERS: u8 = 32;
+
+/// Writes from many tasks, each its own byte in its own stripe of each object.
+async fn race(volume: &Arc<sheepfs_vfs::Volume>, objects: u64) {
+    let stripe = MIB / u64::from(WRITERS);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let volume = Arc::clone(volume);
+        writers.spawn(async move {
+            for object in 0..objects {
+                let offset = object * MIB + u64::from(writer) * stripe;
+                let data = pattern(writer + 1, usize::try_from(stripe).unwrap());
+                volume.write_at(offset, data).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.unwrap();
+    }
+}
+
+fn assert_all_there(content: &[u8]) {
+    let stripe =
+        content.len() / (content.len() / usize::try_from(MIB).unwrap()) / usize::from(WRITERS);
+    for (number, piece) in content.chunks(stripe).enumerate() {
+        let writer = u8::try_from(number % usize::from(WRITERS)).unwrap() + 1;
+        assert!(
+            piece.iter().all(|&byte| byte == writer),
+            "a write of writer {writer} is lost"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_racing_on_fresh_objects_lose_nothing() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("race", 4 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    race(&volume, 4).await;
+    assert_all_there(&read_all(&volume).await);
+    assert_all_there(&read_all(&*open(&cluster.client, &name).await).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_racing_on_a_clones_objects_lose_nothing() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("race-base", 4 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(0xee, 4 << 20)).await.unwrap();
+    cluster.client.snapshot(&name, &tag("base")).await.unwrap();
+    let clone = unique_name("race-clone");
+    cluster
+        .client
+        .clone_vdi(&VdiSelector::tag(name.clone(), tag("base")), &clone)
+        .await
+        .unwrap();
+    let volume = open(&cluster.client, &clone).await;
+    race(&volume, 4).await;
+    assert_all_there(&read_all(&*open(&cluster.client, &clone).await).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_under_a_writer_lose_no_acknowledged_write() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("snap-race", 16 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    let stop = AtomicBool::new(false);
+    let snapshots = async {
+        for number in 0..12 {
+            cluster
+                .client
+                .snapshot(&name, &tag(format!("t{number}")))
+                .await
+                .unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    // Each stripe holds the number of its last write, which only grows.
+    let write = async |stripe: u64| {
+        let mut last = 0u64;
+        while !stop.load(Ordering::Relaxed) || last == 0 {
+            last += 1;
+            let data = last.to_le_bytes().repeat(64);
+            volume
+                .write_at(stripe * 700_001, data.into())
+                .await
+                .unwrap();
+        }
+        last
+    };
+    let writers = futures_util::future::join_all((0..20).map(write));
+    let (last, ()) = tokio::join!(writers, snapshots);
+    let reopened = open(&cluster.client, &name).await;
+    for (stripe, last) in (0..).zip(last) {
+        let found = reopened.read_at(stripe * 700_001, 512).await.unwrap();
+        assert_eq!(found, last.to_le_bytes().repeat(64), "stripe {stripe}");
+    }
+    for number in 0..12 {
+        let selector = VdiSelector::tag(name.clone(), tag(format!("t{number}")));
+        let snapshot = open_version(&cluster.client, selector).await;
+        for stripe in 0..20 {
+            let found = snapshot.read_at(stripe * 700_001, 512).await.unwrap();
+            assert!(
+                found.chunks(8).all(|part| part == &found[..8]),
+                "a torn write in t{number}"
+            );
+        }
+    }
+}
+
+/// A write of index entries.
+fn is_index_update(call: &Call) -> bool {
+    let header = call.header(0);
+    let RequestBody::Object(body) = header.body() else {
+        return false;
+    };
+    let oid = call.name().oid.expect("an object call");
+    call.opcode() == Opcode::WriteObj
+        && oid.kind() == Some(ObjectKind::Inode)
+        && body.offset.get() as usize >= INODE_HEADER_LEN
+}
+
+/// A volume whose next index update waits for the returned signal, and one
+/// that tells when it does.
+async fn with_late_index_update(
+    cluster: &Cluster,
+    name: &sheep_proto::VdiName,
+) -> (Arc<sheepfs_vfs::Volume>, Arc<Notify>, Arc<Notify>) {
+    let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
+    let armed = AtomicBool::new(true);
+    let client = cluster
+        .client_through(|inner| Intercept {
+            inner,
+            decide: move |call: &Call| {
+                if !is_index_update(call) || !armed.swap(false, Ordering::AcqRel) {
+                    return Fate::Pass;
+                }
+                tell.notify_one();
+                let wait = Arc::clone(&wait);
+                Fate::After(Box::pin(async move { wait.notified().await }))
+            },
+        })
+        .await;
+    (open(&client, name).await, held, release)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_update_that_comes_after_the_snapshot_is_carried_over() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("late", 2 * MIB).await;
+    let (volume, held, release) = with_late_index_update(&cluster, &name).await;
+    let writer = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.write_at(100, pattern(7, 5000)).await }
+    });
+    held.notified().await;
+    cluster
+        .client
+        .snapshot(&name, &tag("between"))
+        .await
+        .unwrap();
+    release.notify_one();
+    assert_eq!(writer.await.unwrap().unwrap(), 5000);
+    let head = open(&cluster.client, &name).await;
+    assert_eq!(head.read_at(100, 5000).await.unwrap(), pattern(7, 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_update_that_comes_after_the_volume_moved_on_is_carried_over() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("later", 2 * MIB).await;
+    let before = open(&cluster.client, &name).await;
+    before.write_at(MIB, pattern(1, 10)).await.unwrap();
+    let (volume, held, release) = with_late_index_update(&cluster, &name).await;
+    let writer = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.write_at(100, pattern(7, 5000)).await }
+    });
+    held.notified().await;
+    cluster
+        .client
+        .snapshot(&name, &tag("between"))
+        .await
+        .unwrap();
+    // Another write meets the snapshot and moves the volume.
+    volume.write_at(MIB, pattern(2, 10)).await.unwrap();
+    release.notify_one();
+    writer.await.unwrap().unwrap();
+    let head = open(&cluster.client, &name).await;
+    assert_eq!(head.read_at(100, 5000).await.unwrap(), pattern(7, 5000));
+    assert_eq!(head.read_at(MIB, 10).await.unwrap(), pattern(2, 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_update_that_the_snapshot_overwrote_is_made_again() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("lost", 2 * MIB).await;
+    // The server answers it and then writes the inode back without it.
+    let armed = AtomicBool::new(true);
+    let client = cluster
+        .client_through(|inner| Intercept {
+            inner,
+            decide: move |call: &Call| match is_index_update(call)
+                && armed.swap(false, Ordering::AcqRel)
+            {
+                true => Fate::Swallow,
+                false => Fate::Pass,
+            },
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    volume.write_at(100, pattern(7, 5000)).await.unwrap();
+    cluster
+        .client
+        .snapshot(&name, &tag("between"))
+        .await
+        .unwrap();
+    volume.sync().await.unwrap();
+    let head = open(&cluster.client, &name).await;
+    assert_eq!(head.read_at(100, 5000).await.unwrap(), pattern(7, 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_or_rolled_back_vdi_is_never_read_as_something_else() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("gone", MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(1, 100)).await.unwrap();
+    cluster.client.snapshot(&name, &tag("one")).await.unwrap();
+    volume.write_at(0, pattern(2, 100)).await.unwrap();
+    cluster
+        .client
+        .rollback(&VdiSelector::tag(name.clone(), tag("one")))
+        .await
+        .unwrap();
+    assert!(matches!(
+        volume.read_at(0, 100).await,
+        Err(FsError::Stale(_))
+    ));
+    assert!(matches!(
+        volume.write_at(0, pattern(3, 1)).await,
+        Err(FsError::Stale(_))
+    ));
+    let again = open(&cluster.client, &name).await;
+    assert_eq!(again.read_at(0, 100).await.unwrap(), pattern(1, 100));
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_read_only_and_the_end_is_the_end() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("edges", MIB + 10).await;
+    let volume = open(&cluster.client, &name).await;
+    assert_eq!(volume.write_at(MIB, pattern(1, 100)).await.unwrap(), 10);
+    assert!(matches!(
+        volume.write_at(MIB + 10, pattern(1, 1)).await,
+        Err(FsError::PastEnd(_))
+    ));
+    assert_eq!(volume.read_at(MIB + 10, 5).await.unwrap().len(), 0);
+    assert_eq!(volume.read_at(MIB + 5, 500).await.unwrap(), pattern(1, 5));
+    assert_eq!(volume.next_data(0).unwrap(), MIB);
+    assert_eq!(volume.next_hole(0).unwrap(), 0);
+    assert_eq!(volume.next_hole(MIB).unwrap(), MIB + 10);
+    assert!(matches!(
+        volume.next_data(MIB + 10),
+        Err(FsError::NothingThere(_))
+    ));
+    assert_eq!(volume.allocated(), MIB);
+
+    cluster.client.snapshot(&name, &tag("ro")).await.unwrap();
+    let selector = VdiSelector::tag(name, tag("ro"));
+    let snapshot = open_version(&cluster.client, selector).await;
+    assert!(matches!(
+        snapshot.write_at(0, pattern(1, 1)).await,
+        Err(FsError::ReadOnly(_))
+    ));
+}

@@ -1,0 +1,176 @@
+//! A cluster to test volumes on: a private sheep in memory, or the real one
+//! that `SHEEPFS_TEST_SHEEP` names.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sheep_client::gateway::BoxFuture;
+use sheep_client::pool::Pool;
+use sheep_client::{
+    Call, Client, ClientConfig, ClientError, Completion, Gateway, GatewayAddress, NewVdi,
+    VdiSelector,
+};
+use sheep_embedded::{Config, Server, StoreKind};
+use sheep_proto::{SnapshotTag, VdiName};
+use sheepfs_vfs::{Volume, VolumeOptions};
+
+/// A cluster, and a client of it.
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    address: GatewayAddress,
+    _server: Option<Server>,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let (address, server) = match std::env::var("SHEEPFS_TEST_SHEEP") {
+            Ok(address) => (
+                address.parse().expect("SHEEPFS_TEST_SHEEP is HOST:PORT"),
+                None,
+            ),
+            Err(_) => {
+                let server = Server::start(Config::new(StoreKind::Memory)).await;
+                let server = server.expect("a sheep in memory");
+                (server.local_address().into(), Some(server))
+            }
+        };
+        let client = Client::connect(config(&address))
+            .await
+            .expect("the sheep answers");
+        Self {
+            client,
+            address,
+            _server: server,
+        }
+    }
+
+    /// Another client, that calls through what `wrap` makes of its pool.
+    pub(crate) async fn client_through<G: Gateway + 'static>(
+        &self,
+        wrap: impl FnOnce(Arc<dyn Gateway>) -> G,
+    ) -> Client {
+        let pool = Pool::connect(config(&self.address))
+            .await
+            .expect("the sheep answers");
+        Client::over(Arc::new(wrap(Arc::new(pool))))
+    }
+
+    /// Makes a VDI with objects of a mebibyte and a name nobody else has.
+    pub(crate) async fn create(&self, stem: &str, size: u64) -> VdiName {
+        let name = unique_name(stem);
+        let new = NewVdi {
+            object_shift: Some(20),
+            ..NewVdi::new(name.clone(), size)
+        };
+        self.client.create_vdi(&new).await.expect("the name is new");
+        name
+    }
+}
+
+fn config(address: &GatewayAddress) -> ClientConfig {
+    ClientConfig {
+        retry_for: Duration::from_secs(20),
+        ..ClientConfig::new(address.clone())
+    }
+}
+
+pub(crate) fn unique_name(stem: &str) -> VdiName {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let text = format!(
+        "{stem}-{}-{number}-{:x}",
+        std::process::id(),
+        fastrand::u32(..)
+    );
+    VdiName::new(text).expect("a short name")
+}
+
+pub(crate) fn tag(text: impl AsRef<[u8]>) -> SnapshotTag {
+    SnapshotTag::new(text).expect("a short tag")
+}
+
+pub(crate) async fn open(client: &Client, name: &VdiName) -> Arc<Volume> {
+    open_version(client, VdiSelector::working(name.clone())).await
+}
+
+pub(crate) async fn open_version(client: &Client, selector: VdiSelector) -> Arc<Volume> {
+    let options = VolumeOptions {
+        read_only: false,
+        lock: true,
+    };
+    Volume::open(client.clone(), selector, options)
+        .await
+        .expect("the VDI is there")
+}
+
+/// Everything the volume holds.
+pub(crate) async fn read_all(volume: &Volume) -> Vec<u8> {
+    let size = u32::try_from(volume.size()).expect("a small volume");
+    volume
+        .read_at(0, size)
+        .await
+        .expect("the volume can be read")
+        .to_vec()
+}
+
+/// What a test does with a call on its way to the cluster.
+pub(crate) enum Fate {
+    /// Goes on as if nothing was there.
+    Pass,
+    /// Is not sent, and answered as the cluster would answer a success.
+    Swallow,
+    /// Goes on when the future is done.
+    After(BoxFuture<'static, ()>),
+}
+
+/// A gateway that looks at every call before it is sent.
+pub(crate) struct Intercept<F> {
+    pub(crate) inner: Arc<dyn Gateway>,
+    pub(crate) decide: F,
+}
+
+impl<F> std::fmt::Debug for Intercept<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intercept").finish_non_exhaustive()
+    }
+}
+
+impl<F: Fn(&Call) -> Fate + Send + Sync> Gateway for Intercept<F> {
+    fn submit(&self, call: Call, done: Completion) {
+        match (self.decide)(&call) {
+            Fate::Pass => self.inner.submit(call, done),
+            Fate::Swallow => {
+                // A read of nothing stands in for it: success, without an effect.
+                let inode = call.name().oid.expect("an object call");
+                self.inner.submit(Call::read_object(inode, 0, 0), done);
+            }
+            Fate::After(ready) => {
+                let inner = Arc::clone(&self.inner);
+                tokio::spawn(async move {
+                    ready.await;
+                    inner.submit(call, done);
+                });
+            }
+        }
+    }
+
+    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
+        self.inner.submit_to(node, call, done);
+    }
+
+    fn address(&self) -> GatewayAddress {
+        self.inner.address()
+    }
+
+    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.inner.move_to(address)
+    }
+}
+
+/// `len` bytes that say who wrote them.
+pub(crate) fn pattern(writer: u8, len: usize) -> Bytes {
+    Bytes::from(vec![writer; len])
+}
