@@ -13,7 +13,7 @@ use sheep_proto::limits::{
 use sheep_proto::node::NodeRecord;
 use sheep_proto::statistics::{MdInfo, RecoveryState, RequestCounters};
 use sheep_proto::{ClusterFlags, Malformed, Opcode, Redundancy, ResponseBody, ResultCode};
-use zerocopy::FromBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::call::{Call, Resend, Response};
 use crate::client::Client;
@@ -210,10 +210,13 @@ impl Client {
         let response = self
             .ask_node(node, query(Opcode::MdInfo, MD_INFO_LEN))
             .await?;
-        MdInfo::parse(&response.payload).map_err(|source| response.bad_payload(source))?;
-        MdInfo::read_from_bytes(&response.payload)
-            .map(Box::new)
-            .map_err(|_| response.malformed("disk information", "its length changed"))
+        let answered =
+            MdInfo::parse(&response.payload).map_err(|source| response.bad_payload(source))?;
+        // In place: 257 KiB are too much to pass over a task's stack.
+        let mut disks = MdInfo::new_box_zeroed()
+            .map_err(|_| response.malformed("disk information", "out of memory"))?;
+        disks.as_mut_bytes().copy_from_slice(answered.as_bytes());
+        Ok(disks)
     }
 
     /// Request counters of one node.

@@ -107,7 +107,7 @@ impl Peer {
             stop.clone(),
         );
         let accept = stop.clone().run_until_cancelled_owned(accept);
-        let accepting = tokio::spawn(async move { drop(accept.await) });
+        let accepting = tokio::spawn(async move { accept.await.unwrap_or_default() });
         Self {
             address,
             requests,

@@ -1,0 +1,59 @@
+//! Keys and values attached to names.
+
+use sheep_proto::ResultCode;
+
+use crate::{MIB, everywhere, is_unsuitable, refusal, tag};
+
+#[tokio::test]
+async fn an_attribute_has_the_value_last_set_until_it_is_removed() {
+    everywhere(async |place| {
+        let client = &place.client;
+        let (name, _vid) = place.volume("v", MIB).await;
+        assert_eq!(client.attribute(&name, b"key").await.unwrap(), None);
+        for value in [&b"first"[..], b"", &[0xff; 65_536]] {
+            client.set_attribute(&name, b"key", value).await.unwrap();
+            let found = client.attribute(&name, b"key").await.unwrap();
+            assert_eq!(found.as_deref(), Some(value));
+        }
+        client.set_attribute(&name, b"other", b"o").await.unwrap();
+        client.remove_attribute(&name, b"key").await.unwrap();
+        assert_eq!(client.attribute(&name, b"key").await.unwrap(), None);
+        assert_eq!(
+            refusal(client.remove_attribute(&name, b"key").await),
+            ResultCode::NoObj
+        );
+        let other = client.attribute(&name, b"other").await.unwrap();
+        assert_eq!(other.as_deref(), Some(&b"o"[..]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn attributes_belong_to_the_name_and_survive_a_snapshot() {
+    everywhere(async |place| {
+        let client = &place.client;
+        let (name, _vid) = place.volume("v", MIB).await;
+        client.set_attribute(&name, b"key", b"value").await.unwrap();
+        client.snapshot(&name, &tag("t")).await.unwrap();
+        let found = client.attribute(&name, b"key").await.unwrap();
+        assert_eq!(found.as_deref(), Some(&b"value"[..]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn unknown_names_and_impossible_attributes_are_refused() {
+    everywhere(async |place| {
+        let client = &place.client;
+        let nobody = place.name("nobody");
+        assert_eq!(
+            refusal(client.attribute(&nobody, b"key").await),
+            ResultCode::NoVdi
+        );
+        let (name, _vid) = place.volume("v", MIB).await;
+        is_unsuitable(client.attribute(&name, b"").await);
+        is_unsuitable(client.set_attribute(&name, &[b'k'; 256], b"").await);
+        is_unsuitable(client.set_attribute(&name, b"k", &[0; 65_537]).await);
+    })
+    .await;
+}

@@ -1,0 +1,123 @@
+//! Questions about the cluster, and formatting it.
+
+use sheep_client::NewVdi;
+use sheep_client::cluster::FormatOptions;
+use sheep_proto::{ClusterFlags, Redundancy, ResultCode};
+
+use crate::{MIB, embedded, everywhere, is_unsuitable, refusal, working};
+
+#[tokio::test]
+async fn a_running_cluster_tells_its_members_and_settings() {
+    everywhere(async |place| {
+        let client = &place.client;
+        let nodes = client.nodes().await.unwrap();
+        assert!(!nodes.is_empty());
+        let info = client.cluster_info().await.unwrap();
+        assert_eq!(info.nodes.len(), nodes.len());
+        assert!(info.header.ctime.get() > 0);
+        let default = client.cluster_default().await.unwrap();
+        assert_eq!(default.redundancy, info.header.redundancy());
+        assert_eq!(default.object_shift, info.header.block_size_shift);
+
+        let status = client.cluster_status().await.unwrap();
+        assert_eq!(status.status, ResultCode::Success);
+        let newest = status.epochs.first().unwrap();
+        assert_eq!(newest.nodes.len(), nodes.len());
+        assert_eq!(newest.header.epoch.get() as usize, status.epochs.len());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_node_answers_for_itself() {
+    everywhere(async |place| {
+        let client = &place.client;
+        let (_name, vid) = place.volume("v", 16 * MIB).await;
+        place.put(vid, 0, b"so that something is stored").await;
+        for node in client.nodes().await.unwrap() {
+            let node = node.address();
+            let space = client.store_space(node).await.unwrap();
+            assert!(space.free <= space.total && space.total > 0);
+            client.disks(node).await.unwrap();
+            client.request_counters(node).await.unwrap();
+            let recovery = client.recovery_state(node).await.unwrap();
+            assert_eq!(recovery.in_recovery, 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unformatted_cluster_says_so_until_it_is_formatted() {
+    embedded(
+        |config| config.format_if_new = false,
+        async |place| {
+            let client = &place.client;
+            let status = client.cluster_status().await.unwrap();
+            assert_eq!(status.status, ResultCode::WaitForFormat);
+            assert!(status.epochs.is_empty());
+            assert_eq!(client.cluster_default().await.unwrap().object_shift, 0);
+            assert!(client.vids().await.unwrap().is_empty());
+            let new = NewVdi::new(place.name("v"), MIB);
+            assert_eq!(
+                refusal(client.create_vdi(&new).await),
+                ResultCode::WaitForFormat
+            );
+            assert_eq!(
+                refusal(client.find(&working(&new.name)).await),
+                ResultCode::WaitForFormat
+            );
+
+            let redundancy = Redundancy::Erasure { data: 4, parity: 2 };
+            let options = FormatOptions {
+                redundancy,
+                object_shift: 23,
+                flags: ClusterFlags::AUTO_VNODES,
+            };
+            client.format(&options).await.unwrap();
+            let status = client.cluster_status().await.unwrap();
+            assert_eq!(status.status, ResultCode::Success);
+            assert_eq!(status.epochs.len(), 1);
+            assert_eq!(status.epochs[0].header.redundancy(), redundancy);
+            assert_eq!(status.epochs[0].header.store(), b"plain");
+            client.create_vdi(&new).await.unwrap();
+            let info = client.find_info(&working(&new.name)).await.unwrap();
+            assert_eq!((info.object_shift, info.redundancy), (23, redundancy));
+
+            // Once more: everything is gone.
+            client.format(&FormatOptions::default()).await.unwrap();
+            assert!(client.vids().await.unwrap().is_empty());
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_impossible_format_is_not_sent() {
+    embedded(
+        |_config| (),
+        async |place| {
+            let client = &place.client;
+            let (name, _vid) = place.volume("v", MIB).await;
+            let good = FormatOptions::default();
+            is_unsuitable(
+                client
+                    .format(&FormatOptions {
+                        redundancy: Redundancy::Erasure { data: 2, parity: 0 },
+                        ..good
+                    })
+                    .await,
+            );
+            is_unsuitable(
+                client
+                    .format(&FormatOptions {
+                        object_shift: 9,
+                        ..good
+                    })
+                    .await,
+            );
+            client.find(&working(&name)).await.unwrap();
+        },
+    )
+    .await;
+}

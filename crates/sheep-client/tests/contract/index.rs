@@ -1,0 +1,136 @@
+//! Indexes, flat and as trees.
+
+use bytes::Bytes;
+use sheep_client::{NewVdi, VdiInfo};
+use sheep_proto::btree::{self, MAGIC, NodeHeader, RootEntry};
+use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
+use sheep_proto::{ObjectIndex, Oid, Vid};
+use zerocopy::IntoBytes;
+
+use crate::{MIB, Place, everywhere, is_unsuitable, tag, working};
+
+async fn slots(place: &Place, vdi: &VdiInfo) -> Vec<(u32, Vid)> {
+    let mut found = Vec::new();
+    place
+        .client
+        .for_each_slot(vdi, |index, owner| found.push((index.0, owner)))
+        .await
+        .unwrap();
+    found
+}
+
+#[tokio::test]
+async fn a_flat_index_is_visited_in_order_up_to_the_end_of_the_volume() {
+    everywhere(async |place| {
+        let client = &place.client;
+        // 300,000 objects: more slots than one request reads.
+        let (name, vid) = place.volume("v", 300_000 * 4 * MIB).await;
+        let vdi = client.find_info(&working(&name)).await.unwrap();
+        assert_eq!(slots(place, &vdi).await, []);
+        let used = [0, 262_143, 262_144, 299_999];
+        for index in used.into_iter().rev() {
+            place.put(vid, index, b"x").await;
+        }
+        assert_eq!(slots(place, &vdi).await, used.map(|index| (index, vid)));
+        for (index, owner) in [(262_144, Some(vid)), (5, None)] {
+            let found = client.slot(&vdi, ObjectIndex(index)).await.unwrap();
+            assert_eq!(found, owner);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn slots_past_the_end_of_an_index_are_refused() {
+    everywhere(async |place| {
+        let client = &place.client;
+        let (_name, vid) = place.volume("v", MIB).await;
+        let last = ObjectIndex(FLAT_INDEX_SLOTS - 1);
+        assert_eq!(client.read_slots(vid, last, 1).await.unwrap(), [None]);
+        is_unsuitable(client.read_slots(vid, last, 2).await);
+        is_unsuitable(client.read_slots(vid, ObjectIndex(u32::MAX), 2).await);
+        is_unsuitable(client.write_slots(vid, last, &[None, None]).await);
+    })
+    .await;
+}
+
+/// A hypervolume of 8 TiB, twice what a flat index of 4 MiB objects can name.
+async fn hypervolume(place: &Place) -> VdiInfo {
+    let new = NewVdi {
+        hypervolume: true,
+        ..NewVdi::new(place.name("hyper"), 8 << 40)
+    };
+    place.client.create_vdi(&new).await.unwrap();
+    place.client.find_info(&working(&new.name)).await.unwrap()
+}
+
+async fn write_root(place: &Place, vid: Vid, node: Vec<u8>) {
+    let offset = u32::try_from(INODE_HEADER_LEN).unwrap();
+    place
+        .client
+        .write_object(Oid::inode(vid), offset, node.into())
+        .await
+        .unwrap();
+}
+
+fn leaf(vid: Vid, indexes: &[u32]) -> Vec<u8> {
+    btree::encode_leaf(indexes.iter().map(|&index| (ObjectIndex(index), vid)))
+}
+
+#[tokio::test]
+async fn a_hypervolumes_tree_is_visited_like_an_index() {
+    everywhere(async |place| {
+        let client = &place.client;
+        let vdi = hypervolume(place).await;
+        assert!(vdi.hypervolume);
+        assert_eq!((vdi.size, vdi.object_shift), (8 << 40, 22));
+        assert_eq!(slots(place, &vdi).await, []);
+
+        let used = [0, 3, 7, 1_048_577];
+        write_root(place, vdi.vid, leaf(vdi.vid, &used)).await;
+        assert_eq!(slots(place, &vdi).await, used.map(|index| (index, vdi.vid)));
+        let found = client.slot(&vdi, ObjectIndex(7)).await.unwrap();
+        assert_eq!(found, Some(vdi.vid));
+        assert_eq!(client.slot(&vdi, ObjectIndex(8)).await.unwrap(), None);
+
+        is_unsuitable(client.snapshot(&vdi.name, &tag("t")).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tree_of_two_levels_is_visited_in_order_despite_wrong_maxima() {
+    everywhere(async |place| {
+        let vdi = hypervolume(place).await;
+        let parts = [&[900, 1_500_000][..], &[], &[1, 2, 800]];
+        let mut root = NodeHeader {
+            magic: MAGIC.into(),
+            depth: 2.into(),
+            entries: 3.into(),
+        }
+        .as_bytes()
+        .to_vec();
+        for (number, part) in (0u32..).zip(parts) {
+            let oid = Oid::btree_node(vdi.vid, number);
+            let mut node = leaf(vdi.vid, part);
+            node.resize(4 << 20, 0xee);
+            place
+                .client
+                .create_object(oid, 0, Bytes::from(node), None)
+                .await
+                .unwrap();
+            let entry = RootEntry {
+                max_index: 0.into(),
+                pad: [0xee; 4],
+                oid: oid.raw().into(),
+            };
+            root.extend_from_slice(entry.as_bytes());
+        }
+        write_root(place, vdi.vid, root).await;
+        assert_eq!(
+            slots(place, &vdi).await,
+            [1, 2, 800, 900, 1_500_000].map(|index| (index, vdi.vid))
+        );
+    })
+    .await;
+}
