@@ -189,6 +189,8 @@ async fn serve(stream: TcpStream, peer: SocketAddr, sheep: Arc<Sheep>, limits: L
     tracing::debug!(%peer, "connected");
     match connection::serve(stream, sheep, limits).await {
         Ok(()) => tracing::debug!(%peer, "disconnected"),
-        Err(error) => tracing::info!(%peer, "connection closed: {error}"),
+        // Clients such as dog often close with an answer still unread.
+        Err(connection::Closed::Io(error)) => tracing::debug!(%peer, "connection lost: {error}"),
+        Err(error) => tracing::warn!(%peer, "connection closed: {error}"),
     }
 }

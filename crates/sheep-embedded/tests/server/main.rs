@@ -6,3 +6,4 @@ mod captures;
 mod client;
 mod crash;
 mod hostile;
+mod model;
