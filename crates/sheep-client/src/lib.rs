@@ -67,6 +67,8 @@ mod lookup;
 mod object;
 mod outbox;
 pub mod pool;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod vdi;
 
 pub use address::GatewayAddress;

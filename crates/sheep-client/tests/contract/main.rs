@@ -8,6 +8,7 @@
 
 mod attributes;
 mod cluster;
+mod faulty;
 mod index;
 mod lifecycle;
 mod objects;

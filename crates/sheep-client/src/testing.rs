@@ -1,0 +1,5 @@
+//! Gateways for tests, with feature `testing`.
+
+mod faulty;
+
+pub use faulty::{Fault, Faulty};

@@ -1,0 +1,62 @@
+//! The gateway that fails as it is told does just that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sheep_client::pool::Pool;
+use sheep_client::testing::{Fault, Faulty};
+use sheep_client::{Client, ClientConfig, ClientError, NewVdi};
+use sheep_embedded::{Config, Server, StoreKind};
+use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName};
+
+use crate::refusal;
+
+/// What a client sees of a write of `new` over `old` with a fault, and what is
+/// there afterwards.
+async fn write_with(fault: Fault) -> (Result<(), ClientError>, Bytes) {
+    let server = Server::start(Config::new(StoreKind::Memory)).await.unwrap();
+    let config = ClientConfig::new(server.local_address().into());
+    let pool = Arc::new(Pool::connect(config).await.unwrap());
+    let armed = Arc::new(AtomicBool::new(false));
+    let faulty = Faulty::new(pool, {
+        let armed = Arc::clone(&armed);
+        move |call| {
+            let hit = call.opcode() == Opcode::WriteObj && armed.load(Ordering::SeqCst);
+            hit.then_some(fault)
+        }
+    });
+    let client = Client::over(Arc::new(faulty));
+    let new = NewVdi::new(VdiName::new("v").unwrap(), 4 << 20);
+    let vid = client.create_vdi(&new).await.unwrap();
+    let oid = Oid::data(vid, ObjectIndex(0));
+    let old = Bytes::from_static(b"old");
+    client.create_object(oid, 0, old, None).await.unwrap();
+    armed.store(true, Ordering::SeqCst);
+    let result = client
+        .write_object(oid, 0, Bytes::from_static(b"new"))
+        .await;
+    (result, client.read_object(oid, 0, 3).await.unwrap())
+}
+
+#[tokio::test]
+async fn faults_happen_as_planned() {
+    let (result, found) = write_with(Fault::LoseBefore).await;
+    assert!(matches!(result, Err(ClientError::Lost { .. })));
+    assert_eq!(found, &b"old"[..]);
+
+    let (result, found) = write_with(Fault::LoseAfter).await;
+    assert!(matches!(result, Err(ClientError::Lost { .. })));
+    assert_eq!(found, &b"new"[..]);
+
+    let (result, found) = write_with(Fault::Refuse(ResultCode::Halt)).await;
+    assert_eq!(refusal(result), ResultCode::Halt);
+    assert_eq!(found, &b"old"[..]);
+
+    for delay in [Fault::Delay, Fault::DelayAnswer] {
+        let (result, found) = write_with(delay(Duration::from_millis(5))).await;
+        result.unwrap();
+        assert_eq!(found, &b"new"[..]);
+    }
+}
