@@ -48,7 +48,7 @@ pub(crate) enum Closed {
     BadFrame(#[from] BadFrame),
     #[error("no byte moved for {} seconds", STALL_TIMEOUT.as_secs())]
     Stalled,
-    #[error("a request failed in the server")]
+    #[error("a request could not be answered")]
     Broken,
 }
 
@@ -217,9 +217,10 @@ async fn run(connection: &Connection, frame: Frame) -> Result<(), Closed> {
         drop((payload, running));
         answer
     };
-    let (header, payload) = tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_panicked| Closed::Broken)?;
+    let (header, payload) = tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!("a request failed: {error}");
+        Closed::Broken
+    })?;
     let mut writer = connection.writer.lock().await;
     write_frame(&mut writer, &header, &payload).await?;
     drop(held);

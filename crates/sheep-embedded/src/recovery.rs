@@ -56,8 +56,7 @@ impl Sheep {
             for vdi in working {
                 tracing::info!("completing the snapshot of VDI {} of {name}", vdi.vid);
                 let mut state = vdi.alone();
-                self.mark_snapshot(&vdi, now())
-                    .map_err(|_code| LoadError::DamagedInode(vdi.vid))?;
+                self.mark_snapshot(&vdi, now())?;
                 state.is_snapshot = true;
             }
         }

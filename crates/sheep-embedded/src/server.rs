@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{
     Config, DRAIN_TIMEOUT, MAX_CONNECTIONS, MAX_KIB, MAX_RUNNING_REQUESTS, StoreKind,
 };
-use crate::connection::{self, Limits};
+use crate::connection::{self, Closed, Limits};
 use crate::sheep::{LoadError, Sheep};
 use crate::store::{DirectoryStore, MemoryStore, OpenError, Store, StoreError};
 
@@ -190,7 +190,9 @@ async fn serve(stream: TcpStream, peer: SocketAddr, sheep: Arc<Sheep>, limits: L
     match connection::serve(stream, sheep, limits).await {
         Ok(()) => tracing::debug!(%peer, "disconnected"),
         // Clients such as dog often close with an answer still unread.
-        Err(connection::Closed::Io(error)) => tracing::debug!(%peer, "connection lost: {error}"),
+        Err(error @ (Closed::Io(_) | Closed::Broken)) => {
+            tracing::debug!(%peer, "connection lost: {error}");
+        }
         Err(error) => tracing::warn!(%peer, "connection closed: {error}"),
     }
 }

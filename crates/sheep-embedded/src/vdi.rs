@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sheep_proto::inode::{STORE_POLICY_HYPERVOLUME, max_volume_size};
+use sheep_proto::inode::{SNAP_CTIME_OFFSET, STORE_POLICY_HYPERVOLUME, max_volume_size};
 use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, INODE_HEADER_LEN, INODE_LEN, VID_BITMAP_LEN};
 use sheep_proto::{
     InodeHeader, Oid, Redundancy, ResponseBody, ResultCode, SnapshotTag, VdiName, VdiRequest,
@@ -15,7 +15,7 @@ use crate::catalogue::Vdi;
 use crate::cluster::{Cluster, checked_shift, now};
 use crate::hypervolume::empty_root;
 use crate::sheep::Sheep;
-use crate::store::NewObject;
+use crate::store::{NewObject, StoreError};
 use crate::sync::lock;
 
 /// What NEW_VDI asks for, checked.
@@ -174,18 +174,20 @@ impl Sheep {
         if let (Some(replaced), Some(state)) = (replaced, &mut replaced_state) {
             // Also when the write below fails: this is what the next start would make of it.
             state.is_snapshot = true;
-            self.mark_snapshot(replaced, created)
-                .map_err(|_code| ResultCode::BaseVdiWrite)?;
+            self.mark_snapshot(replaced, created).map_err(|error| {
+                tracing::error!("cannot mark VDI {} as a snapshot: {error}", replaced.vid);
+                ResultCode::BaseVdiWrite
+            })?;
         }
         Ok(vdi)
     }
 
     /// Writes the mark of a snapshot to an inode. The caller holds the VDI's gate alone.
-    pub(crate) fn mark_snapshot(&self, vdi: &Vdi, time: u64) -> Result<(), ResultCode> {
+    pub(crate) fn mark_snapshot(&self, vdi: &Vdi, time: u64) -> Result<(), StoreError> {
         let inode = Oid::inode(vdi.vid);
-        let offset = sheep_proto::inode::SNAP_CTIME_OFFSET.into();
+        let offset = SNAP_CTIME_OFFSET.into();
         self.store.write(inode, offset, &time.to_le_bytes())?;
-        Ok(self.store.sync(inode)?)
+        self.store.sync(inode)
     }
 
     /// GET_VDI_INFO.

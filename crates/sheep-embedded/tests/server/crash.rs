@@ -67,7 +67,7 @@ impl Drop for Program {
     }
 }
 
-/// Writes object after object until the connection dies; returns how many were answered.
+/// Writes object after object until the connection dies; returns what was answered last per object.
 fn write_until_killed(address: SocketAddr, vid: Vid, first: u32) -> Vec<(u32, u8)> {
     let mut client = Client::connect(address);
     let mut answered = Vec::new();
@@ -104,7 +104,7 @@ fn write_until_killed(address: SocketAddr, vid: Vid, first: u32) -> Vec<(u32, u8
 
 #[test]
 fn a_killed_server_keeps_every_answered_write() {
-    const ROUNDS: u32 = 12;
+    const ROUNDS: u32 = 6;
     const WRITERS: u32 = 4;
     let directory = tempfile::tempdir().unwrap();
     let vid = Client::connect(Program::start(directory.path()).address).new_vdi("demo");
@@ -153,9 +153,9 @@ fn a_killed_server_keeps_every_answered_write() {
 
 #[test]
 fn a_kill_among_snapshots_and_deletions_leaves_one_head_and_no_loose_end() {
-    const ROUNDS: usize = 12;
+    const ROUNDS: usize = 6;
     let directory = tempfile::tempdir().unwrap();
-    let mut client_of_all = Vec::new();
+    let mut answered = 0;
     let setup = Program::start(directory.path());
     let vid = Client::connect(setup.address).new_vdi("demo");
     Client::connect(setup.address).first_write(vid, 0, b"base");
@@ -174,8 +174,7 @@ fn a_kill_among_snapshots_and_deletions_leaves_one_head_and_no_loose_end() {
             thread::yield_now();
         }
         program.kill();
-        let tags = worker.join().unwrap();
-        client_of_all.extend(tags);
+        answered += worker.join().unwrap().len();
         let restarted = Program::start(directory.path());
         let mut client = Client::connect(restarted.address);
         let head = client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid();
@@ -194,10 +193,11 @@ fn a_kill_among_snapshots_and_deletions_leaves_one_head_and_no_loose_end() {
             assert!(slots.iter().all(|&byte| byte == 0), "VDI {raw:x}");
         }
     }
-    assert!(!client_of_all.is_empty(), "no snapshot was ever answered");
+    assert!(answered >= ROUNDS, "snapshots were answered in every round");
 }
 
-/// Snapshots the head, rewrites its object, deletes the oldest snapshots; until killed.
+/// Snapshots the head, rewrites its object, deletes the oldest snapshots, until
+/// killed; returns the tags of the snapshots that were answered.
 fn churn(address: SocketAddr, begun: &AtomicBool) -> Vec<String> {
     let mut client = Client::connect(address);
     let mut made = Vec::new();

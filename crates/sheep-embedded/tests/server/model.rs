@@ -195,7 +195,7 @@ fn live(mut sheep: Sheep, steps: &[Step], may_restart: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
     fn families_share_objects_and_nothing_else(steps in prop::collection::vec(step(), 1..40)) {
