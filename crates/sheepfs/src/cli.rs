@@ -36,9 +36,10 @@ pub(crate) struct Cli {
 
     /// Sheep to connect to [default: 127.0.0.1]
     ///
-    /// A name, an IPv4 or IPv6 address, or HOST:PORT ([IPV6]:PORT). Several,
-    /// separated by commas, are tried in this order. When the sheep in use
-    /// fails, these are tried again, then the other nodes of the cluster.
+    /// A name, an IPv4 or IPv6 address, or HOST:PORT, where an IPv6 address has to
+    /// stand in brackets. Several, separated by commas, are tried in this order.
+    /// When the sheep in use fails, these are tried again, then the other nodes
+    /// of the cluster.
     #[arg(short, long, value_name = "HOST[,HOST]...", help_heading = "Cluster")]
     pub(crate) address: Option<String>,
 
