@@ -14,7 +14,7 @@
 //!
 //! Cost: `node/list` one request, `cluster/info` three, `node/info` one per node
 //! and one per VDI, `vdi/list` two per VDI and one per further mebibyte of
-//! index, at most [`PARALLEL`] at once.
+//! index, at most 32 at once.
 //!
 //! Source of all formats: protocol section 9.
 

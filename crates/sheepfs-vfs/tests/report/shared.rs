@@ -1,0 +1,198 @@
+//! Many readers, one query at a time, and never a text older than asked for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use sheep_client::ClientError;
+use sheepfs_vfs::report::SharedReport;
+use tokio::sync::Semaphore;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Queries that end when they are let go; the text is their number.
+#[derive(Clone, Default)]
+struct Queries {
+    begun: Arc<AtomicUsize>,
+    running: Arc<AtomicUsize>,
+    go: Arc<Gate>,
+}
+
+struct Gate(Semaphore);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Semaphore::new(0))
+    }
+}
+
+/// Counts a query down even when it is dropped.
+struct Running(Arc<AtomicUsize>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Queries {
+    fn report(&self) -> SharedReport {
+        let queries = self.clone();
+        SharedReport::new(move || queries.clone().run())
+    }
+
+    async fn run(self) -> Result<Vec<u8>, ClientError> {
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let before = self.running.fetch_add(1, Ordering::SeqCst);
+        let _running = Running(Arc::clone(&self.running));
+        assert_eq!(before, 0, "two queries at once");
+        self.go.0.acquire().await.unwrap().forget();
+        match number {
+            13 => Err(ClientError::Unsuitable("unlucky")),
+            _ => Ok(number.to_string().into_bytes()),
+        }
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    fn let_go(&self, count: usize) {
+        self.go.0.add_permits(count);
+    }
+}
+
+/// Lets everything run that can.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn ask(report: &SharedReport) -> tokio::task::JoinHandle<String> {
+    let report = report.clone();
+    tokio::spawn(async move { String::from_utf8(report.fresh().await.unwrap().into()).unwrap() })
+}
+
+#[tokio::test]
+async fn those_who_ask_while_a_query_runs_share_the_next_one() {
+    let queries = Queries::default();
+    let report = queries.report();
+    let first = ask(&report);
+    settle().await;
+    let late: Vec<_> = (0..100).map(|_| ask(&report)).collect();
+    settle().await;
+    assert_eq!(queries.begun(), 1);
+
+    queries.let_go(1);
+    assert_eq!(first.await.unwrap(), "1");
+    settle().await;
+    assert_eq!(queries.begun(), 2);
+    queries.let_go(1);
+    for text in join_all(late).await {
+        assert_eq!(text.unwrap(), "2");
+    }
+    assert_eq!(queries.begun(), 2);
+}
+
+#[tokio::test]
+async fn a_finished_text_is_not_given_to_a_later_reader() {
+    let queries = Queries::default();
+    let report = queries.report();
+    queries.let_go(2);
+    assert_eq!(report.fresh().await.unwrap(), "1");
+    assert_eq!(report.fresh().await.unwrap(), "2");
+}
+
+#[tokio::test]
+async fn a_query_that_everybody_gave_up_ends_and_stops_nobody() {
+    let queries = Queries::default();
+    let report = queries.report();
+    let first = ask(&report);
+    settle().await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    assert_eq!(queries.running.load(Ordering::SeqCst), 0);
+
+    queries.let_go(1);
+    assert_eq!(report.fresh().await.unwrap(), "2");
+}
+
+#[tokio::test]
+async fn a_reader_who_gives_up_leaves_the_others_their_query() {
+    let queries = Queries::default();
+    let report = queries.report();
+    let first = ask(&report);
+    settle().await;
+    let [second, third, fourth] = [ask(&report), ask(&report), ask(&report)];
+    settle().await;
+    first.abort();
+    second.abort();
+    queries.let_go(1);
+    settle().await;
+    // The abandoned query has ended, and one of the others runs the next.
+    assert_eq!(queries.begun(), 2);
+    third.abort();
+    settle().await;
+    queries.let_go(1);
+    assert_eq!(fourth.await.unwrap(), "2");
+    assert_eq!(queries.begun(), 2);
+}
+
+#[tokio::test]
+async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
+    let queries = Queries::default();
+    let report = queries.report();
+    queries.begun.store(12, Ordering::SeqCst);
+    let mut readers: Vec<_> = (0..3).map(|_| Box::pin(report.recent(SECOND))).collect();
+    for reader in &mut readers {
+        assert!(reader.now_or_never().is_none());
+    }
+    queries.let_go(2);
+    assert!(join_all(readers).await.iter().all(Result::is_err));
+    assert_eq!(queries.begun(), 13);
+    assert_eq!(report.fresh().await.unwrap(), "14");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recent_text_needs_no_query_until_it_is_too_old() {
+    let queries = Queries::default();
+    let report = queries.report();
+    queries.let_go(2);
+    assert_eq!(report.recent(SECOND).await.unwrap(), "1");
+    tokio::time::advance(SECOND).await;
+    assert_eq!(report.recent(SECOND).await.unwrap(), "1");
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(report.recent(SECOND).await.unwrap(), "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn age_is_counted_from_the_start_of_the_query() {
+    let queries = Queries::default();
+    let report = queries.report();
+    let slow = ask(&report);
+    settle().await;
+    tokio::time::advance(2 * SECOND).await;
+    queries.let_go(2);
+    assert_eq!(slow.await.unwrap(), "1");
+    assert_eq!(report.recent(SECOND).await.unwrap(), "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_query_that_runs_is_recent_enough_while_it_is_young() {
+    let queries = Queries::default();
+    let report = queries.report();
+    let first = ask(&report);
+    settle().await;
+    let mut young = Box::pin(report.recent(SECOND));
+    assert!((&mut young).now_or_never().is_none());
+    tokio::time::advance(2 * SECOND).await;
+    let mut late = Box::pin(report.recent(SECOND));
+    assert!((&mut late).now_or_never().is_none());
+    queries.let_go(2);
+    assert_eq!(first.await.unwrap(), "1");
+    assert_eq!(young.await.unwrap(), "1");
+    assert_eq!(late.await.unwrap(), "2");
+}
