@@ -214,6 +214,10 @@ impl Tree {
     /// when the last writes cannot be brought home: then it stays attached.
     pub async fn detach(&self, target: &[u8]) -> Result<(), FsError> {
         let _one_at_a_time = self.changing.lock().await;
+        self.detach_named(target).await
+    }
+
+    async fn detach_named(&self, target: &[u8]) -> Result<(), FsError> {
         let (ino, volume) = self.volume_named(target).ok_or(FsError::NoEntry)?;
         {
             let mut attached = self
@@ -260,17 +264,53 @@ impl Tree {
         .await;
     }
 
-    /// Refuses what would pull a VDI out from under an attached volume.
-    pub(crate) fn check_not_attached(&self, selector: &VdiSelector) -> Result<(), FsError> {
-        let attached = self.attached();
-        let same = attached
-            .by_ino
-            .values()
-            .find(|volume| volume.selector() == selector);
-        match same {
-            Some(volume) => Err(FsError::Busy(volume.selector().to_string())),
-            None => Ok(()),
+    /// Runs `change`, which replaces or removes a VDI, and sees to it that no
+    /// attached volume goes on as if nothing had happened: one that is open
+    /// refuses the change, others are attached anew, or no more.
+    pub(crate) async fn replace(
+        &self,
+        selector: &VdiSelector,
+        change: impl Future<Output = Result<(), FsError>>,
+    ) -> Result<(), FsError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let names: Vec<Vec<u8>> = {
+            let attached = self.attached();
+            let same = |ino: &Ino| attached.by_ino[ino].selector() == selector;
+            attached
+                .by_name
+                .iter()
+                .filter(|(_, ino)| same(ino))
+                .map(|(name, _)| name.clone())
+                .collect()
+        };
+        for name in &names {
+            self.detach_named(name).await?;
         }
+        let changed = change.await;
+        for name in names {
+            if self.client.find(selector).await.is_ok() {
+                self.attach_selected(name, selector.clone()).await?;
+            }
+        }
+        changed
+    }
+
+    /// Notices what was done to an attached VDI just now.
+    pub(crate) async fn refresh(&self, selector: &VdiSelector) -> Result<(), FsError> {
+        let same: Vec<(Ino, Arc<Volume>)> = {
+            let attached = self.attached();
+            let same = attached
+                .by_ino
+                .iter()
+                .filter(|(_, volume)| volume.selector() == selector);
+            same.map(|(&ino, volume)| (ino, Arc::clone(volume)))
+                .collect()
+        };
+        for (ino, volume) in same {
+            volume.refresh_now().await?;
+            self.forget(Invalidation::Inode(ino));
+        }
+        Ok(())
     }
 
     fn attached(&self) -> std::sync::RwLockReadGuard<'_, Attached> {
@@ -533,7 +573,7 @@ impl Tree {
     ///
     /// # Errors
     /// `Unsupported` on other files, `PastEnd` to allocate behind the end, and
-    /// as [`Volume::write_zeros`].
+    /// as [`Volume::punch_hole`].
     pub async fn allocate(
         &self,
         handle: HandleId,
@@ -552,7 +592,7 @@ impl Tree {
             // Space is taken when it is written, as the cluster does it.
             AllocateMode::Allocate => Ok(()),
             AllocateMode::PunchHole | AllocateMode::ZeroRange => {
-                volume.write_zeros(offset, len).await
+                volume.punch_hole(offset, len).await
             }
         }
     }
@@ -566,6 +606,19 @@ impl Tree {
         match to {
             SeekTo::Data => volume.next_data(offset),
             SeekTo::Hole => volume.next_hole(offset),
+        }
+    }
+
+    /// The extended attributes of a file: names and values.
+    ///
+    /// # Errors
+    /// `NoEntry`.
+    pub fn extended_attributes(&self, ino: Ino) -> Result<Vec<(String, Vec<u8>)>, FsError> {
+        match self.node(ino)? {
+            Node::Volume(volume) => Ok(volume.facts()),
+            Node::Directory(_) | Node::Report(..) | Node::Command(_) | Node::Setting(_) => {
+                Ok(Vec::new())
+            }
         }
     }
 

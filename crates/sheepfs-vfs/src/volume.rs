@@ -17,10 +17,13 @@
 //! [`reload`] moves the volume to the new working VDI without losing a write
 //! that was acknowledged.
 
+mod facts;
+mod punch;
 mod read;
 mod reload;
 mod write;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -63,6 +66,9 @@ pub struct Volume {
     guards: SlotGuards,
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
+    /// Objects whose slots were cleared and that the server may not have
+    /// removed yet; they must not be made before it has.
+    reclaimed: Mutex<HashSet<(Vid, ObjectIndex)>>,
     /// Written since the last sync.
     dirty: AtomicBool,
     /// The VDI is gone; nothing may be read or written any more.
@@ -150,6 +156,7 @@ impl Volume {
             reloading: tokio::sync::Mutex::default(),
             guards: SlotGuards::default(),
             writes: WriteTracker::default(),
+            reclaimed: Mutex::default(),
             dirty: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             checked: Mutex::new(Instant::now()),
@@ -218,6 +225,16 @@ impl Volume {
             }
             Ok(Ok(())) | Err(_) => self.usable(),
         }
+    }
+
+    /// Notices what was done to the VDI just now.
+    ///
+    /// # Errors
+    /// `Stale` when it was deleted or rolled back, `VolumeIo` when the cluster
+    /// does not answer.
+    pub async fn refresh_now(&self) -> Result<(), FsError> {
+        self.usable()?;
+        self.check().await
     }
 
     /// Looks at the VDI's header: deleted, turned into a snapshot, resized?

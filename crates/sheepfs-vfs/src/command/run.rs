@@ -51,20 +51,20 @@ impl Tree {
             }
             Command::Rollback => {
                 let snapshot = self.snapshot_selector(line).await?;
-                self.check_not_attached(&VdiSelector::working(snapshot.name.clone()))?;
-                client.rollback(&snapshot).await?;
-                Ok(())
+                let roll_back = async { Ok(client.rollback(&snapshot).await.map(drop)?) };
+                self.replace(&working(snapshot.name.clone()), roll_back)
+                    .await
             }
             Command::Resize => {
                 let (name, bytes) = two_words(line, "NAME SIZE")?;
-                client.resize(&VdiName::new(name)?, size(bytes)?).await?;
-                Ok(())
+                let name = VdiName::new(name)?;
+                client.resize(&name, size(bytes)?).await?;
+                self.refresh(&working(name)).await
             }
             Command::Delete => {
                 let selector = self.resolve(line).await?;
-                self.check_not_attached(&selector)?;
-                client.delete(&selector).await?;
-                Ok(())
+                self.replace(&selector, async { Ok(client.delete(&selector).await?) })
+                    .await
             }
         }
     }

@@ -131,6 +131,11 @@ impl Volume {
                     // Under the same lock, or an update in between would be forgotten.
                     head.info = new.info.clone();
                     head.map = std::mem::take(&mut new.map);
+                    // They were the old VDI's, and it makes no objects any more.
+                    self.reclaimed
+                        .lock()
+                        .expect("no one panics with the set")
+                        .clear();
                     return Ok(true);
                 }
                 missing

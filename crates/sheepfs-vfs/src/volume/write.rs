@@ -9,7 +9,7 @@ use sheep_client::{Call, ClientError};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
 
-use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only, zeros};
+use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
 use crate::index_writer::Published;
@@ -17,8 +17,6 @@ use crate::index_writer::Published;
 /// How often a write follows a volume that moves under it: each time someone
 /// has taken one more snapshot.
 const MAX_MOVES: u32 = 64;
-/// Zeros written in one piece.
-const ZERO_PIECE: u64 = 1 << 20;
 
 impl Volume {
     /// Writes `data` at byte `offset` and runs `done` with the number of bytes
@@ -80,44 +78,6 @@ impl Volume {
         written.await.expect("every write is answered")
     }
 
-    /// Makes `[offset, offset + len)` read as zeros, as far as the volume goes.
-    ///
-    /// # Errors
-    /// As [`Volume::write_at`].
-    pub async fn write_zeros(&self, offset: u64, len: u64) -> Result<(), FsError> {
-        if !self.writable {
-            return Err(FsError::ReadOnly(self.selector.to_string()));
-        }
-        self.usable()?;
-        let (len, shift) = {
-            let head = self.head();
-            (
-                len.min(head.info.size.saturating_sub(offset)),
-                head.info.object_shift,
-            )
-        };
-        let token = self.writes.begin();
-        for chunk in chunks(offset, len, shift) {
-            // A hole is zeros already, and is left one.
-            if self.slot(chunk.index)?.1.is_none() {
-                continue;
-            }
-            let start = (u64::from(chunk.index.0) << shift) + u64::from(chunk.offset);
-            for piece in pieces(u64::from(chunk.len)) {
-                let data = zeros(piece.1);
-                let volume = self.arc();
-                let at = start + piece.0;
-                // As a task, so that it ends even when nobody waits.
-                self.runtime
-                    .spawn(async move { volume.write_range(at, data).await })
-                    .await
-                    .expect("writing does not panic")?;
-            }
-        }
-        drop(token);
-        Ok(())
-    }
-
     /// Cuts a write at the end of the volume.
     fn accept(&self, offset: u64, mut data: Bytes) -> Result<(Bytes, u32), FsError> {
         if !self.writable {
@@ -146,7 +106,7 @@ impl Volume {
         }
     }
 
-    async fn write_range(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
+    pub(super) async fn write_range(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
         let shift = self.head().info.object_shift;
         let mut at = 0;
         let parts = chunks(offset, data.len() as u64, shift).map(|chunk| {
@@ -165,7 +125,7 @@ impl Volume {
         Ok(())
     }
 
-    fn written(&self) {
+    pub(super) fn written(&self) {
         self.dirty.store(true, Ordering::Release);
         *self.modified.lock().expect("no one panics with the time") = Some(SystemTime::now());
     }
@@ -216,6 +176,7 @@ impl Volume {
         chunk: Chunk,
         data: Bytes,
     ) -> Result<(), ClientError> {
+        self.wait_until_gone(vid, chunk.index).await?;
         let source = owner.map(|owner| Oid::data(owner, chunk.index));
         self.client
             .create_object(Oid::data(vid, chunk.index), chunk.offset, data, source)
@@ -278,13 +239,4 @@ impl Volume {
             .create_object(Oid::data(to, index), 0, Bytes::new(), Some(source))
             .await
     }
-}
-
-/// Cuts `len` bytes into pieces: offset and length of each.
-fn pieces(len: u64) -> impl Iterator<Item = (u64, u32)> {
-    (0..len.div_ceil(ZERO_PIECE)).map(move |number| {
-        let start = number * ZERO_PIECE;
-        let rest = (len - start).min(ZERO_PIECE);
-        (start, u32::try_from(rest).expect("at most a mebibyte"))
-    })
 }

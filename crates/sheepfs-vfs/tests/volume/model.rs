@@ -38,7 +38,7 @@ async fn random_operations(cluster: &Cluster, name: &VdiName, seed: u64) -> Vec<
                 );
             }
             75..80 => {
-                volume.write_zeros(offset, len as u64).await.unwrap();
+                volume.punch_hole(offset, len as u64).await.unwrap();
                 model[start..start + len].fill(0);
             }
             80..86 => {

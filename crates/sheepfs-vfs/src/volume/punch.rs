@@ -1,0 +1,226 @@
+//! Giving space back: parts of objects become zeros, whole objects go.
+//!
+//! An object goes by clearing its slot. The server then drops the reference,
+//! and removes the object when it was the last one: later, on its own, some
+//! time after it has answered. An object that was made again in between would
+//! be removed in the old one's place, so a slot that was cleared is remembered
+//! until its object is seen to be gone. DISCARD_OBJ is not used for the same
+//! reason: it removes the object at once, and the late removal follows unseen.
+//! On a snapshot it would even take the working VDI's data (protocol 7.5).
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sheep_client::ClientError;
+use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
+use tokio::time::Instant;
+
+use super::{Volume, zeros};
+use crate::chunk::{Chunk, chunks};
+use crate::error::FsError;
+
+/// Slots cleared together; a server does work for each of them.
+const MAX_BATCH: usize = 128;
+/// Zeros written in one piece.
+const ZERO_PIECE: u32 = 1 << 20;
+/// How often a hole follows a volume that moves under it.
+const MAX_MOVES: u32 = 64;
+/// First and longest pause between two looks for an object that is to go.
+const RECLAIM_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
+/// Longest wait for it.
+const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Volume {
+    /// Makes `[offset, offset + len)` read as zeros, as far as the volume goes,
+    /// and gives the space of objects back that lie in it as a whole.
+    ///
+    /// When the future is dropped, what was begun still ends.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `VolumeIo` when the cluster refuses, `Stale`.
+    pub async fn punch_hole(&self, offset: u64, len: u64) -> Result<(), FsError> {
+        if !self.writable {
+            return Err(FsError::ReadOnly(self.selector.to_string()));
+        }
+        self.usable()?;
+        let token = self.writes.begin();
+        let volume = self.arc();
+        let task = self.runtime.spawn(async move {
+            let punched = volume.punch_range(offset, len).await;
+            drop(token);
+            punched
+        });
+        task.await.expect("punching does not panic")
+    }
+
+    async fn punch_range(&self, offset: u64, len: u64) -> Result<(), FsError> {
+        let (size, shift, hypervolume) = {
+            let head = self.head();
+            (
+                head.info.size,
+                head.info.object_shift,
+                head.info.hypervolume,
+            )
+        };
+        let len = len.min(size.saturating_sub(offset));
+        let object_end = |index: ObjectIndex| (u64::from(index.0) + 1) << shift;
+        let mut whole = Vec::new();
+        for chunk in self.held_chunks(offset, len, shift) {
+            // What an object holds behind the end of the volume is nobody's.
+            let end = object_end(chunk.index).min(size);
+            let start = u64::from(chunk.index.0) << shift;
+            // Objects of a hypervolume have no references that clearing could drop.
+            if !hypervolume && chunk.offset == 0 && start + u64::from(chunk.len) == end {
+                whole.push(chunk.index);
+            } else {
+                self.write_zeros(start, chunk).await?;
+            }
+        }
+        for batch in whole.chunks(MAX_BATCH) {
+            self.free_objects(batch).await?;
+        }
+        self.written();
+        Ok(())
+    }
+
+    /// The chunks of a range whose objects exist; a hole is zeros already.
+    fn held_chunks(&self, offset: u64, len: u64, shift: u8) -> Vec<Chunk> {
+        let Some(first) = chunks(offset, len.min(1), shift).next() else {
+            return Vec::new();
+        };
+        let head = self.head();
+        let held = head.map.owned(first.index..).map(|(index, _)| {
+            let start = (u64::from(index.0) << shift).max(offset);
+            let end = ((u64::from(index.0) + 1) << shift).min(offset + len);
+            chunks(start, end.saturating_sub(start), shift).next()
+        });
+        // The first object behind the range has no part in it.
+        held.take_while(Option::is_some).flatten().collect()
+    }
+
+    async fn write_zeros(&self, object_start: u64, chunk: Chunk) -> Result<(), FsError> {
+        let end = chunk.offset + chunk.len;
+        let mut at = chunk.offset;
+        while at < end {
+            let len = (end - at).min(ZERO_PIECE);
+            self.write_range(object_start + u64::from(at), zeros(len))
+                .await?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Clears the slots of some objects, in ascending order.
+    async fn free_objects(&self, indexes: &[ObjectIndex]) -> Result<(), FsError> {
+        // In ascending order, and creators hold one guard only: no deadlock.
+        let mut guards = Vec::with_capacity(indexes.len());
+        for &index in indexes {
+            guards.push(self.guards.acquire(index).await);
+        }
+        for _ in 0..MAX_MOVES {
+            let vid = self.vid();
+            if self.became_snapshot(vid).await? {
+                self.reload(vid).await?;
+            }
+            // Holes here before they are holes in the cluster: a reload must
+            // not take a slot that is being cleared for one that was lost.
+            let Some(held) = self.forget_slots(vid, indexes) else {
+                continue;
+            };
+            if let Err(error) = self.clear_slots(vid, &held).await {
+                self.restore_slots(vid, &held);
+                return Err(self.failed(error));
+            }
+            // A snapshot taken meanwhile has handed the objects on to a new
+            // working VDI, where they have to go as well.
+            if self.vid() == vid && !self.became_snapshot(vid).await? {
+                return Ok(());
+            }
+            self.reload(vid).await?;
+        }
+        Err(FsError::Stale(self.selector.to_string()))
+    }
+
+    /// Turns objects into holes in memory and returns their owners; `None` when
+    /// the volume has left `vid`.
+    fn forget_slots(&self, vid: Vid, indexes: &[ObjectIndex]) -> Option<Vec<(ObjectIndex, Vid)>> {
+        let mut head = self.head.write().expect("no one panics with the head");
+        if head.info.vid != vid {
+            return None;
+        }
+        let owner = |&index| Some((index, head.map.get(index)?));
+        let held: Vec<_> = indexes.iter().filter_map(owner).collect();
+        for &(index, _) in &held {
+            head.map.set(index, None);
+        }
+        Some(held)
+    }
+
+    fn restore_slots(&self, vid: Vid, held: &[(ObjectIndex, Vid)]) {
+        let mut head = self.head.write().expect("no one panics with the head");
+        if head.info.vid == vid {
+            for &(index, owner) in held {
+                head.map.set(index, Some(owner));
+            }
+        }
+    }
+
+    async fn clear_slots(&self, vid: Vid, held: &[(ObjectIndex, Vid)]) -> Result<(), ClientError> {
+        {
+            let mut reclaimed = self.reclaimed.lock().expect("no one panics with the set");
+            let own = held.iter().filter(|&&(_, owner)| owner == vid);
+            reclaimed.extend(own.map(|&(index, _)| (vid, index)));
+        }
+        let runs = held
+            .chunk_by(|a, b| a.0.0 + 1 == b.0.0)
+            .map(|run| async move {
+                let none = vec![None; run.len()];
+                self.client.write_slots(vid, run[0].0, &none).await
+            });
+        // All are waited for, so that none is under way when the guards fall.
+        join_all(runs).await.into_iter().collect()
+    }
+
+    async fn became_snapshot(&self, vid: Vid) -> Result<bool, FsError> {
+        self.client
+            .is_snapshot(vid)
+            .await
+            .map_err(|error| self.failed(error))
+    }
+
+    /// Waits until an object whose slot was cleared is gone, so that it can be
+    /// made again. The caller holds the slot's guard.
+    pub(super) async fn wait_until_gone(
+        &self,
+        vid: Vid,
+        index: ObjectIndex,
+    ) -> Result<(), ClientError> {
+        let waits = |volume: &Self| {
+            let reclaimed = volume.reclaimed.lock().expect("no one panics with the set");
+            reclaimed.contains(&(vid, index))
+        };
+        if !waits(self) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + RECLAIM_TIMEOUT;
+        let mut pause = RECLAIM_PAUSES.0;
+        loop {
+            match self.client.read_object(Oid::data(vid, index), 0, 1).await {
+                Err(error) if error.code() == Some(ResultCode::NoObj) => break,
+                Err(error) => return Err(error),
+                Ok(_) if Instant::now() > deadline => {
+                    return Err(ClientError::Unsuitable(
+                        "the cluster does not remove a discarded object, so it cannot be made again",
+                    ));
+                }
+                Ok(_) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(RECLAIM_PAUSES.1);
+        }
+        self.reclaimed
+            .lock()
+            .expect("no one panics with the set")
+            .remove(&(vid, index));
+        Ok(())
+    }
+}

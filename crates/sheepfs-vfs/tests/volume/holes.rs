@@ -1,0 +1,127 @@
+//! Giving space back.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use sheep_client::VdiSelector;
+
+use crate::support::{Cluster, open, open_version, pattern, read_all, tag};
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_objects_go_and_parts_become_zeros() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("hole", 5 * MIB + 7).await;
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(9, 6 << 20)).await.unwrap();
+    assert_eq!(volume.allocated(), 6 * MIB);
+    volume.punch_hole(MIB - 10, 3 * MIB).await.unwrap();
+    assert_eq!(volume.allocated(), 4 * MIB);
+    volume.punch_hole(4 * MIB, 100 * MIB).await.unwrap();
+    assert_eq!(volume.allocated(), 2 * MIB);
+
+    let mut expected = vec![0; (5 << 20) + 7];
+    expected[..(1 << 20) - 10].fill(9);
+    expected[(4 << 20) - 10..4 << 20].fill(9);
+    assert!(read_all(&volume).await == expected);
+    let again = open(&cluster.client, &name).await;
+    assert!(read_all(&again).await == expected);
+    assert_eq!(again.allocated(), 2 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hole_in_the_head_leaves_the_snapshot_its_data() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("hole-snap", 3 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(9, 3 << 20)).await.unwrap();
+    cluster.client.snapshot(&name, &tag("full")).await.unwrap();
+    volume.write_at(0, pattern(8, 10)).await.unwrap();
+    volume.punch_hole(0, 2 * MIB).await.unwrap();
+    let head = read_all(&*open(&cluster.client, &name).await).await;
+    assert!(head[..2 << 20].iter().all(|&byte| byte == 0));
+    assert!(head[2 << 20..].iter().all(|&byte| byte == 9));
+    let full = VdiSelector::tag(name.clone(), tag("full"));
+    let full = open_version(&cluster.client, full).await;
+    assert!(read_all(&full).await == pattern(9, 3 << 20));
+    cluster
+        .client
+        .delete(&VdiSelector::working(name))
+        .await
+        .unwrap();
+    assert!(read_all(&full).await == pattern(9, 3 << 20));
+}
+
+/// A server removes an object some time after its slot was cleared.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_made_again_in_a_hole_is_not_removed_with_the_old_one() {
+    const OBJECTS: u64 = 8;
+    let cluster = Cluster::start().await;
+    let name = cluster.create("hole-again", OBJECTS * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    for round in 1..=15u8 {
+        let rounds = (0..OBJECTS).map(async |object| {
+            volume
+                .write_at(object * MIB, pattern(round, 4096))
+                .await
+                .unwrap();
+            volume.punch_hole(object * MIB, MIB).await.unwrap();
+            volume
+                .write_at(object * MIB + 8192, pattern(round, 4096))
+                .await
+                .unwrap();
+        });
+        join_all(rounds).await;
+        for object in 0..OBJECTS {
+            let found = volume.read_at(object * MIB, 12288).await.unwrap();
+            assert!(found[..8192].iter().all(|&byte| byte == 0));
+            assert_eq!(found[8192..], pattern(round, 4096));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holes_and_writes_under_snapshots_disturb_nobody() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("hole-race", 8 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    let snapshots = async {
+        for number in 0..8 {
+            cluster
+                .client
+                .snapshot(&name, &tag(format!("t{number}")))
+                .await
+                .unwrap();
+        }
+    };
+    // Even objects are punched last, odd ones written last.
+    let work = join_all((0..8u64).map(|object| {
+        let volume = Arc::clone(&volume);
+        async move {
+            for round in 1..12u8 {
+                volume
+                    .write_at(object * MIB, pattern(round, 1 << 20))
+                    .await
+                    .unwrap();
+                volume.punch_hole(object * MIB, MIB).await.unwrap();
+                if object % 2 == 1 {
+                    volume
+                        .write_at(object * MIB, pattern(round, 1 << 20))
+                        .await
+                        .unwrap();
+                }
+            }
+        }
+    }));
+    tokio::join!(work, snapshots);
+    volume.sync().await.unwrap();
+    let content = read_all(&*open(&cluster.client, &name).await).await;
+    for (object, bytes) in content.chunks(1 << 20).enumerate() {
+        let expected = if object % 2 == 1 { 11 } else { 0 };
+        assert!(
+            bytes.iter().all(|&byte| byte == expected),
+            "object {object}"
+        );
+    }
+}
