@@ -55,10 +55,12 @@ impl Acknowledged {
         for (block, &stamp) in self.stamps.iter().enumerate() {
             file.read_exact_at(&mut found, (block * BLOCK) as u64)
                 .with_context(|| format!("reading block {block}"))?;
-            ensure!(
-                found == content(block, stamp),
-                "block {block} has lost its write {stamp}"
-            );
+            if found != content(block, stamp) {
+                let older = (0..stamp)
+                    .rev()
+                    .find(|&older| found == content(block, older));
+                bail!("block {block} has lost its write {stamp}; it has {older:?} (0: as created)");
+            }
         }
         Ok(())
     }

@@ -60,14 +60,14 @@ fn open(path: PathBuf) -> anyhow::Result<File> {
 #[test]
 fn nodes_may_die_and_administrators_may_interfere() -> anyhow::Result<()> {
     let mut own = Own::start(&["--copies", "2"])?;
-    a_gateway_that_is_killed_is_replaced(&mut own)?;
-    a_node_that_is_killed_is_a_pause(&mut own)?;
-    erasure_coded_bytes_survive_a_missing_node(&mut own)?;
-    a_snapshot_by_dog_disturbs_no_writer(&own)?;
-    a_resize_by_dog_is_seen(&own)?;
-    a_deletion_by_dog_never_shows_other_bytes(&own)?;
+    a_gateway_that_is_killed_is_replaced(&mut own).context("killed gateway")?;
+    a_node_that_is_killed_is_a_pause(&mut own).context("killed node")?;
+    erasure_coded_bytes_survive_a_missing_node(&mut own).context("erasure code")?;
+    a_snapshot_by_dog_disturbs_no_writer(&own).context("snapshot by dog")?;
+    a_resize_by_dog_is_seen(&own).context("resize by dog")?;
+    a_deletion_by_dog_never_shows_other_bytes(&own).context("deletion by dog")?;
     drop(own);
-    a_lock_keeps_a_second_writer_out(&Own::start(&["--copies", "2", "--lock"])?)
+    a_lock_keeps_a_second_writer_out(&Own::start(&["--copies", "2", "--lock"])?).context("lock")
 }
 
 fn a_gateway_that_is_killed_is_replaced(own: &mut Own) -> anyhow::Result<()> {
