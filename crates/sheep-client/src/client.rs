@@ -40,6 +40,12 @@ impl Client {
         self.gateway.address()
     }
 
+    /// The sheep in use now, which may be another after a failure; `None` while
+    /// none is connected.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.gateway.peer()
+    }
+
     /// Checks that a sheep answers at `address`, then uses it for every call
     /// from now on, for all clones of this client. Calls in flight finish where
     /// they are.

@@ -34,6 +34,11 @@ pub trait Gateway: Debug + Send + Sync {
     /// The address that was given, not the one failed over to.
     fn address(&self) -> GatewayAddress;
 
+    /// The sheep that calls go to now; `None` while there is none.
+    fn peer(&self) -> Option<SocketAddr> {
+        None
+    }
+
     /// Checks that a sheep answers at `address`, then uses it for every call
     /// from now on. Calls in flight finish where they are.
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>>;

@@ -5,7 +5,8 @@
 //!    |    Call -> Response
 //! Gateway                                            submit(call, completion)
 //!    |
-//! Pool    several connections to one sheep; reconnects, fails over, resends
+//! Pool    several connections to one sheep; budget, resends
+//! Link    finds a sheep of the cluster, reconnects, fails over
 //!    |
 //! Connection   one socket: writes frames, matches answers by id
 //! ```
@@ -24,7 +25,12 @@
 //! long as [`ClientConfig::retry_for`] allows. Operations that would not do the
 //! same a second time ([`Client::create_vdi`], [`Client::lock`], ...) are not:
 //! they fail with [`ClientError::Lost`], and the caller looks what became of
-//! them. Nothing is ever sent elsewhere while a sheep is merely slow.
+//! them. Nothing is ever sent elsewhere while a sheep is merely silent; after
+//! `retry_for` without an answer a call ends with [`ClientError::Unreachable`]
+//! and may still run.
+//!
+//! A sheep of another cluster, one that was formatted at another time, is never
+//! taken for a lost one; [`Client::move_to`] goes to any.
 //!
 //! # One writer
 //!

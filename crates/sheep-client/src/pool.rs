@@ -123,6 +123,11 @@ impl Gateway for Pool {
         self.core.link.borrow().given().clone()
     }
 
+    fn peer(&self) -> Option<SocketAddr> {
+        let connection = self.core.link.borrow().least_loaded();
+        connection.map(|connection| connection.peer())
+    }
+
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         Box::pin(self.core.move_to(address))
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sheep_client::{Call, Client, ClientConfig, ClientError};
+use sheep_proto::Opcode;
 
 use crate::peer::{Peer, Script};
 use crate::{config, connected, object, read, until, within};
@@ -48,48 +49,65 @@ async fn nothing_is_sent_elsewhere_while_the_gateway_is_silent() {
     assert_eq!(other.open(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
-    const WRITES: u32 = 24;
-    const LEN: usize = 1 << 20;
+    const LARGE: u32 = 24;
+    const ALL: u32 = 900;
     let script = Script {
         receive_buffer: Some(4096),
         ..Script::default()
     };
     let (mut peer, client) = connected(script, 1).await;
     peer.set_reading(false);
-    let pattern = |number: u32| {
+    let payload = |number: u32| -> Vec<u8> {
+        let len = if number < LARGE { 1 << 20 } else { 512 };
         (0u32..)
-            .flat_map(move |at| (at ^ number << 24).to_le_bytes())
-            .take(LEN)
+            .flat_map(|at| (at ^ number << 20).to_le_bytes())
+            .take(len)
+            .collect()
     };
-    let (done, mut outcomes) = tokio::sync::mpsc::channel(WRITES as usize);
-    for number in 0..WRITES {
-        let data: Vec<u8> = pattern(number).collect();
-        let done = done.clone();
-        // From this thread, so that they are sent in this order.
-        client.submit(
-            Call::write_object(object(), number, data.into()),
-            Box::new(move |outcome| done.try_send((number, outcome)).unwrap()),
-        );
-    }
+    let (done, mut outcomes) = tokio::sync::mpsc::channel(ALL as usize);
+    // From one thread at a time, so that they are sent in this order.
+    let submit = {
+        let client = client.clone();
+        move |number| {
+            let done = done.clone();
+            client.submit(
+                Call::write_object(object(), number, payload(number).into()),
+                Box::new(move |outcome| done.try_send(outcome).unwrap()),
+            );
+        }
+    };
+    (0..LARGE).for_each(&submit);
     // A caller that gives up while its frame waits leaves the frame whole.
-    let abandoned = read(&client, WRITES, 4);
+    let abandoned = tokio::spawn({
+        let client = client.clone();
+        async move { client.read_object(object(), LARGE, 4).await }
+    });
     tokio::task::yield_now().await;
     abandoned.abort();
     assert!(abandoned.await.unwrap_err().is_cancelled());
+
+    // Now the socket has room every now and then, but others wait for it.
     peer.set_reading(true);
-    for number in 0..WRITES {
+    let submitting = tokio::task::spawn_blocking(move || (LARGE + 1..ALL).for_each(submit));
+    let mut next = 0;
+    while next < ALL {
         let request = peer.request().await;
-        assert_eq!(request.offset(), number);
-        assert!(request.payload.iter().copied().eq(pattern(number)));
+        if request.opcode() == Opcode::ReadObj {
+            // The caller may have been too late to send it, or not.
+            request.answer(b"late").await;
+            continue;
+        }
+        next += u32::from(next == LARGE);
+        assert_eq!(request.offset(), next);
+        assert!(request.payload == payload(next), "payload {next}");
         request.answer(&[]).await;
+        next += 1;
     }
-    let request = peer.request().await;
-    assert_eq!(request.offset(), WRITES);
-    request.answer(b"late").await;
-    for _ in 0..WRITES {
-        let (_number, outcome) = within(outcomes.recv()).await.unwrap();
+    submitting.await.unwrap();
+    for _ in 1..ALL {
+        let outcome = within(outcomes.recv()).await.unwrap();
         outcome.unwrap().accepted().unwrap();
     }
 }
