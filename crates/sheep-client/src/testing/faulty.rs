@@ -158,6 +158,10 @@ impl Gateway for Faulty {
         self.inner.address()
     }
 
+    fn peer(&self) -> Option<SocketAddr> {
+        self.inner.peer()
+    }
+
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         self.inner.move_to(address)
     }

@@ -86,8 +86,10 @@ async fn a_vdi_is_not_made_twice() {
 async fn a_sheep_that_comes_back_is_found_again() {
     let (peer, client) = connected(Script::default(), 2).await;
     let address = peer.address;
+    assert_eq!(client.peer(), Some(address));
     let caller = read(&client, 0, 8);
     peer.stop().await;
+    until(|| client.peer().is_none()).await;
     let mut peer = Peer::start(listening_at(address)).await;
     is_answered(&mut peer, &client).await;
     tokio::select! {
@@ -95,6 +97,7 @@ async fn a_sheep_that_comes_back_is_found_again() {
         _ = answer_reads(&mut peer) => {}
     }
     until(|| peer.open() == 2).await;
+    assert_eq!(client.peer(), Some(address));
 }
 
 #[tokio::test]
