@@ -39,6 +39,14 @@ pub enum FsError {
     /// The VDI behind an attached volume was deleted or rolled back.
     #[error("VDI {0} was deleted or rolled back while attached; detach and attach it again")]
     Stale(String),
+    /// The cluster refuses writes to a working VDI as if it were a snapshot,
+    /// which a failed snapshot leaves behind.
+    #[error("the cluster takes {0} for a snapshot, which it is not; taking one heals that")]
+    Frozen(String),
+    /// The cluster keeps an object that was discarded, and might still remove
+    /// it, so it cannot be written.
+    #[error("the cluster does not remove a discarded object of {0}, so it cannot be written again")]
+    Undead(String),
     /// Text that is not what the file takes.
     #[error("{0}")]
     Invalid(String),
@@ -82,11 +90,12 @@ impl FsError {
             Self::NothingThere(_) => Errno::ENXIO,
             Self::Busy(_) => Errno::EBUSY,
             Self::Stale(_) => Errno::ESTALE,
+            Self::Frozen(_) | Self::Undead(_) => Errno::EIO,
             Self::Invalid(_) => Errno::EINVAL,
             Self::Unsupported => Errno::EOPNOTSUPP,
             Self::Cluster(error) => error.errno(),
             Self::VolumeIo { source, .. } => match source.errno() {
-                errno @ (Errno::ENOSPC | Errno::ENOMEM | Errno::EROFS | Errno::EBUSY) => errno,
+                errno @ (Errno::ENOSPC | Errno::ENOMEM | Errno::EBUSY) => errno,
                 // Nothing a program that reads and writes a disk could act on.
                 _ => Errno::EIO,
             },
@@ -108,6 +117,8 @@ impl FsError {
             | Self::Unsupported => Level::DEBUG,
             Self::Busy(_)
             | Self::Stale(_)
+            | Self::Frozen(_)
+            | Self::Undead(_)
             | Self::Invalid(_)
             | Self::Cluster(_)
             | Self::Command { .. }

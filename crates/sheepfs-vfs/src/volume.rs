@@ -48,6 +48,8 @@ pub type Done<T> = Box<dyn FnOnce(Result<T, FsError>) + Send>;
 const FRESH_FOR: Duration = Duration::from_secs(1);
 /// Longest wait for those facts while the cluster is slow; the known ones serve.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a VDI that changes between look-up and reading is looked up again.
+const OPEN_TRIES: u32 = 8;
 /// Objects of one request handled at once.
 const PARALLEL_CHUNKS: usize = 16;
 
@@ -69,7 +71,7 @@ pub struct Volume {
     /// Objects whose slots were cleared and that the server may not have
     /// removed yet; they must not be made before it has.
     reclaimed: Mutex<HashSet<(Vid, ObjectIndex)>>,
-    /// Written since the last sync.
+    /// A write was begun since the last sync.
     dirty: AtomicBool,
     /// The VDI is gone; nothing may be read or written any more.
     stale: AtomicBool,
@@ -123,23 +125,7 @@ impl Volume {
     ) -> Result<Arc<Self>, FsError> {
         let working = selector.which == WhichVersion::Working;
         let locked = options.lock && working && !options.read_only;
-        let vid = if locked {
-            client.lock(&selector).await?
-        } else {
-            client.find(&selector).await?
-        };
-        let head = match Head::load(&client, vid).await {
-            Ok(Some(head)) => head,
-            other => {
-                if locked {
-                    client.release(vid).await?;
-                }
-                return Err(match other {
-                    Err(error) => error.into(),
-                    Ok(_) => FsError::Stale(selector.to_string()),
-                });
-            }
-        };
+        let head = Self::find_and_load(&client, &selector, locked).await?;
         if head.info.hypervolume && working {
             tracing::warn!("{selector} is a hypervolume: it can be read, not written");
         }
@@ -162,6 +148,35 @@ impl Volume {
             checked: Mutex::new(Instant::now()),
             modified: Mutex::new(None),
         }))
+    }
+
+    async fn find_and_load(
+        client: &Client,
+        selector: &VdiSelector,
+        locked: bool,
+    ) -> Result<Head, FsError> {
+        for _ in 0..OPEN_TRIES {
+            let vid = if locked {
+                client.lock(selector).await?
+            } else {
+                client.find(selector).await?
+            };
+            let loaded = Head::load(client, vid).await;
+            let working = selector.which == WhichVersion::Working;
+            match loaded {
+                Ok(Some(head)) if head.info.is_snapshot() != working => return Ok(head),
+                // Deleted, or turned into a snapshot, since it was found.
+                Ok(_) if !locked => {}
+                Ok(_) => client.release(vid).await?,
+                Err(error) => {
+                    if locked {
+                        client.release(vid).await?;
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Err(FsError::Stale(selector.to_string()))
     }
 
     /// Which VDI this is, as it was asked for.
@@ -239,9 +254,9 @@ impl Volume {
 
     /// Looks at the VDI's header: deleted, turned into a snapshot, resized?
     async fn check(&self) -> Result<(), FsError> {
-        let (vid, create_time, size, was_snapshot) = {
+        let (vid, create_time, size) = {
             let info = &self.head().info;
-            (info.vid, info.create_time, info.size, info.is_snapshot())
+            (info.vid, info.create_time, info.size)
         };
         let now = match self
             .client
@@ -252,7 +267,7 @@ impl Volume {
             Some(now) if now.create_time == create_time => now,
             _ => return Err(self.gone()),
         };
-        if now.is_snapshot() != was_snapshot {
+        if now.is_snapshot() && self.selector.which == WhichVersion::Working {
             return self.reload(vid).await;
         }
         if now.size != size {
@@ -316,14 +331,23 @@ impl Volume {
     pub async fn sync(&self) -> Result<(), FsError> {
         self.usable()?;
         self.writes.wait_for_earlier().await;
-        if self.dirty.swap(false, Ordering::AcqRel) {
-            let vid = self.vid();
-            let is_snapshot = self.client.is_snapshot(vid).await;
-            if is_snapshot.map_err(|error| self.failed(error))? {
-                self.reload(vid).await?;
-            }
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
         }
-        Ok(())
+        let checked = self.check_for_snapshot().await;
+        if checked.is_err() {
+            self.dirty.store(true, Ordering::Release);
+        }
+        checked
+    }
+
+    async fn check_for_snapshot(&self) -> Result<(), FsError> {
+        let vid = self.vid();
+        match self.client.is_snapshot(vid).await {
+            Ok(true) => self.reload(vid).await,
+            Ok(false) => Ok(()),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     /// Finishes what is on its way and gives the lock back.

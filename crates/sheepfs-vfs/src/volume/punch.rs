@@ -8,6 +8,8 @@
 //! reason: it removes the object at once, and the late removal follows unseen.
 //! On a snapshot it would even take the working VDI's data (protocol 7.5).
 
+use std::collections::HashSet;
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -43,7 +45,7 @@ impl Volume {
             return Err(FsError::ReadOnly(self.selector.to_string()));
         }
         self.usable()?;
-        let token = self.writes.begin();
+        let token = self.begin_write();
         let volume = self.arc();
         let task = self.runtime.spawn(async move {
             let punched = volume.punch_range(offset, len).await;
@@ -128,7 +130,7 @@ impl Volume {
                 continue;
             };
             if let Err(error) = self.clear_slots(vid, &held).await {
-                self.restore_slots(vid, &held);
+                self.restore_inherited(vid, &held);
                 return Err(self.failed(error));
             }
             // A snapshot taken meanwhile has handed the objects on to a new
@@ -138,7 +140,7 @@ impl Volume {
             }
             self.reload(vid).await?;
         }
-        Err(FsError::Stale(self.selector.to_string()))
+        Err(FsError::Frozen(self.selector.to_string()))
     }
 
     /// Turns objects into holes in memory and returns their owners; `None` when
@@ -156,21 +158,20 @@ impl Volume {
         Some(held)
     }
 
-    fn restore_slots(&self, vid: Vid, held: &[(ObjectIndex, Vid)]) {
+    /// Takes back that inherited objects are holes. Own ones may be about to be
+    /// removed, whatever the error says: `settle` finds out before they are used.
+    fn restore_inherited(&self, vid: Vid, held: &[(ObjectIndex, Vid)]) {
         let mut head = self.head.write().expect("no one panics with the head");
         if head.info.vid == vid {
-            for &(index, owner) in held {
+            for &(index, owner) in held.iter().filter(|&&(_, owner)| owner != vid) {
                 head.map.set(index, Some(owner));
             }
         }
     }
 
     async fn clear_slots(&self, vid: Vid, held: &[(ObjectIndex, Vid)]) -> Result<(), ClientError> {
-        {
-            let mut reclaimed = self.reclaimed.lock().expect("no one panics with the set");
-            let own = held.iter().filter(|&&(_, owner)| owner == vid);
-            reclaimed.extend(own.map(|&(index, _)| (vid, index)));
-        }
+        let own = held.iter().filter(|&&(_, owner)| owner == vid);
+        self.reclaimed().extend(own.map(|&(index, _)| (vid, index)));
         let runs = held
             .chunk_by(|a, b| a.0.0 + 1 == b.0.0)
             .map(|run| async move {
@@ -189,38 +190,49 @@ impl Volume {
     }
 
     /// Waits until an object whose slot was cleared is gone, so that it can be
-    /// made again. The caller holds the slot's guard.
-    pub(super) async fn wait_until_gone(
-        &self,
-        vid: Vid,
-        index: ObjectIndex,
-    ) -> Result<(), ClientError> {
-        let waits = |volume: &Self| {
-            let reclaimed = volume.reclaimed.lock().expect("no one panics with the set");
-            reclaimed.contains(&(vid, index))
-        };
-        if !waits(self) {
-            return Ok(());
+    /// made again; false when it is still the VDI's, because the clearing
+    /// failed, and can be written in place. The caller holds the slot's guard.
+    pub(super) async fn settle(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
+        if !self.reclaimed().contains(&(vid, index)) {
+            return Ok(true);
         }
         let deadline = Instant::now() + RECLAIM_TIMEOUT;
         let mut pause = RECLAIM_PAUSES.0;
-        loop {
-            match self.client.read_object(Oid::data(vid, index), 0, 1).await {
-                Err(error) if error.code() == Some(ResultCode::NoObj) => break,
-                Err(error) => return Err(error),
-                Ok(_) if Instant::now() > deadline => {
-                    return Err(ClientError::Unsuitable(
-                        "the cluster does not remove a discarded object, so it cannot be made again",
-                    ));
+        while self.exists(vid, index).await? {
+            let info = self.info();
+            let slot = self
+                .client
+                .slot(&info, index)
+                .await
+                .map_err(|error| self.failed(error))?;
+            if slot == Some(vid) {
+                let mut head = self.head.write().expect("no one panics with the head");
+                if head.info.vid == vid {
+                    head.map.set(index, slot);
                 }
-                Ok(_) => tokio::time::sleep(pause).await,
+                drop(head);
+                self.reclaimed().remove(&(vid, index));
+                return Ok(false);
             }
+            if Instant::now() > deadline {
+                return Err(FsError::Undead(self.selector.to_string()));
+            }
+            tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RECLAIM_PAUSES.1);
         }
-        self.reclaimed
-            .lock()
-            .expect("no one panics with the set")
-            .remove(&(vid, index));
-        Ok(())
+        self.reclaimed().remove(&(vid, index));
+        Ok(true)
+    }
+
+    async fn exists(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
+        match self.client.read_object(Oid::data(vid, index), 0, 1).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(false),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    fn reclaimed(&self) -> MutexGuard<'_, HashSet<(Vid, ObjectIndex)>> {
+        self.reclaimed.lock().expect("no one panics with the set")
     }
 }

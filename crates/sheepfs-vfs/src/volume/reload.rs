@@ -10,7 +10,6 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use sheep_client::ClientError;
 use sheep_proto::{ObjectIndex, ResultCode, Vid};
 
 use super::{Head, PARALLEL_CHUNKS, Volume, is_read_only};
@@ -22,7 +21,7 @@ use crate::index_writer::Published;
 const SAME_VID_TRIES: u32 = 6;
 /// The first pause between them; each is twice the one before.
 const SAME_VID_PAUSE: Duration = Duration::from_millis(25);
-/// Moves before snapshots that follow each other too fast are given up.
+/// Moves before giving up on snapshots that follow each other too fast.
 const MAX_MOVES: u32 = 64;
 /// Snapshots between the old and the new working VDI that are looked through.
 const MAX_GENERATIONS: u32 = 1024;
@@ -44,54 +43,65 @@ impl Volume {
             let Some(mut new) = self.load_successor(old).await? else {
                 continue;
             };
-            self.check_descent(&new, old).await?;
-            if self.reconcile(old, &mut new).await? {
-                let to = self.vid();
+            let to = new.info.vid;
+            if self.locked && !self.lock_successor(to).await? {
+                continue;
+            }
+            let moved = match self.check_descent(&new, old).await {
+                Ok(()) => self.reconcile(old, &mut new).await,
+                Err(error) => Err(error),
+            };
+            if self.locked {
+                // Of the two only the one in use stays locked.
+                let unused = if matches!(moved, Ok(true)) { old } else { to };
+                self.client
+                    .release(unused)
+                    .await
+                    .map_err(|error| self.failed(error))?;
+            }
+            if moved? {
                 tracing::info!("{} was snapshotted: VDI {old} -> {to}", self.selector);
-                if self.locked {
-                    self.client.release(old).await?;
-                }
                 return Ok(());
             }
         }
-        Err(self.gave_up())
+        Err(FsError::Frozen(self.selector.to_string()))
     }
 
     /// The working VDI after `old`; `None` when that became a snapshot, too.
     async fn load_successor(&self, old: Vid) -> Result<Option<Head>, FsError> {
         for tries in 0..SAME_VID_TRIES {
-            let found = if self.locked && self.client.is_snapshot(old).await.unwrap_or(false) {
-                self.client.lock(&self.selector).await
-            } else {
-                self.client.find(&self.selector).await
-            };
-            let vid = match found {
+            let vid = match self.client.find(&self.selector).await {
                 Ok(vid) => vid,
                 Err(error) if error.code() == Some(ResultCode::NoVdi) => return Err(self.gone()),
                 Err(error) => return Err(self.failed(error)),
             };
-            if vid == old {
-                // Another sheep may know of the snapshot a moment later.
-                tokio::time::sleep(SAME_VID_PAUSE * 2u32.pow(tries)).await;
-                continue;
+            if vid != old {
+                let head = Head::load(&self.client, vid)
+                    .await
+                    .map_err(|error| self.failed(error))?;
+                return Ok(head.filter(|head| !head.info.is_snapshot()));
             }
-            let head = Head::load(&self.client, vid)
-                .await
-                .map_err(|error| self.failed(error))?;
-            return Ok(head.filter(|head| !head.info.is_snapshot()));
+            // Another sheep may know of the snapshot a moment later.
+            tokio::time::sleep(SAME_VID_PAUSE * 2u32.pow(tries)).await;
         }
-        Err(self.gave_up())
+        Err(FsError::Frozen(self.selector.to_string()))
     }
 
-    fn gave_up(&self) -> FsError {
-        let call = sheep_client::error::CallName {
-            opcode: sheep_proto::Opcode::GetVdiInfo,
-            oid: None,
-        };
-        self.failed(ClientError::Refused {
-            call,
-            code: ResultCode::ReadOnly,
-        })
+    /// Locks the new working VDI, which a snapshot leaves unlocked; false when
+    /// it is not `to` any more.
+    async fn lock_successor(&self, to: Vid) -> Result<bool, FsError> {
+        let locked = self
+            .client
+            .lock(&self.selector)
+            .await
+            .map_err(|error| self.failed(error))?;
+        if locked != to {
+            self.client
+                .release(locked)
+                .await
+                .map_err(|error| self.failed(error))?;
+        }
+        Ok(locked == to)
     }
 
     /// Makes sure that `new` came from `old` by snapshots, not by a rollback.

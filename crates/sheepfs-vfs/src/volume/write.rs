@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sheep_client::{Call, ClientError};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only};
 use crate::chunk::{Chunk, chunks};
@@ -29,7 +30,7 @@ impl Volume {
             Ok(accepted) => accepted,
             Err(error) => return done(Err(error)),
         };
-        let token = self.writes.begin();
+        let token = self.begin_write();
         let volume = self.arc();
         let Some((vid, chunk)) = self.in_place(offset, len) else {
             self.runtime.spawn(async move {
@@ -125,8 +126,14 @@ impl Volume {
         Ok(())
     }
 
-    pub(super) fn written(&self) {
+    /// Counts a write as under way until the token is dropped.
+    pub(super) fn begin_write(&self) -> TaskTrackerToken {
+        let token = self.writes.begin();
         self.dirty.store(true, Ordering::Release);
+        token
+    }
+
+    pub(super) fn written(&self) {
         *self.modified.lock().expect("no one panics with the time") = Some(SystemTime::now());
     }
 
@@ -146,6 +153,9 @@ impl Volume {
                     // Another writer made it meanwhile.
                     continue;
                 }
+                if !self.settle(seen.0, chunk.index).await? {
+                    continue;
+                }
                 match self.create(seen, chunk, data.clone()).await {
                     // Published under the guard, so that nobody creates it again.
                     Ok(()) => return self.publish(seen.0, chunk.index).await,
@@ -158,7 +168,10 @@ impl Volume {
             };
             moves += 1;
             if moves > MAX_MOVES {
-                return Err(self.failed(error));
+                return Err(match is_read_only(&error) {
+                    true => FsError::Frozen(self.selector.to_string()),
+                    false => self.failed(error),
+                });
             }
             if is_read_only(&error) {
                 self.reload(seen.0).await?;
@@ -176,7 +189,6 @@ impl Volume {
         chunk: Chunk,
         data: Bytes,
     ) -> Result<(), ClientError> {
-        self.wait_until_gone(vid, chunk.index).await?;
         let source = owner.map(|owner| Oid::data(owner, chunk.index));
         self.client
             .create_object(Oid::data(vid, chunk.index), chunk.offset, data, source)
@@ -224,7 +236,7 @@ impl Volume {
                 Err(error) => return Err(self.failed(error)),
             }
         }
-        Err(FsError::Stale(self.selector.to_string()))
+        Err(FsError::Frozen(self.selector.to_string()))
     }
 
     /// Makes object `index` of `to` a copy of the one of `from`.

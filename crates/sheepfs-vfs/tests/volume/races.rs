@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{
-    Cluster, Fate, Intercept, open, open_version, pattern, read_all, tag, unique_name,
-};
+use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
+use sheep_client::gateway::BoxFuture;
+use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, VdiSelector};
 use sheep_proto::limits::INODE_HEADER_LEN;
-use sheep_proto::{ObjectKind, Opcode, RequestBody};
+use sheep_proto::{ObjectKind, Opcode, RequestBody, ResultCode};
 use sheepfs_vfs::FsError;
 use tokio::sync::Notify;
 
@@ -145,15 +145,16 @@ async fn with_late_index_update(
     let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
     let armed = AtomicBool::new(true);
     let client = cluster
-        .client_through(|inner| Intercept {
+        .client_through(|inner| Hold {
             inner,
-            decide: move |call: &Call| {
+            until: move |call: &Call| {
                 if !is_index_update(call) || !armed.swap(false, Ordering::AcqRel) {
-                    return Fate::Pass;
+                    return None;
                 }
                 tell.notify_one();
                 let wait = Arc::clone(&wait);
-                Fate::After(Box::pin(async move { wait.notified().await }))
+                let ready: BoxFuture<'static, ()> = Box::pin(async move { wait.notified().await });
+                Some(ready)
             },
         })
         .await;
@@ -212,16 +213,13 @@ async fn an_index_update_that_the_snapshot_overwrote_is_made_again() {
     let cluster = Cluster::start().await;
     let name = cluster.create("lost", 2 * MIB).await;
     // The server answers it and then writes the inode back without it.
-    let armed = AtomicBool::new(true);
+    let mut armed = true;
     let client = cluster
-        .client_through(|inner| Intercept {
-            inner,
-            decide: move |call: &Call| match is_index_update(call)
-                && armed.swap(false, Ordering::AcqRel)
-            {
-                true => Fate::Swallow,
-                false => Fate::Pass,
-            },
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                let lost = is_index_update(call) && std::mem::take(&mut armed);
+                lost.then_some(Fault::Refuse(ResultCode::Success))
+            })
         })
         .await;
     let volume = open(&client, &name).await;
@@ -290,4 +288,22 @@ async fn a_snapshot_is_read_only_and_the_end_is_the_end() {
         snapshot.write_at(0, pattern(1, 1)).await,
         Err(FsError::ReadOnly(_))
     ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_working_vdi_that_refuses_writes_for_ever_is_given_up() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("frozen", MIB).await;
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, |call| {
+                let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+                data.then_some(Fault::Refuse(ResultCode::ReadOnly))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    let refused = volume.write_at(0, pattern(1, 1)).await.unwrap_err();
+    assert!(matches!(refused, FsError::Frozen(_)), "{refused}");
+    assert_eq!(refused.errno() as i32, 5);
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sheep_client::cluster::FormatOptions;
 use sheep_client::gateway::BoxFuture;
 use sheep_client::pool::Pool;
 use sheep_client::{
@@ -14,7 +15,7 @@ use sheep_client::{
     VdiSelector,
 };
 use sheep_embedded::{Config, Server, StoreKind};
-use sheep_proto::{SnapshotTag, VdiName};
+use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
 use sheepfs_vfs::{Volume, VolumeOptions};
 
 /// A cluster, and a client of it.
@@ -116,45 +117,28 @@ pub(crate) async fn read_all(volume: &Volume) -> Vec<u8> {
         .to_vec()
 }
 
-/// What a test does with a call on its way to the cluster.
-pub(crate) enum Fate {
-    /// Goes on as if nothing was there.
-    Pass,
-    /// Is not sent, and answered as the cluster would answer a success.
-    Swallow,
-    /// Goes on when the future is done.
-    After(BoxFuture<'static, ()>),
-}
-
-/// A gateway that looks at every call before it is sent.
-pub(crate) struct Intercept<F> {
+/// A gateway that holds calls back until what the test returned for them is done.
+pub(crate) struct Hold<F> {
     pub(crate) inner: Arc<dyn Gateway>,
-    pub(crate) decide: F,
+    pub(crate) until: F,
 }
 
-impl<F> std::fmt::Debug for Intercept<F> {
+impl<F> std::fmt::Debug for Hold<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Intercept").finish_non_exhaustive()
+        f.debug_struct("Hold").finish_non_exhaustive()
     }
 }
 
-impl<F: Fn(&Call) -> Fate + Send + Sync> Gateway for Intercept<F> {
+impl<F: Fn(&Call) -> Option<BoxFuture<'static, ()>> + Send + Sync> Gateway for Hold<F> {
     fn submit(&self, call: Call, done: Completion) {
-        match (self.decide)(&call) {
-            Fate::Pass => self.inner.submit(call, done),
-            Fate::Swallow => {
-                // A read of nothing stands in for it: success, without an effect.
-                let inode = call.name().oid.expect("an object call");
-                self.inner.submit(Call::read_object(inode, 0, 0), done);
-            }
-            Fate::After(ready) => {
-                let inner = Arc::clone(&self.inner);
-                tokio::spawn(async move {
-                    ready.await;
-                    inner.submit(call, done);
-                });
-            }
-        }
+        let Some(ready) = (self.until)(&call) else {
+            return self.inner.submit(call, done);
+        };
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move {
+            ready.await;
+            inner.submit(call, done);
+        });
     }
 
     fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
@@ -167,6 +151,30 @@ impl<F: Fn(&Call) -> Fate + Send + Sync> Gateway for Intercept<F> {
 
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         self.inner.move_to(address)
+    }
+}
+
+/// A private sheep in memory, formatted as told.
+pub(crate) async fn formatted(flags: ClusterFlags) -> Cluster {
+    let mut config_of_server = Config::new(StoreKind::Memory);
+    config_of_server.format_if_new = false;
+    let server = Server::start(config_of_server)
+        .await
+        .expect("a sheep in memory");
+    let address = GatewayAddress::from(server.local_address());
+    let client = Client::connect(config(&address))
+        .await
+        .expect("the sheep answers");
+    let options = FormatOptions {
+        redundancy: Redundancy::Replicated(1),
+        flags: ClusterFlags::AUTO_VNODES | flags,
+        ..FormatOptions::default()
+    };
+    client.format(&options).await.expect("it can be formatted");
+    Cluster {
+        client,
+        address,
+        _server: Some(server),
     }
 }
 

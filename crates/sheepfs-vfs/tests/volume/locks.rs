@@ -1,0 +1,105 @@
+//! Locks in a cluster formatted with locking.
+
+use sheep_client::{ClientError, VdiSelector};
+use sheep_proto::{ClusterFlags, ResultCode};
+use sheepfs_vfs::{FsError, LockMode, Tree, TreeConfig, Volume, VolumeOptions};
+
+use crate::support::{Cluster, formatted, open, open_version, pattern, tag};
+
+const MIB: u64 = 1 << 20;
+
+async fn locked_cluster() -> Cluster {
+    formatted(ClusterFlags::USE_LOCK).await
+}
+
+async fn is_locked(cluster: &Cluster, selector: &VdiSelector) -> bool {
+    match cluster.client.lock(selector).await {
+        Ok(vid) => {
+            cluster.client.release(vid).await.unwrap();
+            false
+        }
+        Err(ClientError::Refused {
+            code: ResultCode::VdiLocked,
+            ..
+        }) => true,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attached_volume_is_locked_until_it_is_closed() {
+    let cluster = locked_cluster().await;
+    let name = cluster.create("locked", MIB).await;
+    let selector = VdiSelector::working(name.clone());
+    let volume = open(&cluster.client, &name).await;
+    let options = VolumeOptions {
+        read_only: false,
+        lock: true,
+    };
+    let second = Volume::open(cluster.client.clone(), selector.clone(), options).await;
+    assert_eq!(second.unwrap_err().errno(), nix::errno::Errno::EBUSY);
+    volume.close().await.unwrap();
+    assert!(!is_locked(&cluster, &selector).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lock_follows_the_volume_over_a_snapshot() {
+    let cluster = locked_cluster().await;
+    let name = cluster.create("moving", MIB).await;
+    let selector = VdiSelector::working(name.clone());
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(1, 10)).await.unwrap();
+    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    volume.write_at(0, pattern(2, 10)).await.unwrap();
+    assert!(is_locked(&cluster, &selector).await);
+    let snapshot = VdiSelector::tag(name, tag("s"));
+    assert!(!is_locked(&cluster, &snapshot).await);
+    let reader = open_version(&cluster.client, snapshot).await;
+    assert_eq!(reader.read_at(0, 10).await.unwrap(), pattern(1, 10));
+    volume.close().await.unwrap();
+    assert!(!is_locked(&cluster, &selector).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_reads_and_who_is_told_not_to_takes_no_lock() {
+    let cluster = locked_cluster().await;
+    let name = cluster.create("unlocked", MIB).await;
+    let selector = VdiSelector::working(name);
+    for options in [
+        VolumeOptions {
+            read_only: true,
+            lock: true,
+        },
+        VolumeOptions {
+            read_only: false,
+            lock: false,
+        },
+    ] {
+        let volume = Volume::open(cluster.client.clone(), selector.clone(), options)
+            .await
+            .unwrap();
+        assert!(!is_locked(&cluster, &selector).await);
+        volume.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn required_locks_are_refused_where_there_are_none() {
+    let config = TreeConfig {
+        page_cache: false,
+        object_cache: false,
+        read_only: false,
+        lock: LockMode::Require,
+    };
+    let with = locked_cluster().await;
+    let name = with.create("required", MIB).await;
+    let tree = Tree::new(with.client.clone(), config);
+    tree.attach(name.as_bytes()).await.unwrap();
+    assert!(is_locked(&with, &VdiSelector::working(name)).await);
+
+    let without = formatted(ClusterFlags::empty()).await;
+    let name = without.create("required", MIB).await;
+    let tree = Tree::new(without.client.clone(), config);
+    let refused = tree.attach(name.as_bytes()).await;
+    assert!(matches!(refused, Err(FsError::Invalid(_))));
+}
