@@ -6,7 +6,7 @@
 //! ├── node/info, node/list      as `dog node info`, `dog node list`, and .json
 //! ├── vdi/list                  as `dog vdi list`, and .json
 //! ├── vdi/mount, vdi/unmount    write NAME or NAME@TAG: attach, detach
-//! ├── vdi/create, snapshot, clone, rollback, resize, delete
+//! ├── vdi/create, snapshot, clone, rollback, resize, delete, unlock
 //! ├── config/page_cache, object_cache, sheep_info
 //! └── volume/NAME               the bytes of a working VDI
 //!     volume/NAME@TAG           the bytes of a snapshot

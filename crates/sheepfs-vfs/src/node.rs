@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Rollback,
     Resize,
     Delete,
+    Unlock,
 }
 
 /// The files under `config/`.
@@ -65,6 +66,7 @@ impl Command {
             Self::Rollback => "vdi/rollback",
             Self::Resize => "vdi/resize",
             Self::Delete => "vdi/delete",
+            Self::Unlock => "vdi/unlock",
         }
     }
 }
@@ -182,6 +184,7 @@ pub(crate) const FIXED: &[Fixed] = &[
     ),
     fixed(38, Directory::Vdi, "resize", Node::Command(Command::Resize)),
     fixed(39, Directory::Vdi, "delete", Node::Command(Command::Delete)),
+    fixed(40, Directory::Vdi, "unlock", Node::Command(Command::Unlock)),
     fixed(
         48,
         Directory::Config,

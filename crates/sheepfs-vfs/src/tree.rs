@@ -295,6 +295,19 @@ impl Tree {
         changed
     }
 
+    /// Refuses what an attached volume would not survive.
+    pub(crate) fn check_not_attached(&self, selector: &VdiSelector) -> Result<(), FsError> {
+        let attached = self.attached();
+        match attached
+            .by_ino
+            .values()
+            .find(|volume| volume.selector() == selector)
+        {
+            Some(volume) => Err(FsError::Busy(volume.selector().to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// Notices what was done to an attached VDI just now.
     pub(crate) async fn refresh(&self, selector: &VdiSelector) -> Result<(), FsError> {
         let same: Vec<(Ino, Arc<Volume>)> = {

@@ -61,6 +61,13 @@ impl Tree {
                 client.resize(&name, size(bytes)?).await?;
                 self.refresh(&working(name)).await
             }
+            Command::Unlock => {
+                let selector = self.resolve(line).await?;
+                // The lock of an attached volume goes back when it is detached.
+                self.check_not_attached(&selector)?;
+                let vid = client.find(&selector).await?;
+                Ok(client.release(vid).await?)
+            }
             Command::Delete => {
                 let selector = self.resolve(line).await?;
                 self.replace(&selector, async { Ok(client.delete(&selector).await?) })

@@ -103,3 +103,45 @@ async fn required_locks_are_refused_where_there_are_none() {
     let refused = tree.attach(name.as_bytes()).await;
     assert!(matches!(refused, Err(FsError::Invalid(_))));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_left_by_a_crash_is_broken_on_request() {
+    let cluster = locked_cluster().await;
+    let name = cluster.create("stale", MIB).await;
+    let selector = VdiSelector::working(name.clone());
+    cluster.client.lock(&selector).await.unwrap();
+    let config = TreeConfig {
+        page_cache: false,
+        object_cache: false,
+        read_only: false,
+        lock: LockMode::Auto,
+    };
+    let tree = Tree::new(cluster.client.clone(), config);
+    let refused = tree.attach(name.as_bytes()).await.unwrap_err();
+    assert_eq!(refused.errno(), nix::errno::Errno::EBUSY);
+
+    assert_eq!(
+        tell(&tree, "unlock", name.as_bytes()).await.unwrap(),
+        name.as_bytes().len()
+    );
+    tree.attach(name.as_bytes()).await.unwrap();
+    let refused = tell(&tree, "unlock", name.as_bytes()).await.unwrap_err();
+    assert_eq!(refused.errno(), nix::errno::Errno::EBUSY);
+}
+
+/// Writes a line to a file under `vdi/`.
+async fn tell(tree: &std::sync::Arc<Tree>, file: &str, line: &[u8]) -> Result<usize, FsError> {
+    let vdi = tree.lookup(sheepfs_vfs::Ino::ROOT, b"vdi").await?;
+    let file = tree.lookup(vdi.ino, file.as_bytes()).await?;
+    let mode = sheepfs_vfs::OpenMode {
+        read: false,
+        write: true,
+    };
+    let opened = tree.open(file.ino, mode).await?;
+    let (done, written) = tokio::sync::oneshot::channel();
+    let done = Box::new(move |result| done.send(result).expect("someone waits"));
+    tree.write(opened.handle, 0, line.to_vec().into(), done);
+    let written = written.await.expect("every write is answered");
+    tree.release(opened.handle);
+    written.map(|len| len as usize)
+}

@@ -9,3 +9,4 @@ mod locks;
 mod model;
 mod races;
 mod support;
+mod wire;
