@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::Malformed;
 use crate::id::{ObjectIndex, Oid, Vid};
-use crate::limits::BTREE_NODE_LEN;
+use crate::limits::{BTREE_NODE_LEN, INODE_HEADER_LEN};
 
 /// First two bytes of every node.
 pub const MAGIC: u16 = 0x6274;
@@ -20,6 +20,21 @@ pub const MAGIC: u16 = 0x6274;
 pub const LEAF_MAX_ENTRIES: u32 = 524_287;
 /// Most entries of a root that points to leaves.
 pub const ROOT_MAX_ENTRIES: u32 = 262_143;
+
+/// Offset of the root in the inode object.
+pub const ROOT_OFFSET: u32 = {
+    assert!(INODE_HEADER_LEN == 4664);
+    4664
+};
+/// Zeros to write in front of a root, see [`ROOT_WRITE_OFFSET`].
+pub const ROOT_WRITE_LEAD: [u8; 8] = [0; 8];
+/// Offset at which a write of the root begins: in the unused part of the
+/// header, which is zero.
+///
+/// A server takes a write that lies entirely within the index area for an
+/// update of a flat index, and drops the references that the numbers in it
+/// would be: where the root changes, data objects of the volume disappear.
+pub const ROOT_WRITE_OFFSET: u32 = ROOT_OFFSET - 8;
 
 /// Header of a node.
 #[derive(
@@ -33,6 +48,26 @@ pub struct NodeHeader {
     pub depth: U16,
     /// Entries in use.
     pub entries: U32,
+}
+
+impl NodeHeader {
+    /// Header of a leaf with `entries` entries.
+    pub fn leaf(entries: u32) -> Self {
+        Self::with_depth(1, entries)
+    }
+
+    /// Header of a root that points to `entries` leaves.
+    pub fn root(entries: u32) -> Self {
+        Self::with_depth(2, entries)
+    }
+
+    fn with_depth(depth: u16, entries: u32) -> Self {
+        Self {
+            magic: MAGIC.into(),
+            depth: depth.into(),
+            entries: entries.into(),
+        }
+    }
 }
 
 const _: () = assert!(size_of::<NodeHeader>() == 8);
@@ -52,6 +87,16 @@ pub struct LeafEntry {
     pub vid: U32,
 }
 
+impl LeafEntry {
+    /// The slot of object `index`; `None` for a hole.
+    pub fn new(index: ObjectIndex, owner: Option<Vid>) -> Self {
+        Self {
+            index: index.0.into(),
+            vid: owner.map_or(0, Vid::get).into(),
+        }
+    }
+}
+
 /// Entry of a root that points to leaves.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -64,6 +109,17 @@ pub struct RootEntry {
     pub pad: [u8; 4],
     /// The leaf's B-tree object.
     pub oid: U64,
+}
+
+impl RootEntry {
+    /// The leaf in object `oid`, whose last slot is that of object `max`.
+    pub fn new(max: ObjectIndex, oid: Oid) -> Self {
+        Self {
+            max_index: max.0.into(),
+            pad: [0; 4],
+            oid: oid.raw().into(),
+        }
+    }
 }
 
 /// A node as read from an index area or B-tree object.
@@ -166,10 +222,7 @@ pub fn root_lookup(root: &[RootEntry], index: ObjectIndex) -> Option<Oid> {
 /// assertions, with slots that are not in ascending order.
 pub fn encode_leaf(slots: impl ExactSizeIterator<Item = (ObjectIndex, Vid)>) -> Vec<u8> {
     let mut entries = Vec::with_capacity(slots.len());
-    entries.extend(slots.map(|(index, vid)| LeafEntry {
-        index: index.0.into(),
-        vid: vid.get().into(),
-    }));
+    entries.extend(slots.map(|(index, vid)| LeafEntry::new(index, Some(vid))));
     assert!(
         entries.len() <= LEAF_MAX_ENTRIES as usize,
         "a leaf has no room for {} slots",
@@ -179,13 +232,7 @@ pub fn encode_leaf(slots: impl ExactSizeIterator<Item = (ObjectIndex, Vid)>) -> 
         entries.is_sorted_by_key(|entry| entry.index.get()),
         "the slots of a leaf are in ascending order"
     );
-    let header = NodeHeader {
-        magic: MAGIC.into(),
-        depth: 1.into(),
-        entries: u32::try_from(entries.len())
-            .expect("at most 524,287")
-            .into(),
-    };
+    let header = NodeHeader::leaf(u32::try_from(entries.len()).expect("at most 524,287"));
     [header.as_bytes(), entries.as_bytes()].concat()
 }
 
