@@ -1,12 +1,9 @@
 //! The index of a VDI: which VID owns each data object.
 
-use std::collections::BTreeMap;
-
-use bytes::{BufMut as _, Bytes, BytesMut};
-use sheep_proto::btree::{self, LeafEntry, Node, NodeHeader};
+use bytes::{BufMut as _, BytesMut};
 use sheep_proto::inode::{SLOT_LEN, slot_offset};
-use sheep_proto::limits::{BTREE_NODE_LEN, FLAT_INDEX_SLOTS, INODE_HEADER_LEN, INODE_INDEX_LEN};
-use sheep_proto::{Malformed, ObjectIndex, ObjectKind, Oid, Vid};
+use sheep_proto::limits::FLAT_INDEX_SLOTS;
+use sheep_proto::{Malformed, ObjectIndex, Oid, Vid};
 
 use crate::call::Call;
 use crate::client::Client;
@@ -15,16 +12,15 @@ use crate::lookup::inode_error;
 use crate::vdi::VdiInfo;
 
 /// Bytes of an index read in one request.
-const PIECE_LEN: u32 = 1 << 20;
-/// Bytes of a leaf up to its first object number.
-const LEAF_HEAD_LEN: u32 = 12;
+pub(crate) const PIECE_LEN: u32 = 1 << 20;
 
 impl Client {
     /// Calls `visit` with every slot of a VDI's index that names an owner, in
     /// ascending order of object number, up to the end of the volume.
     ///
     /// Reads only the part of the index that the volume's size needs, a
-    /// mebibyte at a time.
+    /// mebibyte at a time. The tree of a hypervolume is read whole first
+    /// ([`Client::read_tree`]).
     ///
     /// # Errors
     /// `Malformed` for an index no cluster writes, otherwise as [`Client::read_object`].
@@ -36,7 +32,9 @@ impl Client {
         mut visit: impl FnMut(ObjectIndex, Vid),
     ) -> Result<(), ClientError> {
         if vdi.hypervolume {
-            return self.for_each_tree_slot(vdi, &mut visit).await;
+            let tree = self.read_tree(vdi).await?;
+            tree.slots().for_each(|(index, owner)| visit(index, owner));
+            return Ok(());
         }
         let count = vdi.object_count().min(u64::from(FLAT_INDEX_SLOTS));
         let count = u32::try_from(count).expect("at most 2^20");
@@ -95,7 +93,8 @@ impl Client {
     ///
     /// Write only slots that change: a server takes one that keeps an
     /// ancestor's VID for a new reference and loses count (protocol 4.5). And
-    /// write a slot only after its object was created (protocol 7.4).
+    /// write a slot only after its object was created (protocol 7.4). Never for
+    /// a hypervolume, see [`Client::insert_tree_slots`].
     ///
     /// # Errors
     /// `Unsuitable` past the end of an index, otherwise as [`Client::write_object`].
@@ -116,72 +115,6 @@ impl Client {
             .map(drop)
     }
 
-    async fn for_each_tree_slot(
-        &self,
-        vdi: &VdiInfo,
-        visit: &mut impl FnMut(ObjectIndex, Vid),
-    ) -> Result<(), ClientError> {
-        let base = u32::try_from(INODE_HEADER_LEN).expect("4,664");
-        let root = self
-            .read_node(vdi.vid, Oid::inode(vdi.vid), base, INODE_INDEX_LEN)
-            .await?;
-        let leaves = match parse_node(vdi.vid, &root)? {
-            Node::Leaf(slots) => return visit_leaf(vdi, slots, visit),
-            // By object number of the first slot, since a root written by C
-            // programs may give a leaf a wrong maximum (protocol 4.6).
-            Node::Root(entries) => entries
-                .iter()
-                .map(|entry| Oid::from_raw(entry.oid.get()))
-                .collect::<Vec<_>>(),
-        };
-        // Only where they begin, since all leaves together may be large.
-        let mut sorted = BTreeMap::new();
-        for oid in leaves {
-            if oid.kind() != Some(ObjectKind::BtreeNode) {
-                return Err(bad_index(vdi.vid, "a leaf that is no B-tree node"));
-            }
-            let head = self.read_object(oid, 0, LEAF_HEAD_LEN).await?;
-            let used = btree::used_len(&head).map_err(|source| inode_error(vdi.vid, source))?;
-            let first = u32::from_le_bytes(head[8..12].try_into().expect("four bytes"));
-            if used > size_of::<NodeHeader>() {
-                sorted.insert(first, oid);
-            }
-        }
-        for oid in sorted.into_values() {
-            let leaf = self.read_node(vdi.vid, oid, 0, BTREE_NODE_LEN).await?;
-            let Node::Leaf(slots) = parse_node(vdi.vid, &leaf)? else {
-                return Err(bad_index(vdi.vid, "a tree of more than two levels"));
-            };
-            visit_leaf(vdi, slots, visit)?;
-        }
-        Ok(())
-    }
-
-    /// Reads the used part of a B-tree node.
-    async fn read_node(
-        &self,
-        vid: Vid,
-        oid: Oid,
-        base: u32,
-        room: usize,
-    ) -> Result<Bytes, ClientError> {
-        let header_len = size_of::<NodeHeader>();
-        let head = self
-            .read_object(oid, base, u32::try_from(header_len).expect("8"))
-            .await?;
-        let used = btree::used_len(&head).map_err(|source| inode_error(vid, source))?;
-        let used = used.min(room);
-        let mut node = BytesMut::with_capacity(used);
-        while node.len() < used {
-            let at = u32::try_from(node.len()).expect("at most 4 MiB");
-            let len = u32::try_from(used - node.len())
-                .expect("at most 4 MiB")
-                .min(PIECE_LEN);
-            node.extend_from_slice(&self.read_object(oid, base + at, len).await?);
-        }
-        Ok(node.freeze())
-    }
-
     /// The slot of one object, asked anew; for when a cached one led nowhere.
     ///
     /// # Errors
@@ -194,14 +127,7 @@ impl Client {
         if !vdi.hypervolume {
             return Ok(self.read_slots(vdi.vid, index, 1).await?[0]);
         }
-        let mut found = None;
-        self.for_each_slot(vdi, |at, owner| {
-            if at == index {
-                found = Some(owner);
-            }
-        })
-        .await?;
-        Ok(found)
+        Ok(self.read_tree(vdi).await?.slot(index))
     }
 }
 
@@ -214,25 +140,6 @@ fn slots_offset(first: ObjectIndex, count: u32) -> Result<u32, ClientError> {
         .ok_or(OUTSIDE)?;
     slot_offset(ObjectIndex(last)).ok_or(OUTSIDE)?;
     slot_offset(first).ok_or(OUTSIDE)
-}
-
-fn parse_node(vid: Vid, bytes: &[u8]) -> Result<Node<'_>, ClientError> {
-    Node::parse(bytes).map_err(|source| inode_error(vid, source))
-}
-
-fn visit_leaf(
-    vdi: &VdiInfo,
-    slots: &[LeafEntry],
-    visit: &mut impl FnMut(ObjectIndex, Vid),
-) -> Result<(), ClientError> {
-    for slot in slots {
-        match (Vid::new(slot.vid.get()), slot.vid.get()) {
-            (Some(owner), _) => visit(ObjectIndex(slot.index.get()), owner),
-            (None, 0) => {}
-            (None, _) => return Err(bad_index(vdi.vid, "an owner that is no VID")),
-        }
-    }
-    Ok(())
 }
 
 fn bad_index(vid: Vid, why: &'static str) -> ClientError {

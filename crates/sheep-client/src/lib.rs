@@ -75,6 +75,7 @@ mod outbox;
 pub mod pool;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tree;
 pub mod vdi;
 
 pub use address::GatewayAddress;
@@ -83,4 +84,5 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use error::ClientError;
 pub use gateway::{Completion, Gateway};
+pub use tree::{IndexTree, TreeWrite};
 pub use vdi::{NewVdi, VdiInfo, VdiSelector, WhichVersion};

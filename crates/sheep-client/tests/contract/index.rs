@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sheep_client::{NewVdi, VdiInfo};
 use sheep_proto::btree::{self, MAGIC, NodeHeader, RootEntry};
-use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
+use sheep_proto::limits::FLAT_INDEX_SLOTS;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes;
 
@@ -65,10 +65,10 @@ async fn hypervolume(place: &Place) -> VdiInfo {
 }
 
 async fn write_root(place: &Place, vid: Vid, node: Vec<u8>) {
-    let offset = u32::try_from(INODE_HEADER_LEN).unwrap();
+    let bytes = [&btree::ROOT_WRITE_LEAD[..], &node].concat();
     place
         .client
-        .write_object(Oid::inode(vid), offset, node.into())
+        .write_object(Oid::inode(vid), btree::ROOT_WRITE_OFFSET, bytes.into())
         .await
         .unwrap();
 }

@@ -12,6 +12,7 @@ mod faulty;
 mod index;
 mod lifecycle;
 mod objects;
+mod tree;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};

@@ -1,0 +1,230 @@
+//! What to write so that a tree gets more slots.
+
+use std::sync::Arc;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use sheep_proto::btree::{LeafEntry, NodeHeader, ROOT_WRITE_LEAD, ROOT_WRITE_OFFSET, RootEntry};
+use sheep_proto::inode::BTREE_COUNTER_OFFSET;
+use sheep_proto::{ObjectIndex, Oid, Vid};
+use zerocopy::IntoBytes as _;
+
+use super::leaf::{self, Leaf, Place};
+use super::{Capacity, IndexTree, Level, TreeWrite};
+use crate::error::ClientError;
+
+impl IndexTree {
+    /// Sets slots in memory and returns the writes, in order, that make the
+    /// cluster's tree equal; see the module for what holds in between.
+    ///
+    /// `slots` are in ascending order of object number. Objects must have been
+    /// created before the writes are made (protocol 7.4).
+    /// [`Client::insert_tree_slots`](crate::Client::insert_tree_slots) does both,
+    /// and keeps memory and cluster together when a write fails.
+    ///
+    /// # Errors
+    /// `Unsuitable` when the root is full, or no number for a B-tree object is
+    /// left; the tree is as before then.
+    ///
+    /// # Panics
+    /// When `slots` are not in ascending order.
+    pub fn insert(&mut self, slots: &[(ObjectIndex, Vid)]) -> Result<Vec<TreeWrite>, ClientError> {
+        assert!(
+            slots.is_sorted_by(|(before, _), (after, _)| before < after),
+            "slots are inserted in ascending order"
+        );
+        let mut plan = Plan::new(self);
+        let level = match &self.level {
+            Level::Slots(old) => plan.grow_root(old, slots),
+            Level::Leaves(old) => Level::Leaves(plan.grow_leaves(old, slots)),
+        };
+        let (level, counter, writes) = plan.finish(level)?;
+        self.level = level;
+        self.counter = counter;
+        self.root_is_stale = false;
+        Ok(writes)
+    }
+}
+
+/// A change of a tree as it comes together.
+struct Plan {
+    vid: Vid,
+    capacity: Capacity,
+    counter: u32,
+    root_changes: bool,
+    /// Writes to leaves that are there already.
+    edits: Vec<TreeWrite>,
+}
+
+impl Plan {
+    fn new(tree: &IndexTree) -> Self {
+        Self {
+            vid: tree.vid,
+            capacity: tree.capacity,
+            counter: tree.counter,
+            root_changes: tree.root_is_stale,
+            edits: Vec::new(),
+        }
+    }
+
+    /// Sets slots of a root that holds slots.
+    fn grow_root(&mut self, old: &Arc<Vec<LeafEntry>>, slots: &[(ObjectIndex, Vid)]) -> Level {
+        let merged = leaf::merge(old, slots);
+        if merged == **old {
+            return Level::Slots(Arc::clone(old));
+        }
+        self.root_changes = true;
+        if merged.len() <= self.capacity.leaf {
+            return Level::Slots(Arc::new(merged));
+        }
+        let parts = leaf::split(&merged, self.capacity.leaf);
+        Level::Leaves(parts.into_iter().map(new_leaf).collect())
+    }
+
+    /// Sets slots of leaves, each in the leaf the root leads to, those behind
+    /// every leaf in the last.
+    fn grow_leaves(&mut self, old: &[Leaf], slots: &[(ObjectIndex, Vid)]) -> Vec<Leaf> {
+        let mut leaves = Vec::with_capacity(old.len() + 1);
+        let mut rest = slots;
+        for (number, old_leaf) in old.iter().enumerate() {
+            let here = if number + 1 == old.len() {
+                rest.len()
+            } else {
+                rest.partition_point(|(index, _)| index.0 <= old_leaf.last())
+            };
+            let (into, behind) = rest.split_at(here);
+            rest = behind;
+            self.grow_leaf(old_leaf, into, &mut leaves);
+        }
+        if old.is_empty() && !rest.is_empty() {
+            let slots = leaf::merge(&[], rest);
+            leaves.extend(slots.chunks(self.capacity.leaf).map(new_leaf));
+            self.root_changes = true;
+        }
+        leaves
+    }
+
+    /// Adds what becomes of `old` with `slots` to `leaves`.
+    fn grow_leaf(&mut self, old: &Leaf, slots: &[(ObjectIndex, Vid)], leaves: &mut Vec<Leaf>) {
+        let is_overfull = matches!(old.place, Place::Overfull(_));
+        if slots.is_empty() && !is_overfull {
+            leaves.push(old.clone());
+            return;
+        }
+        let merged = leaf::merge(old.slots(), slots);
+        if merged == old.slots() && !is_overfull {
+            leaves.push(old.clone());
+            return;
+        }
+        if merged.len() <= self.capacity.leaf {
+            leaves.push(self.change_leaf(old, merged));
+            return;
+        }
+        self.root_changes = true;
+        if leaf::extends(old.slots(), &merged) {
+            // Behind the last slot: the old leaf is filled, not split.
+            let mut parts = merged.chunks(self.capacity.leaf);
+            let filled = parts.next().unwrap_or_default().to_vec();
+            leaves.push(self.change_leaf(old, filled));
+            leaves.extend(parts.map(new_leaf));
+            return;
+        }
+        let mut parts = leaf::split(&merged, self.capacity.leaf);
+        let upper = parts.pop().unwrap_or_default().to_vec();
+        leaves.extend(parts.into_iter().map(new_leaf));
+        leaves.push(self.change_leaf(old, upper));
+    }
+
+    /// The leaf in the object of `old` with the slots `new`.
+    fn change_leaf(&mut self, old: &Leaf, new: Vec<LeafEntry>) -> Leaf {
+        let place = match old.place {
+            // Nothing is said about who else uses an ancestor's leaf.
+            Place::Stored(oid) | Place::Overfull(oid) if oid.vid() != Some(self.vid) => Place::New,
+            Place::Stored(oid) => {
+                self.edits.extend(leaf::edit(oid, old.slots(), &new));
+                Place::Stored(oid)
+            }
+            Place::Overfull(oid) => {
+                self.edits.push(leaf::rewrite(oid, &new));
+                Place::Stored(oid)
+            }
+            Place::New => Place::New,
+        };
+        let changed = Leaf::new(place, new);
+        self.root_changes |= place == Place::New || changed.last() != old.last();
+        changed
+    }
+
+    /// Gives new leaves their numbers and puts the writes in order.
+    fn finish(mut self, mut level: Level) -> Result<(Level, u32, Vec<TreeWrite>), ClientError> {
+        let inode = Oid::inode(self.vid);
+        let mut writes = Vec::new();
+        if let Level::Leaves(leaves) = &mut level {
+            if leaves.len() > self.capacity.root {
+                return Err(ClientError::Unsuitable("the root of the index is full"));
+            }
+            let creates = self.number_new_leaves(leaves)?;
+            if !creates.is_empty() {
+                writes.push(TreeWrite {
+                    oid: inode,
+                    offset: BTREE_COUNTER_OFFSET,
+                    data: Bytes::copy_from_slice(&self.counter.to_le_bytes()),
+                    create: false,
+                });
+                writes.extend(creates);
+            }
+        }
+        if self.root_changes {
+            writes.push(TreeWrite {
+                oid: inode,
+                offset: ROOT_WRITE_OFFSET,
+                data: encode_root(&level),
+                create: false,
+            });
+        }
+        writes.append(&mut self.edits);
+        Ok((level, self.counter, writes))
+    }
+
+    fn number_new_leaves(&mut self, leaves: &mut [Leaf]) -> Result<Vec<TreeWrite>, ClientError> {
+        let mut creates = Vec::new();
+        for leaf in leaves.iter_mut().filter(|leaf| leaf.place == Place::New) {
+            let oid = Oid::btree_node(self.vid, self.counter);
+            self.counter = self.counter.checked_add(1).ok_or(ClientError::Unsuitable(
+                "the index has used up the numbers of its nodes",
+            ))?;
+            leaf.place = Place::Stored(oid);
+            creates.push(TreeWrite {
+                oid,
+                offset: 0,
+                data: leaf::encode(leaf.slots()),
+                create: true,
+            });
+        }
+        Ok(creates)
+    }
+}
+
+fn new_leaf(slots: &[LeafEntry]) -> Leaf {
+    Leaf::new(Place::New, slots.to_vec())
+}
+
+/// The bytes to write at [`ROOT_WRITE_OFFSET`].
+fn encode_root(level: &Level) -> Bytes {
+    let mut bytes = BytesMut::from(&ROOT_WRITE_LEAD[..]);
+    match level {
+        Level::Slots(slots) => {
+            bytes.put_slice(leaf::header(slots.len()).as_bytes());
+            bytes.put_slice(slots.as_bytes());
+        }
+        Level::Leaves(leaves) => {
+            bytes.put_slice(NodeHeader::root(leaf::count(leaves.len())).as_bytes());
+            for leaf in leaves {
+                if let Place::Stored(oid) | Place::Overfull(oid) = leaf.place {
+                    let max = ObjectIndex(leaf.last());
+                    bytes.put_slice(RootEntry::new(max, oid).as_bytes());
+                }
+            }
+        }
+    }
+    bytes.freeze()
+}

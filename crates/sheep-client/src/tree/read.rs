@@ -1,0 +1,191 @@
+//! Reading the tree of a hypervolume.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use sheep_proto::btree::{self, LeafEntry, Node, NodeHeader, ROOT_OFFSET, RootEntry};
+use sheep_proto::inode::object_count;
+use sheep_proto::limits::{BTREE_NODE_LEN, DEFAULT_BLOCK_SIZE_SHIFT, INODE_INDEX_LEN};
+use sheep_proto::{Malformed, ObjectKind, Oid, ResultCode, Vid};
+
+use super::untangle::{Found, untangle};
+use super::{Capacity, IndexTree, Level};
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::index::PIECE_LEN;
+use crate::lookup::inode_error;
+use crate::vdi::VdiInfo;
+
+/// How often a tree is read that its writer changes meanwhile.
+const READS: u32 = 8;
+
+impl Client {
+    /// Reads the index of a hypervolume, 8 bytes of memory for each slot.
+    ///
+    /// # Errors
+    /// `Unsuitable` for a VDI with a flat index, `Malformed` for a tree no
+    /// cluster has, otherwise as [`Client::read_object`].
+    pub async fn read_tree(&self, vdi: &VdiInfo) -> Result<IndexTree, ClientError> {
+        if !vdi.hypervolume {
+            return Err(ClientError::Unsuitable("its index is not a tree"));
+        }
+        self.load_tree(vdi.vid).await
+    }
+
+    pub(super) async fn load_tree(&self, vid: Vid) -> Result<IndexTree, ClientError> {
+        for _ in 1..READS {
+            match self.try_load_tree(vid).await {
+                Ok(Some(tree)) => return Ok(tree),
+                // Parts from before and after a change do not fit together.
+                Ok(None) | Err(ClientError::Malformed { .. }) => {}
+                Err(error) if error.code() == Some(ResultCode::NoObj) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.try_load_tree(vid)
+            .await?
+            .ok_or_else(|| bad_tree(vid, "it changes faster than it can be read"))
+    }
+
+    /// The tree, unless it changed meanwhile.
+    async fn try_load_tree(&self, vid: Vid) -> Result<Option<IndexTree>, ClientError> {
+        let header = self.read_header(vid).await?;
+        let counter = header.btree_counter.get();
+        let inode = Oid::inode(vid);
+        let root = self
+            .read_node(vid, inode, ROOT_OFFSET, INODE_INDEX_LEN)
+            .await?;
+        let (tree, checked) = match parse_node(vid, &root)? {
+            Node::Leaf(slots) => {
+                check_slots(vid, slots)?;
+                let tree = IndexTree::from_slots(vid, counter, slots.to_vec());
+                (tree, size_of::<NodeHeader>())
+            }
+            Node::Root(entries) => {
+                let objects = object_count(header.vdi_size.get(), DEFAULT_BLOCK_SIZE_SHIFT);
+                let found = self.read_leaves(vid, entries, objects).await?;
+                let tree = IndexTree::from_leaves(vid, counter, found, Capacity::PROTOCOL);
+                (tree, root.len())
+            }
+        };
+        let len = u32::try_from(checked).expect("at most 4 MiB");
+        let again = self.read_object(inode, ROOT_OFFSET, len).await?;
+        Ok((again == root[..checked]).then_some(tree))
+    }
+
+    async fn read_leaves(
+        &self,
+        vid: Vid,
+        entries: &[RootEntry],
+        objects: u64,
+    ) -> Result<Vec<Found>, ClientError> {
+        // A leaf that is being split has its lower half twice.
+        let limit = objects.saturating_mul(2);
+        let mut total = 0;
+        let mut found = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let oid = Oid::from_raw(entry.oid.get());
+            if oid.kind() != Some(ObjectKind::BtreeNode) {
+                return Err(bad_tree(vid, "a leaf that is no B-tree node"));
+            }
+            let node = self.read_node(vid, oid, 0, BTREE_NODE_LEN).await?;
+            let Node::Leaf(slots) = parse_node(vid, &node)? else {
+                return Err(bad_tree(vid, "a tree of more than two levels"));
+            };
+            check_slots(vid, slots)?;
+            total += slots.len() as u64;
+            if total > limit {
+                return Err(bad_tree(vid, "more slots than the volume has objects"));
+            }
+            found.push(Found {
+                max: entry.max_index.get(),
+                oid,
+                slots: slots.to_vec(),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Reads the used part of a B-tree node.
+    async fn read_node(
+        &self,
+        vid: Vid,
+        oid: Oid,
+        base: u32,
+        room: usize,
+    ) -> Result<Bytes, ClientError> {
+        let header_len = size_of::<NodeHeader>();
+        let head = self
+            .read_object(oid, base, u32::try_from(header_len).expect("8"))
+            .await?;
+        let used = btree::used_len(&head).map_err(|source| inode_error(vid, source))?;
+        let used = used.min(room);
+        let mut node = BytesMut::with_capacity(used);
+        while node.len() < used {
+            let at = u32::try_from(node.len()).expect("at most 4 MiB");
+            let len = u32::try_from(used - node.len())
+                .expect("at most 4 MiB")
+                .min(PIECE_LEN);
+            node.extend_from_slice(&self.read_object(oid, base + at, len).await?);
+        }
+        Ok(node.freeze())
+    }
+}
+
+impl IndexTree {
+    /// A tree whose root holds checked `slots`.
+    pub(super) fn from_slots(vid: Vid, counter: u32, slots: Vec<LeafEntry>) -> Self {
+        Self {
+            vid,
+            level: Level::Slots(Arc::new(slots)),
+            counter,
+            root_is_stale: false,
+            in_doubt: false,
+            capacity: Capacity::PROTOCOL,
+        }
+    }
+
+    /// A tree whose root leads to leaves with checked slots.
+    pub(super) fn from_leaves(
+        vid: Vid,
+        counter: u32,
+        found: Vec<Found>,
+        capacity: Capacity,
+    ) -> Self {
+        // The C programs write the counter last.
+        let used = found
+            .iter()
+            .filter(|leaf| leaf.oid.vid() == Some(vid))
+            .map(|leaf| leaf.oid.number().saturating_add(1));
+        let counter = used.fold(counter, u32::max);
+        let (leaves, root_is_stale) = untangle(found, capacity.leaf);
+        Self {
+            vid,
+            level: Level::Leaves(leaves),
+            counter,
+            root_is_stale,
+            in_doubt: false,
+            capacity,
+        }
+    }
+}
+
+fn parse_node(vid: Vid, bytes: &[u8]) -> Result<Node<'_>, ClientError> {
+    Node::parse(bytes).map_err(|source| inode_error(vid, source))
+}
+
+fn check_slots(vid: Vid, slots: &[LeafEntry]) -> Result<(), ClientError> {
+    let owners_are_vids =
+        |slot: &LeafEntry| slot.vid.get() == 0 || Vid::new(slot.vid.get()).is_some();
+    if !slots.iter().all(owners_are_vids) {
+        return Err(bad_tree(vid, "an owner that is no VID"));
+    }
+    if !slots.is_sorted_by(|before, after| before.index < after.index) {
+        return Err(bad_tree(vid, "slots that are out of order"));
+    }
+    Ok(())
+}
+
+fn bad_tree(vid: Vid, why: &'static str) -> ClientError {
+    inode_error(vid, Malformed { what: "index", why })
+}

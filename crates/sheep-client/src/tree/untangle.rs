@@ -1,0 +1,168 @@
+//! Puts leaves in order as they were found on the cluster.
+//!
+//! Usually they are. But the C programs store a wrong maximum when they split a
+//! leaf, and then take what is below it for missing and put it into the leaf
+//! behind; and a plan that was cut off leaves slots in two leaves.
+
+use sheep_proto::Oid;
+use sheep_proto::btree::LeafEntry;
+
+use super::leaf::{Leaf, Place};
+
+/// A leaf as found, in the order of the root.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The maximum that the root names.
+    pub(super) max: u32,
+    /// Its object.
+    pub(super) oid: Oid,
+    /// Its slots, sorted; may be none.
+    pub(super) slots: Vec<LeafEntry>,
+}
+
+/// A slot of a group of leaves that overlap.
+#[derive(Clone, Copy)]
+struct Copied {
+    slot: LeafEntry,
+    /// Position of its leaf in the root.
+    leaf: usize,
+}
+
+/// The leaves in order, and whether the root differs from what they need.
+pub(super) fn untangle(found: Vec<Found>, room: usize) -> (Vec<Leaf>, bool) {
+    let keys: Vec<_> = found.iter().map(|leaf| (leaf.max, leaf.oid)).collect();
+    let root = Root::new(&keys);
+    let mut sorted: Vec<_> = found
+        .into_iter()
+        .enumerate()
+        .filter(|(_, leaf)| !leaf.slots.is_empty())
+        .collect();
+    sorted.sort_by_key(|(_, leaf)| leaf.slots[0].index);
+
+    let mut leaves = Vec::with_capacity(sorted.len());
+    let mut group: Vec<(usize, Found)> = Vec::new();
+    let mut group_last = 0;
+    for (position, leaf) in sorted {
+        let (first, last) = (leaf.slots[0].index.get(), last_index(&leaf.slots));
+        if first > group_last {
+            untangle_group(std::mem::take(&mut group), &root, room, &mut leaves);
+        }
+        group_last = group_last.max(last);
+        group.push((position, leaf));
+    }
+    untangle_group(group, &root, room, &mut leaves);
+
+    let needed = leaves.iter().map(|leaf| match leaf.place {
+        Place::Stored(oid) | Place::Overfull(oid) => Some((leaf.last(), oid)),
+        Place::New => None,
+    });
+    let stale = !needed.eq(keys.iter().copied().map(Some));
+    (leaves, stale)
+}
+
+/// Puts leaves in order of which each overlaps another, or a single one.
+fn untangle_group(
+    mut group: Vec<(usize, Found)>,
+    root: &Root,
+    room: usize,
+    leaves: &mut Vec<Leaf>,
+) {
+    if group.len() <= 1 {
+        let single = group.pop();
+        leaves.extend(single.map(|(_, leaf)| Leaf::new(Place::Stored(leaf.oid), leaf.slots)));
+        return;
+    }
+    let mut copies: Vec<_> = group
+        .iter()
+        .flat_map(|(position, leaf)| {
+            leaf.slots.iter().map(|&slot| Copied {
+                slot,
+                leaf: *position,
+            })
+        })
+        .collect();
+    copies.sort_by_key(|copy| (copy.slot.index, copy.leaf));
+    let (slots, is_tangled) = choose(&copies, root);
+    drop(copies);
+
+    if is_tangled {
+        // Into objects of its own; the root leaves the old ones with one write.
+        let merged: Vec<_> = slots.iter().map(|copy| copy.slot).collect();
+        let parts = merged.len().div_ceil(room);
+        leaves.extend(
+            merged
+                .chunks(merged.len().div_ceil(parts))
+                .map(|part| Leaf::new(Place::New, part.to_vec())),
+        );
+        return;
+    }
+    for part in slots.chunk_by(|a, b| a.leaf == b.leaf) {
+        let slots: Vec<_> = part.iter().map(|copy| copy.slot).collect();
+        let home = group
+            .iter()
+            .find(|(position, _)| *position == part[0].leaf)
+            .map(|(_, leaf)| leaf)
+            .expect("slots come from leaves of the group");
+        let place = if slots.len() == home.slots.len() {
+            Place::Stored(home.oid)
+        } else {
+            Place::Overfull(home.oid)
+        };
+        leaves.push(Leaf::new(place, slots));
+    }
+}
+
+/// One copy of each slot, the one in the first leaf where that is as good as
+/// the one the root leads to, and whether the leaves must be made anew: a slot
+/// would have to move from one to another.
+fn choose(copies: &[Copied], root: &Root) -> (Vec<Copied>, bool) {
+    let mut chosen: Vec<Copied> = Vec::with_capacity(copies.len());
+    let mut is_tangled = false;
+    for same in copies.chunk_by(|a, b| a.slot.index == b.slot.index) {
+        let first = same[0];
+        let leads_to = root.lookup(first.slot.index.get());
+        let led = same
+            .iter()
+            .find(|copy| Some(copy.leaf) == leads_to)
+            .unwrap_or(&first);
+        if led.slot == first.slot {
+            chosen.push(first);
+        } else {
+            is_tangled = true;
+            chosen.push(*led);
+        }
+    }
+    is_tangled |= !chosen.is_sorted_by_key(|copy| copy.leaf);
+    (chosen, is_tangled)
+}
+
+fn last_index(slots: &[LeafEntry]) -> u32 {
+    slots.last().map_or(0, |slot| slot.index.get())
+}
+
+/// The keys of a root, for looking slots up as the C programs do.
+struct Root {
+    /// Largest maximum up to each entry: ascending even where maxima are not.
+    largest: Vec<u32>,
+}
+
+impl Root {
+    fn new(keys: &[(u32, Oid)]) -> Self {
+        let mut largest = 0;
+        Self {
+            largest: keys
+                .iter()
+                .map(|&(max, _)| {
+                    largest = largest.max(max);
+                    largest
+                })
+                .collect(),
+        }
+    }
+
+    /// Position of the first entry whose maximum is not below `index`.
+    fn lookup(&self, index: u32) -> Option<usize> {
+        let at = self.largest.partition_point(|&largest| largest < index);
+        (at < self.largest.len()).then_some(at)
+    }
+}
