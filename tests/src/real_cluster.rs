@@ -103,9 +103,10 @@ impl RealCluster {
         // One after another: the local driver keeps its locks in one place for
         // the whole machine, and every node that starts sweeps it.
         for port in free_ports(nodes)? {
-            let child = cluster.launch(cluster.nodes.len(), port)?;
+            let node = cluster.nodes.len();
+            let child = cluster.launch(node, port)?;
             cluster.nodes.push(Node { port, child });
-            cluster.wait_for_nodes(cluster.nodes.len())?;
+            cluster.wait_for_member(node)?;
         }
         cluster.dog(&[&["cluster", "format"], format_options].concat())?;
         Ok(cluster)
@@ -132,10 +133,12 @@ impl RealCluster {
         String::from_utf8(text).context("dog prints text")
     }
 
-    /// Ends node `node` as `kill -9` does.
+    /// Ends node `node` as `kill -9` does, and waits until the others noticed.
+    ///
+    /// Not node 0, which is asked for the members.
     ///
     /// # Errors
-    /// When it has ended by itself before.
+    /// When it has ended by itself before, or stays a member.
     pub fn kill(&mut self, node: usize) -> anyhow::Result<()> {
         let child = &mut self.nodes[node].child;
         if let Some(status) = child.try_wait()? {
@@ -146,16 +149,19 @@ impl RealCluster {
         }
         child.kill()?;
         child.wait()?;
-        Ok(())
+        let port = self.nodes[node].port;
+        wait_until("a killed node is no member", JOIN_LIMIT, || {
+            Ok(!self.members()?.contains(&port))
+        })
     }
 
-    /// Starts a killed node again and waits until all nodes are members.
+    /// Starts a killed node again and waits until it is a member.
     ///
     /// # Errors
     /// As [`RealCluster::start`].
     pub fn start_again(&mut self, node: usize) -> anyhow::Result<()> {
         self.nodes[node].child = self.launch(node, self.nodes[node].port)?;
-        self.wait_for_nodes(self.nodes.len())
+        self.wait_for_member(node)
     }
 
     fn dog_command(&self, arguments: &[&str]) -> Command {
@@ -191,15 +197,22 @@ impl RealCluster {
         )
     }
 
-    fn wait_for_nodes(&mut self, count: usize) -> anyhow::Result<()> {
-        wait_until(&format!("{count} nodes are members"), JOIN_LIMIT, || {
-            let newest = count - 1;
-            if let Some(status) = self.nodes[newest].child.try_wait()? {
-                bail!("sheep {newest} ended: {status}\n{}", self.log_text(newest));
+    fn wait_for_member(&mut self, node: usize) -> anyhow::Result<()> {
+        wait_until(&format!("sheep {node} is a member"), JOIN_LIMIT, || {
+            if let Some(status) = self.nodes[node].child.try_wait()? {
+                bail!("it ended: {status}\n{}", self.log_text(node));
             }
-            let list = output(DOG_LIMIT, &mut self.dog_command(&["node", "list", "--raw"]))?;
-            Ok(list.status.success() && list.stdout.split(|&byte| byte == b'\n').count() > count)
+            Ok(self.members()?.contains(&self.nodes[node].port))
         })
+    }
+
+    /// The ports of the nodes that are members; none while node 0 starts.
+    fn members(&self) -> anyhow::Result<Vec<u16>> {
+        let list = output(DOG_LIMIT, &mut self.dog_command(&["node", "list", "--raw"]))?;
+        let text = String::from_utf8(list.stdout).context("dog prints text")?;
+        // "0 127.0.0.1:7000 128 0"
+        let port = |line: &str| line.split(' ').nth(1)?.rsplit_once(':')?.1.parse().ok();
+        Ok(text.lines().filter_map(port).collect())
     }
 
     fn log(&self, node: usize) -> PathBuf {
