@@ -3,7 +3,7 @@
 mod model;
 mod objects;
 
-use sheep_proto::btree::{Node, NodeHeader, RootEntry};
+use sheep_proto::btree::{LeafEntry, Node, NodeHeader, RootEntry};
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes as _;
@@ -218,6 +218,33 @@ fn a_maximum_that_hides_slots_is_found_out_and_corrected() {
     );
     objects.apply(&writes);
     assert_eq!(objects.lookup(10), Some(vid()));
+}
+
+#[test]
+fn slots_put_behind_a_hidden_leaf_are_found_and_get_leaves_of_their_own() {
+    let mut objects = tiny(4);
+    let mut tree = objects.read();
+    objects.apply(&tree.insert(&own([0, 10, 20, 30, 40])).unwrap());
+    // What a real dog did when it split a leaf: it hid the lower half and put
+    // the slot that belongs there into the upper one.
+    assert!(objects.hide_leaf(0, LeafEntry::new(ObjectIndex(5), Some(vid()))));
+    assert_eq!(objects.lookup(10), None);
+
+    let mut tree = objects.read();
+    let everything = own([0, 5, 10, 20, 30, 40]);
+    assert_eq!(tree.slots().collect::<Vec<_>>(), everything);
+    let writes = tree.insert(&[]).unwrap();
+    assert_eq!(
+        outline(&writes),
+        [
+            ("inode", 0, 568, 4, false),
+            ("node", 2, 0, 8 + 3 * 8, true),
+            ("node", 3, 0, 8 + 3 * 8, true),
+            ("inode", 0, 4656, 8 + 8 + 2 * 16, false),
+        ]
+    );
+    objects.apply(&writes);
+    assert_eq!(objects.keys(), [(10, 2), (40, 3)]);
 }
 
 #[test]
