@@ -7,12 +7,15 @@
 //! After the batch one more question tells whether the VDI became a snapshot
 //! meanwhile, in which case the update may be missing in the new working VDI
 //! (protocol 7.4).
+//!
+//! The index of a hypervolume is a tree that one batch changes at a time; each
+//! rewrites its root, so there is all the more to gain from gathering.
 
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::join_all;
-use sheep_client::{Client, ClientError};
-use sheep_proto::{ObjectIndex, Vid};
+use sheep_client::{Client, ClientError, IndexTree};
+use sheep_proto::{ObjectIndex, Oid, Vid};
 use tokio::sync::oneshot;
 
 /// Slots in one request; a server does work for each before it answers.
@@ -36,6 +39,8 @@ type Outcome = Result<Published, Arc<ClientError>>;
 #[derive(Debug)]
 pub(crate) struct IndexWriter {
     client: Client,
+    /// The index of a hypervolume.
+    tree: Option<tokio::sync::Mutex<IndexTree>>,
     queue: Mutex<Queue>,
 }
 
@@ -54,9 +59,11 @@ struct Update {
 }
 
 impl IndexWriter {
-    pub(crate) fn new(client: Client) -> Arc<Self> {
+    /// For a VDI with a flat index, or for a hypervolume and its `tree`.
+    pub(crate) fn new(client: Client, tree: Option<IndexTree>) -> Arc<Self> {
         Arc::new(Self {
             client,
+            tree: tree.map(tokio::sync::Mutex::new),
             queue: Mutex::default(),
         })
     }
@@ -99,7 +106,10 @@ impl IndexWriter {
         batch.sort_unstable_by_key(|update| (update.vid, update.index));
         let mut vids: Vec<Vid> = batch.iter().map(|update| update.vid).collect();
         vids.dedup();
-        let written = join_all(runs(&batch).map(|run| self.write_run(run))).await;
+        let written = match &self.tree {
+            None => join_all(runs(&batch).map(|run| self.write_run(run))).await,
+            Some(tree) => vec![self.insert(tree, &batch).await],
+        };
         let states = join_all(vids.iter().map(|&vid| self.state(vid))).await;
 
         let outcomes = written.into_iter().flatten().collect::<Vec<_>>();
@@ -121,6 +131,38 @@ impl IndexWriter {
             .write_slots(vid, first, &vec![Some(vid); run.len()])
             .await;
         vec![outcome.map_err(Arc::new); run.len()]
+    }
+
+    async fn insert(
+        &self,
+        tree: &tokio::sync::Mutex<IndexTree>,
+        batch: &[Update],
+    ) -> Vec<Result<(), Arc<ClientError>>> {
+        let slots: Vec<_> = batch
+            .iter()
+            .map(|update| (update.index, update.vid))
+            .collect();
+        let outcome = self
+            .client
+            .insert_tree_slots(&mut *tree.lock().await, &slots)
+            .await;
+        vec![outcome.map_err(Arc::new); batch.len()]
+    }
+
+    /// Removes an object of a hypervolume and clears its slot. When that fails
+    /// the object must not be used before it is made again.
+    ///
+    /// The caller holds the slot's guard.
+    pub(crate) async fn discard(&self, vid: Vid, index: ObjectIndex) -> Result<(), ClientError> {
+        let Some(tree) = &self.tree else {
+            return Err(ClientError::Unsuitable(
+                "only objects of a hypervolume are discarded",
+            ));
+        };
+        let mut tree = tree.lock().await;
+        let outcome = self.client.discard_object(Oid::data(vid, index)).await;
+        tree.discarded(index);
+        outcome
     }
 
     async fn state(&self, vid: Vid) -> Outcome {

@@ -15,7 +15,7 @@
 //!
 //! Someone may take a snapshot at any moment. Then V is read-only, and
 //! [`reload`] moves the volume to the new working VDI without losing a write
-//! that was acknowledged.
+//! that was acknowledged. A hypervolume cannot have snapshots.
 
 mod facts;
 mod punch;
@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use sheep_client::{Client, ClientError, VdiInfo, VdiSelector, WhichVersion};
+use sheep_client::{Client, ClientError, IndexTree, VdiInfo, VdiSelector, WhichVersion};
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::runtime::Handle;
@@ -97,15 +97,28 @@ pub struct VolumeOptions {
 }
 
 impl Head {
-    async fn load(client: &Client, vid: Vid) -> Result<Option<Self>, ClientError> {
+    /// Reads a VDI's facts and index; `None` when it was deleted. The tree is a
+    /// hypervolume's.
+    async fn load(
+        client: &Client,
+        vid: Vid,
+    ) -> Result<Option<(Self, Option<IndexTree>)>, ClientError> {
         let Some(info) = client.info(vid).await? else {
             return Ok(None);
         };
         let mut map = InodeMap::default();
-        client
-            .for_each_slot(&info, |index, owner| map.set(index, Some(owner)))
-            .await?;
-        Ok(Some(Self { info, map }))
+        let tree = if info.hypervolume {
+            let tree = client.read_tree(&info).await?;
+            tree.slots()
+                .for_each(|(index, owner)| map.set(index, Some(owner)));
+            Some(tree)
+        } else {
+            client
+                .for_each_slot(&info, |index, owner| map.set(index, Some(owner)))
+                .await?;
+            None
+        };
+        Ok(Some((Self { info, map }, tree)))
     }
 }
 
@@ -125,14 +138,11 @@ impl Volume {
     ) -> Result<Arc<Self>, FsError> {
         let working = selector.which == WhichVersion::Working;
         let locked = options.lock && working && !options.read_only;
-        let head = Self::find_and_load(&client, &selector, locked).await?;
-        if head.info.hypervolume && working {
-            tracing::warn!("{selector} is a hypervolume: it can be read, not written");
-        }
-        let writable = working && !options.read_only && !head.info.hypervolume;
+        let (head, tree) = Self::find_and_load(&client, &selector, locked).await?;
+        let writable = working && !options.read_only;
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            index_writer: IndexWriter::new(client.clone()),
+            index_writer: IndexWriter::new(client.clone(), tree),
             client,
             selector,
             writable,
@@ -154,7 +164,7 @@ impl Volume {
         client: &Client,
         selector: &VdiSelector,
         locked: bool,
-    ) -> Result<Head, FsError> {
+    ) -> Result<(Head, Option<IndexTree>), FsError> {
         for _ in 0..OPEN_TRIES {
             let vid = if locked {
                 client.lock(selector).await?
@@ -164,7 +174,7 @@ impl Volume {
             let loaded = Head::load(client, vid).await;
             let working = selector.which == WhichVersion::Working;
             match loaded {
-                Ok(Some(head)) if head.info.is_snapshot() != working => return Ok(head),
+                Ok(Some(loaded)) if loaded.0.info.is_snapshot() != working => return Ok(loaded),
                 // Deleted, or turned into a snapshot, since it was found.
                 Ok(_) if !locked => {}
                 Ok(_) => client.release(vid).await?,

@@ -155,7 +155,7 @@ impl Tree {
 
     async fn create(&self, line: &CreateLine) -> Result<(), FsError> {
         if line.new.hypervolume && line.preallocate {
-            return Err(invalid("a hypervolume cannot be preallocated"));
+            return Err(invalid("a hypervolume is not preallocated"));
         }
         let client = self.client();
         let vid = client.create_vdi(&line.new).await?;

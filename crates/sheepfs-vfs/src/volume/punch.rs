@@ -7,6 +7,9 @@
 //! until its object is seen to be gone. DISCARD_OBJ is not used for the same
 //! reason: it removes the object at once, and the late removal follows unseen.
 //! On a snapshot it would even take the working VDI's data (protocol 7.5).
+//!
+//! The index of a hypervolume is no array of references. There DISCARD_OBJ is
+//! the way: nothing is removed late, and no snapshot can be hit.
 
 use std::collections::HashSet;
 use std::sync::MutexGuard;
@@ -71,15 +74,18 @@ impl Volume {
             // What an object holds behind the end of the volume is nobody's.
             let end = object_end(chunk.index).min(size);
             let start = u64::from(chunk.index.0) << shift;
-            // Objects of a hypervolume have no references that clearing could drop.
-            if !hypervolume && chunk.offset == 0 && start + u64::from(chunk.len) == end {
+            if chunk.offset == 0 && start + u64::from(chunk.len) == end {
                 whole.push(chunk.index);
             } else {
                 self.write_zeros(start, chunk).await?;
             }
         }
         for batch in whole.chunks(MAX_BATCH) {
-            self.free_objects(batch).await?;
+            if hypervolume {
+                self.discard_objects(batch).await?;
+            } else {
+                self.free_objects(batch).await?;
+            }
         }
         self.written();
         Ok(())
@@ -108,6 +114,23 @@ impl Volume {
             self.write_range(object_start + u64::from(at), zeros(len))
                 .await?;
             at += len;
+        }
+        Ok(())
+    }
+
+    async fn discard_objects(&self, indexes: &[ObjectIndex]) -> Result<(), FsError> {
+        for &index in indexes {
+            let _guard = self.guards.acquire(index).await;
+            let vid = self.vid();
+            // A hole before it is one in the cluster, and when that fails, too:
+            // a write makes the object again instead of trusting a lost one.
+            self.head
+                .write()
+                .expect("no one panics with the head")
+                .map
+                .set(index, None);
+            let discarded = self.index_writer.discard(vid, index).await;
+            discarded.map_err(|error| self.failed(error))?;
         }
         Ok(())
     }

@@ -76,10 +76,13 @@ impl Volume {
                 Err(error) => return Err(self.failed(error)),
             };
             if vid != old {
-                let head = Head::load(&self.client, vid)
-                    .await
-                    .map_err(|error| self.failed(error))?;
-                return Ok(head.filter(|head| !head.info.is_snapshot()));
+                let loaded = Head::load(&self.client, vid).await;
+                return match loaded.map_err(|error| self.failed(error))? {
+                    // It has no snapshots, so this is another VDI by that name.
+                    Some((_, Some(_hypervolume))) => Err(self.gone()),
+                    Some((head, None)) => Ok(Some(head).filter(|head| !head.info.is_snapshot())),
+                    None => Ok(None),
+                };
             }
             // Another sheep may know of the snapshot a moment later.
             tokio::time::sleep(SAME_VID_PAUSE * 2u32.pow(tries)).await;

@@ -1,8 +1,8 @@
 //! Random operations on volumes against a vector of bytes.
 
-use crate::support::{Cluster, open, open_version, read_all, tag, unique_name};
+use crate::support::{Cluster, formatted, open, open_version, read_all, tag, unique_name};
 use sheep_client::VdiSelector;
-use sheep_proto::VdiName;
+use sheep_proto::{ClusterFlags, VdiName};
 
 const MIB: u64 = 1 << 20;
 const STEPS: usize = 150;
@@ -41,7 +41,7 @@ async fn random_operations(cluster: &Cluster, name: &VdiName, seed: u64) -> Vec<
                 volume.punch_hole(offset, len as u64).await.unwrap();
                 model[start..start + len].fill(0);
             }
-            80..86 => {
+            80..86 if !volume.info().hypervolume => {
                 let text = format!("s{step}");
                 cluster.client.snapshot(name, &tag(&text)).await.unwrap();
                 snapshots.push((text, model.clone()));
@@ -120,4 +120,88 @@ async fn a_clone_goes_its_own_way_and_leaves_its_parent_alone() {
         let start = byte * usize::try_from(MIB).unwrap();
         parent[start] == u8::try_from(byte).unwrap()
     }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_vdi_holds_what_was_written() {
+    let cluster = Cluster::start().await;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    for shift in [20, 21, 22, 23, 25] {
+        let name = cluster
+            .create_kind("shift", |new| {
+                new.size = 9 * MIB + 3;
+                new.object_shift = Some(shift);
+            })
+            .await;
+        random_operations(&cluster, &name, seed ^ u64::from(shift)).await;
+    }
+    let name = cluster
+        .create_kind("hyper", |new| {
+            new.size = 13 * MIB + 5;
+            new.hypervolume = true;
+        })
+        .await;
+    random_operations(&cluster, &name, seed ^ 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervolume_is_written_beyond_what_a_flat_index_can_name() {
+    const TIB: u64 = 1 << 40;
+    let cluster = Cluster::start().await;
+    let name = cluster
+        .create_kind("far", |new| {
+            new.size = 16 * TIB;
+            new.hypervolume = true;
+        })
+        .await;
+    let volume = open(&cluster.client, &name).await;
+    let far = [0, 5 * TIB + 77, 16 * TIB - 100, TIB, 4 * TIB - 50];
+    let writes = far.map(|offset| volume.write_at(offset, vec![7; 100].into()));
+    for written in futures_util::future::join_all(writes).await {
+        assert_eq!(written.unwrap(), 100);
+    }
+    volume.punch_hole(TIB, 4 << 20).await.unwrap();
+    let again = open(&cluster.client, &name).await;
+    for offset in far {
+        let expected = if offset == TIB { 0 } else { 7 };
+        assert_eq!(
+            again.read_at(offset, 100).await.unwrap(),
+            vec![expected; 100]
+        );
+    }
+    assert_eq!(
+        again.next_data(5 * TIB + (4 << 20)).unwrap(),
+        16 * TIB - (4 << 20)
+    );
+    assert_eq!(again.allocated(), 5 * (4 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_objects_are_as_good_as_any() {
+    // A C sheep takes 2 GiB from its disk for the first byte of each.
+    let cluster = formatted(ClusterFlags::empty()).await;
+    let name = cluster
+        .create_kind("largest", |new| {
+            new.size = (9 << 30) + 3;
+            new.object_shift = Some(31);
+        })
+        .await;
+    let volume = open(&cluster.client, &name).await;
+    let border = 2u64 << 30;
+    volume
+        .write_at(border - 5, vec![7; 10].into())
+        .await
+        .unwrap();
+    volume
+        .write_at(4 * border, vec![8; 10].into())
+        .await
+        .unwrap();
+    let again = open(&cluster.client, &name).await;
+    assert_eq!(
+        again.read_at(border - 6, 12).await.unwrap(),
+        b"\0\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\0"[..]
+    );
+    assert_eq!(again.read_at(4 * border, 10).await.unwrap(), vec![8; 10]);
+    assert_eq!(again.next_data(2 * border).unwrap(), 4 * border);
 }

@@ -59,6 +59,15 @@ impl Cluster {
         Client::over(Arc::new(wrap(Arc::new(pool))))
     }
 
+    /// Makes a VDI of some kind with a name nobody else has.
+    pub(crate) async fn create_kind(&self, stem: &str, kind: impl FnOnce(&mut NewVdi)) -> VdiName {
+        let name = unique_name(stem);
+        let mut new = NewVdi::new(name.clone(), 0);
+        kind(&mut new);
+        self.client.create_vdi(&new).await.expect("the name is new");
+        name
+    }
+
     /// Makes a VDI with objects of a mebibyte and a name nobody else has.
     pub(crate) async fn create(&self, stem: &str, size: u64) -> VdiName {
         let name = unique_name(stem);
