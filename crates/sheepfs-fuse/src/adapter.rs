@@ -11,7 +11,7 @@
 //!   mount writes to it.
 //! * `close(2)` need not wait: what write(2) acknowledged is on the cluster.
 //! * ENOSYS means "do it yourself, and do not ask again" to the kernel: access,
-//!   extended attributes, copying within the mount, polling.
+//!   copying within the mount, polling.
 
 use std::ffi::OsStr;
 use std::io;
@@ -35,6 +35,7 @@ use crate::answer::{Answers, Facts, Failure, conclude, refuse};
 use crate::convert::{self, Growth, Ownership};
 use crate::directory::OpenDirectories;
 use crate::session;
+use crate::xattr;
 
 /// No ino is ever used twice in one mount.
 const GENERATION: Generation = Generation(0);
@@ -423,32 +424,44 @@ impl Filesystem for Adapter {
         &self,
         request: &Request,
         ino: INodeNo,
-        _name: &OsStr,
-        _size: u32,
+        name: &OsStr,
+        size: u32,
         reply: ReplyXattr,
     ) {
-        refuse(facts("getxattr", request, ino), reply, Errno::ENOSYS);
+        let facts = range("getxattr", request, ino, 0, size.into());
+        let attributes = self.tree.extended_attributes(convert::ino(ino));
+        let value = attributes
+            .map_err(Failure::Tree)
+            .and_then(|attributes| xattr::value(attributes, name));
+        let answer = value.and_then(|value| xattr::answer(value, size));
+        conclude(facts, reply, answer, xattr::reply);
     }
 
-    fn listxattr(&self, request: &Request, ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        refuse(facts("listxattr", request, ino), reply, Errno::ENOSYS);
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let facts = range("listxattr", request, ino, 0, size.into());
+        let attributes = self.tree.extended_attributes(convert::ino(ino));
+        let answer = attributes
+            .map_err(Failure::Tree)
+            .and_then(|attributes| xattr::answer(xattr::names(&attributes), size));
+        conclude(facts, reply, answer, xattr::reply);
     }
 
     fn setxattr(
         &self,
         request: &Request,
         ino: INodeNo,
-        _name: &OsStr,
+        name: &OsStr,
         _value: &[u8],
         _flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        refuse(facts("setxattr", request, ino), reply, Errno::ENOSYS);
+        refuse(facts("setxattr", request, ino), reply, xattr::refusal(name));
     }
 
-    fn removexattr(&self, request: &Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        refuse(facts("removexattr", request, ino), reply, Errno::ENOSYS);
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let errno = xattr::refusal(name);
+        refuse(facts("removexattr", request, ino), reply, errno);
     }
 
     fn lseek(

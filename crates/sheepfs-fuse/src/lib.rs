@@ -22,6 +22,7 @@
 //! | `invalidate.rs` | telling the kernel that a name or a file has changed |
 //! | `mountpoint.rs` | is this a place we can mount on, and what is there already |
 //! | `session.rs` | mount options, limits agreed with the kernel, the end of a mount |
+//! | `xattr.rs` | extended attributes as getxattr(2) and listxattr(2) want them |
 //!
 //! It knows nothing of sheep, VDIs, opcodes or the command line.
 
@@ -32,6 +33,7 @@ mod directory;
 mod invalidate;
 mod mountpoint;
 mod session;
+mod xattr;
 
-pub use mountpoint::MountpointError;
+pub use mountpoint::{MountpointError, unescape};
 pub use session::{Access, Mount, MountConfig, MountError, check_mountable, mount};

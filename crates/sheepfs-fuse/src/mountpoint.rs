@@ -142,8 +142,8 @@ fn parse(line: &[u8]) -> Option<(PathBuf, Mounted)> {
     ))
 }
 
-/// Undoes the table's `\040` for a space and the like.
-fn unescape(field: &[u8]) -> Vec<u8> {
+/// Undoes `\040` for a space and the like, as in mount tables and fstab(5).
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, after)) = rest.split_first() {
