@@ -58,12 +58,14 @@ pub enum Access {
 pub struct MountConfig {
     /// An existing directory.
     pub mountpoint: PathBuf,
-    /// Shown in the mount table behind `sheepfs:`, such as `127.0.0.1:7000`.
+    /// Name in the mount table, such as `sheepfs:127.0.0.1:7000`.
     pub source: String,
     /// Who may look in.
     pub access: Access,
     /// Mount without write permission.
     pub read_only: bool,
+    /// Let nothing in the tree be executed.
+    pub no_exec: bool,
     /// Owner of all files.
     pub uid: u32,
     /// Group of all files.
@@ -269,7 +271,11 @@ pub(crate) fn negotiate(config: &mut KernelConfig) {
 fn options(config: &MountConfig, access: SessionACL) -> Config {
     let mut options = Config::default();
     options.mount_options = vec![
-        MountOption::FSName(format!("sheepfs:{}", config.source)),
+        MountOption::FSName(if geteuid().is_root() {
+            config.source.clone()
+        } else {
+            escape_for_helper(&config.source)
+        }),
         // As a plain string it reaches the kernel too when root mounts without
         // the helper; as `Subtype` fuser would keep it to itself.
         MountOption::CUSTOM("subtype=sheepfs".into()),
@@ -281,10 +287,18 @@ fn options(config: &MountConfig, access: SessionACL) -> Config {
     if config.read_only {
         options.mount_options.push(MountOption::RO);
     }
+    if config.no_exec {
+        options.mount_options.push(MountOption::NoExec);
+    }
     options.acl = access;
     options.n_threads = Some(EVENT_LOOPS);
     options.clone_fd = true;
     options
+}
+
+/// The helper gets all options in one list, where a comma ends an option.
+fn escape_for_helper(text: &str) -> String {
+    text.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// Opening the device has no effect until it is given to mount(2).
@@ -425,9 +439,10 @@ mod tests {
     fn the_mount_table_shows_where_the_files_come_from() {
         let config = MountConfig {
             mountpoint: "/mnt".into(),
-            source: "[::1]:7000".into(),
+            source: "sheepfs:[::1]:7000".into(),
             access: Access::Default,
             read_only: true,
+            no_exec: true,
             uid: 0,
             gid: 0,
             umask: 0,
@@ -435,7 +450,14 @@ mod tests {
         let options = options(&config, SessionACL::All).mount_options;
         assert!(options.contains(&MountOption::FSName("sheepfs:[::1]:7000".into())));
         assert!(options.contains(&MountOption::RO));
+        assert!(options.contains(&MountOption::NoExec));
         assert!(options.contains(&MountOption::DefaultPermissions));
+    }
+
+    #[test]
+    fn a_comma_in_the_source_does_not_end_the_option() {
+        assert_eq!(escape_for_helper("h1:7000,h2"), "h1:7000\\,h2");
+        assert_eq!(escape_for_helper("a\\b"), "a\\\\b");
     }
 
     #[test]

@@ -154,7 +154,6 @@ fn overlay(given: Cli, fallback: Cli) -> Cli {
             .or(fallback.log_format.filter(|_| logs_here)),
         pidfile: given.pidfile.or(fallback.pidfile),
         no_effect: given.no_effect,
-        in_background: given.in_background,
     }
 }
 
@@ -222,7 +221,7 @@ fn looks_like_mount_options(word: &str) -> bool {
 }
 
 /// clap's error in one line; the help and the version as they are.
-fn stop(error: clap::Error) -> Stop {
+pub(crate) fn stop(error: clap::Error) -> Stop {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion

@@ -98,10 +98,6 @@ pub(crate) struct Cli {
     pub(crate) attach_all: bool,
 
     /// Whether to lock volumes against writers elsewhere [default: auto]
-    ///
-    /// auto: in clusters formatted with locking, lock a volume while it is
-    /// attached. require: refuse to attach a volume that cannot be locked. off:
-    /// take no locks; needed to get at a volume whose owner died with the lock.
     #[arg(long, value_name = "MODE", value_enum, help_heading = "Volumes")]
     pub(crate) lock: Option<Lock>,
 
@@ -174,20 +170,16 @@ pub(crate) struct Cli {
     /// Accepted for scripts written for the original; it means nothing any more
     #[arg(short = 'n', hide = true)]
     pub(crate) no_effect: bool,
-
-    /// Set when the command starts itself again to go to the background
-    #[arg(long, hide = true)]
-    pub(crate) in_background: bool,
 }
 
 /// Values of --lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Lock {
-    /// Where the cluster has locks
+    /// In clusters formatted with locking, lock a volume while it is attached
     Auto,
-    /// Or do not attach
+    /// Refuse to attach a volume that cannot be locked
     Require,
-    /// Never
+    /// Take no locks: nothing keeps two writers apart
     Off,
 }
 

@@ -9,38 +9,53 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _, stdout};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use nix::unistd::{dup2_stderr, dup2_stdout, setsid};
 
+use crate::notify;
 use crate::settings::Mode;
 
-/// The line that says the tree is served.
-const READY: &str = "ready";
+/// What comes before the status in the line that says the tree is served.
+const READY: &str = "ready ";
 /// What comes before the reason in the other line.
 const FAILED: &str = "failed ";
 /// The longest line that is read.
 const LONGEST_LINE: u64 = 64 << 10;
-/// Tells the program that it is the one in the background.
+/// Tells the program, as its first argument, that it is the one in the background.
 const FLAG: &str = "--in-background";
+
+/// Why there is no process in the background that serves the tree.
+#[derive(Debug)]
+pub(crate) enum NotStarted {
+    /// There was one, and this is what it said and how it ended.
+    Ended { status: ExitStatus, reason: String },
+    /// The system would not start one.
+    System(anyhow::Error),
+}
+
+impl From<anyhow::Error> for NotStarted {
+    fn from(error: anyhow::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+/// Takes the flag out of `arguments`; true when it was there.
+pub(crate) fn take_flag(arguments: &mut Vec<OsString>) -> bool {
+    let there = arguments.get(1).is_some_and(|word| word == FLAG);
+    if there {
+        arguments.remove(1);
+    }
+    there
+}
 
 /// Starts the program in the background; returns when it serves the tree.
 ///
 /// # Errors
 /// The reason it gave, or how it ended without giving one.
-pub(crate) fn start(arguments: &[OsString]) -> anyhow::Result<()> {
-    let program =
-        env::current_exe().context("cannot find the program to start in the background")?;
-    let mut command = Command::new(&program);
-    if let Some((name, rest)) = arguments.split_first() {
-        command.arg0(name).arg(FLAG).args(rest);
-    }
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {} in the background", program.display()))?;
+pub(crate) fn start(arguments: &[OsString]) -> Result<(), NotStarted> {
+    let mut child = spawn(arguments)?;
     let mut line = String::new();
     if let Some(output) = child.stdout.take() {
         let mut output = BufReader::new(output.take(LONGEST_LINE));
@@ -49,22 +64,39 @@ pub(crate) fn start(arguments: &[OsString]) -> anyhow::Result<()> {
             .context("cannot read from the background process")?;
     }
     let line = line.trim_end();
-    if line == READY {
+    if let Some(status) = line.strip_prefix(READY) {
+        notify::ready_elsewhere(child.id(), status);
         return Ok(());
     }
-    match line.strip_prefix(FAILED) {
-        Some(reason) => bail!("{reason}"),
-        None => bail!(
-            "the background process ended before it served the tree: {}",
-            child.wait()?
-        ),
+    let status = child
+        .wait()
+        .context("cannot wait for the background process")?;
+    let reason = match line.strip_prefix(FAILED) {
+        Some(reason) => reason.to_owned(),
+        None => format!("the background process ended before it served the tree: {status}"),
+    };
+    Err(NotStarted::Ended { status, reason })
+}
+
+fn spawn(arguments: &[OsString]) -> anyhow::Result<Child> {
+    let program =
+        env::current_exe().context("cannot find the program to start in the background")?;
+    let mut command = Command::new(&program);
+    if let Some((name, rest)) = arguments.split_first() {
+        command.arg0(name).arg(FLAG).args(rest);
     }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {} in the background", program.display()))
 }
 
 /// Whoever waits for this process to serve the tree.
 #[derive(Debug)]
 pub(crate) struct Starter {
     mode: Mode,
+    notice: Option<&'static str>,
 }
 
 impl Starter {
@@ -78,22 +110,33 @@ impl Starter {
             setsid().context("cannot leave the terminal's session")?;
             env::set_current_dir("/").context("cannot leave the working directory")?;
         }
-        Ok(Self { mode })
+        Ok(Self { mode, notice: None })
+    }
+
+    /// Has something said on standard error when the tree is served.
+    pub(crate) fn mention(&mut self, notice: &'static str) {
+        self.notice = Some(notice);
     }
 
     /// Says that the tree is served, and lets go of the terminal.
     ///
     /// # Errors
     /// When nobody waits any more: the command was interrupted.
-    pub(crate) fn ready(&self) -> anyhow::Result<()> {
+    pub(crate) fn ready(&self, status: &str) -> anyhow::Result<()> {
+        if let Some(notice) = self.notice {
+            eprintln!("sheepfs: {notice}");
+        }
         if self.mode == Mode::InBackground {
-            say(READY).context("the command that started the background process is gone")?;
+            say(READY, status)
+                .context("the command that started the background process is gone")?;
             let null = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open("/dev/null")?;
             dup2_stdout(&null)?;
             dup2_stderr(&null)?;
+        } else {
+            notify::ready(status);
         }
         Ok(())
     }
@@ -101,13 +144,13 @@ impl Starter {
 
 /// Says in the background why the tree is not served, in one line.
 pub(crate) fn say_failed(reason: &str) {
-    if let Err(error) = say(&format!("{FAILED}{reason}")) {
+    if let Err(error) = say(FAILED, reason) {
         tracing::debug!("the command that started the background process is gone: {error}");
     }
 }
 
-fn say(line: &str) -> io::Result<()> {
+fn say(what: &str, text: &str) -> io::Result<()> {
     let mut output = stdout().lock();
-    writeln!(output, "{line}")?;
+    writeln!(output, "{what}{text}")?;
     output.flush()
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use syslog_tracing::{Facility, InvalidCharAction, Options, Syslog};
 use tracing::Level;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, fmt};
@@ -15,6 +15,10 @@ use crate::cli::LogFormat;
 use crate::settings::{Mode, Settings};
 
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
+const SYSLOG_SOCKET: &str = "/dev/log";
+/// What a user has to know where there is neither of them.
+const NO_LOG: &str = "there is neither journald nor syslogd here: from now on nothing is logged \
+                      (use -f to have the log on standard error)";
 const IDENTITY: &CStr = c"sheepfs";
 /// It complains of replies that come too late, as the last ones of a mount do;
 /// what matters it returns as errors.
@@ -23,11 +27,11 @@ const FUSER: &str = "fuser";
 const OURS: &str = "sheep";
 
 /// Sends log lines to standard error in the foreground, else to journald or,
-/// where there is none, to syslog.
+/// where there is none, to syslog. When there is neither, returns what to say.
 ///
 /// # Errors
 /// When logging was set up before.
-pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
+pub(crate) fn init(settings: &Settings) -> anyhow::Result<Option<&'static str>> {
     let level = if settings.debug {
         Level::DEBUG
     } else {
@@ -44,14 +48,14 @@ pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
             },
         )
         .with_target(OURS, level);
-    let layer = match settings.mode {
-        Mode::Foreground | Mode::Background => to_stderr(settings.log_format),
+    let (layer, notice) = match settings.mode {
         Mode::InBackground => to_system_log(),
+        Mode::Foreground | Mode::Background | Mode::Check => (to_stderr(settings.log_format), None),
     };
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .try_init()?;
-    Ok(())
+    Ok(notice)
 }
 
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
@@ -67,21 +71,33 @@ fn to_stderr(format: LogFormat) -> BoxedLayer {
     }
 }
 
-fn to_system_log() -> BoxedLayer {
+fn to_system_log() -> (BoxedLayer, Option<&'static str>) {
     if Path::new(JOURNAL_SOCKET).exists()
         && let Ok(journal) = tracing_journald::layer()
     {
-        return journal.boxed();
+        return (journal.boxed(), None);
     }
     let syslog = Syslog::new(IDENTITY, Options::LOG_PID, Facility::Daemon)
         .expect("syslog is opened once in a process")
         .invalid_chars(InvalidCharAction::Remove);
     // Syslog adds the time, and the level is the line's priority.
-    fmt::layer()
+    let syslog = fmt::layer()
         .with_writer(syslog)
         .without_time()
         .with_level(false)
         .with_target(false)
+        .with_ansi(false);
+    if Path::new(SYSLOG_SOCKET).exists() {
+        return (syslog.boxed(), None);
+    }
+    // A syslogd that starts later is found. Until the tree is served, the
+    // command's standard error is ours, too; the error that ends a start is
+    // told there by the command itself.
+    let early = fmt::layer()
+        .with_writer(stderr)
+        .without_time()
+        .with_target(false)
         .with_ansi(false)
-        .boxed()
+        .with_filter(filter_fn(|line| *line.level() == Level::WARN));
+    (syslog.and_then(early).boxed(), Some(NO_LOG))
 }

@@ -5,69 +5,73 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod arguments;
+mod caller;
 mod cli;
 mod daemon;
 mod embedded;
 mod logging;
+mod mount_cli;
+mod mount_helper;
+mod mount_options;
+mod notify;
 mod run;
 mod settings;
 
 use arguments::Stop;
+use caller::Caller;
 use daemon::Starter;
 use settings::{Mode, Settings};
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = env::args_os().collect();
-    match settings(&arguments) {
-        Ok(settings) => start(&settings, &arguments),
+    let mut arguments: Vec<OsString> = env::args_os().collect();
+    let in_background = daemon::take_flag(&mut arguments);
+    let caller = Caller::of(&arguments);
+    match caller.settings(&arguments) {
+        Ok(mut settings) => {
+            if in_background {
+                settings.mode = Mode::InBackground;
+            }
+            start(&caller, &settings, &arguments)
+        }
         Err(Stop::Shown(text)) => {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Err(Stop::Wrong(error)) => {
-            eprintln!("sheepfs: {error}");
-            ExitCode::FAILURE
-        }
+        Err(Stop::Wrong(error)) => caller.usage_error(&error),
     }
 }
 
-fn settings(arguments: &[OsString]) -> Result<Settings, Stop> {
-    let environment = |name: &str| env::var_os(name);
-    let cli = arguments::parse(arguments, environment)?;
-    Settings::resolve(cli, environment).map_err(Stop::Wrong)
-}
-
-fn start(settings: &Settings, arguments: &[OsString]) -> ExitCode {
-    let result = match settings.mode {
-        Mode::Foreground => serve(settings),
-        Mode::Background => daemon::start(arguments),
-        Mode::InBackground => {
-            let result = serve(settings);
-            if let Err(error) = &result {
-                let reason = one_line(error);
+fn start(caller: &Caller, settings: &Settings, arguments: &[OsString]) -> ExitCode {
+    match settings.mode {
+        Mode::Check => ExitCode::SUCCESS,
+        Mode::Foreground => match serve(settings) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => caller.failure(&error),
+        },
+        Mode::Background => match daemon::start(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(daemon::NotStarted::Ended { status, reason }) => caller.ended(status, &reason),
+            Err(daemon::NotStarted::System(error)) => caller.system_error(&error),
+        },
+        Mode::InBackground => match serve(settings) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let reason = one_line(&error);
                 tracing::error!("{reason}");
                 daemon::say_failed(&reason);
+                caller.status_of(&error)
             }
-            return exit_code(&result);
-        }
-    };
-    if let Err(error) = &result {
-        eprintln!("sheepfs: {}", one_line(error));
+        },
     }
-    exit_code(&result)
 }
 
 fn serve(settings: &Settings) -> anyhow::Result<()> {
-    let starter = Starter::begin(settings.mode)?;
-    logging::init(settings)?;
-    run::mount_and_serve(settings, &starter)
-}
-
-fn exit_code(result: &anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    mount_helper::enter_namespace(settings.namespace.as_ref())?;
+    let mut starter = Starter::begin(settings.mode)?;
+    if let Some(notice) = logging::init(settings)? {
+        starter.mention(notice);
     }
+    run::mount_and_serve(settings, &starter)
 }
 
 /// The error and what caused it, without the causes its text tells already.

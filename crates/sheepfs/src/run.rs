@@ -1,5 +1,6 @@
 //! One mount, from connecting to the cluster to the last lock given back.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -8,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::unistd::getpid;
-use sd_notify::NotifyState;
 use sheep_client::{Client, ClientConfig, GatewayAddress};
 use sheep_embedded::Server;
 use sheep_proto::ResultCode;
@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::daemon::Starter;
 use crate::embedded::{self, MadeDirectory};
+use crate::notify;
 use crate::settings::{Cluster, Settings};
 
 /// Threads for what FUSE requests have to wait for. They hardly ever work:
@@ -59,25 +60,25 @@ async fn serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
         served.source,
         served.mount.mountpoint().display()
     );
-    if let Err(error) = starter.ready() {
-        served.end().await;
-        return Err(error);
+    let status = notify::status(&served.tree).await;
+    if let Err(error) = starter.ready(&status) {
+        return served.end().await.and(Err(error));
     }
-    notify(&[NotifyState::Ready]);
 
     let result = tokio::select! {
         ended = served.mount.ended() => {
             tracing::info!("unmounted");
             ended.map_err(Into::into)
         }
+        () = notify::keep_status(&served.tree, status) => unreachable!("it never returns"),
         name = signals.next() => {
             tracing::info!("{name}: unmounting");
             Ok(())
         }
     };
-    notify(&[NotifyState::Stopping]);
+    notify::stopping();
     tokio::select! {
-        () = served.end() => result,
+        end = served.end() => result.and(end),
         name = signals.next() => {
             tracing::error!("{name} again: leaving at once");
             process::exit(1);
@@ -130,7 +131,7 @@ impl Served {
             }),
             Err(error) => {
                 // Volumes attached so far are locked.
-                within("giving locks back", CLOSE_PATIENCE, tree.close()).await;
+                let _closed = within("giving locks back", CLOSE_PATIENCE, tree.close()).await;
                 Err(error)
             }
         }
@@ -156,9 +157,13 @@ impl Served {
             Handle::current(),
             MountConfig {
                 mountpoint: settings.mountpoint.clone(),
-                source: source.to_string(),
+                source: settings
+                    .source
+                    .clone()
+                    .unwrap_or_else(|| format!("sheepfs:{source}")),
                 access: settings.access,
                 read_only: settings.tree.read_only,
+                no_exec: settings.no_exec,
                 uid: settings.uid,
                 gid: settings.gid,
                 umask: settings.umask,
@@ -167,7 +172,8 @@ impl Served {
         match settings.pidfile.as_deref().map(Pidfile::write).transpose() {
             Ok(pidfile) => Ok((mount, pidfile)),
             Err(error) => {
-                unmount(&mount).await;
+                // What is wrong with the pidfile is what the caller must know.
+                let _unfinished = unmount(&mount).await;
                 Err(error)
             }
         }
@@ -175,49 +181,66 @@ impl Served {
 
     /// Unmounts if that was not done, lets what is under way finish, gives
     /// locks back, and removes what was made for this mount.
-    async fn end(self) {
-        unmount(&self.mount).await;
-        within("giving locks back", CLOSE_PATIENCE, self.tree.close()).await;
+    ///
+    /// # Errors
+    /// What there was no time for. A file that is still open is none of it:
+    /// whoever has it open cannot use it any more, and nothing else is lost.
+    async fn end(self) -> anyhow::Result<()> {
+        let mut unfinished = unmount(&self.mount).await;
+        if !within("giving locks back", CLOSE_PATIENCE, self.tree.close()).await {
+            unfinished.push("giving locks back");
+        }
         // The connections go with it, before the sheep they lead to.
         drop(self.tree);
         if let Some(server) = self.server {
-            within(
-                "stopping the embedded sheep",
-                STOP_PATIENCE,
-                embedded::stop(server),
-            )
-            .await;
+            let stop = embedded::stop(server);
+            if !within("stopping the embedded sheep", STOP_PATIENCE, stop).await {
+                unfinished.push("stopping the embedded sheep");
+            }
         }
         if let Some(pidfile) = &self.pidfile {
             pidfile.remove();
         }
+        if unfinished.is_empty() {
+            return Ok(());
+        }
+        bail!("ended without {}", unfinished.join(", without "));
     }
 }
 
-async fn unmount(mount: &Mount) {
-    within("unmounting", UNMOUNT_PATIENCE, async {
-        if let Err(error) = mount.unmount().await {
+/// Returns what was not done.
+async fn unmount(mount: &Mount) -> Vec<&'static str> {
+    let mut unfinished = Vec::new();
+    match timeout(UNMOUNT_PATIENCE, mount.unmount()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
             tracing::error!("{error}");
+            unfinished.push("unmounting");
         }
-    })
-    .await;
+        Err(_elapsed) => unfinished.push("unmounting"),
+    }
     within("closing the last file", OPEN_PATIENCE, async {
         if let Err(error) = mount.ended().await {
             tracing::error!("{error}");
         }
     })
     .await;
-    within("answering the last request", ANSWER_PATIENCE, mount.close()).await;
+    if !within("answering the last request", ANSWER_PATIENCE, mount.close()).await {
+        unfinished.push("answering the last request");
+    }
+    unfinished
 }
 
-/// Waits for `work`, but not for ever.
-async fn within(what: &str, patience: Duration, work: impl Future<Output = ()>) {
-    if timeout(patience, work).await.is_err() {
+/// Waits for `work`, but not for ever; false when it did not end.
+async fn within(what: &str, patience: Duration, work: impl Future<Output = ()>) -> bool {
+    let ended = timeout(patience, work).await.is_ok();
+    if !ended {
         tracing::warn!(
             "{what} took more than {} s: going on without",
             patience.as_secs()
         );
     }
+    ended
 }
 
 async fn connect(settings: &Settings, addresses: Vec<GatewayAddress>) -> anyhow::Result<Client> {
@@ -237,12 +260,17 @@ async fn connect(settings: &Settings, addresses: Vec<GatewayAddress>) -> anyhow:
     Ok(client)
 }
 
-/// Tells systemd, if it is the one who started us.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("cannot tell the service manager: {error}");
+/// A signal came before the tree was served.
+#[derive(Debug)]
+pub(crate) struct Interrupted(pub(crate) &'static str);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ended by {} before the tree was mounted", self.0)
     }
 }
+
+impl std::error::Error for Interrupted {}
 
 /// Signals that ask for an orderly end.
 struct Signals {
@@ -272,7 +300,7 @@ impl Signals {
     ) -> anyhow::Result<T> {
         tokio::select! {
             result = work => result,
-            name = self.next() => bail!("ended by {name} before the tree was mounted"),
+            name = self.next() => Err(Interrupted(name).into()),
         }
     }
 

@@ -34,11 +34,16 @@ pub(crate) struct Settings {
     pub(crate) attach: Vec<Vec<u8>>,
     pub(crate) attach_all: bool,
     pub(crate) mountpoint: PathBuf,
+    /// What the mount table calls it; else after the sheep.
+    pub(crate) source: Option<String>,
     pub(crate) access: Access,
+    pub(crate) no_exec: bool,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) umask: u16,
     pub(crate) pidfile: Option<PathBuf>,
+    /// The mount namespace to mount in, when it is not this one.
+    pub(crate) namespace: Option<PathBuf>,
 }
 
 /// Where this process stands.
@@ -50,6 +55,8 @@ pub(crate) enum Mode {
     Background,
     /// It is the process that was started.
     InBackground,
+    /// It has looked at its command line, and that was all.
+    Check,
 }
 
 /// The cluster to show.
@@ -73,9 +80,7 @@ impl Settings {
         let Some(mountpoint) = cli.mountpoint.clone() else {
             return wrong("no MOUNTPOINT given");
         };
-        let mode = if cli.in_background {
-            Mode::InBackground
-        } else if cli.foreground || cli.debug {
+        let mode = if cli.foreground || cli.debug {
             Mode::Foreground
         } else {
             Mode::Background
@@ -106,6 +111,9 @@ impl Settings {
             // The embedded sheep's volumes are what it was started for.
             attach_all: cli.attach_all || cli.embedded.is_some(),
             mountpoint: absolute("MOUNTPOINT", &mountpoint)?,
+            source: None,
+            no_exec: false,
+            namespace: None,
             access: match (cli.allow_other, cli.allow_root, cli.allow_none) {
                 (true, _, _) => Access::All,
                 (_, true, _) => Access::Root,

@@ -1,0 +1,233 @@
+//! The words behind `-o` of mount(8) and in the fourth column of fstab(5).
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use sheepfs_fuse::unescape;
+
+use crate::arguments::UsageError;
+
+/// Options that are options of the command line as well, `_` for `-`.
+pub(crate) const OURS: [&str; 15] = [
+    "allow_none",
+    "allow_other",
+    "allow_root",
+    "attach",
+    "attach_all",
+    "connections",
+    "gid",
+    "lock",
+    "objectcache",
+    "pagecache",
+    "pidfile",
+    "port",
+    "retry_for",
+    "uid",
+    "umask",
+];
+
+/// What is meant for mount(8), fsck or systemd, is always so, or makes no
+/// difference: there are neither devices, set-uid programs, symbolic links nor
+/// access times in the tree, and no write waits in a cache.
+pub(crate) const IGNORED: [&str; 40] = [
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "comment",
+    "default_permissions",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "group",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "nofail",
+    "nogroup",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "nonempty",
+    "noowner",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "nouser",
+    "owner",
+    "relatime",
+    "silent",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "sync",
+    "user",
+    "users",
+];
+
+/// What a list of mount options says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountOptions {
+    /// The same for the command line.
+    pub(crate) words: Vec<OsString>,
+    pub(crate) read_only: bool,
+    pub(crate) no_exec: bool,
+}
+
+impl MountOptions {
+    /// Reads `list` on top of what was read before; the last of options that
+    /// contradict each other counts. With `sloppy`, unknown ones do not matter.
+    ///
+    /// # Errors
+    /// The first option that is unknown or cannot be honoured.
+    pub(crate) fn read(&mut self, list: &OsStr, sloppy: bool) -> Result<(), UsageError> {
+        for option in split(list.as_bytes())? {
+            let (name, value) = match option.iter().position(|byte| *byte == b'=') {
+                Some(at) => (&option[..at], Some(plain(&option[at + 1..]))),
+                None => (option, None),
+            };
+            let name = String::from_utf8_lossy(name);
+            let spelt = name.replace('-', "_");
+            match &*name {
+                "ro" => self.read_only = true,
+                "rw" => self.read_only = false,
+                "noexec" => self.no_exec = true,
+                "exec" => self.no_exec = false,
+                "remount" => {
+                    return Err(UsageError(
+                        "a sheepfs cannot be remounted: unmount it and mount it again".into(),
+                    ));
+                }
+                _ if name.starts_with("x-") || name.starts_with("X-") => {}
+                _ if OURS.contains(&&*spelt) => self.words.push(word(&spelt, value)),
+                _ if IGNORED.contains(&&*name) || sloppy => {}
+                _ => return Err(UsageError(format!("unknown mount option '{name}'"))),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cuts at commas, except between double quotes.
+fn split(list: &[u8]) -> Result<Vec<&[u8]>, UsageError> {
+    let mut quoted = false;
+    let options: Vec<_> = list
+        .split(|byte| {
+            quoted ^= *byte == b'"';
+            *byte == b',' && !quoted
+        })
+        .filter(|option| !option.is_empty())
+        .collect();
+    if quoted {
+        return Err(UsageError(format!(
+            "a double quote is not closed in the mount options: {}",
+            String::from_utf8_lossy(list)
+        )));
+    }
+    Ok(options)
+}
+
+/// A value without the quotes around it and with its escapes resolved.
+fn plain(value: &[u8]) -> OsString {
+    let inner = value
+        .strip_prefix(b"\"")
+        .and_then(|rest| rest.strip_suffix(b"\""));
+    OsString::from_vec(unescape(inner.unwrap_or(value)))
+}
+
+fn word(spelt: &str, value: Option<OsString>) -> OsString {
+    let mut word = OsString::from(format!("--{}", spelt.replace('_', "-")));
+    if let Some(value) = value {
+        word.push("=");
+        word.push(value);
+    }
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(list: &str) -> Result<MountOptions, String> {
+        let mut options = MountOptions::default();
+        let outcome = options.read(OsStr::new(list), false);
+        outcome.map(|()| options).map_err(|error| error.0)
+    }
+
+    #[test]
+    fn our_options_become_options_of_the_command_line() {
+        let options = read("allow_other,pagecache,attach=a,attach=b@c,retry-for=5,uid=kvm");
+        let expected = "--allow-other --pagecache --attach=a --attach=b@c --retry-for=5 --uid=kvm";
+        let expected: Vec<_> = expected.split(' ').map(OsString::from).collect();
+        assert_eq!(options.unwrap().words, expected);
+    }
+
+    #[test]
+    fn commas_and_blanks_in_a_name_are_quoted_or_escaped() {
+        let options = read(r#"attach="a,b c",attach=d\054e\040f,attach="g""#).unwrap();
+        assert_eq!(
+            options.words,
+            ["--attach=a,b c", "--attach=d,e f", "--attach=g"]
+        );
+        assert_eq!(
+            read("ro,attach=\"a,b").unwrap_err(),
+            "a double quote is not closed in the mount options: ro,attach=\"a,b"
+        );
+    }
+
+    #[test]
+    fn a_name_need_not_be_text() {
+        let mut options = MountOptions::default();
+        let list = OsString::from_vec(b"attach=\xff".to_vec());
+        options.read(&list, false).unwrap();
+        assert_eq!(options.words[0].as_bytes(), b"--attach=\xff");
+    }
+
+    #[test]
+    fn the_last_of_contradicting_options_counts() {
+        assert!(read("ro").unwrap().read_only);
+        assert!(!read("ro,rw").unwrap().read_only);
+        assert!(read("exec,noexec").unwrap().no_exec);
+        assert!(!read("users,noexec,exec").unwrap().no_exec);
+    }
+
+    #[test]
+    fn what_mount_systemd_and_everyone_write_is_passed_over() {
+        let list = "rw,_netdev,nofail,noauto,user=joe,x-systemd.automount,X-mount.mkdir=0755,\
+                    comment=mine,nosuid,nodev,noatime,relatime,defaults,,";
+        assert_eq!(read(list), Ok(MountOptions::default()));
+        for name in IGNORED {
+            assert_eq!(read(name), Ok(MountOptions::default()), "{name}");
+        }
+    }
+
+    #[test]
+    fn unknown_options_are_refused_unless_mount_says_not_to_care() {
+        assert_eq!(
+            read("ro,colour=red").unwrap_err(),
+            "unknown mount option 'colour'"
+        );
+        assert_eq!(
+            read("remount,ro").unwrap_err(),
+            "a sheepfs cannot be remounted: unmount it and mount it again"
+        );
+        let mut options = MountOptions::default();
+        options.read(OsStr::new("colour=red,ro"), true).unwrap();
+        assert!(options.read_only && options.words.is_empty());
+    }
+
+    #[test]
+    fn the_manual_page_names_every_option() {
+        let page = include_str!("../../../man/mount.sheepfs.8");
+        for name in OURS.into_iter().chain(IGNORED) {
+            assert!(page.contains(name), "{name} is not in mount.sheepfs(8)");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Where lines go that are logged in the background.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+
+use crate::support::{Place, SHEEPFS, in_private_namespace};
+
+/// A `/dev` and a `/run` with nothing in them but what is needed, then a mount
+/// in the background, one line that is refused, and the end.
+const SCRIPT: &str = "
+    mkdir -p dev run
+    for device in fuse null urandom; do
+        touch dev/$device
+        mount --bind /dev/$device dev/$device
+    done
+    here=$PWD
+    mount --rbind dev /dev
+    mount --bind run /run
+    \"$1\" --embedded \"$here/mnt\"
+    echo nothing > mnt/vdi/mount 2> refused || :
+    umount mnt";
+
+/// What the command said on standard error, and the datagrams `socket` got.
+fn logged(place: &Place, socket: Option<&Path>) -> (String, Vec<String>) {
+    let listener = socket.map(|path| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        UnixDatagram::bind(path).unwrap()
+    });
+    let said = in_private_namespace(place, SCRIPT, &[SHEEPFS.as_ref()]);
+    assert!(said.status.success());
+    let mut lines = Vec::new();
+    if let Some(listener) = listener {
+        listener.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 1 << 16];
+        while let Ok(count) = listener.recv(&mut buffer) {
+            lines.push(String::from_utf8_lossy(&buffer[..count]).into_owned());
+        }
+    }
+    (String::from_utf8(said.stderr).unwrap(), lines)
+}
+
+#[test]
+fn journald_gets_the_log_when_it_is_there() {
+    let place = Place::new();
+    let socket = place.path("run/systemd/journal/socket");
+    let (said, lines) = logged(&place, Some(&socket));
+    assert_eq!(said, "");
+    let refused = lines
+        .iter()
+        .find(|line| line.contains("vdi/mount: 'nothing'"));
+    let refused = refused.unwrap_or_else(|| panic!("{lines:?}"));
+    assert!(refused.contains("SYSLOG_IDENTIFIER"), "{refused}");
+}
+
+#[test]
+fn syslogd_gets_the_log_when_there_is_no_journald() {
+    let place = Place::new();
+    let (said, lines) = logged(&place, Some(&place.path("dev/log")));
+    assert_eq!(said, "");
+    let refused = lines
+        .iter()
+        .find(|line| line.contains("vdi/mount: 'nothing'"));
+    let refused = refused.unwrap_or_else(|| panic!("{lines:?}"));
+    // Facility daemon (3), severity warning (4).
+    assert!(refused.starts_with("<28>"), "{refused}");
+    assert!(refused.contains("sheepfs["), "{refused}");
+}
+
+#[test]
+fn without_either_the_command_says_that_nothing_will_be_logged() {
+    let place = Place::new();
+    let (said, _) = logged(&place, None);
+    assert!(said.contains("neither journald nor syslogd"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
