@@ -26,9 +26,9 @@ enum Task {
     Ci,
     /// Start a local cluster, run the whole-system tests on it, stop it
     Integration(integration::Options),
-    /// Write the man pages
+    /// Write the man pages and the shell completions
     Man,
-    /// Check what the compiler does not: crate edges, file headers, man pages
+    /// Check what the compiler does not: crate edges, file headers, man pages, completions
     Tidy,
 }
 

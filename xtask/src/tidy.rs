@@ -20,6 +20,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         found.extend(text_problems(&path, &text));
     }
     found.extend(man::stale()?);
+    found.extend(man::badly_written()?);
     for problem in &found {
         eprintln!("tidy: {problem}");
     }
