@@ -1,5 +1,7 @@
 //! A request before it has an id, and the response to it.
 
+use std::any::Any;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -26,6 +28,9 @@ pub enum Resend {
     WhenLostOrRefused,
 }
 
+/// Something that lives until a request can no longer run, see [`Call::holding`].
+pub type KeepAlive = Arc<dyn Any + Send + Sync>;
+
 /// A request with its payload, before it has an id. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -36,6 +41,7 @@ pub struct Call {
     want: u32,
     resend: Resend,
     patience: Option<Duration>,
+    held: Vec<KeepAlive>,
 }
 
 impl Call {
@@ -49,6 +55,7 @@ impl Call {
             want: 0,
             resend: Resend::Never,
             patience: None,
+            held: Vec::new(),
         }
     }
 
@@ -96,6 +103,18 @@ impl Call {
         self
     }
 
+    /// The call with something more that it keeps alive: until its answer has
+    /// arrived, or its connection has ended and it is not sent again, or it was
+    /// never sent. It is let go before the caller hears of that.
+    ///
+    /// A call that its caller hears is [`ClientError::Unreachable`] may still run
+    /// at a silent gateway, and keeps holding. A clone of a call holds as well.
+    #[must_use]
+    pub fn holding(mut self, keep: KeepAlive) -> Self {
+        self.held.push(keep);
+        self
+    }
+
     /// Reads `len` bytes at byte `offset` of an object.
     pub fn read_object(oid: Oid, offset: u32, len: u32) -> Self {
         Self::object(Opcode::ReadObj, oid, offset).wanting(len)
@@ -138,6 +157,17 @@ impl Call {
             ..ObjectRequest::default()
         };
         Self::new(opcode, RequestBody::Object(body)).with_resend(Resend::WhenLostOrRefused)
+    }
+
+    /// The call with all of `keep`, see [`Call::holding`].
+    pub(crate) fn holding_all(mut self, keep: &[KeepAlive]) -> Self {
+        self.held.extend_from_slice(keep);
+        self
+    }
+
+    /// Lets go of what it kept alive.
+    pub(crate) fn let_go(&mut self) {
+        self.held.clear();
     }
 
     /// How messages name it.

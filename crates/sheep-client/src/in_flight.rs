@@ -39,9 +39,11 @@ impl Pending {
         }
     }
 
-    /// Ends the call. The budget is free again before the caller hears of it.
+    /// Ends the call. The budget is free again, and what the call held is let
+    /// go, before the caller hears of it.
     pub(crate) fn finish(mut self, outcome: Result<Response, ClientError>) {
         drop(self.permit.take());
+        self.call.let_go();
         if let Some(done) = self.done.take() {
             done(outcome);
         }

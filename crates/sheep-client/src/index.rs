@@ -5,7 +5,7 @@ use sheep_proto::inode::{SLOT_LEN, slot_offset};
 use sheep_proto::limits::FLAT_INDEX_SLOTS;
 use sheep_proto::{Malformed, ObjectIndex, Oid, Vid};
 
-use crate::call::Call;
+use crate::call::{Call, KeepAlive};
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::lookup::inode_error;
@@ -104,15 +104,29 @@ impl Client {
         first: ObjectIndex,
         owners: &[Option<Vid>],
     ) -> Result<(), ClientError> {
+        self.write_slots_holding(vid, first, owners, &[]).await
+    }
+
+    /// The same, with what every request made for it keeps alive
+    /// ([`Call::holding`]).
+    ///
+    /// # Errors
+    /// As [`Client::write_slots`].
+    pub async fn write_slots_holding(
+        &self,
+        vid: Vid,
+        first: ObjectIndex,
+        owners: &[Option<Vid>],
+        keep: &[KeepAlive],
+    ) -> Result<(), ClientError> {
         let count = u32::try_from(owners.len()).unwrap_or(u32::MAX);
         let offset = slots_offset(first, count)?;
         let mut bytes = BytesMut::with_capacity(owners.len() * SLOT_LEN as usize);
         for owner in owners {
             bytes.put_u32_le(owner.map_or(0, Vid::get));
         }
-        self.call(Call::write_object(Oid::inode(vid), offset, bytes.freeze()))
-            .await
-            .map(drop)
+        let call = Call::write_object(Oid::inode(vid), offset, bytes.freeze());
+        self.call(call.holding_all(keep)).await.map(drop)
     }
 
     /// The slot of one object, asked anew; for when a cached one led nowhere.

@@ -79,7 +79,7 @@ pub mod tree;
 pub mod vdi;
 
 pub use address::GatewayAddress;
-pub use call::{Call, Resend, Response};
+pub use call::{Call, KeepAlive, Resend, Response};
 pub use client::Client;
 pub use config::ClientConfig;
 pub use error::ClientError;

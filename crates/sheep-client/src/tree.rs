@@ -50,6 +50,7 @@ use bytes::Bytes;
 use sheep_proto::btree::{LEAF_MAX_ENTRIES, LeafEntry, ROOT_MAX_ENTRIES};
 use sheep_proto::{ObjectIndex, Oid, Vid};
 
+use crate::call::{Call, KeepAlive};
 use crate::client::Client;
 use crate::error::ClientError;
 use leaf::Leaf;
@@ -180,13 +181,30 @@ impl Client {
         tree: &mut IndexTree,
         slots: &[(ObjectIndex, Vid)],
     ) -> Result<(), ClientError> {
+        self.insert_tree_slots_holding(tree, slots, &[]).await
+    }
+
+    /// The same, with what every request made for it keeps alive
+    /// ([`Call::holding`]).
+    ///
+    /// # Errors
+    /// As [`Client::insert_tree_slots`].
+    ///
+    /// # Panics
+    /// As [`IndexTree::insert`].
+    pub async fn insert_tree_slots_holding(
+        &self,
+        tree: &mut IndexTree,
+        slots: &[(ObjectIndex, Vid)],
+        keep: &[KeepAlive],
+    ) -> Result<(), ClientError> {
         if tree.in_doubt {
             *tree = self.load_tree(tree.vid).await?;
         }
         let mut changed = tree.clone();
         let writes = changed.insert(slots)?;
         tree.in_doubt = true;
-        self.apply_tree_writes(writes).await?;
+        self.apply(writes, keep).await?;
         *tree = changed;
         Ok(())
     }
@@ -197,14 +215,17 @@ impl Client {
     /// As [`Client::write_object`] and [`Client::create_object`]; nothing is
     /// written after the write that failed.
     pub async fn apply_tree_writes(&self, writes: Vec<TreeWrite>) -> Result<(), ClientError> {
+        self.apply(writes, &[]).await
+    }
+
+    async fn apply(&self, writes: Vec<TreeWrite>, keep: &[KeepAlive]) -> Result<(), ClientError> {
         for write in writes {
-            if write.create {
-                self.create_object(write.oid, write.offset, write.data, None)
-                    .await?;
+            let call = if write.create {
+                Call::create_object(write.oid, write.offset, write.data, None)
             } else {
-                self.write_object(write.oid, write.offset, write.data)
-                    .await?;
-            }
+                Call::write_object(write.oid, write.offset, write.data)
+            };
+            self.call(call.holding_all(keep)).await?;
         }
         Ok(())
     }

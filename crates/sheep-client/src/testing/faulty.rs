@@ -118,16 +118,21 @@ impl Faulty {
                 });
                 send(&*self.inner, call, later);
             }
-            Some(Fault::LoseBefore) => done(Err(lost(name))),
+            Some(Fault::LoseBefore) => {
+                drop(call);
+                done(Err(lost(name)));
+            }
             Some(Fault::LoseAfter) => {
                 let lose: Completion = Box::new(move |_outcome| done(Err(lost(name))));
                 send(&*self.inner, call, lose);
             }
             Some(Fault::Refuse(code)) => {
                 let body = ResponseBody::result(code);
+                let header = ResponseHeader::answer(&call.header(0), 0, 0, body);
+                drop(call);
                 done(Ok(Response {
                     call: name,
-                    header: ResponseHeader::answer(&call.header(0), 0, 0, body),
+                    header,
                     payload: Bytes::new(),
                 }));
             }

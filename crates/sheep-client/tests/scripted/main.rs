@@ -5,6 +5,7 @@
 
 mod answers;
 mod budget;
+mod keep_alive;
 mod lies;
 mod peer;
 mod reconnect;
