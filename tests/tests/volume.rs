@@ -38,7 +38,7 @@ fn is_a_big_file(options: &str, len: usize, arguments: &[&str]) -> anyhow::Resul
     let mounted = Mounted::start(&cluster, arguments)?;
     let file = open(&mounted.create(&name, &format!("{len} {options}"))?)?;
     ensure!(file.metadata()?.len() == len as u64);
-    for _ in 0..300 {
+    for _ in 0..150 {
         model.random_step(&file, 3 * MIB, &mut random)?;
     }
     // Short ones around object borders, where a request is cut in two.
