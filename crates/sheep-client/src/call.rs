@@ -12,7 +12,7 @@ use sheep_proto::{
     VdiResponse,
 };
 
-use crate::error::{CallName, ClientError};
+use crate::error::{CallName, ClientError, Hangup};
 
 /// What a gateway does by itself when a call fails in a way that may pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,9 @@ pub enum Resend {
     /// Sends it again after a pause when the refusal is one that passes
     /// ([`Retry::Later`]), but not when it may have run.
     WhenRefused,
-    /// Sends it again when the connection died with it in flight.
+    /// Sends it again when the connection died with it in flight. A call that
+    /// changes something is not when this side hung up on a sheep that answered
+    /// nonsense: the first copy may still run there.
     WhenLost,
     /// Both.
     WhenLostOrRefused,
@@ -230,9 +232,22 @@ impl Call {
             && code.retry() == Retry::Later
     }
 
-    /// True when this call may be sent again after its connection died.
-    pub(crate) fn may_resend(&self) -> bool {
+    /// True when this call may be sent again after its connection ended like that.
+    pub(crate) fn may_resend(&self, why: &Hangup) -> bool {
         matches!(self.resend, Resend::WhenLost | Resend::WhenLostOrRefused)
+            && !(why.is_ours() && self.changes_something())
+    }
+
+    /// True for the resendable operations of which a late second copy can harm.
+    fn changes_something(&self) -> bool {
+        matches!(
+            self.opcode,
+            Opcode::CreateAndWriteObj
+                | Opcode::WriteObj
+                | Opcode::RemoveObj
+                | Opcode::DiscardObj
+                | Opcode::ReleaseVdi
+        )
     }
 }
 

@@ -169,10 +169,7 @@ impl Connection {
 
     /// Takes no more calls, and returns once nobody waits for an answer.
     pub(crate) async fn drained(&self) {
-        {
-            let _entering = self.shared.in_flight();
-            self.shared.accepting.store(false, Ordering::Release);
-        }
+        self.shared.retire();
         loop {
             let fewer = self.shared.fewer.notified();
             if self.shared.in_flight().is_idle() {
@@ -196,6 +193,12 @@ impl Shared {
 
     fn in_flight(&self) -> MutexGuard<'_, InFlight> {
         self.in_flight.lock().expect("no one panics with the table")
+    }
+
+    /// Takes no more calls from now on.
+    fn retire(&self) {
+        let _entering = self.in_flight();
+        self.accepting.store(false, Ordering::Release);
     }
 
     fn complete(&self, header: ResponseHeader, payload: Bytes, observer: &dyn Observer) {
@@ -264,12 +267,11 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         let shared = &self.shared;
-        let left = {
-            let mut in_flight = shared.in_flight();
-            shared.accepting.store(false, Ordering::Release);
-            in_flight.drain()
-        };
+        shared.retire();
+        // Before anyone can send these calls elsewhere: who has just entered one
+        // and not yet written it finds the socket closed.
         shared.outbox.shut_down();
+        let left = shared.in_flight().drain();
         self.writer.abort();
         let why = Arc::new(std::mem::replace(&mut self.why, Hangup::Closed));
         self.observer.closed(shared, &why);

@@ -53,6 +53,14 @@ pub enum Hangup {
     },
 }
 
+impl Hangup {
+    /// True when it was this side that hung up, on a sheep that still lives and
+    /// may still run what it was sent.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::BadFrame(_) | Self::UnknownId { .. })
+    }
+}
+
 /// Why a call to a cluster failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {

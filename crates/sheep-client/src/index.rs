@@ -5,7 +5,7 @@ use sheep_proto::inode::{SLOT_LEN, slot_offset};
 use sheep_proto::limits::FLAT_INDEX_SLOTS;
 use sheep_proto::{Malformed, ObjectIndex, Oid, Vid};
 
-use crate::call::{Call, KeepAlive};
+use crate::call::{Call, KeepAlive, Resend};
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::lookup::inode_error;
@@ -13,6 +13,8 @@ use crate::vdi::VdiInfo;
 
 /// Bytes of an index read in one request.
 pub(crate) const PIECE_LEN: u32 = 1 << 20;
+/// How often slots are written when each time the connection is lost.
+const SLOT_WRITES: u32 = 5;
 
 impl Client {
     /// Calls `visit` with every slot of a VDI's index that names an owner, in
@@ -96,8 +98,12 @@ impl Client {
     /// write a slot only after its object was created (protocol 7.4). Never for
     /// a hypervolume, see [`Client::insert_tree_slots`].
     ///
+    /// When the connection is lost, the slots are read, and written again if
+    /// they are not as they should be.
+    ///
     /// # Errors
-    /// `Unsuitable` past the end of an index, otherwise as [`Client::write_object`].
+    /// `Unsuitable` past the end of an index, `Lost` when that happens again and
+    /// again, otherwise as [`Client::write_object`] and [`Client::read_slots`].
     pub async fn write_slots(
         &self,
         vid: Vid,
@@ -125,8 +131,26 @@ impl Client {
         for owner in owners {
             bytes.put_u32_le(owner.map_or(0, Vid::get));
         }
-        let call = Call::write_object(Oid::inode(vid), offset, bytes.freeze());
-        self.call(call.holding_all(keep)).await.map(drop)
+        // Not blindly again: of two copies that both find the old owner, each
+        // takes a reference of it away.
+        let call = Call::write_object(Oid::inode(vid), offset, bytes.freeze())
+            .with_resend(Resend::WhenRefused)
+            .holding_all(keep);
+        let mut writes = 0;
+        loop {
+            let lost = match self.call(call.clone()).await {
+                Err(error @ ClientError::Lost { .. }) => error,
+                other => return other.map(drop),
+            };
+            tracing::debug!(error = %lost, "looking whether the slots were written");
+            if self.read_slots(vid, first, count).await? == owners {
+                return Ok(());
+            }
+            writes += 1;
+            if writes == SLOT_WRITES {
+                return Err(lost);
+            }
+        }
     }
 
     /// The slot of one object, asked anew; for when a cached one led nowhere.

@@ -22,7 +22,8 @@
 //! Object reads, writes and creates, index updates and plain queries are sent
 //! again when their connection dies, to the same sheep or the next, and when a
 //! refusal is one that passes (a cluster that waits for a node, say), for as
-//! long as [`ClientConfig::retry_for`] allows. Operations that would not do the
+//! long as [`ClientConfig::retry_for`] allows. When the client itself hung up on
+//! a sheep that answered nonsense, only what changes nothing is, see [`pool`]. Operations that would not do the
 //! same a second time ([`Client::create_vdi`], [`Client::lock`], ...) are not:
 //! they fail with [`ClientError::Lost`], and the caller looks what became of
 //! them. Nothing is ever sent elsewhere while a sheep is merely silent; after

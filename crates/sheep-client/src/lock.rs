@@ -41,8 +41,8 @@ impl Client {
             base_vdi_id: vid.get().into(),
             ..VdiRequest::default()
         };
-        self.call(Call::new(Opcode::ReleaseVdi, RequestBody::Vdi(body)))
-            .await
-            .map(drop)
+        let call =
+            Call::new(Opcode::ReleaseVdi, RequestBody::Vdi(body)).with_resend(Resend::WhenLost);
+        self.call(call).await.map(drop)
     }
 }

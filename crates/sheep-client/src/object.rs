@@ -27,7 +27,8 @@ impl Client {
     ///
     /// Returns once the gateway reports the data on every replica. Sent again
     /// when the gateway hangs up before it answers, so keep at most one write
-    /// to the same bytes in flight.
+    /// to the same bytes in flight. Slots of an index have
+    /// [`Client::write_slots`].
     ///
     /// # Errors
     /// `Refused(ReadOnly)` for an object of a snapshot, `Refused(NoObj)` for

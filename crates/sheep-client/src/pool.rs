@@ -1,11 +1,26 @@
 //! The connections to a cluster, kept open through failures.
 //!
 //! Calls go to the connection with the fewest bytes in flight, as many at once
-//! as a budget allows. A call whose connection died is sent again if its
-//! [`Resend`](crate::Resend) allows it: the old copy is gone with the connection. A gateway that is
-//! merely silent is waited for, because the first copy may still be queued
-//! there. TCP keepalive finds out whether its host is dead, and after
-//! [`ClientConfig::retry_for`] the caller hears that there is no answer.
+//! as a budget allows. A gateway that is merely silent is waited for, because
+//! what was sent may still be queued there. TCP keepalive finds out whether its
+//! host is dead, and after [`ClientConfig::retry_for`] the caller hears that
+//! there is no answer.
+//!
+//! # After a connection
+//!
+//! A call whose connection ended is sent again if its [`Resend`](crate::Resend)
+//! allows it. Mostly a connection ends because its sheep did, and the old copy
+//! is gone as well. But a sheep that lives runs what it has read from a
+//! connection, after its end too:
+//!
+//! - When this side hung up, on a sheep that answered what no sheep answers,
+//!   only questions are asked again. Whatever changes something ends with
+//!   [`ClientError::Lost`].
+//! - When the network was cut between two hosts that live, nothing tells that
+//!   from the end of the sheep. The old copy of a write may then run late, even
+//!   after the new one was answered, and on top of what was written after that.
+//!   The protocol knows no way to prevent it; the time for it is what the old
+//!   gateway needs for a request that it had in its queue.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -252,7 +267,7 @@ impl Observer for Core {
                 }
                 pending.call.may_retry(response.header.result())
             }
-            Err(ClientError::Lost { .. }) => pending.call.may_resend(),
+            Err(ClientError::Lost { why, .. }) => pending.call.may_resend(why),
             Err(_) => false,
         };
         if !passes || pending.is_given_up() || self.closing.is_cancelled() {

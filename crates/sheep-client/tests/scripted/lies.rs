@@ -1,11 +1,12 @@
 //! A sheep that sends what no sheep sends loses that connection, and nothing
 //! else goes wrong.
 
+use sheep_client::{Call, ClientError};
 use sheep_proto::{Opcode, ResponseHeader};
 use zerocopy::IntoBytes;
 
 use crate::peer::{Request, Script};
-use crate::{connected, read, until};
+use crate::{connected, object, read, until, within};
 
 /// The peer answers a read with what `lie` makes of the request, and closes when
 /// that is only part of a frame. The read must get the right answer elsewhere,
@@ -111,5 +112,31 @@ async fn a_frame_cut_anywhere_is_no_answer() {
             frame
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn what_changes_something_is_lost_when_the_client_hangs_up() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    for call in [
+        Call::write_object(object(), 0, b"w"[..].into()),
+        Call::create_object(object(), 0, b"c"[..].into(), None),
+        Call::discard_object(object()),
+        Call::remove_object(object()),
+    ] {
+        let opcode = call.opcode();
+        let asking = client.clone();
+        let caller = tokio::spawn(async move { within(asking.call(call)).await });
+        let request = peer.request().await;
+        let garbage = header(&request, |header| header.proto_ver = 2);
+        request.wire.send(&garbage).await;
+        let error = caller.await.unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::Lost { .. }), "{error}");
+        // The next request is not a second copy.
+        let next = read(&client, 0, 4);
+        let request = peer.request().await;
+        assert_eq!(request.opcode(), Opcode::ReadObj, "after {opcode}");
+        request.answer(b"next").await;
+        next.await.unwrap().unwrap();
     }
 }

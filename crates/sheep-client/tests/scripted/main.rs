@@ -10,6 +10,7 @@ mod lies;
 mod peer;
 mod reconnect;
 mod silence;
+mod slots;
 
 use std::future::Future;
 use std::time::Duration;
