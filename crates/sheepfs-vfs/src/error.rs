@@ -95,7 +95,7 @@ impl FsError {
             Self::Unsupported => Errno::EOPNOTSUPP,
             Self::Cluster(error) => error.errno(),
             Self::VolumeIo { source, .. } => match source.errno() {
-                errno @ (Errno::ENOSPC | Errno::ENOMEM | Errno::EBUSY) => errno,
+                errno @ (Errno::ENOSPC | Errno::ENOMEM) => errno,
                 // Nothing a program that reads and writes a disk could act on.
                 _ => Errno::EIO,
             },

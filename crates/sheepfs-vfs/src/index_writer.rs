@@ -4,8 +4,9 @@
 //! their way the next one gathers. Each batch is cut into runs of neighbouring
 //! slots, one request each, and nothing but newly made slots is in them, since
 //! repeating an inherited one corrupts its reference count (protocol 4.5).
-//! After the batch one more question tells whether the VDI became a snapshot
-//! meanwhile, in which case the update may be missing in the new working VDI
+//! After the batch an empty write to one of its objects tells whether the VDI
+//! became a snapshot meanwhile: a server refuses it from before it reads the
+//! inode for the snapshot, so success means that the update will be in there
 //! (protocol 7.4).
 //!
 //! The index of a hypervolume is a tree that one batch changes at a time; each
@@ -13,10 +14,14 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
+use sheep_client::call::KeepAlive;
 use sheep_client::{Client, ClientError, IndexTree};
-use sheep_proto::{ObjectIndex, Oid, Vid};
+use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
+
+use crate::slot_guard::SharedGuard;
 
 /// Slots in one request; a server does work for each before it answers.
 const MAX_RUN: usize = 1024;
@@ -55,6 +60,7 @@ struct Queue {
 struct Update {
     vid: Vid,
     index: ObjectIndex,
+    guard: SharedGuard,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -70,12 +76,22 @@ impl IndexWriter {
 
     /// Sets the slot of an object that `vid` has just made.
     ///
-    /// The caller holds the slot's guard.
-    pub(crate) async fn publish(self: &Arc<Self>, vid: Vid, index: ObjectIndex) -> Outcome {
+    /// `guard` is the slot's.
+    pub(crate) async fn publish(
+        self: &Arc<Self>,
+        vid: Vid,
+        index: ObjectIndex,
+        guard: SharedGuard,
+    ) -> Outcome {
         let (done, outcome) = oneshot::channel();
         let start = {
             let mut queue = self.queue.lock().expect("no one panics with the queue");
-            queue.waiting.push(Update { vid, index, done });
+            queue.waiting.push(Update {
+                vid,
+                index,
+                guard,
+                done,
+            });
             let start = queue.sending < MAX_BATCHES;
             queue.sending += usize::from(start);
             start
@@ -104,19 +120,22 @@ impl IndexWriter {
 
     async fn send_batch(&self, mut batch: Vec<Update>) {
         batch.sort_unstable_by_key(|update| (update.vid, update.index));
-        let mut vids: Vec<Vid> = batch.iter().map(|update| update.vid).collect();
-        vids.dedup();
+        let mut probes: Vec<(Vid, ObjectIndex)> = batch
+            .iter()
+            .map(|update| (update.vid, update.index))
+            .collect();
+        probes.dedup_by_key(|&mut (vid, _)| vid);
         let written = match &self.tree {
             None => join_all(runs(&batch).map(|run| self.write_run(run))).await,
             Some(tree) => vec![self.insert(tree, &batch).await],
         };
-        let states = join_all(vids.iter().map(|&vid| self.state(vid))).await;
+        let states = join_all(probes.iter().map(|&(vid, index)| self.state(vid, index))).await;
 
         let outcomes = written.into_iter().flatten().collect::<Vec<_>>();
         for (update, written) in batch.into_iter().zip(outcomes) {
-            let at = vids
-                .binary_search(&update.vid)
-                .expect("the vids are the batch's");
+            let at = probes
+                .binary_search_by_key(&update.vid, |&(vid, _)| vid)
+                .expect("each VID of the batch was probed");
             let outcome = written.and_then(|()| states[at].clone());
             // The volume may have been dropped with its callers.
             let _ = update.done.send(outcome);
@@ -126,9 +145,10 @@ impl IndexWriter {
     /// Writes a run and repeats its outcome for each of its updates.
     async fn write_run(&self, run: &[Update]) -> Vec<Result<(), Arc<ClientError>>> {
         let (vid, first) = (run[0].vid, run[0].index);
+        let owners = vec![Some(vid); run.len()];
         let outcome = self
             .client
-            .write_slots(vid, first, &vec![Some(vid); run.len()])
+            .write_slots_holding(vid, first, &owners, &keep_alive(run))
             .await;
         vec![outcome.map_err(Arc::new); run.len()]
     }
@@ -142,11 +162,29 @@ impl IndexWriter {
             .iter()
             .map(|update| (update.index, update.vid))
             .collect();
+        let keep = keep_alive(batch);
+        let mut tree = tree.lock().await;
         let outcome = self
             .client
-            .insert_tree_slots(&mut *tree.lock().await, &slots)
+            .insert_tree_slots_holding(&mut tree, &slots, &keep)
             .await;
         vec![outcome.map_err(Arc::new); batch.len()]
+    }
+
+    /// Takes over the index of a hypervolume as it was just read; false when
+    /// an update is under way. Anything but a hypervolume has none to replace.
+    pub(crate) fn replace_tree(&self, new: Option<IndexTree>) -> bool {
+        match (&self.tree, new) {
+            (Some(tree), Some(new)) => match tree.try_lock() {
+                Ok(mut tree) => {
+                    *tree = new;
+                    true
+                }
+                Err(_) => false,
+            },
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
     }
 
     /// Removes an object of a hypervolume and clears its slot. When that fails
@@ -165,13 +203,25 @@ impl IndexWriter {
         outcome
     }
 
-    async fn state(&self, vid: Vid) -> Outcome {
-        match self.client.is_snapshot(vid).await {
-            Ok(true) => Ok(Published::Snapshot),
-            Ok(false) => Ok(Published::Working),
+    async fn state(&self, vid: Vid, index: ObjectIndex) -> Outcome {
+        let probe = self
+            .client
+            .write_object(Oid::data(vid, index), 0, Bytes::new())
+            .await;
+        match probe {
+            Ok(()) => Ok(Published::Working),
+            Err(error) if error.code() == Some(ResultCode::ReadOnly) => Ok(Published::Snapshot),
             Err(error) => Err(Arc::new(error)),
         }
     }
+}
+
+/// The guards of some updates, for a request to hold.
+fn keep_alive(updates: &[Update]) -> Vec<KeepAlive> {
+    updates
+        .iter()
+        .map(|update| Arc::clone(&update.guard) as KeepAlive)
+        .collect()
 }
 
 /// Cuts sorted updates into runs of neighbours of one VDI.
@@ -192,11 +242,15 @@ mod tests {
         fn runs_hold_every_update_once_and_nothing_between(
             slots in prop::collection::btree_set((1u32..3, 0u32..4000), 0..300),
         ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let guards = Arc::new(crate::slot_guard::SlotGuards::default());
+            let guard = runtime.block_on(guards.acquire(ObjectIndex(0)));
             let batch: Vec<_> = slots
                 .iter()
                 .map(|&(vid, index)| Update {
                     vid: Vid::new(vid).unwrap(),
                     index: ObjectIndex(index),
+                    guard: Arc::clone(&guard),
                     done: oneshot::channel().0,
                 })
                 .collect();

@@ -18,6 +18,7 @@ type Page = [Option<Vid>; PAGE_SLOTS as usize];
 pub(crate) struct InodeMap {
     pages: BTreeMap<u32, Box<Page>>,
     allocated: u64,
+    changes: u64,
 }
 
 const fn split(index: ObjectIndex) -> (u32, usize) {
@@ -31,6 +32,7 @@ impl InodeMap {
     }
 
     pub(crate) fn set(&mut self, index: ObjectIndex, owner: Option<Vid>) {
+        self.changes += 1;
         let (page, at) = split(index);
         if owner.is_none() && !self.pages.contains_key(&page) {
             return;
@@ -42,6 +44,17 @@ impl InodeMap {
         self.allocated -= u64::from(slot.is_some());
         self.allocated += u64::from(owner.is_some());
         *slot = owner;
+    }
+
+    /// Takes over the slots of another map.
+    pub(crate) fn replace(&mut self, other: Self) {
+        let changes = self.changes + 1;
+        *self = Self { changes, ..other };
+    }
+
+    /// Grows with every change, so that whoever looked before can tell.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Number of objects that exist, inherited ones included.
@@ -58,10 +71,12 @@ impl InodeMap {
         self.pages
             .range(split(first).0..)
             .flat_map(move |(&page, slots)| {
-                let base = page * PAGE_SLOTS;
+                let base = u64::from(page) * u64::from(PAGE_SLOTS);
                 (base..)
                     .zip(slots.iter())
-                    .filter_map(|(index, owner)| Some((ObjectIndex(index), (*owner)?)))
+                    .filter_map(|(index, owner)| {
+                        Some((ObjectIndex(u32::try_from(index).ok()?), (*owner)?))
+                    })
                     .filter(move |&(index, _)| index >= first)
             })
     }

@@ -14,22 +14,27 @@ pub(crate) struct SlotGuards {
     slots: Mutex<Slots>,
 }
 
-/// The right to create one object, until dropped.
-pub(crate) struct SlotGuard<'a> {
-    guards: &'a SlotGuards,
+/// The right to create one object, until the last clone is dropped. A request
+/// that may still run at a sheep keeps one, whoever has given up on it.
+pub(crate) type SharedGuard = Arc<SlotGuard>;
+
+/// See [`SharedGuard`].
+#[derive(Debug)]
+pub(crate) struct SlotGuard {
+    guards: Arc<SlotGuards>,
     index: ObjectIndex,
     held: Option<OwnedMutexGuard<()>>,
 }
 
 impl SlotGuards {
     /// Waits for everyone who came before, first come first served.
-    pub(crate) async fn acquire(&self, index: ObjectIndex) -> SlotGuard<'_> {
+    pub(crate) async fn acquire(self: &Arc<Self>, index: ObjectIndex) -> SharedGuard {
         let slot = Arc::clone(self.slots().entry(index).or_default());
-        SlotGuard {
-            guards: self,
+        Arc::new(SlotGuard {
+            guards: Arc::clone(self),
             index,
             held: Some(slot.lock_owned().await),
-        }
+        })
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
@@ -37,7 +42,7 @@ impl SlotGuards {
     }
 }
 
-impl Drop for SlotGuard<'_> {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         let mut slots = self.guards.slots();
         self.held = None;
@@ -57,7 +62,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_holder_at_a_time_and_nothing_left_behind() {
-        let guards = SlotGuards::default();
+        let guards = Arc::new(SlotGuards::default());
         let first = guards.acquire(ObjectIndex(1)).await;
         let other = guards.acquire(ObjectIndex(2)).await;
         let mut second = Box::pin(guards.acquire(ObjectIndex(1)));

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sheep_client::{Client, ClientError, VdiSelector};
+use sheep_client::{Client, ClientError, VdiSelector, WhichVersion};
+use sheep_proto::ResultCode;
 use tokio::runtime::Handle;
 
 use crate::attributes::{
@@ -259,6 +260,9 @@ impl Tree {
         join_all(volumes.values().map(|volume| async move {
             if let Err(error) = volume.close().await {
                 tracing::error!("cannot close {}: {error}", volume.selector());
+                if let Err(error) = volume.release_lock().await {
+                    tracing::error!("the lock of {} stays: {error}", volume.selector());
+                }
             }
         }))
         .await;
@@ -286,13 +290,38 @@ impl Tree {
         for name in &names {
             self.detach_named(name).await?;
         }
-        let changed = change.await;
+        let changed = self.locked(selector, change).await;
         for name in names {
             if self.client.find(selector).await.is_ok() {
                 self.attach_selected(name, selector.clone()).await?;
             }
         }
         changed
+    }
+
+    /// Runs `change` while nobody else has the VDI's lock.
+    async fn locked(
+        &self,
+        selector: &VdiSelector,
+        change: impl Future<Output = Result<(), FsError>>,
+    ) -> Result<(), FsError> {
+        if self.config.lock == LockMode::Off || selector.which != WhichVersion::Working {
+            return change.await;
+        }
+        let vid = match self.client.lock(selector).await {
+            Ok(vid) => vid,
+            // A rollback that was interrupted has no working VDI to lock.
+            Err(error) if error.code() == Some(ResultCode::NoVdi) => return change.await,
+            Err(error) => return Err(error.into()),
+        };
+        let changed = change.await;
+        self.client.release(vid).await?;
+        changed
+    }
+
+    /// One change of what is attached at a time, until the guard is dropped.
+    pub(crate) async fn hold_attached(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
     }
 
     /// Refuses what an attached volume would not survive.
@@ -505,7 +534,11 @@ impl Tree {
                 if mode.write && !volume.is_writable() {
                     return Err(FsError::ReadOnly(volume.selector().to_string()));
                 }
-                volume.refresh().await?;
+                if self.handles.is_open(ino) {
+                    volume.refresh().await?;
+                } else {
+                    volume.reread().await?;
+                }
                 OpenFile::Volume(volume)
             }
         };

@@ -17,7 +17,9 @@
 //! [`reload`] moves the volume to the new working VDI without losing a write
 //! that was acknowledged. A hypervolume cannot have snapshots.
 
+mod doubt;
 mod facts;
+mod published;
 mod punch;
 mod read;
 mod reload;
@@ -25,7 +27,7 @@ mod write;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -35,6 +37,8 @@ use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use self::doubt::is_absent;
+use self::published::PublishedSlots;
 use crate::error::FsError;
 use crate::index_writer::IndexWriter;
 use crate::inode_map::InodeMap;
@@ -64,8 +68,16 @@ pub struct Volume {
     locked: bool,
     runtime: Handle,
     head: RwLock<Head>,
-    reloading: tokio::sync::Mutex<()>,
-    guards: SlotGuards,
+    /// One reload at a time; when the last one found the VDI frozen.
+    reloading: tokio::sync::Mutex<Option<Instant>>,
+    /// A VID whose lock was asked for without an answer.
+    lock_asked: tokio::sync::Mutex<Option<Vid>>,
+    guards: Arc<SlotGuards>,
+    /// Guards of the objects that a reload brings over, while those who wait
+    /// for it hold the others.
+    moving: Arc<SlotGuards>,
+    published: Mutex<PublishedSlots>,
+    doubts: Mutex<HashSet<ObjectIndex>>,
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
     /// Objects whose slots were cleared and that the server may not have
@@ -75,7 +87,10 @@ pub struct Volume {
     dirty: AtomicBool,
     /// The VDI is gone; nothing may be read or written any more.
     stale: AtomicBool,
+    opened: Instant,
     checked: Mutex<Instant>,
+    /// One look for a snapshot at a time: who comes second waits for its answer.
+    syncing: tokio::sync::Mutex<()>,
     modified: Mutex<Option<SystemTime>>,
 }
 
@@ -109,7 +124,9 @@ impl Head {
         let mut map = InodeMap::default();
         let tree = if info.hypervolume {
             let tree = client.read_tree(&info).await?;
+            let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
             tree.slots()
+                .filter(|&(index, _)| inside(index))
                 .for_each(|(index, owner)| map.set(index, Some(owner)));
             Some(tree)
         } else {
@@ -150,7 +167,13 @@ impl Volume {
             runtime: Handle::current(),
             head: RwLock::new(head),
             reloading: tokio::sync::Mutex::default(),
-            guards: SlotGuards::default(),
+            lock_asked: tokio::sync::Mutex::default(),
+            guards: Arc::default(),
+            moving: Arc::default(),
+            published: Mutex::default(),
+            doubts: Mutex::default(),
+            opened: Instant::now(),
+            syncing: tokio::sync::Mutex::default(),
             writes: WriteTracker::default(),
             reclaimed: Mutex::default(),
             dirty: AtomicBool::new(false),
@@ -174,6 +197,15 @@ impl Volume {
             let loaded = Head::load(client, vid).await;
             let working = selector.which == WhichVersion::Working;
             match loaded {
+                Ok(Some(loaded)) if loaded.0.info.size > loaded.0.info.max_size() => {
+                    if locked {
+                        client.release(vid).await?;
+                    }
+                    return Err(FsError::Invalid(format!(
+                        "{selector} has {} bytes, more than its index can name",
+                        loaded.0.info.size
+                    )));
+                }
                 Ok(Some(loaded)) if loaded.0.info.is_snapshot() != working => return Ok(loaded),
                 // Deleted, or turned into a snapshot, since it was found.
                 Ok(_) if !locked => {}
@@ -242,13 +274,16 @@ impl Volume {
             }
             *checked = Instant::now();
         }
-        match tokio::time::timeout(CHECK_TIMEOUT, self.check()).await {
-            Ok(Err(error @ FsError::Stale(_))) => Err(error),
-            Ok(Err(error)) => {
+        let volume = self.arc();
+        // As a task: a move to another VDI that it starts must run to its end.
+        let check = self.runtime.spawn(async move { volume.check().await });
+        match tokio::time::timeout(CHECK_TIMEOUT, check).await {
+            Ok(Ok(Err(error @ FsError::Stale(_)))) => Err(error),
+            Ok(Ok(Err(error))) => {
                 tracing::debug!("cannot look after {}: {error}", self.selector);
                 self.usable()
             }
-            Ok(Ok(())) | Err(_) => self.usable(),
+            Ok(Ok(Ok(())) | Err(_)) | Err(_) => self.usable(),
         }
     }
 
@@ -268,19 +303,19 @@ impl Volume {
             let info = &self.head().info;
             (info.vid, info.create_time, info.size)
         };
-        let now = match self
-            .client
-            .info(vid)
-            .await
-            .map_err(|error| self.failed(error))?
-        {
-            Some(now) if now.create_time == create_time => now,
-            _ => return Err(self.gone()),
+        let now = match self.client.info(vid).await {
+            Ok(Some(now)) if now.create_time == create_time => now,
+            Ok(_) => return Err(self.gone()),
+            // Not for good: the node that has it may come back.
+            Err(error) if is_absent(&error) => {
+                return Err(FsError::Stale(self.selector.to_string()));
+            }
+            Err(error) => return Err(self.failed(error)),
         };
         if now.is_snapshot() && self.selector.which == WhichVersion::Working {
             return self.reload(vid).await;
         }
-        if now.size != size {
+        if now.size != size && now.size <= now.max_size() {
             self.resized(&now).await?;
         }
         Ok(())
@@ -341,39 +376,49 @@ impl Volume {
     pub async fn sync(&self) -> Result<(), FsError> {
         self.usable()?;
         self.writes.wait_for_earlier().await;
+        let _one_at_a_time = self.syncing.lock().await;
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let checked = self.check_for_snapshot().await;
+        let checked = self.look_for_snapshot().await;
         if checked.is_err() {
             self.dirty.store(true, Ordering::Release);
         }
         checked
     }
 
-    async fn check_for_snapshot(&self) -> Result<(), FsError> {
-        let vid = self.vid();
-        match self.client.is_snapshot(vid).await {
-            Ok(true) => self.reload(vid).await,
-            Ok(false) => Ok(()),
-            Err(error) => Err(self.failed(error)),
-        }
+    async fn look_for_snapshot(&self) -> Result<(), FsError> {
+        let asked = Instant::now();
+        self.check().await?;
+        self.published().seen_working(asked);
+        Ok(())
     }
 
-    /// Finishes what is on its way and gives the lock back.
+    /// Finishes what is on its way, looks for a snapshot once more, and gives
+    /// the lock back.
     ///
     /// # Errors
-    /// As [`Volume::sync`]; the lock is released in any case when that is possible.
+    /// As [`Volume::sync`]; the volume stays usable and locked then.
     pub async fn close(&self) -> Result<(), FsError> {
-        let synced = self.sync().await;
+        self.dirty.store(self.writable, Ordering::Release);
+        match self.sync().await {
+            // Nothing can be lost that is gone already.
+            Ok(()) | Err(FsError::Stale(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.settle_all().await;
+        self.release_lock().await
+    }
+
+    /// Gives the lock back, if there is one.
+    ///
+    /// # Errors
+    /// `Cluster` when the cluster does not answer.
+    pub async fn release_lock(&self) -> Result<(), FsError> {
         if self.locked {
             self.client.release(self.vid()).await?;
         }
-        match synced {
-            // Nothing can be lost that is gone already.
-            Err(FsError::Stale(_)) => Ok(()),
-            other => other,
-        }
+        Ok(())
     }
 
     /// First byte at or behind `offset` that an object holds.
@@ -406,16 +451,15 @@ impl Volume {
             return Err(FsError::NothingThere(offset));
         }
         let shift = head.info.object_shift;
-        let mut index =
-            u32::try_from(offset >> shift).map_err(|_| FsError::NothingThere(offset))?;
-        let first = index;
+        let first = u32::try_from(offset >> shift).map_err(|_| FsError::NothingThere(offset))?;
+        let mut index = u64::from(first);
         for (owned, _) in head.map.owned(ObjectIndex(first)..) {
-            if owned.0 != index {
+            if u64::from(owned.0) != index {
                 break;
             }
             index += 1;
         }
-        let at = (u64::from(index) << shift).max(offset);
+        let at = (index << shift).max(offset);
         Ok(at.min(head.info.size))
     }
 
@@ -479,6 +523,18 @@ impl Volume {
             head.map.set(index, slot);
         }
         Ok(())
+    }
+
+    fn published(&self) -> MutexGuard<'_, PublishedSlots> {
+        self.published.lock().expect("no one panics with the slots")
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, HashSet<ObjectIndex>> {
+        self.doubts.lock().expect("no one panics with the slots")
+    }
+
+    fn reclaimed(&self) -> MutexGuard<'_, HashSet<(Vid, ObjectIndex)>> {
+        self.reclaimed.lock().expect("no one panics with the set")
     }
 
     fn arc(&self) -> Arc<Self> {

@@ -1,7 +1,7 @@
 //! Carrying out what a command file was told.
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use sheep_client::{ClientError, GatewayAddress, VdiSelector, WhichVersion};
 use sheep_proto::limits::DEFAULT_PORT;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName};
@@ -157,6 +157,8 @@ impl Tree {
         if line.new.hypervolume && line.preallocate {
             return Err(invalid("a hypervolume is not preallocated"));
         }
+        // Nobody attaches it, and writes, before all its objects are made.
+        let _held = self.hold_attached().await;
         let client = self.client();
         let vid = client.create_vdi(&line.new).await?;
         if !line.preallocate {
@@ -173,8 +175,10 @@ impl Tree {
                     client.create_object(oid, 0, Bytes::new(), None).await
                 })
                 .buffer_unordered(PREALLOCATE_PARALLEL)
-                .try_collect::<()>()
-                .await?;
+                .collect::<Vec<_>>()
+                .await
+                .into_iter()
+                .collect::<Result<(), ClientError>>()?;
             let owners = vec![Some(vid); run as usize];
             client.write_slots(vid, ObjectIndex(first), &owners).await?;
             first += run;

@@ -11,18 +11,20 @@
 //! The index of a hypervolume is no array of references. There DISCARD_OBJ is
 //! the way: nothing is removed late, and no snapshot can be hit.
 
-use std::collections::HashSet;
-use std::sync::MutexGuard;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
 use sheep_client::ClientError;
+use sheep_client::call::KeepAlive;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::time::Instant;
 
-use super::{Volume, zeros};
+use super::{PARALLEL_CHUNKS, Volume, zeros};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
+use crate::slot_guard::SharedGuard;
 
 /// Slots cleared together; a server does work for each of them.
 const MAX_BATCH: usize = 128;
@@ -32,7 +34,10 @@ const ZERO_PIECE: u32 = 1 << 20;
 const MAX_MOVES: u32 = 64;
 /// First and longest pause between two looks for an object that is to go.
 const RECLAIM_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
-/// Longest wait for it.
+/// Time after which an object that was not cleared here is taken for one that a
+/// crash has left over.
+const LEFT_OVER_AFTER: Duration = Duration::from_secs(3);
+/// Longest wait for it, and time after which one cleared elsewhere has gone.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Volume {
@@ -67,6 +72,7 @@ impl Volume {
                 head.info.hypervolume,
             )
         };
+        self.settle_doubts().await?;
         let len = len.min(size.saturating_sub(offset));
         let object_end = |index: ObjectIndex| (u64::from(index.0) + 1) << shift;
         let mut whole = Vec::new();
@@ -120,7 +126,7 @@ impl Volume {
 
     async fn discard_objects(&self, indexes: &[ObjectIndex]) -> Result<(), FsError> {
         for &index in indexes {
-            let _guard = self.guards.acquire(index).await;
+            let _guard = self.guard(index).await?;
             let vid = self.vid();
             // A hole before it is one in the cluster, and when that fails, too:
             // a write makes the object again instead of trusting a lost one.
@@ -140,7 +146,7 @@ impl Volume {
         // In ascending order, and creators hold one guard only: no deadlock.
         let mut guards = Vec::with_capacity(indexes.len());
         for &index in indexes {
-            guards.push(self.guards.acquire(index).await);
+            guards.push(self.guard(index).await?);
         }
         for _ in 0..MAX_MOVES {
             let vid = self.vid();
@@ -152,8 +158,9 @@ impl Volume {
             let Some(held) = self.forget_slots(vid, indexes) else {
                 continue;
             };
-            if let Err(error) = self.clear_slots(vid, &held).await {
-                self.restore_inherited(vid, &held);
+            if let Err(error) = self.clear_slots(vid, &held, &guards).await {
+                // Cleared or not, nobody knows.
+                held.iter().for_each(|&(index, _)| self.doubt(index));
                 return Err(self.failed(error));
             }
             // A snapshot taken meanwhile has handed the objects on to a new
@@ -175,33 +182,36 @@ impl Volume {
         }
         let owner = |&index| Some((index, head.map.get(index)?));
         let held: Vec<_> = indexes.iter().filter_map(owner).collect();
+        let mut published = self.published();
         for &(index, _) in &held {
             head.map.set(index, None);
+            published.forget(index);
         }
+        drop(published);
         Some(held)
     }
 
-    /// Takes back that inherited objects are holes. Own ones may be about to be
-    /// removed, whatever the error says: `settle` finds out before they are used.
-    fn restore_inherited(&self, vid: Vid, held: &[(ObjectIndex, Vid)]) {
-        let mut head = self.head.write().expect("no one panics with the head");
-        if head.info.vid == vid {
-            for &(index, owner) in held.iter().filter(|&&(_, owner)| owner != vid) {
-                head.map.set(index, Some(owner));
-            }
-        }
-    }
-
-    async fn clear_slots(&self, vid: Vid, held: &[(ObjectIndex, Vid)]) -> Result<(), ClientError> {
+    async fn clear_slots(
+        &self,
+        vid: Vid,
+        held: &[(ObjectIndex, Vid)],
+        guards: &[SharedGuard],
+    ) -> Result<(), ClientError> {
         let own = held.iter().filter(|&&(_, owner)| owner == vid);
         self.reclaimed().extend(own.map(|&(index, _)| (vid, index)));
         let runs = held
             .chunk_by(|a, b| a.0.0 + 1 == b.0.0)
             .map(|run| async move {
                 let none = vec![None; run.len()];
-                self.client.write_slots(vid, run[0].0, &none).await
+                let keep: Vec<_> = guards
+                    .iter()
+                    .map(|guard| Arc::clone(guard) as KeepAlive)
+                    .collect();
+                self.client
+                    .write_slots_holding(vid, run[0].0, &none, &keep)
+                    .await
             });
-        // All are waited for, so that none is under way when the guards fall.
+        // All are waited for; one that is given up keeps the guards.
         join_all(runs).await.into_iter().collect()
     }
 
@@ -212,39 +222,55 @@ impl Volume {
             .map_err(|error| self.failed(error))
     }
 
-    /// Waits until an object whose slot was cleared is gone, so that it can be
-    /// made again; false when it is still the VDI's, because the clearing
-    /// failed, and can be written in place. The caller holds the slot's guard.
-    pub(super) async fn settle(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
-        if !self.reclaimed().contains(&(vid, index)) {
-            return Ok(true);
+    /// Waits until an object without a slot is gone, so that it can be made.
+    /// The caller holds the slot's guard and has just asked for the slot.
+    ///
+    /// One whose slot was cleared here must go. Shortly after the volume was
+    /// attached any object may be one that an earlier user cleared; if it stays
+    /// it was left over by a crash, and making it replaces it.
+    pub(super) async fn settle(&self, vid: Vid, index: ObjectIndex) -> Result<(), FsError> {
+        let cleared = self.reclaimed().contains(&(vid, index));
+        if !cleared && (self.opened.elapsed() > RECLAIM_TIMEOUT || self.info().hypervolume) {
+            return Ok(());
         }
-        let deadline = Instant::now() + RECLAIM_TIMEOUT;
+        let patience = if cleared {
+            RECLAIM_TIMEOUT
+        } else {
+            LEFT_OVER_AFTER
+        };
+        let deadline = Instant::now() + patience;
         let mut pause = RECLAIM_PAUSES.0;
         while self.exists(vid, index).await? {
-            let info = self.info();
-            let slot = self
-                .client
-                .slot(&info, index)
-                .await
-                .map_err(|error| self.failed(error))?;
-            if slot == Some(vid) {
-                let mut head = self.head.write().expect("no one panics with the head");
-                if head.info.vid == vid {
-                    head.map.set(index, slot);
-                }
-                drop(head);
-                self.reclaimed().remove(&(vid, index));
-                return Ok(false);
-            }
             if Instant::now() > deadline {
-                return Err(FsError::Undead(self.selector.to_string()));
+                if cleared {
+                    return Err(FsError::Undead(self.selector.to_string()));
+                }
+                break;
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RECLAIM_PAUSES.1);
         }
         self.reclaimed().remove(&(vid, index));
-        Ok(true)
+        Ok(())
+    }
+
+    /// Waits a moment for all objects whose slots were cleared to go, so that
+    /// whoever attaches the VDI next need not.
+    pub(super) async fn settle_all(&self) {
+        let cleared: Vec<_> = self.reclaimed().iter().copied().collect();
+        let settled = stream::iter(cleared)
+            .map(|(vid, index)| self.settle(vid, index))
+            .buffer_unordered(PARALLEL_CHUNKS)
+            .collect::<Vec<_>>();
+        if tokio::time::timeout(LEFT_OVER_AFTER, settled)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "{} has discarded objects that the cluster still keeps",
+                self.selector
+            );
+        }
     }
 
     async fn exists(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
@@ -253,9 +279,5 @@ impl Volume {
             Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(false),
             Err(error) => Err(self.failed(error)),
         }
-    }
-
-    fn reclaimed(&self) -> MutexGuard<'_, HashSet<(Vid, ObjectIndex)>> {
-        self.reclaimed.lock().expect("no one panics with the set")
     }
 }

@@ -34,6 +34,9 @@ impl Volume {
         match (chunk, owner) {
             (None, _) => done(Ok(Bytes::new())),
             (Some(chunk), _) if chunk.len != len => self.spawn_read(offset, len, done),
+            (Some(chunk), None) if self.is_doubted(chunk.index) => {
+                self.spawn_read(offset, len, done);
+            }
             (Some(_), None) => done(Ok(zeros(len))),
             (Some(chunk), Some(owner)) => {
                 let volume = self.arc();
@@ -88,7 +91,12 @@ impl Volume {
         let mut moves = 0;
         loop {
             let seen = self.slot(chunk.index)?;
-            let Some(owner) = seen.1 else {
+            let mut owner = seen.1;
+            if owner.is_none() && self.is_doubted(chunk.index) {
+                let slot = self.client.slot(&self.info(), chunk.index).await;
+                owner = slot.map_err(|error| self.failed(error))?;
+            }
+            let Some(owner) = owner else {
                 return Ok(zeros(chunk.len));
             };
             let oid = Oid::data(owner, chunk.index);

@@ -9,9 +9,12 @@
 
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
+use sheep_client::ClientError;
 use sheep_proto::{ObjectIndex, ResultCode, Vid};
+use tokio::time::Instant;
 
+use super::published::PublishedSlots;
 use super::{Head, PARALLEL_CHUNKS, Volume, is_read_only};
 use crate::error::FsError;
 use crate::index_writer::Published;
@@ -21,6 +24,8 @@ use crate::index_writer::Published;
 const SAME_VID_TRIES: u32 = 6;
 /// The first pause between them; each is twice the one before.
 const SAME_VID_PAUSE: Duration = Duration::from_millis(25);
+/// How long a volume that was found frozen is believed to be.
+const FROZEN_FOR: Duration = Duration::from_secs(1);
 /// Moves before giving up on snapshots that follow each other too fast.
 const MAX_MOVES: u32 = 64;
 /// Snapshots between the old and the new working VDI that are looked through.
@@ -35,7 +40,25 @@ impl Volume {
     /// `VolumeIo` when the cluster does not answer, or flags the working VDI
     /// itself as read-only.
     pub(super) async fn reload(&self, old: Vid) -> Result<(), FsError> {
-        let _one_at_a_time = self.reloading.lock().await;
+        let volume = self.arc();
+        // As a task: half a move, with a lock taken or a copy under way, is
+        // not to be left by a caller who gives up.
+        let moved = self.runtime.spawn(async move { volume.move_on(old).await });
+        moved.await.expect("moving on does not panic")
+    }
+
+    async fn move_on(&self, old: Vid) -> Result<(), FsError> {
+        let mut last_failure = self.reloading.lock().await;
+        if last_failure.is_some_and(|failed: Instant| failed.elapsed() < FROZEN_FOR) {
+            return Err(FsError::Frozen(self.selector.to_string()));
+        }
+        let moved = self.follow(old).await;
+        // Those who waited for this failure share it.
+        *last_failure = matches!(moved, Err(FsError::Frozen(_))).then(Instant::now);
+        moved
+    }
+
+    async fn follow(&self, old: Vid) -> Result<(), FsError> {
         for _ in 0..MAX_MOVES {
             if self.vid() != old {
                 return self.usable();
@@ -54,10 +77,9 @@ impl Volume {
             if self.locked {
                 // Of the two only the one in use stays locked.
                 let unused = if matches!(moved, Ok(true)) { old } else { to };
-                self.client
-                    .release(unused)
-                    .await
-                    .map_err(|error| self.failed(error))?;
+                if let Err(error) = self.client.release(unused).await {
+                    tracing::warn!("the lock of VDI {unused} is left behind: {error}");
+                }
             }
             if moved? {
                 tracing::info!("{} was snapshotted: VDI {old} -> {to}", self.selector);
@@ -93,22 +115,37 @@ impl Volume {
     /// Locks the new working VDI, which a snapshot leaves unlocked; false when
     /// it is not `to` any more.
     async fn lock_successor(&self, to: Vid) -> Result<bool, FsError> {
-        let locked = self
-            .client
-            .lock(&self.selector)
-            .await
-            .map_err(|error| self.failed(error))?;
-        if locked != to {
+        let mut asked = self.lock_asked.lock().await;
+        let mut locked = self.client.lock(&self.selector).await;
+        let refused = |locked: &Result<Vid, ClientError>| matches!(locked, Err(error) if error.code() == Some(ResultCode::VdiLocked));
+        if refused(&locked) && *asked == Some(to) {
+            // Our own lock, the answer to which was lost.
             self.client
-                .release(locked)
+                .release(to)
+                .await
+                .map_err(|error| self.failed(error))?;
+            locked = self.client.lock(&self.selector).await;
+        }
+        *asked = match &locked {
+            Ok(_) => None,
+            Err(_) if refused(&locked) => None,
+            Err(_) => Some(to),
+        };
+        let vid = locked.map_err(|error| self.failed(error))?;
+        if vid != to {
+            self.client
+                .release(vid)
                 .await
                 .map_err(|error| self.failed(error))?;
         }
-        Ok(locked == to)
+        Ok(vid == to)
     }
 
     /// Makes sure that `new` came from `old` by snapshots, not by a rollback.
     async fn check_descent(&self, new: &Head, old: Vid) -> Result<(), FsError> {
+        if new.info.object_shift != self.head().info.object_shift {
+            return Err(self.gone());
+        }
         let mut parent = new.info.parent;
         for _ in 0..MAX_GENERATIONS {
             match parent {
@@ -127,28 +164,27 @@ impl Volume {
     /// it became a snapshot itself meanwhile.
     async fn reconcile(&self, old: Vid, new: &mut Head) -> Result<bool, FsError> {
         let to = new.info.vid;
+        let mut brought = Vec::new();
         loop {
-            let missing: Vec<ObjectIndex> = {
+            let missing: Vec<(ObjectIndex, Option<Vid>)> = {
                 let mut head = self.head.write().expect("no one panics with the head");
-                let lacks = |&(index, owner): &(ObjectIndex, Vid)| {
-                    let there = new.map.get(index);
-                    owner == old && there != Some(old) && there != Some(to)
+                let mut published = self.published();
+                // What the new index shows as it was before this volume set it.
+                // Anything else was done by someone else since, and stays.
+                let lacks = |&(index, before): &(ObjectIndex, Option<Vid>)| {
+                    head.map.get(index) == Some(old) && new.map.get(index) == before
                 };
-                let missing: Vec<_> = head
-                    .map
-                    .owned(ObjectIndex(0)..)
-                    .filter(lacks)
-                    .map(|(index, _)| index)
-                    .collect();
+                let missing: Vec<_> = published.iter().filter(lacks).collect();
                 if missing.is_empty() {
-                    // Under the same lock, or an update in between would be forgotten.
+                    // Under the same locks, or an update in between would be forgotten.
                     head.info = new.info.clone();
-                    head.map = std::mem::take(&mut new.map);
+                    head.map.replace(std::mem::take(&mut new.map));
+                    *published = PublishedSlots::default();
+                    brought
+                        .iter()
+                        .for_each(|&(index, before)| published.note(index, before));
                     // They were the old VDI's, and it makes no objects any more.
-                    self.reclaimed
-                        .lock()
-                        .expect("no one panics with the set")
-                        .clear();
+                    self.reclaimed().clear();
                     return Ok(true);
                 }
                 missing
@@ -158,28 +194,35 @@ impl Volume {
                 self.selector,
                 missing.len()
             );
-            let brought: Vec<bool> = stream::iter(missing.clone())
-                .map(|index| self.bring_over(old, to, index))
+            let outcomes: Vec<_> = stream::iter(missing.clone())
+                .map(|(index, _)| self.bring_over(old, to, index))
                 .buffered(PARALLEL_CHUNKS)
-                .try_collect()
-                .await?;
-            if brought.contains(&false) {
-                return Ok(false);
+                .collect()
+                .await;
+            // Not before all have ended: none may be under way behind our back.
+            for outcome in outcomes {
+                if !outcome? {
+                    return Ok(false);
+                }
             }
-            for index in missing {
+            for &(index, _) in &missing {
                 new.map.set(index, Some(to));
             }
+            brought.extend(missing);
         }
     }
 
     /// False when `to` has become a snapshot.
+    ///
+    /// The object is nobody else's to make: all others use `old` still.
     async fn bring_over(&self, old: Vid, to: Vid, index: ObjectIndex) -> Result<bool, FsError> {
-        match self.copy_object(old, to, index).await {
+        let guard = self.moving.acquire(index).await;
+        match self.copy_object(old, to, index, &guard).await {
             Ok(()) => {}
             Err(error) if is_read_only(&error) => return Ok(false),
             Err(error) => return Err(self.failed(error)),
         }
-        match self.index_writer.publish(to, index).await {
+        match self.index_writer.publish(to, index, guard).await {
             Ok(published) => Ok(published == Published::Working),
             Err(error) => Err(self.failed(error)),
         }

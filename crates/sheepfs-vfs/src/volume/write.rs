@@ -1,19 +1,23 @@
 //! Writing: in place, or by making the object first.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use sheep_client::{Call, ClientError};
+use sheep_proto::limits::MAX_PAYLOAD_LEN;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
 use crate::index_writer::Published;
+use crate::slot_guard::SharedGuard;
 
 /// How often a write follows a volume that moves under it: each time someone
 /// has taken one more snapshot.
@@ -21,7 +25,8 @@ const MAX_MOVES: u32 = 64;
 
 impl Volume {
     /// Writes `data` at byte `offset` and runs `done` with the number of bytes
-    /// written: fewer than given when the volume ends in between.
+    /// written: fewer than given when the volume ends in between, or for more
+    /// than 64 MiB.
     ///
     /// Does not block. A range within one object that exists is sent by the
     /// calling thread.
@@ -44,7 +49,10 @@ impl Volume {
         self.client.submit(
             call,
             Box::new(move |result| {
-                if result.and_then(sheep_client::Response::accepted).is_ok() {
+                let written = result.and_then(sheep_client::Response::accepted).is_ok();
+                // A volume that has moved on may have copied the object before
+                // this write reached it.
+                if written && volume.vid() == vid {
                     volume.written();
                     drop(token);
                     return done(Ok(len));
@@ -90,7 +98,7 @@ impl Volume {
             return Err(FsError::PastEnd(offset));
         }
         let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        data.truncate(room.min(u32::MAX as usize));
+        data.truncate(room.min(MAX_PAYLOAD_LEN));
         let len = u32::try_from(data.len()).expect("just truncated");
         Ok((data, len))
     }
@@ -116,12 +124,14 @@ impl Volume {
             at = end;
             (chunk, part)
         });
-        stream::iter(parts.collect::<Vec<_>>())
-            .map(Ok)
-            .try_for_each_concurrent(PARALLEL_CHUNKS, |(chunk, part)| {
-                self.write_chunk(chunk, part)
-            })
-            .await?;
+        let outcomes: Vec<_> = stream::iter(parts.collect::<Vec<_>>())
+            .map(|(chunk, part)| self.write_chunk(chunk, part))
+            .buffer_unordered(PARALLEL_CHUNKS)
+            .collect()
+            .await;
+        // Not before all have ended: a create left behind would wipe what is
+        // written next.
+        outcomes.into_iter().collect::<Result<(), _>>()?;
         self.written();
         Ok(())
     }
@@ -143,22 +153,28 @@ impl Volume {
             let mut seen = self.slot(chunk.index)?;
             let outcome = if seen.1 == Some(seen.0) {
                 let oid = Oid::data(seen.0, chunk.index);
-                self.client
+                let written = self
+                    .client
                     .write_object(oid, chunk.offset, data.clone())
-                    .await
+                    .await;
+                if written.is_ok() && self.vid() != seen.0 {
+                    // The object may have been copied before this reached it.
+                    continue;
+                }
+                written
             } else {
-                let _guard = self.guards.acquire(chunk.index).await;
-                seen = self.slot(chunk.index)?;
+                let guard = self.guard(chunk.index).await?;
+                seen = self.certain_slot(chunk.index).await?;
                 if seen.1 == Some(seen.0) {
                     // Another writer made it meanwhile.
                     continue;
                 }
-                if !self.settle(seen.0, chunk.index).await? {
-                    continue;
+                if seen.1.is_none() {
+                    self.settle(seen.0, chunk.index).await?;
                 }
-                match self.create(seen, chunk, data.clone()).await {
+                match self.create(seen, chunk, data.clone(), &guard).await {
                     // Published under the guard, so that nobody creates it again.
-                    Ok(()) => return self.publish(seen.0, chunk.index).await,
+                    Ok(()) => return self.publish(seen.0, chunk.index, guard).await,
                     Err(error) => Err(error),
                 }
             };
@@ -173,12 +189,12 @@ impl Volume {
                     false => self.failed(error),
                 });
             }
-            if is_read_only(&error) {
-                self.reload(seen.0).await?;
-            } else if error.code() == Some(ResultCode::NoObj) {
-                self.refresh_slot(chunk.index, seen, error).await?;
-            } else {
-                return Err(self.failed(error));
+            match error.code() {
+                Some(ResultCode::ReadOnly) => self.reload(seen.0).await?,
+                Some(ResultCode::NoObj | ResultCode::NoVdi) => {
+                    self.refresh_slot(chunk.index, seen, error).await?;
+                }
+                _ => return Err(self.failed(error)),
             }
         }
     }
@@ -188,28 +204,53 @@ impl Volume {
         (vid, owner): (Vid, Option<Vid>),
         chunk: Chunk,
         data: Bytes,
+        guard: &SharedGuard,
     ) -> Result<(), ClientError> {
         let source = owner.map(|owner| Oid::data(owner, chunk.index));
+        let oid = Oid::data(vid, chunk.index);
+        let call = Call::create_object(oid, chunk.offset, data, source);
         self.client
-            .create_object(Oid::data(vid, chunk.index), chunk.offset, data, source)
+            .call(call.holding(Arc::clone(guard) as _))
             .await
+            .map(drop)
     }
 
     /// Sets the slot of an object that was just made under `vid`.
     ///
-    /// The caller holds the slot's guard. When the volume has moved on to
-    /// another VDI meanwhile, the object is brought there.
-    async fn publish(&self, mut vid: Vid, index: ObjectIndex) -> Result<(), FsError> {
+    /// `guard` is the slot's. When the volume has moved on to another VDI
+    /// meanwhile, the object is brought there.
+    async fn publish(
+        &self,
+        mut vid: Vid,
+        index: ObjectIndex,
+        guard: SharedGuard,
+    ) -> Result<(), FsError> {
         loop {
-            let published = self.index_writer.publish(vid, index).await;
-            let published = published.map_err(|error| self.failed(error))?;
+            let published = self
+                .index_writer
+                .publish(vid, index, Arc::clone(&guard))
+                .await;
+            let published = match published {
+                Ok(published) => published,
+                Err(error) => {
+                    // It may be set all the same.
+                    self.doubt(index);
+                    return Err(self.failed(error));
+                }
+            };
             let moved = {
                 let mut head = self.head.write().expect("no one panics with the head");
+                let before = head.map.get(index);
                 if head.info.vid == vid {
                     head.map.set(index, Some(vid));
+                    let mut slots = self.published();
+                    slots.note(index, before);
+                    if published == Published::Working {
+                        slots.seen_working(Instant::now());
+                    }
                     None
                 } else {
-                    Some((head.info.vid, head.map.get(index)))
+                    Some((head.info.vid, before))
                 }
             };
             match moved {
@@ -218,16 +259,22 @@ impl Volume {
                 None => return self.reload(vid).await,
                 // The new working VDI has inherited the object.
                 Some((_, owner)) if owner == Some(vid) => return Ok(()),
-                Some((new, _)) => vid = self.carry_over(vid, new, index).await?,
+                Some((new, _)) => vid = self.carry_over(vid, new, index, &guard).await?,
             }
         }
     }
 
     /// Copies an object made under a VDI that has become a snapshot to the
     /// working one, which does not name it. Returns the VID it has now.
-    async fn carry_over(&self, from: Vid, mut to: Vid, index: ObjectIndex) -> Result<Vid, FsError> {
+    async fn carry_over(
+        &self,
+        from: Vid,
+        mut to: Vid,
+        index: ObjectIndex,
+        guard: &SharedGuard,
+    ) -> Result<Vid, FsError> {
         for _ in 0..MAX_MOVES {
-            match self.copy_object(from, to, index).await {
+            match self.copy_object(from, to, index, guard).await {
                 Ok(()) => return Ok(to),
                 Err(error) if is_read_only(&error) => {
                     self.reload(to).await?;
@@ -245,10 +292,13 @@ impl Volume {
         from: Vid,
         to: Vid,
         index: ObjectIndex,
+        guard: &SharedGuard,
     ) -> Result<(), ClientError> {
         let source = Oid::data(from, index);
+        let call = Call::create_object(Oid::data(to, index), 0, Bytes::new(), Some(source));
         self.client
-            .create_object(Oid::data(to, index), 0, Bytes::new(), Some(source))
+            .call(call.holding(Arc::clone(guard) as _))
             .await
+            .map(drop)
     }
 }

@@ -7,6 +7,7 @@ mod faults;
 mod holes;
 mod locks;
 mod model;
+mod others;
 mod races;
 mod support;
 mod wire;

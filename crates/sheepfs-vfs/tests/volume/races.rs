@@ -124,14 +124,14 @@ async fn snapshots_under_a_writer_lose_no_acknowledged_write() {
 }
 
 /// A write of index entries.
-fn is_index_update(call: &Call) -> bool {
+pub(crate) fn is_index_update(call: &Call) -> bool {
     let header = call.header(0);
     let RequestBody::Object(body) = header.body() else {
         return false;
     };
-    let oid = call.name().oid.expect("an object call");
+    let kind = call.name().oid.and_then(|oid| oid.kind());
     call.opcode() == Opcode::WriteObj
-        && oid.kind() == Some(ObjectKind::Inode)
+        && kind == Some(ObjectKind::Inode)
         && body.offset.get() as usize >= INODE_HEADER_LEN
 }
 
@@ -298,7 +298,8 @@ async fn a_working_vdi_that_refuses_writes_for_ever_is_given_up() {
         .client_through(|inner| {
             Faulty::new(inner, |call| {
                 let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
-                data.then_some(Fault::Refuse(ResultCode::ReadOnly))
+                (data && call.opcode() != Opcode::ReadObj)
+                    .then_some(Fault::Refuse(ResultCode::ReadOnly))
             })
         })
         .await;

@@ -1,0 +1,133 @@
+//! Slots that have to be asked for again before they are believed.
+//!
+//! A slot that is about to be set is asked for anew in any case, together with
+//! the VDI's header: someone else may have written here since the index was
+//! read, and a create would wipe that. A slot whose update failed is in doubt
+//! until then, since it may have been set all the same.
+
+use std::time::Duration;
+
+use sheep_client::{ClientError, WhichVersion};
+use sheep_proto::{ObjectIndex, ResultCode, Vid};
+
+use super::{Head, Volume};
+use crate::error::FsError;
+use crate::slot_guard::SharedGuard;
+
+/// Longest wait for a guard that a request at a silent sheep still holds.
+const GUARD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often the index is read again when it changes while it is read.
+const REREAD_TRIES: u32 = 8;
+
+impl Volume {
+    /// The right to make an object.
+    ///
+    /// # Errors
+    /// `VolumeIo` when an earlier request for it is at a sheep that is silent.
+    pub(super) async fn guard(&self, index: ObjectIndex) -> Result<SharedGuard, FsError> {
+        match tokio::time::timeout(GUARD_TIMEOUT, self.guards.acquire(index)).await {
+            Ok(guard) => Ok(guard),
+            Err(_) => Err(self.failed(ClientError::Unreachable {
+                gateway: self.client.address(),
+                waited: GUARD_TIMEOUT,
+            })),
+        }
+    }
+
+    /// The attached VID and the owner of an object, as the cluster says. The
+    /// caller holds the slot's guard.
+    pub(super) async fn certain_slot(
+        &self,
+        index: ObjectIndex,
+    ) -> Result<(Vid, Option<Vid>), FsError> {
+        loop {
+            let info = self.info();
+            if info.hypervolume && !self.is_doubted(index) {
+                // Its index is one tree, which this volume keeps in step.
+                return self.slot(index);
+            }
+            let (header, owner) =
+                tokio::join!(self.client.info(info.vid), self.client.slot(&info, index));
+            let owner = owner.map_err(|error| self.failed(error))?;
+            match header.map_err(|error| self.failed(error))? {
+                Some(now) if now.create_time == info.create_time => {
+                    if now.is_snapshot() {
+                        self.reload(info.vid).await?;
+                        continue;
+                    }
+                }
+                _ => return Err(self.gone()),
+            }
+            let mut head = self.head.write().expect("no one panics with the head");
+            if head.info.vid == info.vid {
+                if head.map.get(index) != owner {
+                    head.map.set(index, owner);
+                    self.published().forget(index);
+                }
+                self.doubts().remove(&index);
+                return Ok((info.vid, owner));
+            }
+        }
+    }
+
+    /// Remembers that a slot may not be what memory says.
+    pub(super) fn doubt(&self, index: ObjectIndex) {
+        self.doubts().insert(index);
+    }
+
+    pub(super) fn is_doubted(&self, index: ObjectIndex) -> bool {
+        self.doubts().contains(&index)
+    }
+
+    /// Asks for every slot in doubt.
+    pub(super) async fn settle_doubts(&self) -> Result<(), FsError> {
+        let doubted: Vec<_> = self.doubts().iter().copied().collect();
+        for index in doubted {
+            let _guard = self.guard(index).await?;
+            self.certain_slot(index).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the index again: the volume was not open, and someone else may
+    /// have written to the VDI.
+    ///
+    /// # Errors
+    /// `Stale` when the VDI was deleted or rolled back, `VolumeIo` when the
+    /// cluster does not answer.
+    pub async fn reread(&self) -> Result<(), FsError> {
+        self.usable()?;
+        for _ in 0..REREAD_TRIES {
+            self.check().await?;
+            let (vid, changes) = {
+                let head = self.head();
+                (head.info.vid, head.map.changes())
+            };
+            let loaded = Head::load(&self.client, vid).await;
+            let (new, tree) = match loaded {
+                Ok(Some(loaded)) => loaded,
+                Ok(None) => return Err(self.gone()),
+                Err(error) => return Err(self.failed(error)),
+            };
+            if new.info.is_snapshot() && self.selector.which == WhichVersion::Working {
+                continue;
+            }
+            let mut head = self.head.write().expect("no one panics with the head");
+            // A write that was made meanwhile knows better.
+            if head.info.vid == vid && head.map.changes() == changes {
+                let unchanged = self.index_writer.replace_tree(tree);
+                if unchanged {
+                    head.map.replace(new.map);
+                    return Ok(());
+                }
+            }
+        }
+        // Writers are at work here, so the index in memory is the newest.
+        self.usable()
+    }
+}
+
+/// True when the answer means that there is no such VDI now.
+pub(super) fn is_absent(error: &ClientError) -> bool {
+    matches!(error.code(), Some(ResultCode::NoObj | ResultCode::NoVdi))
+}

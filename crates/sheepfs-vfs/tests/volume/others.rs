@@ -1,0 +1,361 @@
+//! Other users of the same VDI, and requests that outlive those who made them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sheep_client::gateway::BoxFuture;
+use sheep_client::testing::{Fault, Faulty};
+use sheep_client::{Call, ClientError, Completion, Gateway, GatewayAddress, VdiSelector};
+use sheep_proto::inode::VDI_SIZE_OFFSET;
+use sheep_proto::{ClusterFlags, Oid, Opcode, ResultCode, VdiName};
+use sheepfs_vfs::{FsError, Volume, VolumeOptions};
+use tokio::sync::Notify;
+
+use crate::races::is_index_update;
+use crate::support::{Cluster, Hold, formatted, open, pattern, tag};
+
+const MIB: u64 = 1 << 20;
+
+async fn in_cluster(cluster: &Cluster, name: &VdiName, offset: u64) -> u8 {
+    let volume = open(&cluster.client, name).await;
+    volume.read_at(offset, 1).await.unwrap()[0]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_comes_back_from_another_host_keeps_what_was_written_there() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("migrated", 4 * MIB).await;
+    let here = open(&cluster.client, &name).await;
+    let there = open(&cluster.client, &name).await;
+    there.write_at(0, pattern(7, 8192)).await.unwrap();
+    there.close().await.unwrap();
+    // Whoever does not even look again must not wipe it.
+    here.write_at(4096, pattern(9, 4096)).await.unwrap();
+    assert_eq!(in_cluster(&cluster, &name, 0).await, 7);
+    there.write_at(2 * MIB, pattern(8, 100)).await.unwrap();
+    here.reread().await.unwrap();
+    assert_eq!(here.read_at(2 * MIB, 100).await.unwrap(), pattern(8, 100));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_follows_snapshots_changes_nothing() {
+    for punch in [false, true] {
+        let cluster = Cluster::start().await;
+        let name = cluster.create("reader", 4 * MIB).await;
+        let writer = open(&cluster.client, &name).await;
+        writer.write_at(0, pattern(1, 1 << 20)).await.unwrap();
+        let readers = [true, false].map(|read_only| {
+            let options = VolumeOptions {
+                read_only,
+                lock: false,
+            };
+            Volume::open(
+                cluster.client.clone(),
+                VdiSelector::working(name.clone()),
+                options,
+            )
+        });
+        let readers = futures_util::future::join_all(readers).await;
+        cluster.client.snapshot(&name, &tag("s1")).await.unwrap();
+        if punch {
+            writer.punch_hole(0, MIB).await.unwrap();
+        } else {
+            writer.write_at(0, pattern(2, 1 << 20)).await.unwrap();
+            cluster.client.snapshot(&name, &tag("s2")).await.unwrap();
+        }
+        writer.sync().await.unwrap();
+        let expected = if punch { 0 } else { 2 };
+        for reader in readers {
+            reader.unwrap().reread().await.unwrap();
+            assert_eq!(in_cluster(&cluster, &name, 0).await, expected);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_fails_in_part_leaves_nothing_under_way() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("part", 4 * MIB).await;
+    let release = Arc::new(Notify::new());
+    let wait = Arc::clone(&release);
+    let armed = AtomicBool::new(true);
+    let client = cluster
+        .client_through(|inner| {
+            let refusing = Faulty::new(inner, |call| {
+                let create = call.opcode() == Opcode::CreateAndWriteObj;
+                (create && call.name().oid?.number() == 0)
+                    .then_some(Fault::Refuse(ResultCode::NoSpace))
+            });
+            Hold {
+                inner: Arc::new(refusing),
+                until: move |call: &Call| {
+                    let create = call.opcode() == Opcode::CreateAndWriteObj;
+                    if !create || call.name().oid?.number() == 0 {
+                        return None;
+                    }
+                    if !armed.swap(false, Ordering::AcqRel) {
+                        return None;
+                    }
+                    let wait = Arc::clone(&wait);
+                    let ready: BoxFuture<'static, ()> =
+                        Box::pin(async move { wait.notified().await });
+                    Some(ready)
+                },
+            }
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    let mut first = Box::pin(volume.write_at(MIB - 4096, pattern(1, 8192)));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let second = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.write_at(MIB + 65536, pattern(2, 4096)).await }
+    });
+    release.notify_one();
+    assert_eq!(first.await.unwrap_err().errno(), nix::errno::Errno::ENOSPC);
+    second.await.unwrap().unwrap();
+    assert_eq!(in_cluster(&cluster, &name, MIB + 65536).await, 2);
+    assert_eq!(in_cluster(&cluster, &name, MIB).await, 1);
+}
+
+/// Answers one call as if it was given up, and lets it run later.
+struct GivesUp {
+    inner: Arc<dyn Gateway>,
+    armed: AtomicBool,
+    release: Arc<Notify>,
+    pick: fn(&Call) -> bool,
+}
+
+impl std::fmt::Debug for GivesUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GivesUp").finish_non_exhaustive()
+    }
+}
+
+impl Gateway for GivesUp {
+    fn submit(&self, call: Call, done: Completion) {
+        if !(self.pick)(&call) || !self.armed.swap(false, Ordering::AcqRel) {
+            return self.inner.submit(call, done);
+        }
+        let (inner, release) = (Arc::clone(&self.inner), Arc::clone(&self.release));
+        done(Err(ClientError::Unreachable {
+            gateway: self.inner.address(),
+            waited: Duration::from_secs(60),
+        }));
+        tokio::spawn(async move {
+            release.notified().await;
+            inner.submit(call, Box::new(|_| ()));
+        });
+    }
+
+    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
+        self.inner.submit_to(node, call, done);
+    }
+
+    fn address(&self) -> GatewayAddress {
+        self.inner.address()
+    }
+
+    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.inner.move_to(address)
+    }
+}
+
+async fn giving_up(
+    cluster: &Cluster,
+    name: &VdiName,
+    pick: fn(&Call) -> bool,
+) -> (Arc<Volume>, Arc<Notify>) {
+    let release = Arc::new(Notify::new());
+    let client = cluster
+        .client_through(|inner| GivesUp {
+            inner,
+            armed: AtomicBool::new(true),
+            release: Arc::clone(&release),
+            pick,
+        })
+        .await;
+    (open(&client, name).await, release)
+}
+
+/// Writes while an earlier request for the object is still on its way.
+async fn write_behind(volume: &Arc<Volume>, release: &Notify) {
+    let mut second = Box::pin(volume.write_at(65536, pattern(2, 4096)));
+    assert!(futures_util::poll!(&mut second).is_pending());
+    release.notify_one();
+    second.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_was_given_up_wipes_nothing_when_it_runs_after_all() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("late-create", 4 * MIB).await;
+    let create = |call: &Call| call.opcode() == Opcode::CreateAndWriteObj;
+    let (volume, release) = giving_up(&cluster, &name, create).await;
+    volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
+    write_behind(&volume, &release).await;
+    assert_eq!(in_cluster(&cluster, &name, 65536).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hole_that_was_given_up_takes_nothing_when_it_is_made_after_all() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("late-hole", 4 * MIB).await;
+    let clear = |call: &Call| is_index_update(call) && call.payload().iter().all(|&byte| byte == 0);
+    let (volume, release) = giving_up(&cluster, &name, clear).await;
+    volume.write_at(0, pattern(1, 4096)).await.unwrap();
+    volume.punch_hole(0, MIB).await.unwrap_err();
+    write_behind(&volume, &release).await;
+    assert_eq!(in_cluster(&cluster, &name, 65536).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_lock_under_an_impatient_stat_is_not_lost() {
+    let cluster = formatted(ClusterFlags::USE_LOCK).await;
+    let name = cluster.create("slow-lock", 4 * MIB).await;
+    let locks = AtomicUsize::new(0);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                let second =
+                    call.opcode() == Opcode::LockVdi && locks.fetch_add(1, Ordering::AcqRel) == 1;
+                second.then_some(Fault::DelayAnswer(Duration::from_millis(300)))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    volume.write_at(0, pattern(1, 4096)).await.unwrap();
+    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    let impatient = tokio::time::timeout(Duration::from_millis(100), volume.refresh_now()).await;
+    assert!(impatient.is_err(), "the lock was not slow");
+    volume.write_at(0, pattern(2, 4096)).await.unwrap();
+    volume.close().await.unwrap();
+    let lock = cluster.client.lock(&VdiSelector::working(name)).await;
+    assert!(lock.is_ok(), "{lock:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hole_made_before_a_detach_takes_nothing_written_after_the_next_attach() {
+    const OBJECTS: u64 = 32;
+    let cluster = Cluster::start().await;
+    let name = cluster.create("reattach", OBJECTS * MIB).await;
+    for round in 1..4u8 {
+        let volume = open(&cluster.client, &name).await;
+        for object in 0..OBJECTS {
+            volume
+                .write_at(object * MIB, pattern(99, 512))
+                .await
+                .unwrap();
+        }
+        volume.punch_hole(0, OBJECTS * MIB).await.unwrap();
+        // Once as a crash leaves it, once properly.
+        if round % 2 == 0 {
+            volume.close().await.unwrap();
+        }
+        drop(volume);
+        let volume = open(&cluster.client, &name).await;
+        for object in (0..OBJECTS).rev() {
+            volume
+                .write_at(object * MIB, pattern(round, 512))
+                .await
+                .unwrap();
+        }
+        for object in 0..OBJECTS {
+            assert_eq!(
+                volume.read_at(object * MIB, 4).await.unwrap(),
+                pattern(round, 4)
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_no_index_can_name_is_refused() {
+    let cluster = formatted(ClusterFlags::empty()).await;
+    let name = cluster.create("huge", 4 * MIB).await;
+    let selector = VdiSelector::working(name);
+    let vid = cluster.client.find(&selector).await.unwrap();
+    let huge = bytes::Bytes::copy_from_slice(&(1u64 << 62).to_le_bytes());
+    // A C sheep takes it; ours does not, and the volume stays what it was.
+    let options = VolumeOptions {
+        read_only: false,
+        lock: false,
+    };
+    match cluster
+        .client
+        .write_object(Oid::inode(vid), VDI_SIZE_OFFSET, huge)
+        .await
+    {
+        Ok(()) => {
+            let refused = Volume::open(cluster.client.clone(), selector, options).await;
+            assert!(matches!(refused, Err(FsError::Invalid(_))));
+        }
+        Err(error) => assert_eq!(error.code(), Some(ResultCode::InvalidParms)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_whose_update_failed_is_a_hole_after_it_was_punched() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("doubt", 4 * MIB).await;
+    let armed = AtomicBool::new(true);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                // The question behind the index update.
+                let probe = call.opcode() == Opcode::WriteObj && call.payload().is_empty();
+                (probe && armed.swap(false, Ordering::AcqRel))
+                    .then_some(Fault::Refuse(ResultCode::Eio))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
+    assert_eq!(volume.read_at(0, 4).await.unwrap(), pattern(5, 4));
+    volume.punch_hole(0, MIB).await.unwrap();
+    assert_eq!(volume.read_at(0, 4).await.unwrap(), pattern(0, 4));
+    volume.close().await.unwrap();
+    assert_eq!(in_cluster(&cluster, &name, 0).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_looks_for_a_snapshot_once_more() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("detach", 2 * MIB).await;
+    let mut armed = true;
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                let lost = is_index_update(call) && std::mem::take(&mut armed);
+                lost.then_some(Fault::Refuse(ResultCode::Success))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    volume.write_at(100, pattern(7, 5000)).await.unwrap();
+    volume.sync().await.unwrap();
+    cluster
+        .client
+        .snapshot(&name, &tag("between"))
+        .await
+        .unwrap();
+    volume.close().await.unwrap();
+    assert_eq!(in_cluster(&cluster, &name, 100).await, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_and_syncs_of_a_deleted_vdi_fail() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("deleted", 4 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    cluster
+        .client
+        .delete(&VdiSelector::working(name))
+        .await
+        .unwrap();
+    let refused = volume.write_at(0, pattern(1, 512)).await.unwrap_err();
+    assert!(matches!(refused, FsError::Stale(_)), "{refused}");
+    assert!(matches!(volume.sync().await, Err(FsError::Stale(_))));
+}
