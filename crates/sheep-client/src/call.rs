@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use sheep_proto::header::{ObjectRequest, ObjectResponse, RequestBody, RequestHeader};
+use bytes::Bytes;
+use sheep_proto::header::{ObjectRequest, RequestBody, RequestHeader};
 use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
 use sheep_proto::{
     Malformed, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, ResultCode, Retry,
@@ -13,6 +13,10 @@ use sheep_proto::{
 };
 
 use crate::error::{CallName, ClientError, Hangup};
+
+/// Version of a READ_OBJ: from 2 on, servers 0.5.3 to 0.7 cut zeros off the
+/// answer, which then cannot be told from one that is too short (protocol 7.2).
+const READ_PROTO_VER: u8 = 1;
 
 /// What a gateway does by itself when a call fails in a way that may pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +127,9 @@ impl Call {
     }
 
     /// Overwrites `data.len()` bytes at byte `offset` of an existing object.
+    ///
+    /// # Panics
+    /// When `data` is longer than [`MAX_PAYLOAD_LEN`].
     pub fn write_object(oid: Oid, offset: u32, data: Bytes) -> Self {
         Self::object(Opcode::WriteObj, oid, offset).with_payload(data)
     }
@@ -133,6 +140,9 @@ impl Call {
     /// Whatever was there is gone, so the caller must be the only one who
     /// creates this object, and nobody may write to it meanwhile. Under that
     /// condition it may run twice, and it is resent like a write.
+    ///
+    /// # Panics
+    /// When `data` is longer than [`MAX_PAYLOAD_LEN`].
     pub fn create_object(oid: Oid, offset: u32, data: Bytes, copy_from: Option<Oid>) -> Self {
         let mut call = Self::object(Opcode::CreateAndWriteObj, oid, offset).with_payload(data);
         if let (Some(source), RequestBody::Object(body)) = (copy_from, &mut call.body) {
@@ -217,6 +227,9 @@ impl Call {
             self.want
         };
         let mut header = RequestHeader::new(self.opcode, self.flags, data_length, self.body);
+        if self.opcode == Opcode::ReadObj {
+            header.proto_ver = READ_PROTO_VER;
+        }
         header.id = id.into();
         header
     }
@@ -279,25 +292,14 @@ impl Response {
 
     /// The `len` bytes that an accepted READ_OBJ asked for.
     ///
-    /// Servers 0.5.3 to 0.7 cut zeros off at both ends and say in `offset` how
-    /// many in front; they are put back (protocol 7.2).
-    ///
     /// # Errors
-    /// `Refused`, or `Malformed` when the payload does not fit.
+    /// `Refused`, or `Malformed` when there are not exactly as many.
     pub fn object_bytes(self, len: u32) -> Result<Bytes, ClientError> {
         let response = self.accepted()?;
-        if response.payload.len() == len as usize {
-            return Ok(response.payload);
+        if response.payload.len() != len as usize {
+            return Err(response.malformed("object", "not as many bytes as were asked for"));
         }
-        let body: ObjectResponse = response.header.tail.into();
-        let front = usize::try_from(body.offset.get()).unwrap_or(usize::MAX);
-        let end = front.saturating_add(response.payload.len());
-        if end > len as usize {
-            return Err(response.malformed("object", "more bytes than were asked for"));
-        }
-        let mut whole = BytesMut::zeroed(len as usize);
-        whole[front..end].copy_from_slice(&response.payload);
-        Ok(whole.freeze())
+        Ok(response.payload)
     }
 
     /// The results of an accepted VDI operation.

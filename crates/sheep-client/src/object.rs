@@ -14,7 +14,8 @@ impl Client {
     /// buffer held.
     ///
     /// # Errors
-    /// `Refused(NoObj)` for an object never created, otherwise as [`Client::call`].
+    /// `Refused(NoObj)` for an object never created, `Malformed` when the answer
+    /// has not exactly `len` bytes, otherwise as [`Client::call`].
     ///
     /// Source: protocol 7.2.
     pub async fn read_object(&self, oid: Oid, offset: u32, len: u32) -> Result<Bytes, ClientError> {
@@ -33,6 +34,9 @@ impl Client {
     /// # Errors
     /// `Refused(ReadOnly)` for an object of a snapshot, `Refused(NoObj)` for
     /// one never created, otherwise as [`Client::call`].
+    ///
+    /// # Panics
+    /// When `data` is longer than 64 MiB.
     ///
     /// Source: protocol 7.3.
     pub async fn write_object(
@@ -56,6 +60,9 @@ impl Client {
     /// # Errors
     /// `Refused(ReadOnly)` for a snapshot's VID, `Refused(NoObj)` when
     /// `copy_from` is absent, `Refused(NoSpace)`, otherwise as [`Client::call`].
+    ///
+    /// # Panics
+    /// When `data` is longer than 64 MiB.
     ///
     /// Source: protocol 7.3.
     pub async fn create_object(

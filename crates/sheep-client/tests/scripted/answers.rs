@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sheep_client::ClientError;
-use sheep_proto::ResultCode;
-use sheep_proto::header::ObjectResponse;
+use sheep_proto::{ResultCode, Vid};
 use zerocopy::IntoBytes;
 
 use crate::peer::{Peer, Script};
@@ -77,44 +76,27 @@ async fn an_answer_in_many_pieces_is_one_answer() {
 }
 
 #[tokio::test]
-async fn zeros_that_an_old_sheep_cut_off_are_put_back() {
+async fn a_success_with_fewer_bytes_than_were_asked_for_is_an_error() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    let caller = read(&client, 0, 2048);
-    let request = peer.request().await;
-    let mut header = request.success(512);
-    header.tail = ObjectResponse {
-        offset: 1024.into(),
-        ..ObjectResponse::default()
+    for len in [0, 1, 2047] {
+        let caller = read(&client, 0, 2048);
+        let request = peer.request().await;
+        // So that no server cuts zeros off.
+        assert_eq!(request.header.proto_ver, 1);
+        request.answer(&vec![7; len]).await;
+        let error = caller.await.unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::Malformed { .. }), "{error}");
     }
-    .into();
-    let frame = [header.as_bytes(), &[7; 512]].concat();
-    request.wire.send(&frame).await;
-    let bytes = caller.await.unwrap().unwrap();
-    assert_eq!(bytes.len(), 2048);
-    assert!(bytes[..1024].iter().all(|&byte| byte == 0));
-    assert!(bytes[1024..1536].iter().all(|&byte| byte == 7));
-    assert!(bytes[1536..].iter().all(|&byte| byte == 0));
 }
 
 #[tokio::test]
-async fn zeros_cut_off_beyond_what_was_asked_are_an_error() {
+async fn an_empty_answer_does_not_make_a_working_vdi() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    let caller = read(&client, 0, 2048);
-    let request = peer.request().await;
-    let mut header = request.success(512);
-    header.tail = ObjectResponse {
-        offset: (u64::MAX - 511).into(),
-        ..ObjectResponse::default()
-    }
-    .into();
-    request
-        .wire
-        .send(&[header.as_bytes(), &[7; 512]].concat())
-        .await;
-    assert!(matches!(
-        caller.await.unwrap(),
-        Err(ClientError::Malformed { .. })
-    ));
+    let vid = Vid::new(0x76_d396).unwrap();
+    let asking = tokio::spawn(async move { within(client.is_snapshot(vid)).await });
+    peer.request().await.answer(&[]).await;
+    let error = asking.await.unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::Malformed { .. }), "{error}");
 }
 
 /// Answers every request after a delay of its own, with the offset it names.
