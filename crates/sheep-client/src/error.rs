@@ -69,8 +69,9 @@ pub enum ClientError {
     Connect {
         /// Where it was tried.
         gateway: GatewayAddress,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said. In the message already, thus no `source()`,
+        /// which `r#` keeps it from being.
+        r#source: io::Error,
     },
     /// No sheep has answered for as long as the configuration allows. A call
     /// that was sent to a silent one may still run.
@@ -104,8 +105,8 @@ pub enum ClientError {
     Malformed {
         /// The call answered.
         call: CallName,
-        /// What is wrong.
-        source: Malformed,
+        /// What is wrong; in the message already as well.
+        r#source: Malformed,
     },
     /// A name or tag that a cluster cannot hold.
     #[error(transparent)]
@@ -196,5 +197,36 @@ fn errno_of(code: ResultCode) -> Errno {
         | Code::CollectingCinfo
         | Code::NoCheckpointEntry
         | Code::Other(_) => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_is_said_once() {
+        let connect = ClientError::Connect {
+            gateway: "[::1]:7000".parse().unwrap(),
+            source: io::ErrorKind::TimedOut.into(),
+        };
+        assert_eq!(
+            connect.to_string(),
+            "cannot connect to sheep [::1]:7000: timed out"
+        );
+        assert!(connect.source().is_none());
+        let call = CallName {
+            opcode: Opcode::ReadObj,
+            oid: None,
+        };
+        let (what, why) = ("object", "wrong");
+        let malformed = ClientError::Malformed {
+            call,
+            source: Malformed { what, why },
+        };
+        assert!(malformed.to_string().contains("wrong"));
+        assert!(malformed.source().is_none());
     }
 }

@@ -20,6 +20,10 @@ const SPAN_PER_CLEAR: u32 = 16 << 10;
 /// How often a change of the working VDI is tried while others take snapshots.
 const SNAPSHOT_RACES: u32 = 5;
 
+/// The answer to whoever comes second.
+const SNAPSHOT_RACE: ClientError =
+    ClientError::Unsuitable("someone else is taking a snapshot of it");
+
 impl Client {
     /// Makes an empty VDI.
     ///
@@ -77,13 +81,15 @@ impl Client {
                 "a hypervolume cannot have snapshots",
             ));
         }
+        if self.is_snapshot(base).await? {
+            // Its tag is another's.
+            return Err(SNAPSHOT_RACE);
+        }
         self.write_tag(base, tag).await?;
         if self.is_snapshot(base).await? {
             // From a snapshot as base the sheep would make a working VDI without
             // anything written since.
-            return Err(ClientError::Unsuitable(
-                "someone else is taking a snapshot of it",
-            ));
+            return Err(SNAPSHOT_RACE);
         }
         let body = VdiRequest {
             snapid: 1.into(),
@@ -192,6 +198,10 @@ impl Client {
     pub async fn delete(&self, selector: &VdiSelector) -> Result<(), ClientError> {
         for _ in 0..SNAPSHOT_RACES {
             let vdi = self.find_info(selector).await?;
+            let of_working = selector.which == WhichVersion::Working;
+            if of_working && self.is_snapshot(vdi.vid).await? {
+                continue;
+            }
             if !vdi.hypervolume {
                 self.clear_index(vdi.vid).await?;
             }
