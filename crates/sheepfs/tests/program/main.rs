@@ -8,4 +8,5 @@ mod ending;
 mod logs;
 mod mount;
 mod service;
+mod start;
 mod support;

@@ -27,10 +27,14 @@ pub(crate) struct Sheep {
 
 impl Sheep {
     pub(crate) fn start() -> Self {
+        Self::start_on("127.0.0.1:0")
+    }
+
+    pub(crate) fn start_on(address: &str) -> Self {
         let runtime = Runtime::new().unwrap();
-        let server = runtime
-            .block_on(Server::start(Config::new(StoreKind::Memory)))
-            .unwrap();
+        let mut config = Config::new(StoreKind::Memory);
+        config.listen = address.parse().unwrap();
+        let server = runtime.block_on(Server::start(config)).unwrap();
         Self {
             server,
             _runtime: runtime,
