@@ -1,0 +1,258 @@
+//! Which volumes are in the tree: attaching, detaching, and what happens to
+//! them when their VDI is replaced.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::future::join_all;
+use sheep_client::{VdiSelector, WhichVersion};
+use sheep_proto::{ClusterFlags, ResultCode};
+
+use super::{LockMode, Tree};
+use crate::attributes::Invalidation;
+use crate::error::FsError;
+use crate::ino::Ino;
+use crate::volume::{Volume, VolumeOptions};
+
+/// Volumes attached at once when all are.
+const ATTACH_PARALLEL: usize = 16;
+
+impl Tree {
+    /// Attaches `NAME` or `NAME@TAG` under `volume/`. What is attached stays so.
+    ///
+    /// # Errors
+    /// `Cluster` when there is no such VDI or its lock is taken, `Invalid` for
+    /// a name that cannot stand in a directory.
+    pub async fn attach(&self, target: &[u8]) -> Result<(), FsError> {
+        check_file_name(target)?;
+        let _one_at_a_time = self.changing.lock().await;
+        if self.attached().by_name.contains_key(target) {
+            return Ok(());
+        }
+        let selector = self.resolve(target).await?;
+        self.attach_selected(target.to_vec(), selector).await
+    }
+
+    /// Attaches every working VDI whose name can stand in a directory.
+    ///
+    /// # Errors
+    /// `Cluster` when the VDIs cannot be listed. A VDI that cannot be attached
+    /// is left out with a warning in the log.
+    pub async fn attach_all(&self) -> Result<(), FsError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let mut names = self.client.working_names().await?;
+        names.retain(|name| !self.attached().by_name.contains_key(name.as_bytes()));
+        for some in names.chunks(ATTACH_PARALLEL) {
+            join_all(some.iter().map(|name| async move {
+                let target = name.as_bytes().to_vec();
+                let outcome = match check_file_name(&target) {
+                    Ok(()) => {
+                        self.attach_selected(target, VdiSelector::working(name.clone()))
+                            .await
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = outcome {
+                    tracing::warn!("left {name} out: {error}");
+                }
+            }))
+            .await;
+        }
+        Ok(())
+    }
+
+    async fn attach_selected(&self, target: Vec<u8>, selector: VdiSelector) -> Result<(), FsError> {
+        let lock = match self.config.lock {
+            LockMode::Auto => true,
+            LockMode::Off => false,
+            LockMode::Require => {
+                let flags = self.client.cluster_info().await?.header.flags();
+                if !flags.contains(ClusterFlags::USE_LOCK) {
+                    return Err(FsError::Invalid(
+                        "the cluster was formatted without locking".to_owned(),
+                    ));
+                }
+                true
+            }
+        };
+        let options = VolumeOptions {
+            read_only: self.config.read_only,
+            lock,
+        };
+        let volume = Volume::open(self.client.clone(), selector, options).await?;
+        tracing::info!(
+            "attached {} as volume/{}",
+            volume.selector(),
+            target.escape_ascii()
+        );
+        let ino = Ino(self.next_ino.fetch_add(1, Ordering::Relaxed));
+        {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            attached.by_name.insert(target.clone(), ino);
+            attached.by_ino.insert(ino, volume);
+        }
+        self.forget_name(target);
+        Ok(())
+    }
+
+    /// Detaches a volume that nobody has open.
+    ///
+    /// # Errors
+    /// `NoEntry` when it is not attached, `Busy` while it is open, `VolumeIo`
+    /// when the last writes cannot be brought home: then it stays attached.
+    pub async fn detach(&self, target: &[u8]) -> Result<(), FsError> {
+        let _one_at_a_time = self.changing.lock().await;
+        self.detach_named(target).await
+    }
+
+    async fn detach_named(&self, target: &[u8]) -> Result<(), FsError> {
+        let (ino, volume) = self.volume_named(target).ok_or(FsError::NoEntry)?;
+        {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            // Opening takes the read lock, so nobody opens it between look and removal.
+            if self.handles.is_open(ino) {
+                return Err(FsError::Busy(volume.selector().to_string()));
+            }
+            attached.by_name.remove(target);
+            attached.by_ino.remove(&ino);
+        }
+        if let Err(error) = volume.close().await {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            attached.by_name.insert(target.to_vec(), ino);
+            attached.by_ino.insert(ino, volume);
+            return Err(error);
+        }
+        tracing::info!("detached volume/{}", target.escape_ascii());
+        self.forget(Invalidation::Inode(ino));
+        self.forget_name(target.to_vec());
+        Ok(())
+    }
+
+    /// Finishes what is on its way and gives all locks back.
+    pub async fn close(&self) {
+        let _one_at_a_time = self.changing.lock().await;
+        let volumes = {
+            let mut attached = self
+                .attached
+                .write()
+                .expect("no one panics with the volumes");
+            std::mem::take(&mut *attached).by_ino
+        };
+        join_all(volumes.values().map(|volume| async move {
+            if let Err(error) = volume.close().await {
+                tracing::error!("cannot close {}: {error}", volume.selector());
+                if let Err(error) = volume.release_lock().await {
+                    tracing::error!("the lock of {} stays: {error}", volume.selector());
+                }
+            }
+        }))
+        .await;
+    }
+
+    /// Runs `change`, which replaces or removes a VDI, and sees to it that no
+    /// attached volume goes on as if nothing had happened: one that is open
+    /// refuses the change, others are attached anew, or no more.
+    pub(crate) async fn replace(
+        &self,
+        selector: &VdiSelector,
+        change: impl Future<Output = Result<(), FsError>>,
+    ) -> Result<(), FsError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let names: Vec<Vec<u8>> = {
+            let attached = self.attached();
+            let same = |ino: &Ino| attached.by_ino[ino].selector() == selector;
+            attached
+                .by_name
+                .iter()
+                .filter(|(_, ino)| same(ino))
+                .map(|(name, _)| name.clone())
+                .collect()
+        };
+        for name in &names {
+            self.detach_named(name).await?;
+        }
+        let changed = self.locked(selector, change).await;
+        for name in names {
+            if self.client.find(selector).await.is_ok() {
+                self.attach_selected(name, selector.clone()).await?;
+            }
+        }
+        changed
+    }
+
+    /// Runs `change` while nobody else has the VDI's lock.
+    async fn locked(
+        &self,
+        selector: &VdiSelector,
+        change: impl Future<Output = Result<(), FsError>>,
+    ) -> Result<(), FsError> {
+        if self.config.lock == LockMode::Off || selector.which != WhichVersion::Working {
+            return change.await;
+        }
+        let vid = match self.client.lock(selector).await {
+            Ok(vid) => vid,
+            // A rollback that was interrupted has no working VDI to lock.
+            Err(error) if error.code() == Some(ResultCode::NoVdi) => return change.await,
+            Err(error) => return Err(error.into()),
+        };
+        let changed = change.await;
+        self.client.release(vid).await?;
+        changed
+    }
+
+    /// One change of what is attached at a time, until the guard is dropped.
+    pub(crate) async fn hold_attached(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// Refuses what an attached volume would not survive.
+    pub(crate) fn check_not_attached(&self, selector: &VdiSelector) -> Result<(), FsError> {
+        let attached = self.attached();
+        match attached
+            .by_ino
+            .values()
+            .find(|volume| volume.selector() == selector)
+        {
+            Some(volume) => Err(FsError::Busy(volume.selector().to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// Notices what was done to an attached VDI just now.
+    pub(crate) async fn refresh(&self, selector: &VdiSelector) -> Result<(), FsError> {
+        let same: Vec<(Ino, Arc<Volume>)> = {
+            let attached = self.attached();
+            let same = attached
+                .by_ino
+                .iter()
+                .filter(|(_, volume)| volume.selector() == selector);
+            same.map(|(&ino, volume)| (ino, Arc::clone(volume)))
+                .collect()
+        };
+        for (ino, volume) in same {
+            volume.refresh_now().await?;
+            self.forget(Invalidation::Inode(ino));
+        }
+        Ok(())
+    }
+}
+
+/// A name that can stand in a directory.
+fn check_file_name(name: &[u8]) -> Result<(), FsError> {
+    if name.contains(&b'/') || name == b"." || name == b".." {
+        return Err(FsError::Invalid(format!(
+            "'{}' cannot be the name of a file",
+            name.escape_ascii()
+        )));
+    }
+    Ok(())
+}
