@@ -177,6 +177,16 @@ impl Call {
         self
     }
 
+    /// Gives the memory of a payload back that will not be sent again.
+    pub(crate) fn forget_payload(&mut self) {
+        self.payload = Bytes::new();
+    }
+
+    /// True while it keeps something alive.
+    pub(crate) fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Lets go of what it kept alive.
     pub(crate) fn let_go(&mut self) {
         self.held.clear();

@@ -37,6 +37,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const USER_TIMEOUT: Duration = Duration::from_secs(25);
 /// How often a connection looks for calls that have waited too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Calls without an answer that a connection may have before it is replaced.
+const MAX_GIVEN_UP: usize = 128;
 /// Longest wait for an answer to [`Connection::ask`].
 pub(crate) const ASK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -44,6 +46,10 @@ pub(crate) const ASK_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) trait Observer: Send + Sync {
     /// A call ended: with an answer, whatever its result code, or with the connection.
     fn ended(&self, pending: Pending, outcome: Result<Response, ClientError>);
+
+    /// Too many calls were given up on the connection. It takes no more, and
+    /// lives for as long as its owner keeps it.
+    fn worn_out(&self, connection: &Arc<Shared>);
 
     /// The connection is no more; its calls end after this.
     fn closed(&self, connection: &Arc<Shared>, why: &Hangup);
@@ -167,7 +173,8 @@ impl Connection {
         Arc::ptr_eq(&self.shared, shared)
     }
 
-    /// Takes no more calls, and returns once nobody waits for an answer.
+    /// Takes no more calls, and returns once nobody waits for an answer and no
+    /// call without one holds anything.
     pub(crate) async fn drained(&self) {
         self.shared.retire();
         loop {
@@ -205,8 +212,10 @@ impl Shared {
         let Some(pending) = self.in_flight().remove(header.id.get()) else {
             return;
         };
-        self.bytes_in_flight
-            .fetch_sub(pending.call.wire_len(), Ordering::Relaxed);
+        if !pending.is_given_up() {
+            self.bytes_in_flight
+                .fetch_sub(pending.call.wire_len(), Ordering::Relaxed);
+        }
         let response = Response {
             call: pending.call.name(),
             header,
@@ -216,15 +225,33 @@ impl Shared {
         self.fewer.notify_waiters();
     }
 
-    fn give_up_overdue(&self) {
+    fn give_up_overdue(self: &Arc<Self>, observer: &dyn Observer) {
         let overdue = self.in_flight().give_up_overdue();
-        for (done, waited) in overdue {
-            done(Err(ClientError::Unreachable {
-                gateway: self.peer.into(),
-                waited,
-            }));
-            self.fewer.notify_waiters();
+        if overdue.is_empty() {
+            return;
         }
+        let ids = overdue.iter().map(|call| call.id).collect();
+        let unsent = self.outbox.withdraw(&ids);
+        let (never_ran, given_up) = {
+            let mut in_flight = self.in_flight();
+            let never_ran: Vec<_> = unsent.iter().map(|&id| in_flight.remove(id)).collect();
+            (never_ran, in_flight.given_up())
+        };
+        // What they hold goes without the lock.
+        drop(never_ran);
+        if given_up >= MAX_GIVEN_UP && self.accepting.load(Ordering::Acquire) {
+            self.retire();
+            observer.worn_out(self);
+        }
+        for call in overdue {
+            self.bytes_in_flight
+                .fetch_sub(call.wire_len, Ordering::Relaxed);
+            (call.done)(Err(ClientError::Unreachable {
+                gateway: self.peer.into(),
+                waited: call.waited,
+            }));
+        }
+        self.fewer.notify_waiters();
     }
 }
 
@@ -258,7 +285,7 @@ impl Reader {
                     }
                     None => return,
                 },
-                _ = sweep.tick() => self.shared.give_up_overdue(),
+                _ = sweep.tick() => self.shared.give_up_overdue(&*self.observer),
             }
         }
     }

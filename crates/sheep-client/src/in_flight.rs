@@ -55,6 +55,15 @@ impl Pending {
     }
 }
 
+/// A call whose caller must hear that there is no answer.
+pub(crate) struct GivenUp {
+    pub(crate) id: u32,
+    pub(crate) done: Completion,
+    pub(crate) waited: Duration,
+    /// Bytes of it on the wire, both ways.
+    pub(crate) wire_len: usize,
+}
+
 /// The table of a connection.
 ///
 /// An id stays taken until its response arrives or the connection dies, even
@@ -96,23 +105,43 @@ impl InFlight {
     }
 
     /// Gives up the calls that have waited too long. Their ids stay taken, and
-    /// so does their share of the budget, since the sheep still has them.
-    pub(crate) fn give_up_overdue(&mut self) -> Vec<(Completion, Duration)> {
+    /// what they hold stays held, since the sheep still has them. Their share of
+    /// the budget is free, or a few objects that hang would use it up for ever.
+    pub(crate) fn give_up_overdue(&mut self) -> Vec<GivenUp> {
         self.calls
-            .values_mut()
-            .filter_map(|pending| {
+            .iter_mut()
+            .filter_map(|(&id, pending)| {
                 let waited = pending.sent?.elapsed();
                 if waited < pending.patience {
                     return None;
                 }
-                pending.done.take().map(|done| (done, waited))
+                let done = pending.done.take()?;
+                let wire_len = pending.call.wire_len();
+                pending.permit = None;
+                pending.call.forget_payload();
+                Some(GivenUp {
+                    id,
+                    done,
+                    waited,
+                    wire_len,
+                })
             })
             .collect()
     }
 
-    /// True when nobody waits for an answer.
+    /// Calls given up whose answer is still out.
+    pub(crate) fn given_up(&self) -> usize {
+        self.calls
+            .values()
+            .filter(|call| call.is_given_up())
+            .count()
+    }
+
+    /// True when nobody waits for an answer, and nothing is held until one comes.
     pub(crate) fn is_idle(&self) -> bool {
-        self.calls.values().all(Pending::is_given_up)
+        self.calls
+            .values()
+            .all(|pending| pending.is_given_up() && !pending.call.is_holding())
     }
 }
 
@@ -155,6 +184,7 @@ mod tests {
         let patient = table.insert(pending(Duration::MAX));
         assert_eq!(table.give_up_overdue().len(), 1);
         assert_eq!(table.give_up_overdue().len(), 0);
+        assert_eq!(table.given_up(), 1);
         assert!(!table.is_idle());
         assert!(!table.remove(patient).unwrap().is_given_up());
         assert!(table.is_idle());

@@ -269,14 +269,36 @@ impl Core {
                 link.down_since.get_or_insert_with(Instant::now);
             }
         });
-        let drain = async move {
-            for connection in old {
-                connection.drained().await;
-            }
-        };
+        for connection in old {
+            self.let_finish(connection);
+        }
+        Ok(())
+    }
+
+    /// Keeps a connection that is out of use for the calls it still has.
+    fn let_finish(&self, connection: Arc<Connection>) {
+        let drain = async move { connection.drained().await };
         self.runtime
             .spawn(self.closing.clone().run_until_cancelled_owned(drain));
-        Ok(())
+    }
+
+    /// Takes a connection with too many calls without an answer out of use; the
+    /// keeper opens another.
+    pub(crate) fn replace(&self, connection: &Arc<Shared>) {
+        let mut worn_out = None;
+        self.link.send_if_modified(|link| {
+            let at = link.open.iter().position(|known| known.is(connection));
+            worn_out = at.map(|at| link.open.remove(at));
+            if worn_out.is_some() && link.open.is_empty() {
+                link.down_since = Some(Instant::now());
+            }
+            worn_out.is_some()
+        });
+        if let Some(worn_out) = worn_out {
+            let peer = worn_out.peer();
+            tracing::warn!(%peer, "replacing a connection on which many calls got no answer");
+            self.let_finish(worn_out);
+        }
     }
 
     /// Asks for the nodes of the cluster, to have somewhere to go when the

@@ -3,9 +3,9 @@
 //! Whoever sends a frame writes it, while the socket has room. When it has not,
 //! what is left of the frame and every frame behind it belong to the task that
 //! runs [`Outbox::write_backlog`]. How much can pile up there is bounded by the
-//! pool's budget.
+//! pool's budget: a call that is given up leaves it, see [`Outbox::withdraw`].
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::{Mutex, MutexGuard};
@@ -27,12 +27,17 @@ pub(crate) struct Outbox {
 
 /// What is still to be written of a frame.
 struct Frame {
+    id: u32,
     header: [u8; HEADER_LEN],
     header_written: usize,
     payload: Bytes,
 }
 
 impl Frame {
+    fn is_begun(&self) -> bool {
+        self.header_written > 0
+    }
+
     fn is_written(&self) -> bool {
         self.header_written == HEADER_LEN && self.payload.is_empty()
     }
@@ -66,6 +71,7 @@ impl Outbox {
     /// A failure shuts the socket down, and the reader finds out.
     pub(crate) fn send(&self, header: &RequestHeader, payload: Bytes) {
         let mut frame = Frame {
+            id: header.id.get(),
             header: header.as_bytes().try_into().expect("a header has 48 bytes"),
             header_written: 0,
             payload,
@@ -79,6 +85,19 @@ impl Outbox {
             backlog.push_back(frame);
             self.filled.notify_one();
         }
+    }
+
+    /// Takes those of `ids` back of which nothing has been written, and returns them.
+    pub(crate) fn withdraw(&self, ids: &HashSet<u32>) -> Vec<u32> {
+        let mut withdrawn = Vec::new();
+        self.backlog().retain(|frame| {
+            let keep = frame.is_begun() || !ids.contains(&frame.id);
+            if !keep {
+                withdrawn.push(frame.id);
+            }
+            keep
+        });
+        withdrawn
     }
 
     /// Writes what callers could not; returns when the socket is broken.

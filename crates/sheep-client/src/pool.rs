@@ -156,6 +156,8 @@ impl Observer for OneNode {
         pending.finish(outcome);
     }
 
+    fn worn_out(&self, _connection: &Arc<Shared>) {}
+
     fn closed(&self, _connection: &Arc<Shared>, _why: &Hangup) {}
 }
 
@@ -285,6 +287,10 @@ impl Observer for Core {
             Err(error) => tracing::debug!(%error, "sending again"),
         }
         self.send_later(pending);
+    }
+
+    fn worn_out(&self, connection: &Arc<Shared>) {
+        self.replace(connection);
     }
 
     fn closed(&self, connection: &Arc<Shared>, why: &Hangup) {
