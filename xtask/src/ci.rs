@@ -17,9 +17,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "warnings",
     ];
     run_cargo(&clippy, &[])?;
+    // Libraries only: a program's doc comments are its help text, not Markdown.
     let doc = [
         "doc",
         "--workspace",
+        "--lib",
         "--no-deps",
         "--document-private-items",
         "--locked",
