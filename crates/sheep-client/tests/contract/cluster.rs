@@ -59,10 +59,18 @@ async fn an_unformatted_cluster_says_so_until_it_is_formatted() {
             assert_eq!(client.cluster_default().await.unwrap().object_shift, 0);
             assert!(client.vids().await.unwrap().is_empty());
             let new = NewVdi::new(place.name("v"), MIB);
-            assert_eq!(
-                refusal(client.create_vdi(&new).await),
-                ResultCode::WaitForFormat
-            );
+            // The object size of a cluster without one is no complaint.
+            for (object_shift, hypervolume) in [(None, false), (Some(23), false), (None, true)] {
+                let new = NewVdi {
+                    object_shift,
+                    hypervolume,
+                    ..new.clone()
+                };
+                assert_eq!(
+                    refusal(client.create_vdi(&new).await),
+                    ResultCode::WaitForFormat
+                );
+            }
             assert_eq!(
                 refusal(client.find(&working(&new.name)).await),
                 ResultCode::WaitForFormat
