@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sheep_client::gateway::BoxFuture;
 use sheep_client::{Call, VdiSelector};
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectKind, Opcode, RequestBody};
 
+use crate::races::is_index_update;
 use crate::support::{Cluster, Hold, open, pattern, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
@@ -66,7 +68,11 @@ async fn only_slots_that_change_are_written_each_once_and_in_runs() {
             inner,
             until: move |call: &Call| -> Option<BoxFuture<'static, ()>> {
                 log.lock().unwrap().note(call);
-                None
+                // Slow enough for the others to gather behind the first few.
+                is_index_update(call).then(|| {
+                    Box::pin(tokio::time::sleep(Duration::from_millis(200)))
+                        as BoxFuture<'static, ()>
+                })
             },
         })
         .await;
