@@ -112,10 +112,13 @@ impl Core {
     /// Opens what is missing, until it is cancelled.
     pub(crate) async fn keep_connected(self: Arc<Self>) {
         let mut link = self.link.subscribe();
-        let mut failures = 0;
+        let (mut attempts, mut failures) = (0, 0);
         loop {
+            let incomplete = |link: &Link| link.open.len() < self.connections;
+            if !incomplete(&link.borrow()) {
+                (attempts, failures) = (0, 0);
+            }
             let (moves, peer) = {
-                let incomplete = |link: &Link| link.open.len() < self.connections;
                 let link = link
                     .wait_for(incomplete)
                     .await
@@ -130,13 +133,15 @@ impl Core {
                     .await
                     .and_then(|connection| self.adopt(connection, moves, None)),
             };
-            match opened {
-                Ok(()) => failures = 0,
-                Err(error) => {
-                    tracing::debug!("{error}");
-                    tokio::time::sleep(backoff::pause(failures)).await;
-                    failures += 1;
-                }
+            attempts += 1;
+            if let Err(error) = &opened {
+                tracing::debug!("{error}");
+            }
+            // Connections that close as soon as they are open, as those of a
+            // forwarder without a sheep behind it, are failures, too.
+            if opened.is_err() || attempts > self.connections {
+                tokio::time::sleep(backoff::pause(failures)).await;
+                failures += 1;
             }
         }
     }
