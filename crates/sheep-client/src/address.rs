@@ -23,10 +23,10 @@ pub enum BadAddress {
     #[error("'{0}' has no host name or address")]
     NoHost(String),
     /// A port that is no number between 1 and 65535.
-    #[error("'{0}' is not a port (1 to 65535)")]
+    #[error("'{}' is not a port (1 to 65535)", .0.escape_debug())]
     Port(String),
     /// A host that no resolver takes.
-    #[error("'{0}' is not a host name or address")]
+    #[error("'{}' is not a host name or address", .0.escape_debug())]
     Host(String),
 }
 
