@@ -2,7 +2,7 @@
 //!
 //! Locks are taken in this order, and a request takes only what it needs:
 //! `cluster` (shared; MAKE_FS takes it alone) · `vdi_operations` (one VDI
-//! operation at a time) · the gates of VDIs, see [`crate::vdi::Vdi`] · the
+//! operation at a time) · the gates of VDIs, see [`crate::catalogue::Vdi`] · the
 //! locks inside [`Catalogue`], [`References`] and the store, each for a
 //! moment. Whoever takes two gates holds `vdi_operations`.
 
