@@ -212,11 +212,7 @@ fn programs_that_walk_the_tree_find_nothing_to_complain_about() -> anyhow::Resul
     let used = run(Command::new("du")
         .args(["--block-size=1"])
         .arg(mounted.volume(&name)))?;
-    ensure!(
-        used.starts_with(b"1048576\t"),
-        "{}",
-        used.escape_ascii().to_string()
-    );
+    ensure!(used.starts_with(b"1048576\t"), "{}", used.escape_ascii());
     Ok(())
 }
 
