@@ -1,0 +1,356 @@
+//! Volumes that an administrator changes through a second mount while they
+//! are open through the first.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use nix::errno::Errno;
+use tests::{Mounted, TestCluster, wait_until};
+
+const MIB: u64 = 1 << 20;
+/// Within this an open volume shows what others did to it.
+const NOTICE_LIMIT: Duration = Duration::from_secs(10);
+
+fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
+    Some(Errno::from_raw(result.err()?.raw_os_error()?))
+}
+
+fn open(path: &Path) -> anyhow::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| path.display().to_string())
+}
+
+/// Detaches, waiting for the kernel to tell of the last close, and deletes.
+fn delete(mounted: &Mounted, targets: &[&str]) -> anyhow::Result<()> {
+    for target in targets {
+        wait_until("the close has arrived", Duration::from_secs(5), || {
+            let detached = errno(mounted.command("vdi/unmount", target));
+            Ok(matches!(detached, None | Some(Errno::ENOENT)))
+        })?;
+        mounted
+            .command("vdi/delete", target)
+            .with_context(|| format!("vdi/delete: {target}"))?;
+    }
+    Ok(())
+}
+
+/// Waits until `file` gives EIO or ESTALE; until then, only what it had.
+fn goes_stale(file: &File, had: &[u8]) -> anyhow::Result<()> {
+    let mut found = vec![0; had.len()];
+    wait_until("the volume is stale", NOTICE_LIMIT, || {
+        match errno(file.read_exact_at(&mut found, 0)) {
+            None => {
+                // A removed object reads as zeros.
+                let zeros = found.iter().all(|&byte| byte == 0);
+                ensure!(
+                    found == had || zeros,
+                    "other data: {}",
+                    found.escape_ascii()
+                );
+                Ok(false)
+            }
+            Some(Errno::EIO | Errno::ESTALE) => Ok(true),
+            other => anyhow::bail!("{other:?}"),
+        }
+    })?;
+    let written = errno(file.write_all_at(b"lost", 0));
+    ensure!(
+        matches!(written, Some(Errno::EIO | Errno::ESTALE)),
+        "a write to a stale volume: {written:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_resize_shows_within_two_seconds_and_its_space_is_writable() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let (user, administrator) = (
+        Mounted::start(&cluster, &[])?,
+        Mounted::start(&cluster, &[])?,
+    );
+    let name = cluster.unique_name("resized");
+    let path = user.create(&name, "4M object_size=1M")?;
+    let file = open(&path)?;
+    file.write_all_at(b"kept", 0)?;
+    administrator.command("vdi/resize", format!("{name} 9M"))?;
+    wait_until("the size shows", Duration::from_secs(2), || {
+        Ok(file.metadata()?.len() == 9 * MIB)
+    })?;
+    file.write_all_at(b"end", 9 * MIB - 3)?;
+    assert_eq!(
+        errno(file.write_at(b"x", 9 * MIB)),
+        Some(Errno::ENOSPC),
+        "past the new end"
+    );
+
+    let seen = fs::read(administrator.attach(&name)?)?;
+    ensure!(seen.starts_with(b"kept") && seen.ends_with(b"\0end"));
+    drop(file);
+    administrator.command("vdi/unmount", &name)?;
+    delete(&user, &[&name])
+}
+
+/// One block's writes: a number is in `begun` before and in `acknowledged`
+/// after its write.
+#[derive(Debug, Default)]
+struct Numbered {
+    begun: AtomicU64,
+    acknowledged: AtomicU64,
+}
+
+/// Bytes of one numbered block.
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 1024;
+
+fn content(block: u64, number: u64) -> Vec<u8> {
+    let stamp = [block.to_le_bytes(), number.to_le_bytes()].concat();
+    stamp.repeat(usize::try_from(BLOCK).expect("4096") / 16)
+}
+
+/// The number in a block, which must have it from end to end.
+fn number_in(block: u64, bytes: &[u8]) -> anyhow::Result<u64> {
+    if bytes.iter().all(|&byte| byte == 0) {
+        return Ok(0);
+    }
+    let number = u64::from_le_bytes(bytes[8..16].try_into()?);
+    ensure!(bytes == content(block, number), "block {block} is mixed up");
+    Ok(number)
+}
+
+fn write_numbers(
+    file: &File,
+    first: u64,
+    blocks: &[Numbered],
+    enough: &AtomicBool,
+) -> anyhow::Result<()> {
+    for turn in 0.. {
+        for step in 0..blocks.len() {
+            if enough.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            // Seven apart, and not the same first in every turn.
+            let index = (turn + 7 * step) % blocks.len();
+            let numbered = &blocks[index];
+            let block = first + index as u64;
+            let number = numbered.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            file.write_all_at(&content(block, number), block * BLOCK)?;
+            numbered.acknowledged.store(number, Ordering::SeqCst);
+            if number % 3 == 0 {
+                let mut found = vec![0; usize::try_from(BLOCK)?];
+                file.read_exact_at(&mut found, block * BLOCK)?;
+                ensure!(number_in(block, &found)? == number, "block {block} is old");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn numbers(blocks: &[Numbered], which: impl Fn(&Numbered) -> &AtomicU64) -> Vec<u64> {
+    blocks
+        .iter()
+        .map(|block| which(block).load(Ordering::SeqCst))
+        .collect()
+}
+
+#[test]
+fn a_snapshot_under_load_has_all_that_was_acknowledged_before_it() -> anyhow::Result<()> {
+    const SNAPSHOTS: usize = 20;
+    const WRITERS: usize = 4;
+    let cluster = TestCluster::start()?;
+    let (user, administrator) = (
+        Mounted::start(&cluster, &[])?,
+        Mounted::start(&cluster, &[])?,
+    );
+    let name = cluster.unique_name("frozen");
+    let path = user.create(&name, "4M object_size=1M")?;
+    let blocks: Vec<Numbered> = (0..BLOCKS).map(|_| Numbered::default()).collect();
+    let enough = AtomicBool::new(false);
+    let file = open(&path)?;
+
+    let bounds = thread::scope(|scope| {
+        let part = blocks.len() / WRITERS;
+        let writers: Vec<_> = blocks
+            .chunks(part)
+            .enumerate()
+            .map(|(writer, own)| {
+                let (file, enough, first) = (&file, &enough, (writer * part) as u64);
+                scope.spawn(move || write_numbers(file, first, own, enough))
+            })
+            .collect();
+        let mut bounds = Vec::new();
+        let mut outcome = Ok(());
+        let start = Instant::now();
+        for number in 0..SNAPSHOTS {
+            // One every 100 ms.
+            let due = Duration::from_millis(100) * u32::try_from(number)?;
+            wait_until("the next snapshot is due", NOTICE_LIMIT, || {
+                Ok(start.elapsed() >= due)
+            })?;
+            let oldest = numbers(&blocks, |block| &block.acknowledged);
+            let taken = administrator.command("vdi/snapshot", format!("{name} tag{number}"));
+            let newest = numbers(&blocks, |block| &block.begun);
+            bounds.push((oldest, newest));
+            outcome = outcome.and(taken);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        enough.store(true, Ordering::SeqCst);
+        for writer in writers {
+            writer
+                .join()
+                .expect("a writer panicked")
+                .context("a writer")?;
+        }
+        outcome.context("vdi/snapshot")?;
+        anyhow::Ok(bounds)
+    })?;
+
+    let last = numbers(&blocks, |block| &block.acknowledged);
+    ensure!(
+        last.iter().sum::<u64>() > 100,
+        "hardly anything was written"
+    );
+    check_numbers(&path, &last, &last).context("the volume itself")?;
+    for (number, (oldest, newest)) in bounds.iter().enumerate() {
+        let target = format!("{name}@tag{number}");
+        let path = administrator.attach(&target)?;
+        check_numbers(&path, oldest, newest).with_context(|| target.clone())?;
+        delete(&administrator, &[&target])?;
+    }
+    check_numbers(&path, &last, &last).context("the volume without its snapshots")?;
+    drop(file);
+    delete(&user, &[&name])
+}
+
+fn check_numbers(path: &Path, oldest: &[u64], newest: &[u64]) -> anyhow::Result<()> {
+    let bytes = fs::read(path)?;
+    let blocks = bytes.chunks(usize::try_from(BLOCK)?);
+    for (((block, bytes), oldest), newest) in (0..).zip(blocks).zip(oldest).zip(newest) {
+        let number = number_in(block, bytes)?;
+        ensure!(
+            (oldest..=newest).contains(&&number),
+            "block {block} has write {number}, not {oldest} to {newest}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rollback_by_another_never_shows_other_data_to_open_handles() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let (user, administrator) = (
+        Mounted::start(&cluster, &[])?,
+        Mounted::start(&cluster, &[])?,
+    );
+    let name = cluster.unique_name("back");
+    let path = user.create(&name, "4M object_size=1M")?;
+    let file = open(&path)?;
+    file.write_all_at(b"before the snapshot", 0)?;
+    administrator.command("vdi/snapshot", format!("{name} tag"))?;
+    file.write_all_at(b"after  the snapshot", 0)?;
+    administrator.command("vdi/rollback", format!("{name}@tag"))?;
+    goes_stale(&file, b"after  the snapshot")?;
+    drop(file);
+    wait_until("the close has arrived", NOTICE_LIMIT, || {
+        Ok(user.command("vdi/unmount", &name).is_ok())
+    })?;
+    let file = open(&user.attach(&name)?)?;
+    let mut found = [0; 19];
+    file.read_exact_at(&mut found, 0)?;
+    assert_eq!(&found, b"before the snapshot");
+    file.write_all_at(b"written", MIB)?;
+    drop(file);
+    delete(&user, &[&name, &format!("{name}@tag")])
+}
+
+#[test]
+fn a_deletion_by_another_never_shows_other_data_to_open_handles() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    for arguments in [&[][..], &["--pagecache"]] {
+        let (user, administrator) = (
+            Mounted::start(&cluster, arguments)?,
+            Mounted::start(&cluster, arguments)?,
+        );
+        let name = cluster.unique_name("gone");
+        let path = user.create(&name, "4M object_size=1M")?;
+        fs::write(&path, "old data")?;
+        File::open(&path)?.sync_all()?;
+        let file = open(&path)?;
+        administrator.command("vdi/delete", &name)?;
+        fs::write(
+            administrator.create(&name, "8M object_size=1M")?,
+            "new data",
+        )?;
+        File::open(administrator.volume(&name))?.sync_all()?;
+        if arguments.is_empty() {
+            goes_stale(&file, b"old data")?;
+        } else {
+            // What the kernel has in its cache it may show, but never mix.
+            let mut found = [0; 8];
+            if file.read_exact_at(&mut found, 0).is_ok() {
+                ensure!(found == *b"old data" || found == [0; 8], "{found:?}");
+            }
+        }
+        drop(file);
+        wait_until("the close has arrived", NOTICE_LIMIT, || {
+            Ok(user.command("vdi/unmount", &name).is_ok())
+        })?;
+        let path = user.attach(&name)?;
+        let bytes = fs::read(&path)?;
+        assert_eq!(bytes.len() as u64, 8 * MIB);
+        ensure!(bytes.starts_with(b"new data"), "old data after re-creation");
+        ensure!(bytes[8..].iter().all(|&byte| byte == 0));
+        user.command("vdi/unmount", &name)?;
+        delete(&administrator, &[&name])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_clone_made_by_another_goes_its_own_way() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let (user, administrator) = (
+        Mounted::start(&cluster, &[])?,
+        Mounted::start(&cluster, &[])?,
+    );
+    let (name, clone) = (cluster.unique_name("base"), cluster.unique_name("clone"));
+    let tagged = format!("{name}@tag");
+    let file = open(&user.create(&name, "4M object_size=1M")?)?;
+    file.write_all_at(b"both", 0)?;
+    administrator.command("vdi/snapshot", format!("{name} tag"))?;
+    administrator.command("vdi/clone", format!("{tagged} {clone}"))?;
+    let other = open(&administrator.attach(&clone)?)?;
+    let blocks = other.metadata()?.blocks();
+    file.write_all_at(b"base", MIB)?;
+    other.write_all_at(b"copy", 0)?;
+    other.write_all_at(b"copy", 2 * MIB)?;
+
+    for (file, expected) in [
+        (&file, [b"both", b"base", &[0; 4]]),
+        (&other, [b"copy", &[0; 4], b"copy"]),
+    ] {
+        for (offset, expected) in (0..).step_by(1 << 20).zip(expected) {
+            let mut found = [0; 4];
+            file.read_exact_at(&mut found, offset)?;
+            assert_eq!(&found, expected, "at {offset}");
+        }
+    }
+    let snapshot = fs::read(user.attach(&tagged)?)?;
+    ensure!(snapshot.starts_with(b"both"));
+    ensure!(snapshot[4..].iter().all(|&byte| byte == 0));
+    wait_until("its own objects show", NOTICE_LIMIT, || {
+        Ok(other.metadata()?.blocks() > blocks)
+    })?;
+    drop((file, other));
+    delete(&administrator, &[&clone])?;
+    delete(&user, &[&tagged, &name])
+}
