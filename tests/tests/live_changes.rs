@@ -143,7 +143,7 @@ fn write_numbers(
             let number = numbered.begun.fetch_add(1, Ordering::SeqCst) + 1;
             file.write_all_at(&content(block, number), block * BLOCK)?;
             numbered.acknowledged.store(number, Ordering::SeqCst);
-            if number % 3 == 0 {
+            if number.is_multiple_of(3) {
                 let mut found = vec![0; usize::try_from(BLOCK)?];
                 file.read_exact_at(&mut found, block * BLOCK)?;
                 ensure!(number_in(block, &found)? == number, "block {block} is old");
