@@ -11,8 +11,9 @@ use crate::error::ClientError;
 use crate::lookup::inode_error;
 use crate::vdi::VdiInfo;
 
-/// Bytes of an index read in one request.
-pub(crate) const PIECE_LEN: u32 = 1 << 20;
+/// Bytes of an index read in one request: 32 of them for a volume of 4 TiB,
+/// and little memory for each of many that are attached at once.
+pub(crate) const PIECE_LEN: u32 = 128 << 10;
 /// How often slots are written when each time the connection is lost.
 const SLOT_WRITES: u32 = 5;
 
@@ -20,8 +21,8 @@ impl Client {
     /// Calls `visit` with every slot of a VDI's index that names an owner, in
     /// ascending order of object number, up to the end of the volume.
     ///
-    /// Reads only the part of the index that the volume's size needs, a
-    /// mebibyte at a time. The tree of a hypervolume is read whole first
+    /// Reads only the part of the index that the volume's size needs, 128 KiB
+    /// at a time. The tree of a hypervolume is read whole first
     /// ([`Client::read_tree`]).
     ///
     /// # Errors

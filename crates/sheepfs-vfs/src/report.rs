@@ -13,7 +13,7 @@
 //! for its format or for its nodes is no such failure: dog has a text for that.
 //!
 //! Cost: `node/list` one request, `cluster/info` three, `node/info` one per node
-//! and one per VDI, `vdi/list` two per VDI and one per further mebibyte of
+//! and one per VDI, `vdi/list` two per VDI and one per further 128 KiB of
 //! index, at most 32 at once.
 //!
 //! Source of all formats: protocol section 9.
