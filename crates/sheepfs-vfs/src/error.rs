@@ -43,10 +43,6 @@ pub enum FsError {
     /// which a failed snapshot leaves behind.
     #[error("the cluster takes {0} for a snapshot, which it is not; taking one heals that")]
     Frozen(String),
-    /// The cluster keeps an object that was discarded, and might still remove
-    /// it, so it cannot be written.
-    #[error("the cluster does not remove a discarded object of {0}, so it cannot be written again")]
-    Undead(String),
     /// Text that is not what the file takes.
     #[error("{0}")]
     Invalid(String),
@@ -90,7 +86,7 @@ impl FsError {
             Self::NothingThere(_) => Errno::ENXIO,
             Self::Busy(_) => Errno::EBUSY,
             Self::Stale(_) => Errno::ESTALE,
-            Self::Frozen(_) | Self::Undead(_) => Errno::EIO,
+            Self::Frozen(_) => Errno::EIO,
             Self::Invalid(_) => Errno::EINVAL,
             Self::Unsupported => Errno::EOPNOTSUPP,
             Self::Cluster(error) => error.errno(),
@@ -118,7 +114,6 @@ impl FsError {
             Self::Busy(_)
             | Self::Stale(_)
             | Self::Frozen(_)
-            | Self::Undead(_)
             | Self::Invalid(_)
             | Self::Cluster(_)
             | Self::Command { .. }

@@ -13,11 +13,12 @@
 //! rewrites its root, so there is all the more to gain from gathering.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use sheep_client::call::KeepAlive;
-use sheep_client::{Client, ClientError, IndexTree};
+use sheep_client::{Call, Client, ClientError, IndexTree};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
 
@@ -26,6 +27,8 @@ use crate::slot_guard::SharedGuard;
 /// Slots in one request; a server does work for each before it answers.
 const MAX_RUN: usize = 1024;
 
+/// Longest wait for a change of a tree that a silent sheep keeps.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Batches on their way at once, so that a slow one does not hold up the rest.
 const MAX_BATCHES: usize = 4;
 
@@ -46,6 +49,9 @@ pub(crate) struct IndexWriter {
     client: Client,
     /// The index of a hypervolume.
     tree: Option<tokio::sync::Mutex<IndexTree>>,
+    /// Held by every request that changes the tree until it cannot run any
+    /// more: a late root would take the newer slots away.
+    fence: Arc<tokio::sync::Mutex<()>>,
     queue: Mutex<Queue>,
 }
 
@@ -70,6 +76,7 @@ impl IndexWriter {
         Arc::new(Self {
             client,
             tree: tree.map(tokio::sync::Mutex::new),
+            fence: Arc::default(),
             queue: Mutex::default(),
         })
     }
@@ -162,7 +169,11 @@ impl IndexWriter {
             .iter()
             .map(|update| (update.index, update.vid))
             .collect();
-        let keep = keep_alive(batch);
+        let mut keep = keep_alive(batch);
+        match self.pass_fence().await {
+            Ok(fence) => keep.push(fence),
+            Err(error) => return vec![Err(Arc::new(error)); batch.len()],
+        }
         let mut tree = tree.lock().await;
         let outcome = self
             .client
@@ -191,16 +202,36 @@ impl IndexWriter {
     /// the object must not be used before it is made again.
     ///
     /// The caller holds the slot's guard.
-    pub(crate) async fn discard(&self, vid: Vid, index: ObjectIndex) -> Result<(), ClientError> {
+    pub(crate) async fn discard(
+        &self,
+        vid: Vid,
+        index: ObjectIndex,
+        guard: SharedGuard,
+    ) -> Result<(), ClientError> {
         let Some(tree) = &self.tree else {
             return Err(ClientError::Unsuitable(
                 "only objects of a hypervolume are discarded",
             ));
         };
+        let fence = self.pass_fence().await?;
         let mut tree = tree.lock().await;
-        let outcome = self.client.discard_object(Oid::data(vid, index)).await;
+        let call = Call::discard_object(Oid::data(vid, index))
+            .holding(guard)
+            .holding(fence);
+        let outcome = self.client.call(call).await.map(drop);
         tree.discarded(index);
         outcome
+    }
+
+    async fn pass_fence(&self) -> Result<KeepAlive, ClientError> {
+        let fence = Arc::clone(&self.fence).lock_owned();
+        match tokio::time::timeout(FENCE_TIMEOUT, fence).await {
+            Ok(fence) => Ok(Arc::new(fence)),
+            Err(_) => Err(ClientError::Unreachable {
+                gateway: self.client.address(),
+                waited: FENCE_TIMEOUT,
+            }),
+        }
     }
 
     async fn state(&self, vid: Vid, index: ObjectIndex) -> Outcome {

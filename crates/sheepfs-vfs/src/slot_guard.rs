@@ -37,6 +37,11 @@ impl SlotGuards {
         })
     }
 
+    /// True when nobody makes an object, or has left a request behind that may.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.slots().is_empty()
+    }
+
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.slots.lock().expect("no one panics with the guards")
     }

@@ -25,7 +25,7 @@ mod read;
 mod reload;
 mod write;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -80,15 +80,17 @@ pub struct Volume {
     doubts: Mutex<HashSet<ObjectIndex>>,
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
-    /// Objects whose slots were cleared and that the server may not have
+    /// Objects whose slots were cleared, when, and that the server may not have
     /// removed yet; they must not be made before it has.
-    reclaimed: Mutex<HashSet<(Vid, ObjectIndex)>>,
+    reclaimed: Mutex<HashMap<(Vid, ObjectIndex), Instant>>,
     /// A write was begun since the last sync.
     dirty: AtomicBool,
     /// The VDI is gone; nothing may be read or written any more.
     stale: AtomicBool,
     opened: Instant,
     checked: Mutex<Instant>,
+    /// A look at the VDI that someone's stat started is under way.
+    checking: AtomicBool,
     /// One look for a snapshot at a time: who comes second waits for its answer.
     syncing: tokio::sync::Mutex<()>,
     modified: Mutex<Option<SystemTime>>,
@@ -179,6 +181,7 @@ impl Volume {
             dirty: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             checked: Mutex::new(Instant::now()),
+            checking: AtomicBool::new(false),
             modified: Mutex::new(None),
         }))
     }
@@ -274,9 +277,16 @@ impl Volume {
             }
             *checked = Instant::now();
         }
+        if self.checking.swap(true, Ordering::AcqRel) {
+            return self.usable();
+        }
         let volume = self.arc();
         // As a task: a move to another VDI that it starts must run to its end.
-        let check = self.runtime.spawn(async move { volume.check().await });
+        let check = self.runtime.spawn(async move {
+            let checked = volume.check().await;
+            volume.checking.store(false, Ordering::Release);
+            checked
+        });
         match tokio::time::timeout(CHECK_TIMEOUT, check).await {
             Ok(Ok(Err(error @ FsError::Stale(_)))) => Err(error),
             Ok(Ok(Err(error))) => {
@@ -334,7 +344,7 @@ impl Volume {
             .await
             .map_err(|error| self.failed(error))?;
         let mut head = self.head.write().expect("no one panics with the head");
-        if head.info.vid == now.vid {
+        if head.info.vid == now.vid && head.info.size != now.size {
             tracing::info!("{} now has {} bytes", self.selector, now.size);
             head.info.size = now.size;
             for (index, owner) in added {
@@ -407,6 +417,8 @@ impl Volume {
             Err(error) => return Err(error),
         }
         self.settle_all().await;
+        // What still runs could wipe what the next user writes.
+        self.wait_until_idle().await?;
         self.release_lock().await
     }
 
@@ -415,10 +427,13 @@ impl Volume {
     /// # Errors
     /// `Cluster` when the cluster does not answer.
     pub async fn release_lock(&self) -> Result<(), FsError> {
-        if self.locked {
-            self.client.release(self.vid()).await?;
+        if !self.locked {
+            return Ok(());
         }
-        Ok(())
+        if let Some(asked) = self.lock_asked.lock().await.take() {
+            self.client.release(asked).await?;
+        }
+        Ok(self.client.release(self.vid()).await?)
     }
 
     /// First byte at or behind `offset` that an object holds.
@@ -509,6 +524,7 @@ impl Volume {
         error: ClientError,
     ) -> Result<(), FsError> {
         self.check().await?;
+        let changes = self.head().map.changes();
         let info = self.info();
         let slot = self
             .client
@@ -519,7 +535,8 @@ impl Volume {
             return Err(self.failed(error));
         }
         let mut head = self.head.write().expect("no one panics with the head");
-        if head.info.vid == info.vid && head.map.get(index) == seen.1 {
+        // Otherwise someone who makes objects knows better; the caller looks again.
+        if head.info.vid == info.vid && head.map.changes() == changes {
             head.map.set(index, slot);
         }
         Ok(())
@@ -533,7 +550,7 @@ impl Volume {
         self.doubts.lock().expect("no one panics with the slots")
     }
 
-    fn reclaimed(&self) -> MutexGuard<'_, HashSet<(Vid, ObjectIndex)>> {
+    fn reclaimed(&self) -> MutexGuard<'_, HashMap<(Vid, ObjectIndex), Instant>> {
         self.reclaimed.lock().expect("no one panics with the set")
     }
 

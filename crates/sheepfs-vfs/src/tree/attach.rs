@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::{VdiSelector, WhichVersion};
+use sheep_client::{ClientError, VdiSelector, WhichVersion};
 use sheep_proto::{ClusterFlags, ResultCode};
 
 use super::{LockMode, Tree};
@@ -14,6 +15,8 @@ use crate::error::FsError;
 use crate::ino::Ino;
 use crate::volume::{Volume, VolumeOptions};
 
+/// Longest wait at the end for a change of what is attached.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Volumes attached at once when all are.
 const ATTACH_PARALLEL: usize = 16;
 
@@ -139,7 +142,8 @@ impl Tree {
 
     /// Finishes what is on its way and gives all locks back.
     pub async fn close(&self) {
-        let _one_at_a_time = self.changing.lock().await;
+        // Not held up by an attach or a preallocation that takes its time.
+        let _one_at_a_time = tokio::time::timeout(CLOSE_WAIT, self.changing.lock()).await;
         let volumes = {
             let mut attached = self
                 .attached
@@ -182,8 +186,14 @@ impl Tree {
         }
         let changed = self.locked(selector, change).await;
         for name in names {
-            if self.client.find(selector).await.is_ok() {
-                self.attach_selected(name, selector.clone()).await?;
+            let shown = name.escape_ascii().to_string();
+            let again = match self.client.find(selector).await {
+                Ok(_) => self.attach_selected(name, selector.clone()).await,
+                Err(error) if is_gone(&error) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = again {
+                tracing::warn!("volume/{shown} is not attached any more: {error}");
             }
         }
         changed
@@ -205,7 +215,9 @@ impl Tree {
             Err(error) => return Err(error.into()),
         };
         let changed = change.await;
-        self.client.release(vid).await?;
+        if let Err(error) = self.client.release(vid).await {
+            tracing::warn!("the lock of {selector} is left behind: {error}");
+        }
         changed
     }
 
@@ -255,4 +267,9 @@ fn check_file_name(name: &[u8]) -> Result<(), FsError> {
         )));
     }
     Ok(())
+}
+
+/// True when there is no such VDI any more.
+fn is_gone(error: &ClientError) -> bool {
+    matches!(error.code(), Some(ResultCode::NoVdi | ResultCode::NoTag))
 }

@@ -5,17 +5,27 @@
 //! read, and a create would wipe that. A slot whose update failed is in doubt
 //! until then, since it may have been set all the same.
 
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sheep_client::{ClientError, WhichVersion};
 use sheep_proto::{ObjectIndex, ResultCode, Vid};
+use tokio::time::Instant;
 
 use super::{Head, Volume};
 use crate::error::FsError;
-use crate::slot_guard::SharedGuard;
+use crate::slot_guard::{SharedGuard, SlotGuards};
 
 /// Longest wait for a guard that a request at a silent sheep still holds.
-const GUARD_TIMEOUT: Duration = Duration::from_secs(60);
+///
+/// Longer than one that works honestly takes: a wait for a discarded object to
+/// go, and three calls.
+const GUARD_TIMEOUT: Duration = Duration::from_secs(240);
+/// Longest wait of a detach for requests that nobody waits for any more.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two looks for them.
+const IDLE_PAUSE: Duration = Duration::from_millis(20);
 /// How often the index is read again when it changes while it is read.
 const REREAD_TRIES: u32 = 8;
 
@@ -25,13 +35,41 @@ impl Volume {
     /// # Errors
     /// `VolumeIo` when an earlier request for it is at a sheep that is silent.
     pub(super) async fn guard(&self, index: ObjectIndex) -> Result<SharedGuard, FsError> {
-        match tokio::time::timeout(GUARD_TIMEOUT, self.guards.acquire(index)).await {
+        self.guard_of(&self.guards, index).await
+    }
+
+    pub(super) async fn guard_of(
+        &self,
+        guards: &Arc<SlotGuards>,
+        index: ObjectIndex,
+    ) -> Result<SharedGuard, FsError> {
+        match tokio::time::timeout(GUARD_TIMEOUT, guards.acquire(index)).await {
             Ok(guard) => Ok(guard),
-            Err(_) => Err(self.failed(ClientError::Unreachable {
-                gateway: self.client.address(),
-                waited: GUARD_TIMEOUT,
-            })),
+            Err(_) => Err(self.silent(GUARD_TIMEOUT)),
         }
+    }
+
+    /// The error for a sheep that keeps a request without an answer.
+    pub(super) fn silent(&self, waited: Duration) -> FsError {
+        self.failed(ClientError::Unreachable {
+            gateway: self.client.address(),
+            waited,
+        })
+    }
+
+    /// Waits until no request is under way that could make or clear an object.
+    ///
+    /// # Errors
+    /// `VolumeIo` when a sheep keeps one without an answer.
+    pub(super) async fn wait_until_idle(&self) -> Result<(), FsError> {
+        let deadline = Instant::now() + IDLE_TIMEOUT;
+        while !(self.guards.is_idle() && self.moving.is_idle()) {
+            if Instant::now() > deadline {
+                return Err(self.silent(IDLE_TIMEOUT));
+            }
+            tokio::time::sleep(IDLE_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// The attached VID and the owner of an object, as the cluster says. The
@@ -65,6 +103,10 @@ impl Volume {
                     self.published().forget(index);
                 }
                 self.doubts().remove(&index);
+                if owner.is_some() {
+                    // The clearing of it has failed.
+                    self.reclaimed().remove(&(info.vid, index));
+                }
                 return Ok((info.vid, owner));
             }
         }
@@ -79,9 +121,19 @@ impl Volume {
         self.doubts().contains(&index)
     }
 
-    /// Asks for every slot in doubt.
-    pub(super) async fn settle_doubts(&self) -> Result<(), FsError> {
-        let doubted: Vec<_> = self.doubts().iter().copied().collect();
+    /// Asks for the slots in doubt between two objects, both included.
+    pub(super) async fn settle_doubts(
+        &self,
+        range: RangeInclusive<ObjectIndex>,
+    ) -> Result<(), FsError> {
+        let doubts = || {
+            self.doubts()
+                .iter()
+                .copied()
+                .filter(|index| range.contains(index))
+                .collect()
+        };
+        let doubted: Vec<_> = doubts();
         for index in doubted {
             let _guard = self.guard(index).await?;
             self.certain_slot(index).await?;
@@ -99,9 +151,9 @@ impl Volume {
         self.usable()?;
         for _ in 0..REREAD_TRIES {
             self.check().await?;
-            let (vid, changes) = {
+            let (vid, changes, idle) = {
                 let head = self.head();
-                (head.info.vid, head.map.changes())
+                (head.info.vid, head.map.changes(), self.guards.is_idle())
             };
             let loaded = Head::load(&self.client, vid).await;
             let (new, tree) = match loaded {
@@ -114,12 +166,12 @@ impl Volume {
             }
             let mut head = self.head.write().expect("no one panics with the head");
             // A write that was made meanwhile knows better.
-            if head.info.vid == vid && head.map.changes() == changes {
-                let unchanged = self.index_writer.replace_tree(tree);
-                if unchanged {
-                    head.map.replace(new.map);
-                    return Ok(());
-                }
+            let unchanged = head.info.vid == vid && head.map.changes() == changes;
+            // Nor is one under way that the cluster and the map see apart.
+            let unchanged = unchanged && idle && self.guards.is_idle();
+            if unchanged && self.index_writer.replace_tree(tree) {
+                head.map.replace(new.map);
+                return Ok(());
             }
         }
         // Writers are at work here, so the index in memory is the newest.

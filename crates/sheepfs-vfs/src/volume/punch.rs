@@ -60,7 +60,8 @@ impl Volume {
             drop(token);
             punched
         });
-        task.await.expect("punching does not panic")
+        task.await
+            .unwrap_or_else(|_ended| Err(self.silent(Duration::ZERO)))
     }
 
     async fn punch_range(&self, offset: u64, len: u64) -> Result<(), FsError> {
@@ -72,8 +73,10 @@ impl Volume {
                 head.info.hypervolume,
             )
         };
-        self.settle_doubts().await?;
         let len = len.min(size.saturating_sub(offset));
+        let object_of = |byte: u64| ObjectIndex(u32::try_from(byte >> shift).unwrap_or(u32::MAX));
+        self.settle_doubts(object_of(offset)..=object_of(offset + len.saturating_sub(1)))
+            .await?;
         let object_end = |index: ObjectIndex| (u64::from(index.0) + 1) << shift;
         let mut whole = Vec::new();
         for chunk in self.held_chunks(offset, len, shift) {
@@ -126,7 +129,7 @@ impl Volume {
 
     async fn discard_objects(&self, indexes: &[ObjectIndex]) -> Result<(), FsError> {
         for &index in indexes {
-            let _guard = self.guard(index).await?;
+            let guard = self.guard(index).await?;
             let vid = self.vid();
             // A hole before it is one in the cluster, and when that fails, too:
             // a write makes the object again instead of trusting a lost one.
@@ -135,7 +138,7 @@ impl Volume {
                 .expect("no one panics with the head")
                 .map
                 .set(index, None);
-            let discarded = self.index_writer.discard(vid, index).await;
+            let discarded = self.index_writer.discard(vid, index, guard).await;
             discarded.map_err(|error| self.failed(error))?;
         }
         Ok(())
@@ -198,7 +201,9 @@ impl Volume {
         guards: &[SharedGuard],
     ) -> Result<(), ClientError> {
         let own = held.iter().filter(|&&(_, owner)| owner == vid);
-        self.reclaimed().extend(own.map(|&(index, _)| (vid, index)));
+        let now = Instant::now();
+        self.reclaimed()
+            .extend(own.map(|&(index, _)| ((vid, index), now)));
         let runs = held
             .chunk_by(|a, b| a.0.0 + 1 == b.0.0)
             .map(|run| async move {
@@ -225,28 +230,21 @@ impl Volume {
     /// Waits until an object without a slot is gone, so that it can be made.
     /// The caller holds the slot's guard and has just asked for the slot.
     ///
-    /// One whose slot was cleared here must go. Shortly after the volume was
-    /// attached any object may be one that an earlier user cleared; if it stays
-    /// it was left over by a crash, and making it replaces it.
+    /// One whose slot was cleared is given time to go. Shortly after the volume
+    /// was attached any object may be one that an earlier user cleared. What
+    /// stays was left over by a crash, and making it replaces it.
     pub(super) async fn settle(&self, vid: Vid, index: ObjectIndex) -> Result<(), FsError> {
-        let cleared = self.reclaimed().contains(&(vid, index));
-        if !cleared && (self.opened.elapsed() > RECLAIM_TIMEOUT || self.info().hypervolume) {
+        let cleared = self.reclaimed().get(&(vid, index)).copied();
+        if cleared.is_none() && (self.opened.elapsed() > RECLAIM_TIMEOUT || self.info().hypervolume)
+        {
             return Ok(());
         }
-        let patience = if cleared {
-            RECLAIM_TIMEOUT
-        } else {
-            LEFT_OVER_AFTER
+        let deadline = match cleared {
+            Some(when) => when + RECLAIM_TIMEOUT,
+            None => Instant::now() + LEFT_OVER_AFTER,
         };
-        let deadline = Instant::now() + patience;
         let mut pause = RECLAIM_PAUSES.0;
-        while self.exists(vid, index).await? {
-            if Instant::now() > deadline {
-                if cleared {
-                    return Err(FsError::Undead(self.selector.to_string()));
-                }
-                break;
-            }
+        while self.exists(vid, index).await? && Instant::now() < deadline {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RECLAIM_PAUSES.1);
         }
@@ -257,7 +255,7 @@ impl Volume {
     /// Waits a moment for all objects whose slots were cleared to go, so that
     /// whoever attaches the VDI next need not.
     pub(super) async fn settle_all(&self) {
-        let cleared: Vec<_> = self.reclaimed().iter().copied().collect();
+        let cleared: Vec<_> = self.reclaimed().keys().copied().collect();
         let settled = stream::iter(cleared)
             .map(|(vid, index)| self.settle(vid, index))
             .buffer_unordered(PARALLEL_CHUNKS)

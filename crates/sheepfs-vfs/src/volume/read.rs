@@ -5,6 +5,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sheep_client::Call;
 use sheep_proto::{Oid, ResultCode};
 
+use super::doubt::is_absent;
 use super::{Done, PARALLEL_CHUNKS, Volume, zeros};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
@@ -48,7 +49,10 @@ impl Volume {
                         match result.and_then(|response| response.object_bytes(len)) {
                             Ok(bytes) => done(Ok(bytes)),
                             // Finds out what to do about it.
-                            Err(_) => volume.spawn_read(offset, len, done),
+                            Err(error) if is_absent(&error) => {
+                                volume.spawn_read(offset, len, done);
+                            }
+                            Err(error) => done(Err(volume.failed(error))),
                         }
                     }),
                 );

@@ -44,7 +44,9 @@ impl Volume {
         // As a task: half a move, with a lock taken or a copy under way, is
         // not to be left by a caller who gives up.
         let moved = self.runtime.spawn(async move { volume.move_on(old).await });
-        moved.await.expect("moving on does not panic")
+        moved
+            .await
+            .unwrap_or_else(|_ended| Err(self.silent(Duration::ZERO)))
     }
 
     async fn move_on(&self, old: Vid) -> Result<(), FsError> {
@@ -216,7 +218,7 @@ impl Volume {
     ///
     /// The object is nobody else's to make: all others use `old` still.
     async fn bring_over(&self, old: Vid, to: Vid, index: ObjectIndex) -> Result<bool, FsError> {
-        let guard = self.moving.acquire(index).await;
+        let guard = self.guard_of(&self.moving, index).await?;
         match self.copy_object(old, to, index, &guard).await {
             Ok(()) => {}
             Err(error) if is_read_only(&error) => return Ok(false),

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::doubt::is_absent;
 use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
@@ -49,15 +50,22 @@ impl Volume {
         self.client.submit(
             call,
             Box::new(move |result| {
-                let written = result.and_then(sheep_client::Response::accepted).is_ok();
-                // A volume that has moved on may have copied the object before
-                // this write reached it.
-                if written && volume.vid() == vid {
-                    volume.written();
-                    drop(token);
-                    return done(Ok(len));
+                match result.and_then(sheep_client::Response::accepted) {
+                    Ok(_) if volume.vid() == vid => {
+                        volume.written();
+                        drop(token);
+                        return done(Ok(len));
+                    }
+                    // A volume that has moved on may have copied the object
+                    // before this write reached it.
+                    Ok(_) => {}
+                    Err(error) if is_moved(&error) => {}
+                    // It may still run: sent again, it could land on something newer.
+                    Err(error) => {
+                        drop(token);
+                        return done(Err(volume.failed(error)));
+                    }
                 }
-                // Finds out what to do about it.
                 let runtime = volume.runtime.clone();
                 runtime.spawn(async move {
                     let written = volume.write_range(offset, data).await;
@@ -301,4 +309,9 @@ impl Volume {
             .await
             .map(drop)
     }
+}
+
+/// True when a refusal says that the volume's picture of the VDI is old.
+fn is_moved(error: &ClientError) -> bool {
+    is_read_only(error) || is_absent(error)
 }
