@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sheep_client::{ClientError, VdiSelector, WhichVersion};
 use sheep_proto::{ClusterFlags, ResultCode};
+use tokio::time::Instant;
 
 use super::{LockMode, Tree};
 use crate::attributes::Invalidation;
@@ -15,6 +16,11 @@ use crate::error::FsError;
 use crate::ino::Ino;
 use crate::volume::{Volume, VolumeOptions};
 
+/// How long a volume may still look open: a kernel tells of the last close(2)
+/// only after that has returned.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
+/// Pause between two looks.
+const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait at the end for a change of what is attached.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Volumes attached at once when all are.
@@ -113,17 +119,12 @@ impl Tree {
 
     async fn detach_named(&self, target: &[u8]) -> Result<(), FsError> {
         let (ino, volume) = self.volume_named(target).ok_or(FsError::NoEntry)?;
-        {
-            let mut attached = self
-                .attached
-                .write()
-                .expect("no one panics with the volumes");
-            // Opening takes the read lock, so nobody opens it between look and removal.
-            if self.handles.is_open(ino) {
+        let deadline = Instant::now() + RELEASE_WAIT;
+        while !self.remove_closed(target, ino) {
+            if Instant::now() > deadline {
                 return Err(FsError::Busy(volume.selector().to_string()));
             }
-            attached.by_name.remove(target);
-            attached.by_ino.remove(&ino);
+            tokio::time::sleep(RELEASE_PAUSE).await;
         }
         if let Err(error) = volume.close().await {
             let mut attached = self
@@ -138,6 +139,21 @@ impl Tree {
         self.forget(Invalidation::Inode(ino));
         self.forget_name(target.to_vec());
         Ok(())
+    }
+
+    /// Takes a volume out of the tree, unless somebody has it open.
+    fn remove_closed(&self, target: &[u8], ino: Ino) -> bool {
+        let mut attached = self
+            .attached
+            .write()
+            .expect("no one panics with the volumes");
+        // Opening takes the read lock, so nobody opens it between look and removal.
+        if self.handles.is_open(ino) {
+            return false;
+        }
+        attached.by_name.remove(target);
+        attached.by_ino.remove(&ino);
+        true
     }
 
     /// Finishes what is on its way and gives all locks back.
