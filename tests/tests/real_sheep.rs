@@ -66,8 +66,24 @@ fn nodes_may_die_and_administrators_may_interfere() -> anyhow::Result<()> {
     a_snapshot_by_dog_disturbs_no_writer(&own).context("snapshot by dog")?;
     a_resize_by_dog_is_seen(&own).context("resize by dog")?;
     a_deletion_by_dog_never_shows_other_bytes(&own).context("deletion by dog")?;
+    reports_are_what_dog_prints(&own).context("reports")?;
     drop(own);
     a_lock_keeps_a_second_writer_out(&Own::start(&["--copies", "2", "--lock"])?).context("lock")
+}
+
+/// After all the others: several epochs, snapshots and an erasure code to show.
+fn reports_are_what_dog_prints(own: &Own) -> anyhow::Result<()> {
+    // The node that dog asks: each has its own times for the epochs.
+    let address = own.cluster.address(0);
+    let mounted = Mounted::start_with(&["--address", &address])?;
+    for file in ["cluster/info", "node/list", "node/info", "vdi/list"] {
+        let arguments: Vec<&str> = file.split('/').collect();
+        // What was written last may still be on its way between the nodes.
+        wait_until(file, Duration::from_secs(30), || {
+            Ok(mounted.report(file)? == own.cluster.dog(&arguments)?)
+        })?;
+    }
+    Ok(())
 }
 
 fn a_gateway_that_is_killed_is_replaced(own: &mut Own) -> anyhow::Result<()> {
