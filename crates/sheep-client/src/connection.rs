@@ -5,7 +5,6 @@
 //! whatever order the answers come. Anything a sheep would not send ends the
 //! connection.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,9 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use sheep_proto::ResponseHeader;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::io::AsyncRead;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
@@ -27,14 +24,9 @@ use crate::codec::ResponseCodec;
 use crate::error::{ClientError, Hangup};
 use crate::gateway::Completion;
 use crate::in_flight::{InFlight, Pending};
+use crate::network::Stream;
 use crate::outbox::Outbox;
 
-/// Idle time before a silent host is probed.
-const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
-/// Time between two probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Time after which a host that acknowledges nothing is dead.
-const USER_TIMEOUT: Duration = Duration::from_secs(25);
 /// How often a connection looks for calls that have waited too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Calls without an answer that a connection may have before it is replaced.
@@ -74,24 +66,11 @@ pub(crate) struct Shared {
 }
 
 impl Connection {
-    /// Connects to `peer` and starts the reader and writer tasks.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub(crate) async fn open(peer: SocketAddr, observer: Arc<dyn Observer>) -> io::Result<Self> {
-        let stream = TcpStream::connect(peer).await?;
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        let keepalive = TcpKeepalive::new()
-            .with_time(KEEPALIVE_TIME)
-            .with_interval(KEEPALIVE_INTERVAL);
-        socket.set_tcp_keepalive(&keepalive)?;
-        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-
-        let (read_half, write_half) = stream.into_split();
+    /// Starts the reader and writer tasks of a stream to `peer`.
+    pub(crate) fn start(peer: SocketAddr, stream: Stream, observer: Arc<dyn Observer>) -> Self {
         let shared = Arc::new(Shared {
             peer,
-            outbox: Outbox::new(write_half),
+            outbox: Outbox::new(stream.writer),
             in_flight: Arc::default(),
             accepting: AtomicBool::new(true),
             bytes_in_flight: AtomicUsize::new(0),
@@ -105,8 +84,8 @@ impl Connection {
             writer: writer.abort_handle(),
             why: Hangup::Closed,
         };
-        tokio::spawn(reader.run(read_half));
-        Ok(Self { shared })
+        tokio::spawn(reader.run(stream.reader));
+        Self { shared }
     }
 
     /// Sends a call; the observer hears of its end.
@@ -268,13 +247,17 @@ struct Reader {
 
 impl Reader {
     /// Completes calls until the connection ends, then fails those that are left.
-    async fn run(mut self, socket: OwnedReadHalf) {
+    async fn run(mut self, socket: Box<dyn AsyncRead + Send + Unpin>) {
         let codec = ResponseCodec::new(Arc::clone(&self.shared.in_flight));
         let mut frames = FramedRead::new(socket, codec);
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                // In this order, or a sheep that never stops talking keeps
+                // overdue calls waiting.
+                biased;
+                _ = sweep.tick() => self.shared.give_up_overdue(&*self.observer),
                 frame = frames.next() => match frame {
                     Some(Ok((header, payload))) => {
                         self.shared.complete(header, payload, &*self.observer);
@@ -285,7 +268,6 @@ impl Reader {
                     }
                     None => return,
                 },
-                _ = sweep.tick() => self.shared.give_up_overdue(&*self.observer),
             }
         }
     }

@@ -99,16 +99,21 @@ impl InFlight {
         self.calls.remove(&id)
     }
 
-    /// Takes every call, when no response will come any more.
+    /// Takes every call, when no response will come any more. The eldest comes
+    /// first, and is sent again first.
     pub(crate) fn drain(&mut self) -> Vec<Pending> {
-        self.calls.drain().map(|(_, pending)| pending).collect()
+        let newest = self.next_id;
+        let mut calls: Vec<_> = self.calls.drain().collect();
+        calls.sort_unstable_by_key(|&(id, _)| id.wrapping_sub(newest));
+        calls.into_iter().map(|(_, pending)| pending).collect()
     }
 
     /// Gives up the calls that have waited too long. Their ids stay taken, and
     /// what they hold stays held, since the sheep still has them. Their share of
     /// the budget is free, or a few objects that hang would use it up for ever.
     pub(crate) fn give_up_overdue(&mut self) -> Vec<GivenUp> {
-        self.calls
+        let mut overdue: Vec<_> = self
+            .calls
             .iter_mut()
             .filter_map(|(&id, pending)| {
                 let waited = pending.sent?.elapsed();
@@ -126,7 +131,9 @@ impl InFlight {
                     wire_len,
                 })
             })
-            .collect()
+            .collect();
+        overdue.sort_unstable_by_key(|call| call.id);
+        overdue
     }
 
     /// Calls given up whose answer is still out.

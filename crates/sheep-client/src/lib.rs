@@ -71,6 +71,7 @@ mod lifecycle;
 mod link;
 mod lock;
 mod lookup;
+pub mod network;
 mod object;
 mod outbox;
 pub mod pool;

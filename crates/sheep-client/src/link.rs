@@ -198,8 +198,8 @@ impl Core {
         let open = async {
             let mut last = io::ErrorKind::NotFound.into();
             for peer in tokio::net::lookup_host((address.host(), address.port())).await? {
-                match Connection::open(peer, Arc::clone(&observer)).await {
-                    Ok(connection) => return Ok(connection),
+                match self.network.connect(peer).await {
+                    Ok(stream) => return Ok(Connection::start(peer, stream, observer)),
                     Err(error) => last = error,
                 }
             }

@@ -7,20 +7,19 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, IoSlice};
-use std::net::Shutdown;
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::{Buf as _, Bytes};
 use sheep_proto::RequestHeader;
 use sheep_proto::limits::HEADER_LEN;
-use socket2::SockRef;
-use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 use zerocopy::IntoBytes;
 
+use crate::network::SendingHalf;
+
 /// The sending side of a socket.
 pub(crate) struct Outbox {
-    socket: OwnedWriteHalf,
+    socket: Box<dyn SendingHalf>,
     backlog: Mutex<VecDeque<Frame>>,
     filled: Notify,
 }
@@ -57,7 +56,7 @@ impl Frame {
 }
 
 impl Outbox {
-    pub(crate) fn new(socket: OwnedWriteHalf) -> Self {
+    pub(crate) fn new(socket: Box<dyn SendingHalf>) -> Self {
         Self {
             socket,
             backlog: Mutex::default(),
@@ -125,8 +124,7 @@ impl Outbox {
 
     /// Ends the connection in both directions, which wakes its reader.
     pub(crate) fn shut_down(&self) {
-        // The socket may be gone already, which is what is wanted.
-        let _ = SockRef::from(self.socket.as_ref()).shutdown(Shutdown::Both);
+        self.socket.shut_down();
     }
 
     fn backlog(&self) -> MutexGuard<'_, VecDeque<Frame>> {

@@ -41,6 +41,7 @@ use crate::error::{ClientError, Hangup};
 use crate::gateway::{BoxFuture, Completion, Gateway};
 use crate::in_flight::Pending;
 use crate::link::Link;
+use crate::network::{Network, Tcp};
 
 /// The budget is counted in pieces of this many bytes.
 const BUDGET_PIECE: usize = 4 << 10;
@@ -62,6 +63,7 @@ pub struct Pool {
 pub(crate) struct Core {
     me: Weak<Core>,
     pub(crate) runtime: Handle,
+    pub(crate) network: Arc<dyn Network>,
     pub(crate) connections: usize,
     retry_for: Duration,
     pub(crate) link: watch::Sender<Link>,
@@ -90,9 +92,24 @@ impl Pool {
     /// # Panics
     /// Outside a tokio runtime, or when the configuration names no sheep.
     pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        Self::connect_over(config, Arc::new(Tcp)).await
+    }
+
+    /// The same over another network than the machine's.
+    ///
+    /// # Errors
+    /// As [`Pool::connect`].
+    ///
+    /// # Panics
+    /// As [`Pool::connect`].
+    pub async fn connect_over(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+    ) -> Result<Self, ClientError> {
         let core = Arc::new_cyclic(|me| Core {
             me: me.clone(),
             runtime: Handle::current(),
+            network,
             connections: config.connections.max(1),
             retry_for: config.retry_for,
             link: watch::Sender::new(Link::new(config.addresses)),
