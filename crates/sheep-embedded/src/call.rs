@@ -7,15 +7,23 @@ use sheep_proto::{
     ClusterRequest, ObjectRequest, RequestFlags, RequestHeader, ResponseBody, ResultCode,
     SnapshotTag, VdiName, VdiRequest,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+
+/// The connection a request came on.
+pub(crate) struct Origin {
+    /// Where the client reached its node.
+    pub(crate) address: SocketAddr,
+    /// Stops that node.
+    pub(crate) stop: CancellationToken,
+}
 
 /// A request and what its handler may need to know.
 pub(crate) struct Call<'a> {
     pub(crate) header: &'a RequestHeader,
     pub(crate) payload: &'a [u8],
-    /// Address under which the client reached this server.
-    pub(crate) address: SocketAddr,
+    pub(crate) origin: &'a Origin,
     /// Settings of the cluster, `None` before it is formatted.
     pub(crate) cluster: Option<&'a Cluster>,
 }

@@ -16,11 +16,11 @@ use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::call::{Answer, Call, Outcome};
+use crate::node::node_count;
 use crate::sheep::Sheep;
 
-/// The membership never changes, so there is one epoch.
-pub(crate) const EPOCH: u32 = 1;
-
+/// The epoch of a format; its time is kept with the settings.
+const FIRST_EPOCH: u32 = 1;
 /// Replicas when MAKE_FS does not say.
 const DEFAULT_COPIES: u8 = 3;
 /// Stores a client may ask for; they are all the same here.
@@ -94,18 +94,15 @@ impl Cluster {
         self.flags().contains(ClusterFlags::STRICT) && copies > 1
     }
 
-    fn epoch_record(&self, nr_nodes: u32) -> EpochRecordHeader {
+    /// What is known about the newest epoch; a sheep leaves most of it out of older ones.
+    fn newest_record(&self) -> EpochRecordHeader {
         EpochRecordHeader {
             ctime: self.ctime,
-            time: self.epoch_time,
-            epoch: EPOCH.into(),
-            nr_nodes: nr_nodes.into(),
-            disable_recovery: 0,
             nr_copies: self.copies,
             copy_policy: self.copy_policy,
-            pad: [0; 3],
             flags: self.flags,
             store: self.store,
+            ..EpochRecordHeader::new_zeroed()
         }
     }
 }
@@ -186,28 +183,43 @@ impl Sheep {
         Ok(Answer::body(ResponseBody::ClusterDefault(body)))
     }
 
-    /// STAT_CLUSTER: the status as the result, and the one epoch (protocol 8.3).
+    /// STAT_CLUSTER: the status as the result, and as many epochs as there is
+    /// room for, newest first (protocol 8.3).
     pub(crate) fn stat_cluster(&self, call: &Call<'_>) -> Outcome {
         let Some(cluster) = call.cluster else {
             return Err(ResultCode::WaitForFormat);
         };
         let slots = call.cluster_request().nodes_nr.get() as usize;
+        let want = call.want().unwrap_or(0);
         let record_len = slots
             .checked_mul(NODE_RECORD_LEN)
             .and_then(|nodes| nodes.checked_add(EPOCH_RECORD_HEADER_LEN));
-        let Some(record_len) = record_len.filter(|&len| call.want().is_ok_and(|want| len <= want))
-        else {
+        let Some(record_len) = record_len.filter(|&len| len <= want) else {
             return Ok(Answer::done());
         };
-        let mut record = cluster
-            .epoch_record(u32::from(slots > 0))
-            .as_bytes()
-            .to_vec();
-        if slots > 0 {
-            record.extend_from_slice(self.node(call)?.as_bytes());
+        let mut payload = Vec::new();
+        let mut record = cluster.newest_record();
+        for (number, epoch) in self.members.epochs().into_iter().take(want / record_len) {
+            record.epoch = number.into();
+            record.time = match number {
+                FIRST_EPOCH => cluster.epoch_time,
+                _ => epoch.time.into(),
+            };
+            let end = payload.len() + record_len;
+            if slots > 0 {
+                if epoch.nodes.len() > slots {
+                    return Err(ResultCode::BufferSmall);
+                }
+                record.nr_nodes = node_count(&epoch.nodes).into();
+            }
+            payload.extend_from_slice(record.as_bytes());
+            if slots > 0 {
+                payload.extend_from_slice(&self.node_records(call, &epoch.nodes)?);
+            }
+            payload.resize(end, 0);
+            record = EpochRecordHeader::new_zeroed();
         }
-        record.resize(record_len, 0);
-        Ok(Answer::payload(record))
+        Ok(Answer::payload(payload))
     }
 
     /// CLUSTER_INFO (protocol 8.2).
@@ -221,8 +233,9 @@ impl Sheep {
         info.status = WAITING;
         let mut payload = Vec::with_capacity(CLUSTER_INFO_LEN);
         if let Some(cluster) = call.cluster {
-            info.nr_nodes = 1.into();
-            info.epoch = EPOCH.into();
+            let nodes = self.members.nodes();
+            info.nr_nodes = u16::try_from(nodes.len()).unwrap_or(u16::MAX).into();
+            info.epoch = self.members.epoch().into();
             info.ctime = cluster.ctime;
             info.flags = cluster.flags;
             info.nr_copies = cluster.copies;
@@ -231,7 +244,7 @@ impl Sheep {
             info.block_size_shift = cluster.shift;
             info.store = cluster.store;
             payload.extend_from_slice(info.as_bytes());
-            payload.extend_from_slice(self.node(call)?.as_bytes());
+            payload.extend_from_slice(&self.node_records(call, &nodes)?);
         } else {
             payload.extend_from_slice(info.as_bytes());
         }

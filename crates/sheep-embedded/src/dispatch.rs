@@ -46,7 +46,16 @@ impl Sheep {
             Opcode::GetVnodes => self.vnodes(call),
 
             Opcode::FlushDelCache | Opcode::DeleteCache => Ok(Answer::done()),
-            Opcode::Shutdown | Opcode::KillNode => self.shut_down(),
+            Opcode::Shutdown => {
+                tracing::info!("a client asked for a shutdown");
+                self.stop.cancel();
+                Ok(Answer::done())
+            }
+            Opcode::KillNode => {
+                tracing::info!("a client asked this node to end");
+                call.origin.stop.cancel();
+                Ok(Answer::done())
+            }
             Opcode::ForceRecover if call.cluster.is_some() => Err(ResultCode::ForceRecover),
             Opcode::SetVnodes => Err(ResultCode::InvalidVnodesStrategy),
 
@@ -95,12 +104,5 @@ impl Sheep {
             | Opcode::InodeCoherence
             | Opcode::SetRecovery => Err(ResultCode::InvalidParms),
         }
-    }
-
-    /// SHUTDOWN and KILL_NODE: the owner of the server is told to stop it.
-    fn shut_down(&self) -> Outcome {
-        tracing::info!("a client asked for a shutdown");
-        self.stop.cancel();
-        Ok(Answer::done())
     }
 }

@@ -16,12 +16,17 @@
 //! (`deletion.rs`), no index write frees what others name (`references.rs`), and
 //! bad requests are answered with a code.
 //!
+//! For tests it fails as it is told ([`faults`]), and several nodes can share one
+//! store ([`Server::start_beside`]).
+//!
 //! It knows nothing of clients: this crate and `sheep-client` share only
 //! `sheep-proto`, so that a misunderstanding of one shows against the other.
 //! Not here: peers, recovery, erasure coding, preallocation (objects are
 //! sparse, so an overwrite can run out of space), and VIDs used again.
 
+mod answering;
 mod attribute;
+mod budget;
 mod call;
 mod catalogue;
 mod cluster;
@@ -30,9 +35,11 @@ mod connection;
 mod counters;
 mod deletion;
 mod dispatch;
+pub mod faults;
 mod hypervolume;
 mod inode;
 mod lock;
+mod membership;
 mod node;
 mod object;
 mod recovery;
@@ -44,6 +51,7 @@ mod sync;
 mod vdi;
 
 pub use config::{Config, StoreKind};
+pub use faults::Fault;
 pub use server::{Server, StartError};
 pub use sheep::LoadError;
 pub use store::{OpenError, StoreError};

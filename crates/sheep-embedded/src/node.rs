@@ -1,8 +1,9 @@
-//! What the one node says about itself.
+//! What the nodes say about themselves.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use sheep_proto::limits::MD_INFO_LEN;
+use sheep_proto::limits::{MD_INFO_LEN, NODE_RECORD_LEN};
 use sheep_proto::node::NodeRecord;
 use sheep_proto::statistics::{MdInfo, RecoveryState, RecoveryThrottle};
 use sheep_proto::{NodeResponse, ResponseBody, ResultCode};
@@ -17,19 +18,50 @@ const ZONE: u32 = 0;
 /// Highest log level: debug.
 const MAX_LOG_LEVEL: i32 = 7;
 
+/// How many nodes there are, as it travels.
+pub(crate) fn node_count(nodes: &[SocketAddr]) -> u32 {
+    u32::try_from(nodes.len()).expect("each node is a listener of this process")
+}
+
 impl Sheep {
-    /// The node under the address at which this client reached it, so that a
-    /// server that listens on all addresses names one the client can use.
+    /// The node that this client talks to.
     pub(crate) fn node(&self, call: &Call<'_>) -> Result<NodeRecord, ResultCode> {
         let space = self.store.space()?;
-        Ok(NodeRecord::new(call.address, VNODES, ZONE, space.size))
+        Ok(NodeRecord::new(
+            call.origin.address,
+            VNODES,
+            ZONE,
+            space.size,
+        ))
+    }
+
+    /// The records of some nodes, each under an address that this client can
+    /// use: for one that listens on all addresses, that under which the client
+    /// reached its own.
+    pub(crate) fn node_records(
+        &self,
+        call: &Call<'_>,
+        nodes: &[SocketAddr],
+    ) -> Result<Vec<u8>, ResultCode> {
+        let space = self.store.space()?;
+        let mut records = Vec::with_capacity(nodes.len() * NODE_RECORD_LEN);
+        for &node in nodes {
+            let mut address = node;
+            if address.ip().is_unspecified() {
+                address.set_ip(call.origin.address.ip());
+            }
+            let record = NodeRecord::new(address, VNODES, ZONE, space.size);
+            records.extend_from_slice(record.as_bytes());
+        }
+        Ok(records)
     }
 
     /// GET_NODE_LIST.
     pub(crate) fn node_list(&self, call: &Call<'_>) -> Outcome {
-        let mut answer = call.answer_with(self.node(call)?.as_bytes().to_vec())?;
+        let nodes = self.members.nodes();
+        let mut answer = call.answer_with(self.node_records(call, &nodes)?)?;
         answer.body = ResponseBody::Node(NodeResponse {
-            nr_nodes: 1.into(),
+            nr_nodes: node_count(&nodes).into(),
             ..NodeResponse::default()
         });
         Ok(answer)

@@ -6,7 +6,6 @@
 //! locks inside [`Catalogue`], [`References`] and the store, each for a
 //! moment. Whoever takes two gates holds `vdi_operations`.
 
-use std::net::SocketAddr;
 use std::sync::atomic::AtomicI32;
 use std::sync::{Mutex, RwLock};
 
@@ -15,11 +14,12 @@ use sheep_proto::{Opcode, RequestHeader, ResponseHeader, ResultCode};
 use tokio_util::sync::CancellationToken;
 use zerocopy::IntoBytes;
 
-use crate::call::{Answer, Call, Outcome};
+use crate::call::{Answer, Call, Origin, Outcome};
 use crate::catalogue::Catalogue;
-use crate::cluster::{Cluster, EPOCH};
+use crate::cluster::Cluster;
 use crate::counters::Counters;
 use crate::lock::Locks;
+use crate::membership::Membership;
 use crate::references::References;
 use crate::store::{Store, StoreError};
 use crate::sync::{read, write};
@@ -51,7 +51,8 @@ pub(crate) struct Sheep {
     pub(crate) locks: Locks,
     pub(crate) counters: Counters,
     pub(crate) log_level: AtomicI32,
-    /// Cancelled when the server must stop, by its owner or by SHUTDOWN.
+    pub(crate) members: Membership,
+    /// Cancelled when all nodes must stop.
     pub(crate) stop: CancellationToken,
 }
 
@@ -78,6 +79,7 @@ impl Sheep {
             locks: Locks::default(),
             counters: Counters::default(),
             log_level: AtomicI32::new(INITIAL_LOG_LEVEL),
+            members: Membership::default(),
             stop: CancellationToken::new(),
         };
         if formatted {
@@ -86,39 +88,48 @@ impl Sheep {
         Ok(sheep)
     }
 
+    /// The epoch in every answer, 0 before a format.
+    pub(crate) fn epoch(&self) -> u32 {
+        if read(&self.cluster).is_some() {
+            self.members.epoch()
+        } else {
+            0
+        }
+    }
+
     /// Answers one request; blocks as long as the store does.
     pub(crate) fn answer(
         &self,
         header: &RequestHeader,
         payload: &[u8],
-        address: SocketAddr,
+        origin: &Origin,
     ) -> (ResponseHeader, Vec<u8>) {
         let counted = self.counters.begin(header);
-        let (formatted, outcome) = self.gate(header, payload, address);
+        let (formatted, outcome) = self.gate(header, payload, origin);
         let Answer { body, payload } = outcome.unwrap_or_else(Answer::code);
-        let epoch = if formatted { EPOCH } else { 0 };
+        let epoch = if formatted { self.members.epoch() } else { 0 };
         let len = u32::try_from(payload.len()).expect("no answer is longer than a frame may be");
         counted.end(len);
         (ResponseHeader::answer(header, epoch, len, body), payload)
     }
 
     /// Version, opcode and status, in this order (protocol 1.6 and 1.10); then the operation.
-    fn gate(&self, header: &RequestHeader, payload: &[u8], address: SocketAddr) -> (bool, Outcome) {
+    fn gate(&self, header: &RequestHeader, payload: &[u8], origin: &Origin) -> (bool, Outcome) {
         let opcode = check_version(header).and_then(|()| {
             Opcode::try_from(header.opcode).map_err(|_unknown| ResultCode::InvalidParms)
         });
         if opcode == Ok(Opcode::MakeFs) {
-            return self.format(header, payload, address);
+            return self.format(header, payload, origin);
         }
         let cluster = read(&self.cluster);
         let call = Call {
             header,
             payload,
-            address,
+            origin,
             cluster: cluster.as_ref(),
         };
         let outcome = opcode.and_then(|opcode| {
-            if self.stop.is_cancelled() {
+            if origin.stop.is_cancelled() {
                 Err(ResultCode::Shutdown)
             } else if cluster.is_none() && !opcode.is_forced() {
                 Err(ResultCode::WaitForFormat)
@@ -130,17 +141,12 @@ impl Sheep {
     }
 
     /// MAKE_FS, with no other request running.
-    fn format(
-        &self,
-        header: &RequestHeader,
-        payload: &[u8],
-        address: SocketAddr,
-    ) -> (bool, Outcome) {
+    fn format(&self, header: &RequestHeader, payload: &[u8], origin: &Origin) -> (bool, Outcome) {
         let mut current = write(&self.cluster);
         let call = Call {
             header,
             payload,
-            address,
+            origin,
             cluster: current.as_ref(),
         };
         let outcome = self.make_fs(&call).and_then(|cluster| {
@@ -149,6 +155,7 @@ impl Sheep {
             self.vdis.clear();
             self.references.clear();
             self.locks.clear();
+            self.members.restart();
             self.store.format(cluster.as_bytes())?;
             *current = Some(cluster);
             tracing::info!("formatted");

@@ -1,7 +1,7 @@
 //! A server to talk to, and a client that knows nothing but frames.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use sheep_embedded::{Config, Server, StoreKind};
@@ -80,6 +80,32 @@ impl Sheep {
         let server = self.server.take().unwrap();
         self.runtime.block_on(server.shutdown()).unwrap();
         self.directory.take()
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().unwrap()
+    }
+
+    /// Another node on the same store.
+    pub(crate) fn start_beside(&self) -> Self {
+        self.start_beside_at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    pub(crate) fn start_beside_at(&self, address: SocketAddr) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let server = runtime
+            .block_on(self.server().start_beside(address))
+            .unwrap();
+        Self {
+            address: server.local_address(),
+            runtime,
+            server: Some(server),
+            directory: None,
+        }
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.runtime.block_on(self.server.take().unwrap().kill());
     }
 
     /// Stops the server and starts another one on its directory.

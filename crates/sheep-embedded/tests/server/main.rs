@@ -5,5 +5,6 @@ mod behaviour;
 mod captures;
 mod client;
 mod crash;
+mod faults;
 mod hostile;
 mod model;

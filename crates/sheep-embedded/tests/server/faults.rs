@@ -1,0 +1,217 @@
+//! The switches that other crates' tests stand on do what they say.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use sheep_embedded::{Fault, faults};
+use sheep_proto::cluster::parse_epoch_log;
+use sheep_proto::limits::{HEADER_LEN, NODE_LIST_LEN};
+use sheep_proto::node::NodeRecord;
+use sheep_proto::{
+    ClusterRequest, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody,
+    ResultCode, Vid,
+};
+use zerocopy::FromBytes;
+
+use crate::client::{Client, Sheep, data_oid, object};
+
+/// A server with one VDI that has one object, which begins with `old`.
+fn with_an_object() -> (Sheep, Client, Vid) {
+    let sheep = Sheep::in_memory();
+    let mut client = sheep.connect();
+    let vid = client.new_vdi("demo");
+    client.first_write(vid, 0, b"old");
+    (sheep, client, vid)
+}
+
+fn write_header(vid: Vid) -> RequestHeader {
+    let body = object(data_oid(vid, 0), 0);
+    RequestHeader::new(Opcode::WriteObj, RequestFlags::WRITE, 3, body)
+}
+
+fn read_header(oid: Oid, want: u32) -> RequestHeader {
+    RequestHeader::new(Opcode::ReadObj, RequestFlags::empty(), want, object(oid, 0))
+}
+
+/// What is in the object once a write of `new` over `old` has met a fault.
+fn after_a_write_with(fault: Fault) -> (std::io::Result<ResultCode>, Vec<u8>) {
+    let (sheep, mut client, vid) = with_an_object();
+    sheep
+        .server()
+        .inject(faults::on(Opcode::WriteObj, 0..1, fault));
+    let answer = client.try_call(write_header(vid), b"new");
+    let found = sheep.connect().bytes(data_oid(vid, 0), 0, 3);
+    (answer.map(|answer| answer.result()), found)
+}
+
+#[test]
+fn a_refused_request_does_not_run() {
+    let (answer, found) = after_a_write_with(Fault::Refuse(ResultCode::Halt));
+    assert_eq!(answer.unwrap(), ResultCode::Halt);
+    assert_eq!(found, b"old");
+}
+
+#[test]
+fn a_delayed_request_runs_and_is_answered() {
+    for fault in [Fault::Delay, Fault::DelayAnswer] {
+        let (answer, found) = after_a_write_with(fault(Duration::from_millis(5)));
+        assert_eq!(answer.unwrap(), ResultCode::Success);
+        assert_eq!(found, b"new");
+    }
+}
+
+#[test]
+fn a_cut_comes_before_or_after_the_work() {
+    let (answer, found) = after_a_write_with(Fault::CutRequest);
+    assert!(answer.is_err());
+    assert_eq!(found, b"old");
+    for len in [0, 20] {
+        let (answer, found) = after_a_write_with(Fault::CutAnswer(len));
+        assert!(answer.is_err());
+        assert_eq!(found, b"new");
+    }
+}
+
+#[test]
+fn a_cut_answer_ends_where_it_was_told_to() {
+    let (sheep, mut client, vid) = with_an_object();
+    let cut = HEADER_LEN + 100;
+    sheep
+        .server()
+        .inject(faults::on(Opcode::ReadObj, 0..1, Fault::CutAnswer(cut)));
+    client
+        .send(read_header(data_oid(vid, 0), 4096), &[])
+        .unwrap();
+    let mut answer = Vec::new();
+    client.stream().read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.len(), cut);
+}
+
+#[test]
+fn a_dropped_request_or_answer_leaves_the_connection_usable() {
+    for (fault, expected) in [(Fault::DropRequest, b"old"), (Fault::DropAnswer, b"new")] {
+        let (sheep, mut client, vid) = with_an_object();
+        sheep
+            .server()
+            .inject(faults::on(Opcode::WriteObj, 0..1, fault));
+        client.send(write_header(vid), b"new").unwrap();
+        // Nothing says when a request without an answer has run.
+        while sheep.connect().bytes(data_oid(vid, 0), 0, 3) != expected {}
+        assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), expected);
+    }
+}
+
+#[test]
+fn a_held_request_runs_when_the_server_is_healed() {
+    let (sheep, mut client, vid) = with_an_object();
+    sheep
+        .server()
+        .inject(|request| (request.opcode == Opcode::WriteObj as u8).then_some(Fault::Hold));
+    let held = client.send(write_header(vid), b"new").unwrap();
+    assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"old");
+    sheep.server().heal();
+    assert_eq!(client.receive().unwrap().header.id.get(), held);
+    assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"new");
+}
+
+#[test]
+fn a_reordered_answer_comes_after_the_next_one() {
+    let (sheep, mut client, vid) = with_an_object();
+    let seen = Arc::new(AtomicUsize::new(0));
+    sheep.server().inject({
+        let seen = Arc::clone(&seen);
+        move |_| match seen.fetch_add(1, Ordering::SeqCst) {
+            0 => Some(Fault::Hold),
+            _ => Some(Fault::Reorder),
+        }
+    });
+    let first = client.send(read_header(data_oid(vid, 0), 4), &[]);
+    let second = client.send(read_header(data_oid(vid, 0), 4), &[]);
+    while seen.load(Ordering::SeqCst) < 2 {
+        thread::yield_now();
+    }
+    sheep.server().heal();
+    let order = [(); 2].map(|()| client.receive().unwrap().header.id.get());
+    assert_eq!(order, [first.unwrap(), second.unwrap()]);
+    // Alone, there is nobody to wait for.
+    sheep.server().inject(|_| Some(Fault::Reorder));
+    assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"old");
+}
+
+#[test]
+fn a_wrong_id_is_nobody_s() {
+    let (sheep, mut client, vid) = with_an_object();
+    sheep
+        .server()
+        .inject(faults::on(Opcode::ReadObj, 1..2, Fault::WrongId));
+    assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"old");
+    let id = client.send(read_header(data_oid(vid, 0), 4), &[]).unwrap();
+    assert_eq!(client.receive().unwrap().header.id.get(), !id);
+    assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"old");
+}
+
+fn ports(client: &mut Client) -> Vec<u16> {
+    let answer = client.ask(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
+    let ResponseBody::Node(body) = answer.header.body() else {
+        panic!("no node list in {answer:?}");
+    };
+    let nodes = <[NodeRecord]>::ref_from_bytes(&answer.payload).unwrap();
+    assert_eq!(nodes.len(), body.nr_nodes.get() as usize);
+    nodes.iter().map(|node| node.address().port()).collect()
+}
+
+#[test]
+fn nodes_on_one_store_show_the_same_and_outlive_each_other() {
+    let (first, mut client, vid) = with_an_object();
+    let second = first.start_beside();
+    let third = second.start_beside();
+    let mut expected = [&first, &second, &third].map(|node| node.address().port());
+    expected.sort_unstable();
+    assert_eq!(ports(&mut client), expected);
+    assert_eq!(ports(&mut second.connect()), expected);
+
+    // Faults are of one node.
+    first.server().inject(|_| Some(Fault::CutRequest));
+    assert!(client.try_call(write_header(vid), b"new").is_err());
+    let mut other = second.connect();
+    assert_eq!(
+        other.write(data_oid(vid, 0), 0, b"new"),
+        ResultCode::Success
+    );
+
+    // Whoever was first may go first.
+    first.kill();
+    assert!(client.receive().is_err());
+    assert_eq!(other.bytes(data_oid(vid, 0), 0, 3), b"new");
+    assert_eq!(ports(&mut other).len(), 2);
+    third.stop();
+    assert_eq!(ports(&mut other), [second.address().port()]);
+
+    // Every change was an epoch.
+    let body = RequestBody::Cluster(ClusterRequest {
+        nodes_nr: 3.into(),
+        ..ClusterRequest::default()
+    });
+    let answer = other.ask(Opcode::StatCluster, 8 * (48 + 3 * 80), body);
+    assert_eq!(answer.header.epoch.get(), 5);
+    let epochs = parse_epoch_log(&answer.payload, 3).unwrap();
+    let counts: Vec<_> = epochs.iter().map(|(_, nodes)| nodes.len()).collect();
+    assert_eq!(counts, [1, 2, 3, 2, 1]);
+}
+
+#[test]
+fn a_killed_node_leaves_its_requests_unanswered_and_its_address_free() {
+    let (first, _client, vid) = with_an_object();
+    let second = first.start_beside();
+    second.server().inject(|_| Some(Fault::Hold));
+    let mut client = second.connect();
+    client.send(write_header(vid), b"new").unwrap();
+    let address = second.address();
+    second.kill();
+    assert!(client.receive().is_err());
+    let again = first.start_beside_at(address);
+    assert_eq!(again.connect().bytes(data_oid(vid, 0), 0, 3), b"old");
+}
