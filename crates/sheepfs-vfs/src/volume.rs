@@ -25,7 +25,7 @@ mod read;
 mod reload;
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,7 +37,7 @@ use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use self::doubt::is_absent;
+use self::doubt::{Doubts, is_absent};
 use self::published::PublishedSlots;
 use crate::error::FsError;
 use crate::index_writer::IndexWriter;
@@ -77,7 +77,7 @@ pub struct Volume {
     /// for it hold the others.
     moving: Arc<SlotGuards>,
     published: Mutex<PublishedSlots>,
-    doubts: Mutex<HashSet<ObjectIndex>>,
+    doubts: Doubts,
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
     /// Objects whose slots were cleared, when, and that the server may not have
@@ -173,7 +173,7 @@ impl Volume {
             guards: Arc::default(),
             moving: Arc::default(),
             published: Mutex::default(),
-            doubts: Mutex::default(),
+            doubts: Doubts::default(),
             opened: Instant::now(),
             syncing: tokio::sync::Mutex::default(),
             writes: WriteTracker::default(),
@@ -544,10 +544,6 @@ impl Volume {
 
     fn published(&self) -> MutexGuard<'_, PublishedSlots> {
         self.published.lock().expect("no one panics with the slots")
-    }
-
-    fn doubts(&self) -> MutexGuard<'_, HashSet<ObjectIndex>> {
-        self.doubts.lock().expect("no one panics with the slots")
     }
 
     fn reclaimed(&self) -> MutexGuard<'_, HashMap<(Vid, ObjectIndex), Instant>> {

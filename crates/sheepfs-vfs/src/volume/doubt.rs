@@ -3,10 +3,13 @@
 //! A slot that is about to be set is asked for anew in any case, together with
 //! the VDI's header: someone else may have written here since the index was
 //! read, and a create would wipe that. A slot whose update failed is in doubt
-//! until then, since it may have been set all the same.
+//! until then, since it may have been set all the same; who reads meanwhile
+//! asks the cluster as well, or would see a failed write come and go.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sheep_client::{ClientError, WhichVersion};
@@ -28,6 +31,31 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_PAUSE: Duration = Duration::from_millis(20);
 /// How often the index is read again when it changes while it is read.
 const REREAD_TRIES: u32 = 8;
+
+/// The slots in doubt.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    slots: Mutex<BTreeSet<ObjectIndex>>,
+    /// Whether there are any, for those who ask with every read.
+    any: AtomicBool,
+}
+
+impl Doubts {
+    fn change<T>(&self, change: impl FnOnce(&mut BTreeSet<ObjectIndex>) -> T) -> T {
+        let mut slots = self.slots.lock().expect("no one panics with the slots");
+        let changed = change(&mut slots);
+        self.any.store(!slots.is_empty(), Ordering::Release);
+        changed
+    }
+
+    fn contains(&self, index: ObjectIndex) -> bool {
+        self.any.load(Ordering::Acquire) && self.change(|slots| slots.contains(&index))
+    }
+
+    fn within(&self, range: RangeInclusive<ObjectIndex>) -> Vec<ObjectIndex> {
+        self.change(|slots| slots.range(range).copied().collect())
+    }
+}
 
 impl Volume {
     /// The right to make an object.
@@ -102,7 +130,7 @@ impl Volume {
                     head.map.set(index, owner);
                     self.published().forget(index);
                 }
-                self.doubts().remove(&index);
+                self.doubts.change(|slots| slots.remove(&index));
                 if owner.is_some() {
                     // The clearing of it has failed.
                     self.reclaimed().remove(&(info.vid, index));
@@ -114,11 +142,11 @@ impl Volume {
 
     /// Remembers that a slot may not be what memory says.
     pub(super) fn doubt(&self, index: ObjectIndex) {
-        self.doubts().insert(index);
+        self.doubts.change(|slots| slots.insert(index));
     }
 
     pub(super) fn is_doubted(&self, index: ObjectIndex) -> bool {
-        self.doubts().contains(&index)
+        self.doubts.contains(index)
     }
 
     /// Asks for the slots in doubt between two objects, both included.
@@ -126,15 +154,7 @@ impl Volume {
         &self,
         range: RangeInclusive<ObjectIndex>,
     ) -> Result<(), FsError> {
-        let doubts = || {
-            self.doubts()
-                .iter()
-                .copied()
-                .filter(|index| range.contains(index))
-                .collect()
-        };
-        let doubted: Vec<_> = doubts();
-        for index in doubted {
+        for index in self.doubts.within(range) {
             let _guard = self.guard(index).await?;
             self.certain_slot(index).await?;
         }

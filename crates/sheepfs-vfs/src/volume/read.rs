@@ -35,7 +35,7 @@ impl Volume {
         match (chunk, owner) {
             (None, _) => done(Ok(Bytes::new())),
             (Some(chunk), _) if chunk.len != len => self.spawn_read(offset, len, done),
-            (Some(chunk), None) if self.is_doubted(chunk.index) => {
+            (Some(chunk), _) if self.is_doubted(chunk.index) => {
                 self.spawn_read(offset, len, done);
             }
             (Some(_), None) => done(Ok(zeros(len))),
@@ -96,7 +96,7 @@ impl Volume {
         loop {
             let seen = self.slot(chunk.index)?;
             let mut owner = seen.1;
-            if owner.is_none() && self.is_doubted(chunk.index) {
+            if self.is_doubted(chunk.index) {
                 let slot = self.client.slot(&self.info(), chunk.index).await;
                 owner = slot.map_err(|error| self.failed(error))?;
             }

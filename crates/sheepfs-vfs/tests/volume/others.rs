@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, ClientError, Completion, Gateway, GatewayAddress, VdiSelector};
+use sheep_client::{Call, Client, ClientError, Completion, Gateway, GatewayAddress, VdiSelector};
 use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::{ClusterFlags, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{FsError, Volume, VolumeOptions};
@@ -296,21 +296,26 @@ async fn a_size_no_index_can_name_is_refused() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slot_whose_update_failed_is_a_hole_after_it_was_punched() {
-    let cluster = Cluster::start().await;
-    let name = cluster.create("doubt", 4 * MIB).await;
+/// A client that is told of a failure when it asks, for the first time after
+/// an index update, whether the VDI is still a working one.
+async fn failing_after_an_index_update(cluster: &Cluster) -> Client {
     let armed = AtomicBool::new(true);
-    let client = cluster
+    cluster
         .client_through(|inner| {
             Faulty::new(inner, move |call| {
-                // The question behind the index update.
                 let probe = call.opcode() == Opcode::WriteObj && call.payload().is_empty();
                 (probe && armed.swap(false, Ordering::AcqRel))
                     .then_some(Fault::Refuse(ResultCode::Eio))
             })
         })
-        .await;
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_whose_update_failed_is_a_hole_after_it_was_punched() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("doubt", 4 * MIB).await;
+    let client = failing_after_an_index_update(&cluster).await;
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
     assert_eq!(volume.read_at(0, 4).await.unwrap(), pattern(5, 4));
@@ -318,6 +323,24 @@ async fn a_slot_whose_update_failed_is_a_hole_after_it_was_punched() {
     assert_eq!(volume.read_at(0, 4).await.unwrap(), pattern(0, 4));
     volume.close().await.unwrap();
     assert_eq!(in_cluster(&cluster, &name, 0).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_failed_does_not_show_later() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("doubt-copy", 4 * MIB).await;
+    let before = open(&cluster.client, &name).await;
+    before.write_at(0, pattern(1, 8192)).await.unwrap();
+    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    let client = failing_after_an_index_update(&cluster).await;
+    let volume = open(&client, &name).await;
+    volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
+    // Whether it shows or not, it does so from now on.
+    let seen = volume.read_at(0, 4096).await.unwrap();
+    volume.write_at(4096, pattern(6, 4096)).await.unwrap();
+    let again = volume.read_at(0, 4096).await.unwrap();
+    assert!(again == seen, "{} became {}", seen[0], again[0]);
+    assert_eq!(in_cluster(&cluster, &name, 0).await, seen[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
