@@ -3,11 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod faults;
 mod holes;
 mod locks;
 mod model;
 mod others;
 mod races;
+mod shapes;
 mod support;
 mod wire;

@@ -1,207 +1,363 @@
 //! Random operations on volumes against a vector of bytes.
 
-use crate::support::{Cluster, formatted, open, open_version, read_all, tag, unique_name};
-use sheep_client::VdiSelector;
-use sheep_proto::{ClusterFlags, VdiName};
+use std::sync::Arc;
+
+use futures_util::future::{join, join_all};
+use sheep_client::testing::{Fault, Faulty};
+use sheep_client::{Client, NewVdi, VdiSelector};
+use sheep_proto::{Redundancy, ResultCode, VdiName};
+use sheepfs_vfs::{FsError, Volume, VolumeOptions};
+
+use crate::support::{Cluster, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
-const STEPS: usize = 150;
+const STEPS: usize = 120;
+/// A volume does not grow beyond this.
+const LARGEST: u64 = 40 * MIB;
 
-/// Performs random operations on one VDI; returns the snapshots taken and what
-/// each must hold.
-async fn random_operations(cluster: &Cluster, name: &VdiName, seed: u64) -> Vec<(String, Vec<u8>)> {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let mut volume = open(&cluster.client, name).await;
-    let mut model = read_all(&volume).await;
-    let mut snapshots = Vec::new();
-    for step in 0..STEPS {
-        let size = model.len() as u64;
-        let offset = rng.u64(0..size);
-        let len = usize::try_from(rng.u64(1..=(size - offset).min(3 * MIB))).unwrap();
-        let start = usize::try_from(offset).unwrap();
-        match rng.u8(0..100) {
-            0..40 => {
-                let mut data = vec![0; if rng.bool() { len } else { len.min(5000) }];
-                rng.fill(&mut data);
-                model[start..start + data.len()].copy_from_slice(&data);
-                let len = u32::try_from(data.len()).unwrap();
-                assert_eq!(volume.write_at(offset, data.into()).await.unwrap(), len);
-            }
-            40..75 => {
-                let found = volume
-                    .read_at(offset, u32::try_from(len).unwrap())
-                    .await
-                    .unwrap();
-                assert!(
-                    found == model[start..start + len],
-                    "seed {seed}, step {step}"
-                );
-            }
-            75..80 => {
-                volume.punch_hole(offset, len as u64).await.unwrap();
-                model[start..start + len].fill(0);
-            }
-            80..86 if !volume.info().hypervolume => {
-                let text = format!("s{step}");
-                cluster.client.snapshot(name, &tag(&text)).await.unwrap();
-                snapshots.push((text, model.clone()));
-            }
-            86..90 => {
-                let size = size + rng.u64(0..MIB);
-                volume.set_size(size).await.unwrap();
-                model.resize(usize::try_from(size).unwrap(), 0);
-            }
-            90..94 => volume.sync().await.unwrap(),
-            _ => {
-                volume.close().await.unwrap();
-                volume = open(&cluster.client, name).await;
-            }
+/// A VDI that is worked on, and what it must hold.
+struct Subject<'a> {
+    cluster: &'a Cluster,
+    /// What the volume calls through; it may fail at random.
+    client: Client,
+    volume: Arc<Volume>,
+    name: VdiName,
+    bytes: Vec<u8>,
+    snapshots: Vec<Snapshot>,
+    random: fastrand::Rng,
+    faulty: bool,
+    /// Where a failure is reported to be.
+    place: String,
+}
+
+#[derive(Clone)]
+struct Snapshot {
+    of: VdiName,
+    tag: String,
+    id: u32,
+    bytes: Vec<u8>,
+}
+
+impl Snapshot {
+    fn selector(&self, by_number: bool) -> VdiSelector {
+        if by_number {
+            VdiSelector::snap_id(self.of.clone(), self.id)
+        } else {
+            VdiSelector::tag(self.of.clone(), tag(&self.tag))
         }
     }
-    assert!(read_all(&volume).await == model, "seed {seed}, at the end");
-    volume.close().await.unwrap();
-    snapshots
 }
 
-async fn check_snapshots(cluster: &Cluster, name: &VdiName, snapshots: &[(String, Vec<u8>)]) {
-    for (text, expected) in snapshots {
-        let snapshot =
-            open_version(&cluster.client, VdiSelector::tag(name.clone(), tag(text))).await;
-        assert!(!snapshot.is_writable());
-        assert!(&read_all(&snapshot).await == expected, "snapshot {text}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_volume_holds_what_was_written_and_its_snapshots_what_was_then() {
-    let cluster = Cluster::start().await;
-    for size in [5 * MIB + 4097, 2 * MIB, 1] {
-        let seed = fastrand::u64(..);
-        println!("seed {seed}");
-        let name = cluster.create("model", size).await;
-        let snapshots = random_operations(&cluster, &name, seed).await;
-        check_snapshots(&cluster, &name, &snapshots).await;
-        cluster
-            .client
-            .delete(&VdiSelector::working(name.clone()))
-            .await
-            .unwrap();
-        check_snapshots(&cluster, &name, &snapshots).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_clone_goes_its_own_way_and_leaves_its_parent_alone() {
-    let cluster = Cluster::start().await;
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let name = cluster.create("parent", 4 * MIB + 1).await;
-    random_operations(&cluster, &name, seed).await;
-    cluster.client.snapshot(&name, &tag("base")).await.unwrap();
-    let base = VdiSelector::tag(name.clone(), tag("base"));
-    let before = read_all(&*open_version(&cluster.client, base.clone()).await).await;
-
-    let clone = unique_name("clone");
-    cluster.client.clone_vdi(&base, &clone).await.unwrap();
-    let parent = open(&cluster.client, &name).await;
-    let (snapshots, ()) = tokio::join!(random_operations(&cluster, &clone, seed ^ 1), async {
-        for byte in 0..4u8 {
-            let data = vec![byte; usize::try_from(MIB).unwrap()];
-            parent
-                .write_at(u64::from(byte) * MIB, data.into())
-                .await
-                .unwrap();
+async fn open(client: &Client, selector: VdiSelector) -> Arc<Volume> {
+    let options = VolumeOptions {
+        read_only: false,
+        lock: false,
+    };
+    // Attaching fails at random, too.
+    for _ in 0..100 {
+        match Volume::open(client.clone(), selector.clone(), options).await {
+            Ok(volume) => return volume,
+            Err(error) => println!("attaching {selector}: {error}"),
         }
-    });
-    check_snapshots(&cluster, &clone, &snapshots).await;
-    assert!(read_all(&*open_version(&cluster.client, base).await).await == before);
-    let parent = read_all(&parent).await;
-    assert!((0..4).all(|byte| {
-        let start = byte * usize::try_from(MIB).unwrap();
-        parent[start] == u8::try_from(byte).unwrap()
-    }));
+    }
+    panic!("{selector} cannot be attached");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_vdi_holds_what_was_written() {
-    let cluster = Cluster::start().await;
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    for shift in [20, 21, 22, 23, 25] {
-        let name = cluster
-            .create_kind("shift", |new| {
-                new.size = 9 * MIB + 3;
-                new.object_shift = Some(shift);
+/// Runs what may fail at random until it does not.
+async fn insist(mut operation: impl AsyncFnMut() -> Result<(), FsError>) {
+    for _ in 0..100 {
+        match operation().await {
+            Ok(()) => return,
+            Err(error) => println!("once more: {error}"),
+        }
+    }
+    panic!("it never succeeds");
+}
+
+impl<'a> Subject<'a> {
+    /// Makes a VDI; of 100 calls of its volume, `faults` fail in each way.
+    async fn create(
+        cluster: &'a Cluster,
+        seed: u64,
+        kind: impl FnOnce(&mut NewVdi),
+        faults: u8,
+    ) -> Self {
+        let name = cluster.create_kind("model", kind).await;
+        let mut dice = fastrand::Rng::with_seed(seed ^ 1);
+        let client = cluster
+            .client_through(|inner| {
+                Faulty::new(inner, move |_call| match dice.u8(0..100) {
+                    roll if roll < faults => Some(Fault::LoseBefore),
+                    roll if roll < 2 * faults => Some(Fault::LoseAfter),
+                    roll if roll < 3 * faults => Some(Fault::Refuse(ResultCode::Eio)),
+                    _ => None,
+                })
             })
             .await;
-        random_operations(&cluster, &name, seed ^ u64::from(shift)).await;
+        let volume = open(&client, VdiSelector::working(name.clone())).await;
+        let place = format!("seed {seed}, {:?}", volume.info());
+        Self {
+            cluster,
+            client,
+            bytes: vec![0; usize::try_from(volume.size()).unwrap()],
+            volume,
+            name,
+            snapshots: Vec::new(),
+            random: fastrand::Rng::with_seed(seed),
+            faulty: faults > 0,
+            place,
+        }
     }
-    let name = cluster
-        .create_kind("hyper", |new| {
-            new.size = 13 * MIB + 5;
-            new.hypervolume = true;
-        })
-        .await;
-    random_operations(&cluster, &name, seed ^ 1).await;
-}
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hypervolume_is_written_beyond_what_a_flat_index_can_name() {
-    const TIB: u64 = 1 << 40;
-    let cluster = Cluster::start().await;
-    let name = cluster
-        .create_kind("far", |new| {
-            new.size = 16 * TIB;
-            new.hypervolume = true;
+    async fn work(&mut self) {
+        for step in 0..STEPS {
+            self.step(step).await;
+        }
+        self.remount().await;
+        self.check(0, self.bytes.len()).await;
+        self.check_snapshots().await;
+    }
+
+    async fn step(&mut self, step: usize) {
+        let size = self.bytes.len();
+        let start = self.random.usize(0..=size);
+        let len = self.random.usize(0..=size - start).min(3 << 20);
+        match self.random.u8(0..100) {
+            0..40 => {
+                let short = if self.random.bool() { 5000 } else { len };
+                self.write(start, len.min(short)).await;
+            }
+            40..68 => self.check(start, len).await,
+            68..75 => self.punch(start, len).await,
+            75..81 => self.snapshot(step).await,
+            81..84 => self.clone_newest_snapshot().await,
+            84..86 => self.delete_oldest_snapshot().await,
+            86..90 => self.grow().await,
+            90..94 => insist(async || self.volume.sync().await).await,
+            _ => self.remount().await,
+        }
+    }
+
+    async fn write(&mut self, start: usize, len: usize) {
+        let mut data = vec![0; len];
+        self.random.fill(&mut data);
+        let written = self.volume.write_at(start as u64, data.clone().into());
+        match written.await {
+            Ok(count) => {
+                assert_eq!(count as usize, len, "{}", self.place);
+                self.bytes[start..start + len].copy_from_slice(&data);
+            }
+            Err(_) => self.settle(start, &data).await,
+        }
+    }
+
+    async fn punch(&mut self, start: usize, len: usize) {
+        let punched = self.volume.punch_hole(start as u64, len as u64).await;
+        match punched {
+            Ok(()) => self.bytes[start..start + len].fill(0),
+            Err(_) => self.settle(start, &vec![0; len]).await,
+        }
+    }
+
+    /// After an operation that failed: each byte is as before or as it was to
+    /// be, and stays so.
+    async fn settle(&mut self, start: usize, new: &[u8]) {
+        let count = u32::try_from(new.len()).unwrap();
+        let mut found = None;
+        insist(async || {
+            found = Some(self.volume.read_at(start as u64, count).await?);
+            Ok(())
         })
         .await;
-    let volume = open(&cluster.client, &name).await;
-    let far = [0, 5 * TIB + 77, 16 * TIB - 100, TIB, 4 * TIB - 50];
-    let writes = far.map(|offset| volume.write_at(offset, vec![7; 100].into()));
-    for written in futures_util::future::join_all(writes).await {
-        assert_eq!(written.unwrap(), 100);
+        let found = found.expect("it was read");
+        let old = &mut self.bytes[start..start + new.len()];
+        let pieces = found.chunks(512).zip(old.chunks(512)).zip(new.chunks(512));
+        for ((found, old), new) in pieces {
+            if found != old && found != new {
+                let mut each = found.iter().zip(old).zip(new);
+                let known = each.all(|((found, old), new)| found == old || found == new);
+                assert!(known, "{}: other bytes after a failure", self.place);
+            }
+        }
+        old.copy_from_slice(&found);
     }
-    volume.punch_hole(TIB, 4 << 20).await.unwrap();
-    let again = open(&cluster.client, &name).await;
-    for offset in far {
-        let expected = if offset == TIB { 0 } else { 7 };
+
+    /// Reads a range; that it fails is only to be expected with faults.
+    async fn check(&self, start: usize, len: usize) {
+        let count = u32::try_from(len).unwrap();
+        match self.volume.read_at(start as u64, count).await {
+            Ok(found) => {
+                self.compare(&found, start, &self.bytes[start..start + len], "the volume");
+            }
+            Err(error) => assert!(self.faulty, "{}: {error}", self.place),
+        }
+    }
+
+    fn compare(&self, found: &[u8], start: usize, expected: &[u8], what: &str) {
+        if found != expected {
+            let wrong = found.iter().zip(expected).position(|(a, b)| a != b);
+            let wrong = wrong.map(|at| start + at);
+            panic!("{}: {what} differs at {wrong:?}", self.place);
+        }
+    }
+
+    async fn snapshot(&mut self, step: usize) {
+        if self.volume.info().hypervolume {
+            return;
+        }
+        let text = format!("s{step}");
+        let client = &self.cluster.client;
+        client.snapshot(&self.name, &tag(&text)).await.unwrap();
+        let mut snapshot = Snapshot {
+            of: self.name.clone(),
+            tag: text,
+            id: 0,
+            bytes: self.bytes.clone(),
+        };
+        let info = client.find_info(&snapshot.selector(false)).await.unwrap();
+        snapshot.id = info.snap_id;
+        self.snapshots.push(snapshot);
+    }
+
+    /// Goes on with a clone, whose parent may be one as well.
+    async fn clone_newest_snapshot(&mut self) {
+        let Some(newest) = self.snapshots.last().cloned() else {
+            return;
+        };
+        let name = unique_name("model-clone");
+        let client = &self.cluster.client;
+        let parent = newest.selector(false);
+        client.clone_vdi(&parent, &name).await.unwrap();
+        insist(async || self.volume.close().await).await;
+        self.volume = open(&self.client, VdiSelector::working(name.clone())).await;
+        self.name = name;
+        self.bytes = newest.bytes;
+    }
+
+    async fn delete_oldest_snapshot(&mut self) {
+        if self.snapshots.len() > 2 {
+            let oldest = self.snapshots.remove(0);
+            let client = &self.cluster.client;
+            client.delete(&oldest.selector(true)).await.unwrap();
+        }
+    }
+
+    async fn grow(&mut self) {
+        let size = (self.bytes.len() as u64 + self.random.u64(0..MIB)).min(LARGEST);
+        insist(async || self.volume.set_size(size).await).await;
+        self.bytes.resize(usize::try_from(size).unwrap(), 0);
+        assert_eq!(self.volume.size(), size, "{}", self.place);
+    }
+
+    async fn remount(&mut self) {
+        insist(async || self.volume.close().await).await;
+        self.volume = open(&self.client, VdiSelector::working(self.name.clone())).await;
         assert_eq!(
-            again.read_at(offset, 100).await.unwrap(),
-            vec![expected; 100]
+            self.volume.size(),
+            self.bytes.len() as u64,
+            "{}",
+            self.place
         );
     }
-    assert_eq!(
-        again.next_data(5 * TIB + (4 << 20)).unwrap(),
-        16 * TIB - (4 << 20)
-    );
-    assert_eq!(again.allocated(), 5 * (4 << 20));
+
+    async fn check_snapshots(&self) {
+        for (number, snapshot) in self.snapshots.iter().enumerate() {
+            let selector = snapshot.selector(number % 2 == 0);
+            let volume = open(&self.cluster.client, selector.clone()).await;
+            assert!(!volume.is_writable());
+            let count = u32::try_from(snapshot.bytes.len()).unwrap();
+            let found = volume.read_at(0, count).await.unwrap();
+            self.compare(&found, 0, &snapshot.bytes, &selector.to_string());
+        }
+    }
+}
+
+type Kind = (&'static str, fn(&mut NewVdi));
+
+/// One of each kind, with sizes that are no multiple of anything.
+const KINDS: [Kind; 9] = [
+    ("1 MiB objects", |new| {
+        (new.size, new.object_shift) = (5 * MIB + 4097, Some(20));
+    }),
+    ("2 MiB objects", |new| {
+        (new.size, new.object_shift) = (9 * MIB + 3, Some(21));
+    }),
+    ("4 MiB objects", |new| {
+        (new.size, new.object_shift) = (13 * MIB + 513, Some(22));
+    }),
+    ("8 MiB objects", |new| {
+        (new.size, new.object_shift) = (11 * MIB, Some(23));
+    }),
+    ("one object of 32 MiB", |new| {
+        (new.size, new.object_shift) = (9 * MIB + 511, Some(25));
+    }),
+    ("no bytes", |new| new.object_shift = Some(20)),
+    ("one byte", |new| {
+        (new.size, new.object_shift) = (1, Some(20));
+    }),
+    ("erasure-coded", |new| {
+        (new.size, new.object_shift) = (5 * MIB + 1, Some(20));
+        new.redundancy = Some(Redundancy::Erasure { data: 2, parity: 1 });
+    }),
+    ("hypervolume", |new| {
+        (new.size, new.hypervolume) = (13 * MIB + 5, true);
+    }),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_vdi_holds_what_was_written_and_its_snapshots_what_was_then() {
+    for cluster in Cluster::each().await {
+        for (what, kind) in KINDS {
+            let seed = fastrand::u64(..);
+            println!("{what}, seed {seed}");
+            Subject::create(&cluster, seed, kind, 0).await.work().await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_largest_objects_are_as_good_as_any() {
-    // A C sheep takes 2 GiB from its disk for the first byte of each.
-    let cluster = formatted(ClusterFlags::empty()).await;
-    let name = cluster
-        .create_kind("largest", |new| {
-            new.size = (9 << 30) + 3;
-            new.object_shift = Some(31);
-        })
-        .await;
-    let volume = open(&cluster.client, &name).await;
-    let border = 2u64 << 30;
-    volume
-        .write_at(border - 5, vec![7; 10].into())
-        .await
-        .unwrap();
-    volume
-        .write_at(4 * border, vec![8; 10].into())
-        .await
-        .unwrap();
-    let again = open(&cluster.client, &name).await;
-    assert_eq!(
-        again.read_at(border - 6, 12).await.unwrap(),
-        b"\0\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\0"[..]
-    );
-    assert_eq!(again.read_at(4 * border, 10).await.unwrap(), vec![8; 10]);
-    assert_eq!(again.next_data(2 * border).unwrap(), 4 * border);
+async fn what_was_acknowledged_survives_calls_that_fail() {
+    for cluster in Cluster::each().await {
+        for (what, kind) in KINDS {
+            let seed = fastrand::u64(..);
+            println!("{what}, seed {seed}");
+            Subject::create(&cluster, seed, kind, 2).await.work().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_of_a_clone_goes_its_own_way_and_leaves_its_parents_alone() {
+    let cluster = Cluster::start().await;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let (_, kind) = KINDS[0];
+    let mut subject = Subject::create(&cluster, seed, kind, 0).await;
+    let mut families = Vec::new();
+    for generation in 0..4 {
+        for step in 0..30 {
+            subject.step(1000 * generation + step).await;
+        }
+        subject.snapshot(1000 * generation + 999).await;
+        families.push((subject.name.clone(), subject.bytes.clone()));
+        subject.clone_newest_snapshot().await;
+    }
+    // All of them are written at the same time, each its own way.
+    let writes = families.iter_mut().zip(1u8..).map(async |(family, byte)| {
+        let (name, bytes) = family;
+        let volume = open(&cluster.client, VdiSelector::working(name.clone())).await;
+        for start in (0..bytes.len()).step_by(400_000) {
+            let end = (start + 3000).min(bytes.len());
+            let data = vec![byte; end - start];
+            volume.write_at(start as u64, data.into()).await.unwrap();
+            bytes[start..end].fill(byte);
+        }
+    });
+    join(join_all(writes), subject.work()).await;
+    for (name, bytes) in families {
+        let volume = open(&cluster.client, VdiSelector::working(name)).await;
+        let count = u32::try_from(bytes.len()).unwrap();
+        let found = volume.read_at(0, count).await.unwrap();
+        subject.compare(&found, 0, &bytes, "a parent");
+    }
 }

@@ -17,27 +17,50 @@ use sheep_client::{
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
 use sheepfs_vfs::{Volume, VolumeOptions};
+use tempfile::TempDir;
 
 /// A cluster, and a client of it.
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     address: GatewayAddress,
     _server: Option<Server>,
+    _directory: Option<TempDir>,
 }
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let (address, server) = match std::env::var("SHEEPFS_TEST_SHEEP") {
-            Ok(address) => (
-                address.parse().expect("SHEEPFS_TEST_SHEEP is HOST:PORT"),
-                None,
-            ),
-            Err(_) => {
-                let server = Server::start(Config::new(StoreKind::Memory)).await;
-                let server = server.expect("a sheep in memory");
-                (server.local_address().into(), Some(server))
+        match std::env::var("SHEEPFS_TEST_SHEEP") {
+            Ok(address) => {
+                let address = address.parse().expect("SHEEPFS_TEST_SHEEP is HOST:PORT");
+                Self::at(address, None, None).await
             }
-        };
+            Err(_) => Self::private(Config::new(StoreKind::Memory), None).await,
+        }
+    }
+
+    /// Every kind of cluster there is here: the real one, else a sheep in
+    /// memory and one in a directory.
+    pub(crate) async fn each() -> Vec<Self> {
+        let mut clusters = vec![Self::start().await];
+        if clusters[0]._server.is_some() {
+            let directory = TempDir::with_prefix("sheepfs-test-volume-").expect("a directory");
+            let mut config = Config::new(StoreKind::Directory(directory.path().join("data")));
+            config.sync = false;
+            clusters.push(Self::private(config, Some(directory)).await);
+        }
+        clusters
+    }
+
+    async fn private(config: Config, directory: Option<TempDir>) -> Self {
+        let server = Server::start(config).await.expect("a private sheep");
+        Self::at(server.local_address().into(), Some(server), directory).await
+    }
+
+    async fn at(
+        address: GatewayAddress,
+        server: Option<Server>,
+        directory: Option<TempDir>,
+    ) -> Self {
         let client = Client::connect(config(&address))
             .await
             .expect("the sheep answers");
@@ -45,6 +68,7 @@ impl Cluster {
             client,
             address,
             _server: server,
+            _directory: directory,
         }
     }
 
@@ -165,26 +189,17 @@ impl<F: Fn(&Call) -> Option<BoxFuture<'static, ()>> + Send + Sync> Gateway for H
 
 /// A private sheep in memory, formatted as told.
 pub(crate) async fn formatted(flags: ClusterFlags) -> Cluster {
-    let mut config_of_server = Config::new(StoreKind::Memory);
-    config_of_server.format_if_new = false;
-    let server = Server::start(config_of_server)
-        .await
-        .expect("a sheep in memory");
-    let address = GatewayAddress::from(server.local_address());
-    let client = Client::connect(config(&address))
-        .await
-        .expect("the sheep answers");
+    let mut config = Config::new(StoreKind::Memory);
+    config.format_if_new = false;
+    let cluster = Cluster::private(config, None).await;
     let options = FormatOptions {
         redundancy: Redundancy::Replicated(1),
         flags: ClusterFlags::AUTO_VNODES | flags,
         ..FormatOptions::default()
     };
-    client.format(&options).await.expect("it can be formatted");
-    Cluster {
-        client,
-        address,
-        _server: Some(server),
-    }
+    let formatted = cluster.client.format(&options).await;
+    formatted.expect("it can be formatted");
+    cluster
 }
 
 /// `len` bytes that say who wrote them.

@@ -1,0 +1,368 @@
+//! Every size and every form of index that a VDI can have.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use sheep_client::gateway::BoxFuture;
+use sheep_client::{
+    Call, Client, ClientError, Completion, Gateway, GatewayAddress, Response, VdiSelector,
+};
+use sheep_proto::btree::{LEAF_MAX_ENTRIES, ROOT_WRITE_OFFSET};
+use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
+use sheep_proto::{ClusterFlags, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, VdiName, Vid};
+use sheepfs_vfs::{FsError, Volume};
+
+use crate::support::{Cluster, formatted, open, open_version, pattern, tag, unique_name};
+
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+/// Bytes of an object of a hypervolume.
+const HYPER_OBJECT: u64 = 4 * MIB;
+
+async fn expect(volume: &Volume, offset: u64, data: &[u8]) {
+    let len = u32::try_from(data.len()).unwrap();
+    let found = volume.read_at(offset, len).await.unwrap();
+    assert!(found == data, "at {offset} of {:?}", volume.info());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_every_size_are_as_good_as_any() {
+    // A C sheep takes all of an object from its disk for the first byte in it.
+    let cluster = formatted(ClusterFlags::empty()).await;
+    for shift in 20..=31 {
+        let object = 1u64 << shift;
+        let size = 4 * object + 3;
+        let name = cluster
+            .create_kind("size", |new| {
+                (new.size, new.object_shift) = (size, Some(shift));
+            })
+            .await;
+        let volume = open(&cluster.client, &name).await;
+        for offset in [object - 5, 3 * object - 1, size - 3] {
+            let data = pattern(shift, 10.min(usize::try_from(size - offset).unwrap()));
+            let len = u32::try_from(data.len()).unwrap();
+            assert_eq!(volume.write_at(offset, data).await.unwrap(), len);
+        }
+        cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+        volume.write_at(3 * object, pattern(1, 2)).await.unwrap();
+
+        let again = open(&cluster.client, &name).await;
+        expect(&again, object - 6, &[&[0], &[shift; 10][..], &[0]].concat()).await;
+        let head = [&[0, shift, 1, 1], &[shift; 7][..], &[0]].concat();
+        expect(&again, 3 * object - 2, &head).await;
+        expect(&again, size - 4, &[0, shift, shift, shift]).await;
+        assert_eq!(again.allocated(), 5 * object);
+        again.punch_hole(object, 2 * object).await.unwrap();
+        assert_eq!(again.allocated(), 3 * object);
+        assert_eq!(again.next_hole(0).unwrap(), object);
+        assert_eq!(again.next_data(object).unwrap(), 3 * object);
+        let snapshot = VdiSelector::tag(name.clone(), tag("s"));
+        let snapshot = open_version(&cluster.client, snapshot).await;
+        let before = [&[0], &[shift; 10][..], &[0]].concat();
+        expect(&snapshot, 3 * object - 2, &before).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flat_index_is_used_to_its_last_slot() {
+    let cluster = Cluster::start().await;
+    let limit = TIB;
+    let name = cluster.create("limit", limit - MIB - 1).await;
+    let volume = open(&cluster.client, &name).await;
+    volume
+        .write_at(limit - MIB - 8, pattern(1, 7))
+        .await
+        .unwrap();
+    volume.set_size(limit).await.unwrap();
+    volume
+        .write_at(limit - MIB - 1, pattern(2, 3))
+        .await
+        .unwrap();
+    assert_eq!(volume.write_at(limit - 3, pattern(3, 9)).await.unwrap(), 3);
+    assert!(matches!(
+        volume.write_at(limit, pattern(4, 1)).await,
+        Err(FsError::PastEnd(_))
+    ));
+    let refused = volume.set_size(limit + 1).await.unwrap_err();
+    assert_eq!(refused.errno(), nix::errno::Errno::EFBIG, "{refused}");
+
+    let again = open(&cluster.client, &name).await;
+    assert_eq!(again.size(), limit);
+    expect(
+        &again,
+        limit - MIB - 9,
+        &[0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0],
+    )
+    .await;
+    expect(&again, limit - 4, &[0, 3, 3, 3]).await;
+    assert_eq!(again.next_data(0).unwrap(), limit - 2 * MIB);
+    again.punch_hole(limit - MIB, MIB).await.unwrap();
+    expect(&again, limit - 4, &[0; 4]).await;
+    assert_eq!(again.allocated(), MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_may_have_no_bytes_or_one() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("nothing", 0).await;
+    let volume = open(&cluster.client, &name).await;
+    assert_eq!(volume.read_at(0, 10).await.unwrap().len(), 0);
+    assert_eq!(volume.write_at(0, Bytes::new()).await.unwrap(), 0);
+    assert!(matches!(
+        volume.write_at(0, pattern(1, 1)).await,
+        Err(FsError::PastEnd(0))
+    ));
+    assert!(volume.next_data(0).is_err() && volume.next_hole(0).is_err());
+    volume.punch_hole(0, MIB).await.unwrap();
+    volume.sync().await.unwrap();
+    volume.set_size(1).await.unwrap();
+    assert_eq!(volume.write_at(0, pattern(7, 5)).await.unwrap(), 1);
+    volume.close().await.unwrap();
+    let volume = open(&cluster.client, &name).await;
+    expect(&volume, 0, &[7]).await;
+    volume.set_size(513).await.unwrap();
+    expect(&volume, 0, &[&[7], &[0; 512][..]].concat()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervolume_is_written_beyond_what_a_flat_index_can_name() {
+    let cluster = Cluster::start().await;
+    let name = hypervolume(&cluster, "far").await;
+    let volume = open(&cluster.client, &name).await;
+    let far = [0, 5 * TIB + 77, 16 * TIB - 100, TIB, 4 * TIB - 50];
+    let writes = far.map(|offset| volume.write_at(offset, pattern(7, 100)));
+    for written in join_all(writes).await {
+        assert_eq!(written.unwrap(), 100);
+    }
+    volume.punch_hole(TIB, HYPER_OBJECT).await.unwrap();
+    let again = open(&cluster.client, &name).await;
+    for offset in far {
+        let expected = if offset == TIB { 0 } else { 7 };
+        expect(&again, offset, &[expected; 100]).await;
+    }
+    assert_eq!(
+        again.next_data(5 * TIB + HYPER_OBJECT).unwrap(),
+        16 * TIB - HYPER_OBJECT
+    );
+    assert_eq!(again.allocated(), 5 * HYPER_OBJECT);
+}
+
+async fn hypervolume(cluster: &Cluster, stem: &str) -> VdiName {
+    cluster
+        .create_kind(stem, |new| {
+            (new.size, new.hypervolume) = (16 * TIB, true);
+        })
+        .await
+}
+
+/// Fills the root of a hypervolume's index with the even numbers, but for
+/// `room` slots. They name objects that nobody made.
+async fn nearly_fill_root(client: &Client, name: &VdiName, room: u32) -> Vid {
+    let selector = VdiSelector::working(name.clone());
+    let info = client.find_info(&selector).await.unwrap();
+    let slots: Vec<_> = (0..LEAF_MAX_ENTRIES - room)
+        .map(|number| (ObjectIndex(2 * number), info.vid))
+        .collect();
+    let mut tree = client.read_tree(&info).await.unwrap();
+    client.insert_tree_slots(&mut tree, &slots).await.unwrap();
+    info.vid
+}
+
+/// Depth of the tree and entries of its root.
+async fn root(client: &Client, vid: Vid) -> (u8, u32) {
+    let offset = ROOT_WRITE_OFFSET + 8;
+    let header = client
+        .read_object(Oid::inode(vid), offset, 8)
+        .await
+        .unwrap();
+    let entries = header[4..8].try_into().expect("four bytes");
+    (header[2], u32::from_le_bytes(entries))
+}
+
+/// Objects with odd numbers, all over a hypervolume.
+fn odd_objects(count: u64) -> impl Iterator<Item = u64> {
+    let last = 16 * TIB / HYPER_OBJECT;
+    (0..count).map(move |number| ((number * 7_654_321) % last) | 1)
+}
+
+fn number(object: u64) -> Bytes {
+    object.to_le_bytes().repeat(64).into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervolumes_index_grows_by_a_level_under_load() {
+    const OBJECTS: u64 = 160;
+    let cluster = Cluster::start().await;
+    let name = hypervolume(&cluster, "grow").await;
+    let vid = nearly_fill_root(&cluster.client, &name, 40).await;
+    let volume = open(&cluster.client, &name).await;
+    assert_eq!(root(&cluster.client, vid).await.0, 1);
+
+    // Many writers, two for each object, while others overwrite and read.
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..16 {
+        let volume = Arc::clone(&volume);
+        writers.spawn(async move {
+            let objects = odd_objects(OBJECTS).enumerate();
+            for (turn, object) in objects.filter(|(turn, _)| turn % 8 == writer % 8) {
+                let offset = object * HYPER_OBJECT + if writer < 8 { 0 } else { MIB };
+                let written = volume.write_at(offset, number(object)).await;
+                assert_eq!(written.unwrap(), 512, "object {object}, write {turn}");
+                expect(&volume, offset, &number(object)).await;
+                volume.write_at(offset + 512, number(object)).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.unwrap();
+    }
+    let (depth, leaves) = root(&cluster.client, vid).await;
+    assert_eq!(depth, 2);
+    assert!(leaves >= 2);
+    volume.sync().await.unwrap();
+
+    let again = open(&cluster.client, &name).await;
+    for object in odd_objects(OBJECTS) {
+        for offset in [0, 512, MIB, MIB + 512] {
+            let offset = object * HYPER_OBJECT + offset;
+            expect(&volume, offset, &number(object)).await;
+            expect(&again, offset, &number(object)).await;
+        }
+    }
+    let slots = u64::from(LEAF_MAX_ENTRIES - 40) + OBJECTS;
+    assert_eq!(again.allocated(), slots * HYPER_OBJECT);
+    let gone = odd_objects(1).next().unwrap() * HYPER_OBJECT;
+    volume.punch_hole(gone, HYPER_OBJECT).await.unwrap();
+    again.reread().await.unwrap();
+    expect(&again, gone, &[0; 512]).await;
+}
+
+/// What the C programs leave when they split a leaf: a root whose maximum for
+/// the lower half is wrong, so that they do not find it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_the_c_programs_have_split_is_read_and_put_in_order() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    let name = hypervolume(&cluster, "defect").await;
+    let vid = nearly_fill_root(client, &name, 1).await;
+    let volume = open(client, &name).await;
+    for object in odd_objects(4) {
+        let written = volume.write_at(object * HYPER_OBJECT, number(object)).await;
+        written.unwrap();
+    }
+    volume.close().await.unwrap();
+    let (depth, leaves) = root(client, vid).await;
+    assert_eq!(depth, 2);
+
+    let len = 8 + 8 + 16 * leaves;
+    let inode = Oid::inode(vid);
+    let bytes = client.read_object(inode, ROOT_WRITE_OFFSET, len);
+    let mut bytes = bytes.await.unwrap().to_vec();
+    bytes[16..20].fill(0);
+    let write = client.write_object(inode, ROOT_WRITE_OFFSET, bytes.into());
+    write.await.unwrap();
+
+    let volume = open(client, &name).await;
+    for object in odd_objects(4) {
+        expect(&volume, object * HYPER_OBJECT, &number(object)).await;
+    }
+    for object in odd_objects(8) {
+        let offset = object * HYPER_OBJECT + 512;
+        volume.write_at(offset, number(object)).await.unwrap();
+    }
+    // In order again: no maximum is below what its leaf holds.
+    let fixed = client.read_object(inode, ROOT_WRITE_OFFSET + 16, 4);
+    assert_ne!(fixed.await.unwrap(), [0; 4][..]);
+    let again = open(client, &name).await;
+    for object in odd_objects(8) {
+        let offset = object * HYPER_OBJECT + 512;
+        expect(&again, offset, &number(object)).await;
+    }
+    for object in odd_objects(4) {
+        expect(&again, object * HYPER_OBJECT, &number(object)).await;
+    }
+}
+
+/// Shows inodes as releases before 0.9 have them: no object size, children in
+/// the header, and nothing behind the index but a counter.
+#[derive(Debug)]
+struct BeforeReferenceCounts(Arc<dyn Gateway>);
+
+const CHILDREN: std::ops::Range<usize> = 568..INODE_HEADER_LEN;
+const OBJECT_SHIFT_OFFSET: usize = 555;
+
+impl Gateway for BeforeReferenceCounts {
+    fn submit(&self, call: Call, done: Completion) {
+        let header = call.header(0);
+        let is_inode = call.name().oid.and_then(Oid::kind) == Some(ObjectKind::Inode);
+        let RequestBody::Object(body) = header.body() else {
+            return self.0.submit(call, done);
+        };
+        if !is_inode || call.opcode() != Opcode::ReadObj {
+            return self.0.submit(call, done);
+        }
+        let start = body.offset.get() as usize;
+        let as_before = move |response: Response| {
+            assert!(start + response.payload.len() <= INODE_GREF_OFFSET + 8);
+            let mut bytes = response.payload.to_vec();
+            for (at, byte) in (start..).zip(&mut bytes) {
+                if at == OBJECT_SHIFT_OFFSET {
+                    *byte = 0;
+                } else if CHILDREN.contains(&at) {
+                    *byte = 0x5a;
+                }
+            }
+            let payload = bytes.into();
+            Response {
+                payload,
+                ..response
+            }
+        };
+        let done = Box::new(move |result: Result<Response, _>| done(result.map(as_before)));
+        self.0.submit(call, done);
+    }
+
+    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
+        self.0.submit_to(node, call, done);
+    }
+
+    fn address(&self) -> GatewayAddress {
+        self.0.address()
+    }
+
+    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.0.move_to(address)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inode_of_a_release_before_0_9_has_objects_of_4_mib() {
+    let cluster = Cluster::start().await;
+    let name = cluster
+        .create_kind("before", |new| {
+            (new.size, new.object_shift) = (4 * TIB, Some(22));
+        })
+        .await;
+    let client = cluster.client_through(BeforeReferenceCounts).await;
+    let volume = open(&client, &name).await;
+    let border = 4 * MIB;
+    volume.write_at(border - 5, pattern(1, 10)).await.unwrap();
+    volume.write_at(4 * TIB - 10, pattern(2, 10)).await.unwrap();
+    client.snapshot(&name, &tag("s")).await.unwrap();
+    let clone = unique_name("before-clone");
+    let snapshot = VdiSelector::tag(name.clone(), tag("s"));
+    client.clone_vdi(&snapshot, &clone).await.unwrap();
+    volume.write_at(border, pattern(3, 10)).await.unwrap();
+    volume.punch_hole(4 * TIB - border, border).await.unwrap();
+
+    // As today's eyes see it.
+    let volume = open(&cluster.client, &name).await;
+    expect(&volume, border - 5, &[&[1; 5][..], &[3; 10], &[0]].concat()).await;
+    assert_eq!(volume.allocated(), 2 * border);
+    let clone = open(&cluster.client, &clone).await;
+    assert_eq!(clone.info().object_shift, 22);
+    expect(&clone, border - 5, &[&[1; 10][..], &[0]].concat()).await;
+    expect(&clone, 4 * TIB - 10, &[2; 10]).await;
+}
