@@ -39,6 +39,15 @@ impl EmbeddedSheep {
         Self::start_with(directory, &[])
     }
 
+    /// As [`EmbeddedSheep::start`], with the data in memory and only the log in
+    /// `directory`.
+    ///
+    /// # Errors
+    /// As [`EmbeddedSheep::start`].
+    pub fn start_in_memory(directory: &Path) -> anyhow::Result<Self> {
+        Self::start_with(directory, &["--memory"])
+    }
+
     fn start_with(directory: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let port = free_ports(1)?[0];
         let log = directory.join("sheep-embedded.log");
@@ -137,15 +146,13 @@ impl Drop for EmbeddedSheep {
 
 fn launch(port: u16, directory: &Path, log: &Path, arguments: &[&str]) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
+    let mut command = Command::new(sheep_embedded_binary()?);
+    if !arguments.contains(&"--memory") {
+        command.arg("--nosync").arg("--dir").arg(directory);
+    }
     spawn(
-        Command::new(sheep_embedded_binary()?)
-            .args([
-                "--listen",
-                &format!("127.0.0.1:{port}"),
-                "--nosync",
-                "--dir",
-            ])
-            .arg(directory)
+        command
+            .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

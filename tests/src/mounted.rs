@@ -155,6 +155,12 @@ impl Mounted {
         Ok(())
     }
 
+    /// The process, which this process waits for.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal to `sheepfs`.
     ///
     /// # Errors

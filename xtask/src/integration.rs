@@ -1,30 +1,19 @@
 //! `cargo xtask integration`: the whole-system tests on one local cluster.
 
+use std::env;
 use std::fs;
-use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::{
     DOG_VARIABLE, EmbeddedSheep, RealCluster, RealSheep, SHEEP_BINARY_VARIABLE, SHEEP_VARIABLE,
 };
 
-use crate::leftovers::{Scratch, reap_orphans};
-use crate::step::cargo;
+use crate::leftovers::Scratch;
+use crate::runner::Runner;
 
 /// Two copies of everything, and one node more, so that one may be missing.
 const NODES: usize = 3;
-/// Between two looks at the tests and at the signals.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Longest run of one cargo command; a test that hangs does not end by itself.
-const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Packages whose tests look at `SHEEPFS_TEST_SHEEP`.
 const PACKAGES: [&str; 2] = ["--package=tests", "--package=sheepfs-vfs"];
 
@@ -84,14 +73,9 @@ impl Cluster {
 
 /// Fails when a test does; leaves nothing behind, whatever happens.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let interrupted = Interrupted::watch()?;
     let programs = RealSheep::find(options.sheep.as_deref(), options.dog.as_deref())?;
-    let scratch = Scratch::new()?;
-    let runner = Runner {
-        interrupted,
-        scratch: &scratch,
-        programs: programs.as_ref(),
-    };
+    let scratch = Scratch::new(&env::temp_dir())?;
+    let runner = Runner::new(&scratch)?;
     // The binaries under test; the tests would build them one by one.
     runner.cargo(
         &[
@@ -100,9 +84,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             "--package=sheepfs",
             "--package=sheep-embedded",
         ],
-        None,
+        &[],
+        &[],
     )?;
+    let mut environment = Vec::new();
     if let Some(programs) = &programs {
+        let path = |path: &Path| path.display().to_string();
+        environment.push((SHEEP_BINARY_VARIABLE, path(&programs.sheep)));
+        environment.push((DOG_VARIABLE, path(&programs.dog)));
         eprintln!(
             "integration: tests that start {} themselves",
             programs.sheep.display()
@@ -114,82 +103,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             "--features=real-sheep",
             "--test=real_sheep",
         ];
-        runner.cargo(&own, None)?;
+        runner.cargo(&own, &environment, &[])?;
     }
     let cluster = Cluster::start(programs.as_ref(), &scratch)?;
     let mut all = vec!["test", "--release", "--no-fail-fast"];
     all.extend(PACKAGES);
-    let result = runner.cargo(&all, Some(&cluster));
+    environment.push((SHEEP_VARIABLE, cluster.address()));
+    let result = runner.cargo(&all, &environment, &cluster.process_ids());
     drop(cluster);
     result
-}
-
-/// Runs cargo where it can be interrupted and cannot leave anything behind.
-struct Runner<'a> {
-    interrupted: Interrupted,
-    scratch: &'a Scratch,
-    programs: Option<&'a RealSheep>,
-}
-
-impl Runner<'_> {
-    fn cargo(&self, arguments: &[&str], cluster: Option<&Cluster>) -> anyhow::Result<()> {
-        let line = format!("cargo {}", arguments.join(" "));
-        eprintln!("$ {line}");
-        let mut command = cargo(arguments);
-        // Of its own group: a Ctrl-C on the terminal is for us alone.
-        command.stdin(Stdio::null()).process_group(0);
-        command.env("TMPDIR", self.scratch.path());
-        command.env_remove(SHEEP_VARIABLE);
-        if let Some(programs) = self.programs {
-            command.env(SHEEP_BINARY_VARIABLE, &programs.sheep);
-            command.env(DOG_VARIABLE, &programs.dog);
-        }
-        if let Some(cluster) = cluster {
-            command.env(SHEEP_VARIABLE, cluster.address());
-        }
-        let result = self.wait(&mut command, cluster);
-        self.scratch.end_tests();
-        let status = result?;
-        if !status.success() {
-            bail!("`{line}` failed: {status}");
-        }
-        Ok(())
-    }
-
-    fn wait(&self, command: &mut Command, cluster: Option<&Cluster>) -> anyhow::Result<ExitStatus> {
-        let mut child = command.spawn().context("cannot start cargo")?;
-        let mut waited_for = cluster.map(Cluster::process_ids).unwrap_or_default();
-        waited_for.push(child.id());
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
-            }
-            ensure!(Instant::now() < deadline, "still running after {LIMIT:?}");
-            self.interrupted.check()?;
-            reap_orphans(&waited_for);
-            thread::sleep(PAUSE);
-        }
-    }
-}
-
-/// Set by the first signal that asks us to end.
-struct Interrupted(Arc<AtomicBool>);
-
-impl Interrupted {
-    fn watch() -> anyhow::Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&flag))
-                .context("cannot watch for signals")?;
-        }
-        Ok(Self(flag))
-    }
-
-    fn check(&self) -> anyhow::Result<()> {
-        if self.0.load(Ordering::Relaxed) {
-            bail!("interrupted");
-        }
-        Ok(())
-    }
 }

@@ -33,11 +33,11 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory and becomes the parent of all orphans to come.
-    pub(crate) fn new() -> anyhow::Result<Self> {
+    /// Makes a directory `below` another and becomes the parent of all orphans to come.
+    pub(crate) fn new(below: &Path) -> anyhow::Result<Self> {
         prctl::set_child_subreaper(true).context("cannot become a subreaper")?;
         Ok(Self {
-            directory: TempDir::with_prefix("sheepfs-integration-")?,
+            directory: TempDir::with_prefix_in("sheepfs-xtask-", below)?,
         })
     }
 

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod ci;
 mod edges;
 mod integration;
 mod leftovers;
 mod man;
+mod runner;
 mod step;
 mod tidy;
 
@@ -22,6 +24,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Compare speed, memory and sockets with the wire and with other programs
+    Bench(bench::Options),
+    /// What `bench` runs, built for speed
+    #[command(hide = true)]
+    BenchHere(bench::Options),
+    /// What `bench` mounts to see what the kernel costs
+    #[command(hide = true)]
+    BenchEmpty { mountpoint: PathBuf, size: u64 },
     /// Everything a change has to pass: format, clippy, tests, docs, tidy
     Ci,
     /// Start a local cluster, run the whole-system tests on it, stop it
@@ -34,6 +44,9 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Bench(options) => bench::run(&options),
+        Task::BenchHere(options) => bench::run_here(&options),
+        Task::BenchEmpty { mountpoint, size } => bench::serve_empty(&mountpoint, size),
         Task::Ci => ci::run(),
         Task::Integration(options) => integration::run(&options),
         Task::Man => man::write(),

@@ -1,0 +1,158 @@
+//! `cargo xtask bench`: how fast sheepfs is, beside whatever else there is.
+//!
+//! Machines differ and are noisy, so nothing here is compared across runs.
+//! Every round measures all contestants one after the other, and what counts
+//! is the median of the rounds' ratios.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use tests::RealSheep;
+
+use self::contestant::Stand;
+use self::results::Results;
+use self::work::Work;
+use crate::leftovers::Scratch;
+use crate::runner::Runner;
+
+mod contestant;
+mod costs;
+mod empty;
+mod files;
+mod process;
+mod results;
+mod wire;
+mod work;
+
+pub(crate) use empty::serve as serve_empty;
+
+/// Where everything is kept while it is measured.
+const TMPFS: &str = "/dev/shm";
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The C `sheep` daemon; by default the one on PATH, else only sheep-embedded
+    #[arg(long, value_name = "PATH")]
+    sheep: Option<PathBuf>,
+    /// The `dog` that goes with it; by default the one near it, then on PATH
+    #[arg(long, value_name = "PATH", requires = "sheep")]
+    dog: Option<PathBuf>,
+    /// The C `sheepfs`; by default the one on PATH
+    #[arg(long, value_name = "PATH")]
+    original: Option<PathBuf>,
+    /// Times everything is measured
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    rounds: u32,
+    /// Length of one measurement
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+    seconds: u64,
+    /// Only the work with this in its name; `costs` for what is not speed
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Where to write all numbers
+    #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
+    json: PathBuf,
+}
+
+impl Options {
+    /// The same on the command line of another process.
+    fn arguments(&self) -> Vec<String> {
+        let paths = [
+            ("--sheep", &self.sheep),
+            ("--dog", &self.dog),
+            ("--original", &self.original),
+        ];
+        let mut all: Vec<String> = paths
+            .into_iter()
+            .filter_map(|(flag, path)| Some(format!("{flag}={}", path.as_ref()?.display())))
+            .collect();
+        all.push(format!("--rounds={}", self.rounds));
+        all.push(format!("--seconds={}", self.seconds));
+        all.push(format!("--only={}", self.only));
+        all.push(format!("--json={}", self.json.display()));
+        all
+    }
+}
+
+/// Builds for speed, measures, and leaves nothing behind.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let scratch = Scratch::new(tmpfs()?)?;
+    let runner = Runner::new(&scratch)?;
+    let arguments = options.arguments();
+    let mut line = vec!["run", "--release", "--package=xtask", "--", "bench-here"];
+    line.extend(arguments.iter().map(String::as_str));
+    runner.cargo(&line, &[], &[])
+}
+
+/// A directory whose files cost no disk.
+fn tmpfs() -> anyhow::Result<&'static Path> {
+    let directory = Path::new(TMPFS);
+    let there = statfs(directory).with_context(|| TMPFS.to_owned())?;
+    ensure!(
+        there.filesystem_type() == TMPFS_MAGIC,
+        "{TMPFS} is no tmpfs: a disk would be measured"
+    );
+    Ok(directory)
+}
+
+/// What [`run`] runs, with a temporary directory that somebody cleans up.
+pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
+    ensure!(options.rounds > 0 && options.seconds > 0, "nothing to do");
+    let directory = env::temp_dir();
+    let programs = RealSheep::find(options.sheep.as_deref(), options.dog.as_deref())?;
+    let mut results = Results::default();
+    let mut stands = Vec::new();
+    match &programs {
+        Some(programs) => stands.push(Stand::real(&directory, programs)?),
+        None => results.missing("a `sheep` on PATH or given with --sheep"),
+    }
+    stands.push(Stand::embedded(&directory)?);
+    let mut contestants = Vec::new();
+    for stand in &stands {
+        contestants.extend(stand.contestants()?);
+    }
+    if let Some(stand) = stands.first().filter(|_| programs.is_some()) {
+        match contestant::original(options.original.as_deref())? {
+            Some(program) => contestants.push(stand.original(&program)?),
+            None => results.missing("the C sheepfs on PATH or given with --original"),
+        }
+    }
+    contestant::others(&directory, &mut contestants, &mut results)?;
+
+    let time = Duration::from_secs(options.seconds);
+    let chosen: Vec<&Work> = work::ALL
+        .iter()
+        .filter(|work| work.name.contains(&options.only))
+        .collect();
+    for round in 1..=options.rounds {
+        for work in &chosen {
+            eprintln!("round {round} of {}: {}", options.rounds, work.name);
+            for contestant in contestants.iter().filter(|some| some.does(work)) {
+                let measured = contestant.measure(work, time);
+                results.add(work, contestant.name(), measured);
+            }
+        }
+    }
+    if "costs".contains(&options.only) {
+        costs::measure(&stands[0], &mut results)?;
+    }
+    drop(contestants);
+    drop(stands);
+    println!("{results}");
+    let json = serde_json::to_string_pretty(&results.json())?;
+    let path = crate::root().join(&options.json);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(&path, json).with_context(|| path.display().to_string())?;
+    if results.failures() > 0 {
+        bail!("{} measurements of sheepfs failed", results.failures());
+    }
+    Ok(())
+}
