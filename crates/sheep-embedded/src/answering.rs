@@ -1,14 +1,15 @@
 //! From a request that was read to its answer on the wire.
 
 use std::io::{self, IoSlice};
+use std::iter;
 use std::sync::Arc;
 use std::sync::Mutex as StdMutex;
 
 use sheep_proto::limits::HEADER_LEN;
-use sheep_proto::{RequestHeader, ResponseBody, ResponseHeader};
+use sheep_proto::{Opcode, RequestHeader, ResponseBody, ResponseHeader};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 use zerocopy::IntoBytes;
 
@@ -16,6 +17,7 @@ use crate::budget::Held;
 use crate::call::Origin;
 use crate::connection::{Closed, in_time};
 use crate::faults::Fault;
+use crate::payload::Payload;
 use crate::server::Node;
 use crate::sync::lock;
 
@@ -30,7 +32,7 @@ pub(crate) struct Frame {
 pub(crate) struct Connection {
     node: Node,
     origin: Origin,
-    writer: Mutex<OwnedWriteHalf>,
+    writer: Arc<Mutex<OwnedWriteHalf>>,
     /// Requests in flight, for [`Fault::Reorder`].
     reordering: StdMutex<Reordering>,
     /// Cancelled when an answer could not be written: the stream is broken.
@@ -45,10 +47,29 @@ struct Reordering {
 }
 
 /// An answer that is ready, and what its request holds.
-struct Finished {
+pub(crate) struct Finished {
     header: ResponseHeader,
-    payload: Vec<u8>,
-    _held: Held,
+    payload: Payload,
+    _held: Option<Held>,
+}
+
+impl Finished {
+    /// Bytes on the wire.
+    pub(crate) fn len(&self) -> usize {
+        HEADER_LEN + self.payload.len()
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        iter::once(self.header.as_bytes()).chain(self.payload.pieces())
+    }
+}
+
+/// Answers of which the socket has taken a part.
+pub(crate) struct Unsent {
+    answers: Vec<Finished>,
+    written: usize,
+    /// Nobody else may write before the rest has left; `None` when somebody does.
+    writer: Option<OwnedMutexGuard<OwnedWriteHalf>>,
 }
 
 impl Connection {
@@ -56,7 +77,7 @@ impl Connection {
         Self {
             node,
             origin,
-            writer: Mutex::new(writer),
+            writer: Arc::new(Mutex::new(writer)),
             reordering: StdMutex::default(),
             close: CancellationToken::new(),
         }
@@ -68,15 +89,17 @@ impl Connection {
         lock(&self.reordering).in_flight += 1;
         let fault = self.node.faults.meet(&frame.header);
         async move {
-            let done = match fault {
-                None => self.run_and_write(frame).await.map(|()| None),
-                Some((fault, healed)) => self.fail(frame, fault, healed).await,
+            let done = async {
+                let overtaken = match fault {
+                    None => {
+                        self.run_and_write(frame).await?;
+                        None
+                    }
+                    Some((fault, healed)) => self.fail(frame, fault, healed).await?,
+                };
+                self.write_late(overtaken).await
             };
-            let done = match done {
-                Ok(overtaken) => self.write_late(overtaken).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = done {
+            if let Err(error) = self.unless_aborted(done).await {
                 tracing::debug!("cannot answer: {error}");
                 self.close.cancel();
             }
@@ -95,7 +118,7 @@ impl Connection {
             }
             [overtaken, reordering.held_back.take()]
         };
-        for finished in late.iter().flatten() {
+        for finished in late.into_iter().flatten() {
             self.write(finished).await?;
         }
         Ok(())
@@ -103,7 +126,7 @@ impl Connection {
 
     async fn run_and_write(self: &Arc<Self>, frame: Frame) -> Result<(), Closed> {
         let finished = self.run(frame).await?;
-        self.write(&finished).await
+        self.write(finished).await
     }
 
     /// Does what a fault says instead; returns an answer that is to be overtaken.
@@ -121,7 +144,7 @@ impl Connection {
             Fault::DelayAnswer(time) => {
                 let finished = self.run(frame).await?;
                 tokio::time::sleep(time).await;
-                self.write(&finished).await?;
+                self.write(finished).await?;
             }
             Fault::Hold => {
                 healed.cancelled().await;
@@ -133,26 +156,24 @@ impl Connection {
             Fault::CutRequest => return Err(Closed::Fault),
             Fault::CutAnswer(len) => {
                 let finished = self.run(frame).await?;
-                let header = finished.header.as_bytes();
-                let in_header = len.min(HEADER_LEN);
-                let in_payload = (len - in_header).min(finished.payload.len());
-                let (header, payload) = (&header[..in_header], &finished.payload[..in_payload]);
-                self.write_bytes(header, payload).await?;
+                let bytes: Vec<u8> = finished.pieces().flatten().copied().take(len).collect();
+                let mut writer = self.writer.lock().await;
+                in_time(writer.write_all(&bytes)).await??;
                 return Err(Closed::Fault);
             }
             Fault::WrongId => {
                 let mut finished = self.run(frame).await?;
                 finished.header.id = (!finished.header.id.get()).into();
-                self.write(&finished).await?;
+                self.write(finished).await?;
             }
             Fault::Refuse(code) => {
                 let body = ResponseBody::result(code);
                 let finished = Finished {
                     header: ResponseHeader::answer(&frame.header, self.node.sheep.epoch(), 0, body),
-                    payload: Vec::new(),
-                    _held: frame.held,
+                    payload: Payload::default(),
+                    _held: Some(frame.held),
                 };
-                self.write(&finished).await?;
+                self.write(finished).await?;
             }
         }
         Ok(None)
@@ -183,26 +204,122 @@ impl Connection {
         Ok(Finished {
             header,
             payload,
-            _held: held,
+            _held: Some(held),
         })
     }
 
-    async fn write(&self, finished: &Finished) -> Result<(), Closed> {
-        self.write_bytes(finished.header.as_bytes(), &finished.payload)
-            .await
+    /// True for requests that are over sooner than another thread could begin with them.
+    pub(crate) fn is_quick(&self, header: &RequestHeader, max_len: usize) -> bool {
+        let is_object_io = matches!(
+            Opcode::try_from(header.opcode),
+            Ok(Opcode::ReadObj | Opcode::WriteObj | Opcode::CreateAndWriteObj)
+        );
+        is_object_io
+            && header.data_length.get() as usize <= max_len
+            && self.node.sheep.store.is_memory()
+            && !self.node.faults.is_any()
     }
 
-    /// Writes header and payload as one, as far as the socket takes them.
-    async fn write_bytes(&self, header: &[u8], payload: &[u8]) -> Result<(), Closed> {
-        let mut stream = self.writer.lock().await;
-        let mut parts = [IoSlice::new(header), IoSlice::new(payload)];
-        let mut parts: &mut [IoSlice<'_>] = &mut parts;
-        while parts.iter().any(|part| !part.is_empty()) {
-            match in_time(stream.write_vectored(parts)).await?? {
-                0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                written => IoSlice::advance_slices(&mut parts, written),
+    /// Runs a quick request on this thread.
+    pub(crate) fn run_here(
+        &self,
+        header: &RequestHeader,
+        payload: &[u8],
+        held: Option<Held>,
+    ) -> Finished {
+        let (header, payload) = self.node.sheep.answer(header, payload, &self.origin);
+        Finished {
+            header,
+            payload,
+            _held: held,
+        }
+    }
+
+    /// Writes as much as the socket takes at once; returns what is left.
+    pub(crate) fn try_write(&self, answers: Vec<Finished>) -> Result<Option<Unsent>, Closed> {
+        let Ok(writer) = Arc::clone(&self.writer).try_lock_owned() else {
+            return Ok(Some(Unsent {
+                answers,
+                written: 0,
+                writer: None,
+            }));
+        };
+        let len: usize = answers.iter().map(Finished::len).sum();
+        let mut written = 0;
+        let mut pieces = pieces(&answers);
+        let mut left: &mut [IoSlice<'_>] = &mut pieces;
+        while written < len {
+            match writer.try_write_vectored(left) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(now) => {
+                    written += now;
+                    IoSlice::advance_slices(&mut left, now);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Some(Unsent {
+                        answers,
+                        written,
+                        writer: Some(writer),
+                    }));
+                }
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(None)
     }
+
+    /// Writes what [`Connection::try_write`] has left, and what its requests hold until then.
+    pub(crate) async fn write_rest(self: Arc<Self>, unsent: Unsent, held: Held) {
+        let written = async {
+            let writer = match unsent.writer {
+                Some(writer) => writer,
+                None => Arc::clone(&self.writer).lock_owned().await,
+            };
+            write_from(writer, &unsent.answers, unsent.written).await
+        };
+        if let Err(error) = self.unless_aborted(written).await {
+            tracing::debug!("cannot answer: {error}");
+            self.close.cancel();
+        }
+        drop(held);
+    }
+
+    async fn write(&self, finished: Finished) -> Result<(), Closed> {
+        let writer = Arc::clone(&self.writer).lock_owned().await;
+        write_from(writer, &[finished], 0).await
+    }
+
+    async fn unless_aborted(
+        &self,
+        work: impl Future<Output = Result<(), Closed>>,
+    ) -> Result<(), Closed> {
+        self.node
+            .abort
+            .run_until_cancelled(work)
+            .await
+            .unwrap_or(Err(Closed::Broken))
+    }
+}
+
+fn pieces(answers: &[Finished]) -> Vec<IoSlice<'_>> {
+    let pieces = answers.iter().flat_map(Finished::pieces);
+    pieces.map(IoSlice::new).collect()
+}
+
+/// Writes answers but for the first `written` bytes of them.
+async fn write_from(
+    mut writer: OwnedMutexGuard<OwnedWriteHalf>,
+    answers: &[Finished],
+    written: usize,
+) -> Result<(), Closed> {
+    let mut pieces = pieces(answers);
+    let mut left: &mut [IoSlice<'_>] = &mut pieces;
+    IoSlice::advance_slices(&mut left, written);
+    while !left.is_empty() {
+        match in_time(writer.write_vectored(left)).await?? {
+            0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            now => IoSlice::advance_slices(&mut left, now),
+        }
+    }
+    Ok(())
 }

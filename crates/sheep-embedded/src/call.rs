@@ -10,6 +10,7 @@ use sheep_proto::{
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::payload::Payload;
 
 /// The connection a request came on.
 pub(crate) struct Origin {
@@ -35,7 +36,7 @@ pub(crate) type Outcome = Result<Answer, ResultCode>;
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) body: ResponseBody,
-    pub(crate) payload: Vec<u8>,
+    pub(crate) payload: Payload,
 }
 
 impl Answer {
@@ -48,14 +49,14 @@ impl Answer {
     pub(crate) fn code(code: ResultCode) -> Self {
         Self {
             body: ResponseBody::result(code),
-            payload: Vec::new(),
+            payload: Payload::default(),
         }
     }
 
     /// Success with a payload.
-    pub(crate) fn payload(payload: Vec<u8>) -> Self {
+    pub(crate) fn payload(payload: impl Into<Payload>) -> Self {
         Self {
-            payload,
+            payload: payload.into(),
             ..Self::done()
         }
     }
@@ -64,7 +65,7 @@ impl Answer {
     pub(crate) fn body(body: ResponseBody) -> Self {
         Self {
             body,
-            payload: Vec::new(),
+            payload: Payload::default(),
         }
     }
 }

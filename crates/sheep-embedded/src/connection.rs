@@ -1,30 +1,40 @@
 //! One connection: frames in, answers out, in the order in which they are done.
 //!
-//! The reader takes one frame after the other and hands each request to a task
-//! of its own, which runs it on a blocking thread and writes the answer. What a
-//! client can make the server hold is bounded: requests in flight, and KiB of
-//! payload, per connection and in all. A payload's memory grows with the bytes
-//! that arrive, so announcing one costs nothing; a peer that stalls inside a
-//! frame, or does not take its answers, is cut off after a while.
+//! ```text
+//! reader -> header -> needs no disk: runs here, answers leave together
+//!                  \-> else: a task, which runs it on a blocking thread
+//! ```
+//!
+//! On a store in memory most requests take less time than handing them to
+//! another thread would, so they run where they were read; what several of
+//! them answer leaves in one system call once nothing more is to be read. The
+//! rest may take as long as it likes: it runs beside, and others overtake it.
+//!
+//! What a client can make the server hold is bounded, see [`crate::budget`].
+//! A payload's memory grows with the bytes that arrive, so announcing one
+//! costs nothing; a peer that stalls inside a frame, or does not take its
+//! answers, is cut off after a while.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
-use sheep_proto::decoder::{self, BadFrame};
-use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
-use tokio::io::AsyncReadExt;
+use sheep_proto::RequestHeader;
+use sheep_proto::decoder::BadFrame;
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio_util::task::TaskTracker;
 
-use crate::answering::{Connection, Frame};
+use crate::answering::{Connection, Finished, Frame, Unsent};
 use crate::budget::Budget;
 use crate::call::Origin;
-use crate::config::STALL_TIMEOUT;
+use crate::config::{MAX_QUICK_LEN, SMALL_LEN, STALL_TIMEOUT};
+use crate::reader::Reader;
 use crate::server::Node;
 
-/// Bytes of payload read at a time.
-const READ_LEN: usize = 256 << 10;
+/// Answers that wait for each other to leave together.
+const MAX_BATCH: usize = 32;
+/// Bytes of them.
+const MAX_BATCH_LEN: usize = 256 << 10;
 
 /// Why the server closes a connection.
 #[derive(Debug, thiserror::Error)]
@@ -52,67 +62,139 @@ pub(crate) async fn serve(stream: TcpStream, node: Node) -> Result<(), Closed> {
     stream.set_nodelay(true)?;
     let mut address = stream.local_addr()?;
     address.set_ip(address.ip().to_canonical());
-    let (mut read_half, write_half) = stream.into_split();
+    let (read_half, write_half) = stream.into_split();
     let budget = Budget::new(&node.limits);
-    let (stop, abort) = (node.stop.clone(), node.abort.clone());
+    let stop = node.stop.clone();
     let origin = Origin {
         address,
-        stop: node.stop.clone(),
+        stop: stop.clone(),
     };
     let connection = Arc::new(Connection::new(node, origin, write_half));
-    let requests = TaskTracker::new();
+    let mut serving = Serving {
+        reader: Reader::new(read_half),
+        budget,
+        connection: Arc::clone(&connection),
+        requests: TaskTracker::new(),
+        batch: Vec::new(),
+        batch_len: 0,
+        unsent: None,
+    };
+    let mut stopped = pin!(stop.cancelled());
+    let mut broken = pin!(connection.close.cancelled());
     let outcome = loop {
-        let frame = tokio::select! {
+        let step = tokio::select! {
+            biased;
             // A client's SHUTDOWN must be answered before this ends; the tracker waits for it.
-            () = stop.cancelled() => break Ok(()),
-            () = connection.close.cancelled() => break Err(Closed::Broken),
-            frame = read_frame(&mut read_half, &budget) => frame,
+            () = &mut stopped => break Ok(()),
+            () = &mut broken => break Err(Closed::Broken),
+            step = serving.step() => step,
         };
-        match frame {
-            Ok(Some(frame)) => {
-                let answer = Arc::clone(&connection).answer(frame);
-                requests.spawn(abort.clone().run_until_cancelled_owned(answer));
-            }
-            Ok(None) => break Ok(()),
+        match step {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
             Err(error) => break Err(error),
         }
     };
-    requests.close();
-    requests.wait().await;
-    outcome
+    let flushed = serving.flush().await;
+    serving.requests.close();
+    serving.requests.wait().await;
+    outcome.and(flushed)
 }
 
-/// The next request, or `None` when the client has closed between two.
-async fn read_frame(stream: &mut OwnedReadHalf, budget: &Budget) -> Result<Option<Frame>, Closed> {
-    let mut held = budget.request().await?;
-    let mut bytes = [0; HEADER_LEN];
-    // A client may be silent for ever before a frame, but not within one.
-    let first = stream.read(&mut bytes).await?;
-    if first == 0 {
-        return Ok(None);
+/// What the reading side of a connection has.
+struct Serving {
+    reader: Reader,
+    budget: Budget,
+    connection: Arc<Connection>,
+    requests: TaskTracker,
+    /// Answers that are ready to leave.
+    batch: Vec<Finished>,
+    batch_len: usize,
+    /// What the socket did not take, while it waits for its share of the limits.
+    unsent: Option<Unsent>,
+}
+
+impl Serving {
+    /// Takes the next request; false when there will be none.
+    async fn step(&mut self) -> Result<bool, Closed> {
+        if !self.reader.has_frame() {
+            self.flush().await?;
+        }
+        let Some(header) = self.reader.header().await? else {
+            return Ok(false);
+        };
+        let is_quick = self.connection.is_quick(&header, MAX_QUICK_LEN);
+        let payload_len = header.payload_len() as usize;
+        if is_quick
+            && header.data_length.get() as usize <= SMALL_LEN
+            && let Some(payload) = self.reader.small_payload(payload_len)
+        {
+            // One at a time for each connection: not worth a share of the limits.
+            let finished = self.connection.run_here(&header, payload, None);
+            self.add(finished).await?;
+            return Ok(true);
+        }
+        let frame = self.frame(header).await?;
+        if is_quick {
+            let Frame {
+                header,
+                payload,
+                held,
+            } = frame;
+            let finished = self.connection.run_here(&header, &payload, Some(held));
+            self.add(finished).await?;
+        } else {
+            let answer = Arc::clone(&self.connection).answer(frame);
+            self.requests.spawn(answer);
+        }
+        Ok(true)
     }
-    in_time(stream.read_exact(&mut bytes[first..])).await??;
-    let limit = u32::try_from(MAX_PAYLOAD_LEN).expect("a constant");
-    let Some(header) = decoder::request(&bytes, limit)? else {
-        return Err(Closed::Broken);
-    };
-    let payload_len = header.payload_len() as usize;
-    if payload_len == 0 {
-        // Room for the answer, as far as any may be given.
-        let wanted = header.data_length.get() as usize;
-        budget.take(&mut held, wanted).await?;
+
+    /// The rest of a frame, with its shares of the limits.
+    async fn frame(&mut self, header: RequestHeader) -> Result<Frame, Closed> {
+        let mut held = self.budget.request().await?;
+        let payload_len = header.payload_len() as usize;
+        if payload_len == 0 {
+            // Room for the answer, as far as any may be given.
+            let wanted = header.data_length.get() as usize;
+            self.budget.take(&mut held, wanted).await?;
+        }
+        let payload = self
+            .reader
+            .payload(payload_len, &self.budget, &mut held)
+            .await?;
+        Ok(Frame {
+            header,
+            payload,
+            held,
+        })
     }
-    let mut payload = Vec::new();
-    while payload.len() < payload_len {
-        let now = READ_LEN.min(payload_len - payload.len());
-        budget.take(&mut held, now).await?;
-        let start = payload.len();
-        payload.resize(start + now, 0);
-        in_time(stream.read_exact(&mut payload[start..])).await??;
+
+    async fn add(&mut self, finished: Finished) -> Result<(), Closed> {
+        self.batch_len += finished.len();
+        self.batch.push(finished);
+        if self.batch.len() >= MAX_BATCH || self.batch_len >= MAX_BATCH_LEN {
+            self.flush().await?;
+        }
+        Ok(())
     }
-    Ok(Some(Frame {
-        header,
-        payload,
-        held,
-    }))
+
+    /// Sends what is ready. What the socket does not take at once leaves by a
+    /// task, so that a client may send all its requests before it reads.
+    async fn flush(&mut self) -> Result<(), Closed> {
+        if !self.batch.is_empty() {
+            self.batch_len = 0;
+            let batch = std::mem::take(&mut self.batch);
+            self.unsent = self.connection.try_write(batch)?;
+        }
+        if self.unsent.is_some() {
+            // Taken only now: this future may be dropped while it waits.
+            let held = self.budget.request().await?;
+            if let Some(unsent) = self.unsent.take() {
+                let rest = Arc::clone(&self.connection).write_rest(unsent, held);
+                self.requests.spawn(rest);
+            }
+        }
+        Ok(())
+    }
 }

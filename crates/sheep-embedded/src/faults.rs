@@ -102,11 +102,15 @@ impl Faults {
         std::mem::take(&mut *write(&self.0.active)).healed.cancel();
     }
 
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.is_any.load(Ordering::Acquire)
+    }
+
     /// What the first plan that knows something says, and how to wait for the healing.
     ///
     /// Every plan sees the request, so that each counts all of them.
     pub(crate) fn meet(&self, request: &RequestHeader) -> Option<(Fault, CancellationToken)> {
-        if !self.0.is_any.load(Ordering::Acquire) {
+        if !self.is_any() {
             return None;
         }
         let active = read(&self.0.active);

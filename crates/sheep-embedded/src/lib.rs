@@ -42,6 +42,8 @@ mod lock;
 mod membership;
 mod node;
 mod object;
+mod payload;
+mod reader;
 mod recovery;
 mod references;
 mod server;

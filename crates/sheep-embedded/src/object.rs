@@ -98,9 +98,9 @@ impl Sheep {
         let target = self.target(request.oid.get())?;
         let want = call.want()?;
         let offset = target.check_range(request.offset.get(), want)?;
-        let mut buffer = vec![0; want];
-        self.store.read(target.oid, offset, &mut buffer)?;
-        Ok(Answer::payload(buffer))
+        Ok(Answer::payload(
+            self.store.read_payload(target.oid, offset, want)?,
+        ))
     }
 
     /// WRITE_OBJ: the object must exist.

@@ -20,6 +20,7 @@ use crate::cluster::Cluster;
 use crate::counters::Counters;
 use crate::lock::Locks;
 use crate::membership::Membership;
+use crate::payload::Payload;
 use crate::references::References;
 use crate::store::{Store, StoreError};
 use crate::sync::{read, write};
@@ -103,7 +104,7 @@ impl Sheep {
         header: &RequestHeader,
         payload: &[u8],
         origin: &Origin,
-    ) -> (ResponseHeader, Vec<u8>) {
+    ) -> (ResponseHeader, Payload) {
         let counted = self.counters.begin(header);
         let (formatted, outcome) = self.gate(header, payload, origin);
         let Answer { body, payload } = outcome.unwrap_or_else(Answer::code);

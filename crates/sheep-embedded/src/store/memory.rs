@@ -1,4 +1,6 @@
 //! Objects in memory, up to a limit; gone when the server ends.
+//!
+//! A read copies nothing: the answer shares the pages.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,15 +10,16 @@ use std::sync::{Arc, Mutex, RwLock};
 use sheep_proto::{Oid, Vid};
 
 use super::{NewObject, Space, Store, StoreError};
+use crate::payload::{Page, Payload};
 use crate::sync::{lock, read, write};
 
-/// Bytes that are allocated together; a smaller write costs this much.
+/// Bytes that are allocated together; a smaller write costs this much. A
+/// smaller page would save memory, a larger one time.
 const PAGE_LEN: u64 = PAGE_BYTES as u64;
-const PAGE_BYTES: usize = 4096;
+const PAGE_BYTES: usize = 16 << 10;
 
-type Page = Box<[u8; PAGE_BYTES]>;
-
-/// One sparse object.
+/// One sparse object. Its pages may be in answers and other objects as well;
+/// whoever writes to such a page gets one of its own.
 #[derive(Default)]
 struct Pages {
     by_number: BTreeMap<u64, Page>,
@@ -25,24 +28,33 @@ struct Pages {
 }
 
 impl Pages {
-    /// Cuts the object off from the store; returns how many pages it had.
+    /// Cuts the object off from the store; returns how many pages it has.
+    /// Who still reads it sees it whole.
     fn detach(&mut self) -> usize {
         self.detached = true;
-        std::mem::take(&mut self.by_number).len()
+        self.by_number.len()
     }
 
-    fn read(&self, offset: u64, buffer: &mut [u8]) {
-        buffer.fill(0);
-        let end = offset + buffer.len() as u64;
-        for (&number, page) in self
-            .by_number
-            .range(offset / PAGE_LEN..end.div_ceil(PAGE_LEN))
-        {
-            let (page_start, page_end) = (number * PAGE_LEN, (number + 1) * PAGE_LEN);
-            let (start, stop) = (offset.max(page_start), end.min(page_end));
-            buffer[index(start - offset)..index(stop - offset)]
-                .copy_from_slice(&page[index(start - page_start)..index(stop - page_start)]);
+    fn read(&self, offset: u64, len: usize) -> Payload {
+        let end = offset + len as u64;
+        let numbers = offset / PAGE_LEN..end.div_ceil(PAGE_LEN);
+        let mut payload = Payload::with_capacity(index(numbers.end - numbers.start));
+        let mut at = offset;
+        for (&number, page) in self.by_number.range(numbers) {
+            let page_start = number * PAGE_LEN;
+            if at < page_start {
+                payload.push_zeros(index(page_start - at));
+                at = page_start;
+            }
+            let stop = end.min(page_start + PAGE_LEN);
+            payload.push(
+                Arc::clone(page),
+                index(at - page_start)..index(stop - page_start),
+            );
+            at = stop;
         }
+        payload.push_zeros(index(end - at));
+        payload
     }
 
     /// Pages that a write of this range would have to add.
@@ -58,11 +70,18 @@ impl Pages {
         while !rest.is_empty() {
             let in_page = index(at % PAGE_LEN);
             let (now, later) = rest.split_at(rest.len().min(PAGE_BYTES - in_page));
-            let page = self
-                .by_number
-                .entry(at / PAGE_LEN)
-                .or_insert_with(|| Box::new([0; PAGE_BYTES]));
-            page[in_page..in_page + now.len()].copy_from_slice(now);
+            let page = self.by_number.entry(at / PAGE_LEN);
+            if now.len() == PAGE_BYTES {
+                // No need to copy or to clear what is replaced as a whole.
+                let page = page.or_default();
+                match Arc::get_mut(page) {
+                    Some(bytes) if !bytes.is_empty() => bytes.copy_from_slice(now),
+                    _shared_or_new => *page = Arc::new(now.to_vec()),
+                }
+            } else {
+                let page = page.or_insert_with(|| Arc::new(vec![0; PAGE_BYTES]));
+                Arc::make_mut(page)[in_page..in_page + now.len()].copy_from_slice(now);
+            }
             at += now.len() as u64;
             rest = later;
         }
@@ -146,9 +165,24 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn read(&self, oid: Oid, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
-        let object = self.find(oid)?;
-        read(&object).read(offset, buffer);
+        let payload = self.read_payload(oid, offset, buffer.len())?;
+        let mut rest = buffer;
+        for piece in payload.pieces() {
+            let (now, later) = rest.split_at_mut(piece.len());
+            now.copy_from_slice(piece);
+            rest = later;
+        }
         Ok(())
+    }
+
+    fn read_payload(&self, oid: Oid, offset: u64, len: usize) -> Result<Payload, StoreError> {
+        let object = self.find(oid)?;
+        let payload = read(&object).read(offset, len);
+        Ok(payload)
+    }
+
+    fn is_memory(&self) -> bool {
+        true
     }
 
     fn write(&self, oid: Oid, offset: u64, data: &[u8]) -> Result<(), StoreError> {
@@ -195,7 +229,7 @@ impl Store for MemoryStore {
         if in_page != 0
             && let Some(page) = pages.by_number.get_mut(&(offset / PAGE_LEN))
         {
-            page[in_page..].fill(0);
+            Arc::make_mut(page)[in_page..].fill(0);
         }
         Ok(())
     }
