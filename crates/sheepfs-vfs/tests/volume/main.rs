@@ -6,6 +6,7 @@
 mod holes;
 mod locks;
 mod model;
+mod moments;
 mod others;
 mod races;
 mod shapes;
