@@ -21,6 +21,7 @@ use sheep_client::call::KeepAlive;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::time::Instant;
 
+use super::reload::PATIENCE;
 use super::{PARALLEL_CHUNKS, Volume, zeros};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
@@ -30,8 +31,6 @@ use crate::slot_guard::SharedGuard;
 const MAX_BATCH: usize = 128;
 /// Zeros written in one piece.
 const ZERO_PIECE: u32 = 1 << 20;
-/// How often a hole follows a volume that moves under it.
-const MAX_MOVES: u32 = 64;
 /// First and longest pause between two looks for an object that is to go.
 const RECLAIM_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
 /// Time after which an object that was not cleared here is taken for one that a
@@ -151,7 +150,8 @@ impl Volume {
         for &index in indexes {
             guards.push(self.guard(index).await?);
         }
-        for _ in 0..MAX_MOVES {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
             let vid = self.vid();
             if self.became_snapshot(vid).await? {
                 self.reload(vid).await?;
