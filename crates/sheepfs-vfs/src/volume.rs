@@ -320,6 +320,10 @@ impl Volume {
         };
         let now = match self.client.info(vid).await {
             Ok(Some(now)) if now.create_time == create_time => now,
+            // It may have become a snapshot, and have been deleted as such.
+            Ok(None) if self.selector.which == WhichVersion::Working => {
+                return self.reload(vid).await;
+            }
             Ok(_) => return Err(self.gone()),
             // Not for good: the node that has it may come back.
             Err(error) if is_absent(&error) => {
