@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
-use tests::{Mounted, TestCluster, is_mounted, run, seeded, under_load, wait_until};
+use tests::{Mounted, TestCluster, run, seeded, under_load, wait_until};
 
 /// 16 MiB in blocks of 4 KiB: most first writes create an object.
 const BLOCKS: usize = 4096;
@@ -85,26 +84,4 @@ fn without_any_server_requests_end_with_eio_and_recover_by_themselves() -> anyho
     ensure!(&found[..6] == b"before" && &found[100..] == b"after");
     mounted.report("cluster/info")?;
     Ok(())
-}
-
-#[test]
-fn sheepfs_killed_under_load_loses_no_acknowledged_write() -> anyhow::Result<()> {
-    let cluster = TestCluster::start()?;
-    let mut mounted = Mounted::start(&cluster, &[])?;
-    let name = cluster.unique_name("client");
-    let path = mounted.create(&name, SIZE)?;
-    let acknowledged = under_load(&path, BLOCKS, &mut seeded(), |progress| {
-        progress.wait_for_more()?;
-        progress.wait_for_more()
-    })?;
-
-    mounted.signal(Signal::SIGKILL)?;
-    mounted.wait()?;
-    ensure!(
-        is_mounted(&mounted.mountpoint())?,
-        "a killed sheepfs leaves its mount"
-    );
-    drop(mounted);
-    let mounted = Mounted::start(&cluster, &[])?;
-    acknowledged.check(&mounted.attach(&name)?)
 }
