@@ -177,6 +177,42 @@ impl Mounted {
         wait_for_exit(&mut self.child, STOP_LIMIT)
     }
 
+    /// Bytes of memory that are its own.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        // "VmRSS:      9876 kB"
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
+        Ok(number.context("no VmRSS")?.parse::<u64>()? << 10)
+    }
+
+    /// What its file descriptors lead to.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn open_files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id()))?
+            // One that was closed meanwhile is none.
+            .map(|entry| Ok(fs::read_link(entry?.path()).unwrap_or_default()))
+            .collect()
+    }
+
+    /// Its connections and other sockets.
+    ///
+    /// # Errors
+    /// As [`Mounted::open_files`].
+    pub fn sockets(&self) -> anyhow::Result<usize> {
+        let is_socket = |file: &PathBuf| file.to_string_lossy().starts_with("socket:");
+        Ok(self
+            .open_files()?
+            .iter()
+            .filter(|file| is_socket(file))
+            .count())
+    }
+
     /// What `sheepfs` has logged so far.
     #[must_use]
     pub fn log(&self) -> String {

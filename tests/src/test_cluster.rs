@@ -73,6 +73,12 @@ impl TestCluster {
         format!("{purpose}-{}-{number}", process::id())
     }
 
+    /// Whether this test has started it, rather than been given it.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
     /// The server, when this test started it.
     ///
     /// # Errors

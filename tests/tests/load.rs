@@ -1,0 +1,268 @@
+//! As much as a busy host asks for at once, and what is left of it afterwards:
+//! nothing.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tempfile::TempDir;
+use tests::{Mounted, TestCluster, run, wait_for_exit, wait_until};
+
+const MIB: usize = 1 << 20;
+/// What the allocator may keep of memory that was used.
+const KEPT: u64 = 24 << 20;
+
+/// Sizes of requests in bytes: sectors, pages, odd ones, up to whole objects.
+const SIZES: [&str; 8] = ["512", "4k", "6k", "16k", "60k", "256k", "1m", "3m"];
+const JOBS_OF_EACH: usize = 8;
+
+#[test]
+fn sixty_four_jobs_with_mixed_sizes_verify() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("jobs");
+    let volume = mounted.create(&name, "1600M")?;
+    let scratch = TempDir::with_prefix("sheepfs-test-fio-")?;
+    let report = scratch.path().join("report.json");
+    // A cluster that was given is worth the whole minute.
+    let seconds = if cluster.is_own() { 8 } else { 60 };
+    let mut fio = Command::new("fio");
+    fio.arg(format!("--filename={}", volume.display()))
+        .args(["--rw=randwrite", "--ioengine=psync", "--direct=1"])
+        .args(["--thread", "--allow_file_create=0", "--size=24m"])
+        .args(["--time_based", &format!("--runtime={seconds}")])
+        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=32"])
+        .args(["--output-format=json", "--group_reporting", "--randseed=1"])
+        .arg(format!("--output={}", report.display()))
+        .current_dir(scratch.path());
+    for (number, size) in SIZES.iter().enumerate() {
+        let offset = number * JOBS_OF_EACH * 24;
+        fio.arg(format!("--name=of-{size}"))
+            .arg(format!("--bs={size}"))
+            .arg(format!("--numjobs={JOBS_OF_EACH}"))
+            .arg(format!("--offset={offset}m"))
+            .arg("--offset_increment=24m");
+    }
+    run(&mut fio)?;
+    // fio's warnings stand before its report.
+    let text = fs::read_to_string(report)?;
+    let start = text.find('{').context("fio wrote no report")?;
+    let report: serde_json::Value = serde_json::from_str(&text[start..])?;
+    let groups = report["jobs"].as_array().context("no jobs")?;
+    let sum = |what: &str| -> u64 {
+        let count = |group: &serde_json::Value| group[what]["total_ios"].as_u64();
+        groups.iter().filter_map(count).sum()
+    };
+    println!("{} writes, {} reads", sum("write"), sum("read"));
+    ensure!(sum("write") > 0 && sum("read") > 0, "{report:#}");
+    for group in groups {
+        assert_eq!(group["error"], 0, "{group:#}");
+    }
+    detach(&mounted, &name)?;
+    mounted.command("vdi/delete", &name)?;
+    mounted.stop()
+}
+
+/// What volume `number` has in its object `object`.
+fn bytes_of(number: usize, object: usize) -> Vec<u8> {
+    format!("volume {number:04}, object {object:03}\n")
+        .repeat(150)
+        .into_bytes()
+}
+
+/// Runs `work` for all numbers below `count` on several threads.
+fn in_parallel(
+    count: usize,
+    work: impl Fn(usize) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    const THREADS: usize = 16;
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|first| {
+                let work = &work;
+                scope.spawn(move || (first..count).step_by(THREADS).try_for_each(work))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("a thread panicked"))
+    })
+}
+
+/// Detaches, waiting for the kernel to tell of the last close.
+fn detach(mounted: &Mounted, name: &str) -> anyhow::Result<()> {
+    wait_until("the close has arrived", Duration::from_secs(20), || {
+        Ok(mounted.command("vdi/unmount", name).is_ok())
+    })
+}
+
+/// Waits until everything that was opened is closed again.
+fn gives_back(mounted: &Mounted, files: usize, memory: u64) -> anyhow::Result<()> {
+    wait_until("its files are closed", Duration::from_secs(20), || {
+        Ok(mounted.open_files()?.len() <= files)
+    })
+    .with_context(|| format!("{:?}", mounted.open_files()))?;
+    let now = mounted.memory()?;
+    println!("{memory} bytes of memory became {now}");
+    ensure!(now <= memory + KEPT, "{memory} bytes became {now}");
+    Ok(())
+}
+
+#[test]
+fn two_hundred_volumes_are_written_at_once_and_leave_nothing_behind() -> anyhow::Result<()> {
+    const VOLUMES: usize = 200;
+    const OBJECTS: usize = 3;
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let prefix = cluster.unique_name("many");
+    let name = |number: usize| format!("{prefix}-{number:03}");
+    // One round warms up, another shows what grows.
+    let mut before = None;
+    in_parallel(VOLUMES, |number| {
+        let line = format!("{} 3M object_size=1M", name(number));
+        Ok(mounted.command("vdi/create", line)?)
+    })?;
+    for round in 0..2 {
+        in_parallel(VOLUMES, |number| mounted.attach(&name(number)).map(drop))?;
+        let path = |number| mounted.volume(&name(number));
+        let open = |number| {
+            let mut options = File::options();
+            options.read(true).write(true).open(path(number))
+        };
+        let files = (0..VOLUMES).map(open).collect::<Result<Vec<_>, _>>()?;
+        // Neighbours in time are different volumes.
+        in_parallel(VOLUMES * OBJECTS, |turn| {
+            let (number, object) = (turn % VOLUMES, turn / VOLUMES);
+            let bytes = bytes_of(number, object + round);
+            Ok(files[number].write_all_at(&bytes, (object * MIB + 100) as u64)?)
+        })?;
+        in_parallel(VOLUMES, |number| {
+            files[number].sync_all()?;
+            for object in 0..OBJECTS {
+                let expected = bytes_of(number, object + round);
+                let mut found = vec![0; expected.len()];
+                files[number].read_exact_at(&mut found, (object * MIB + 100) as u64)?;
+                ensure!(found == expected, "volume {number}, object {object}");
+            }
+            Ok(())
+        })?;
+        drop(files);
+        in_parallel(VOLUMES, |number| detach(&mounted, &name(number)))?;
+        if let Some((files, memory)) = before {
+            gives_back(&mounted, files, memory)?;
+        }
+        before = Some((mounted.open_files()?.len(), mounted.memory()?));
+    }
+    in_parallel(VOLUMES, |number| {
+        Ok(mounted.command("vdi/delete", name(number))?)
+    })?;
+    mounted.stop()
+}
+
+/// Processes that read all reports again and again until `enough` appears.
+struct Readers {
+    processes: Vec<Child>,
+    enough: PathBuf,
+}
+
+impl Readers {
+    const SCRIPT: &str = r#"while [ ! -e "$1" ]; do
+        for report in cluster/info node/list node/info vdi/list vdi/list.json config/sheep_info; do
+            [ -n "$(cat "$0/$report")" ] || exit 1
+        done
+        ls "$0/volume" > /dev/null || exit 2
+    done"#;
+
+    fn start(count: usize, tree: &Path, enough: PathBuf) -> anyhow::Result<Self> {
+        let start = |_| {
+            Command::new("sh")
+                .args(["-c", Self::SCRIPT])
+                .args([tree, &enough])
+                .stdout(Stdio::null())
+                .spawn()
+                .context("starting a reader")
+        };
+        let processes = (0..count).map(start).collect::<anyhow::Result<_>>()?;
+        Ok(Self { processes, enough })
+    }
+
+    /// Ends them; each must have read without an error.
+    fn finish(mut self) -> anyhow::Result<()> {
+        File::create(&self.enough)?;
+        for process in &mut self.processes {
+            let status = wait_for_exit(process, Duration::from_secs(60))?;
+            ensure!(status.success(), "a reader ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // One that has ended is what is wanted.
+            drop(process.kill());
+            drop(process.wait());
+        }
+    }
+}
+
+#[test]
+fn volumes_come_and_go_while_everything_is_read() -> anyhow::Result<()> {
+    const READERS: usize = 32;
+    const VOLUMES: usize = 8;
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let prefix = cluster.unique_name("come");
+    for number in 0..VOLUMES {
+        let line = format!("{prefix}-{number} 2M object_size=1M");
+        mounted.command("vdi/create", line)?;
+    }
+    let come_and_go = |times: usize| {
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..VOLUMES)
+                .map(|number| {
+                    let (mounted, name) = (&mounted, format!("{prefix}-{number}"));
+                    scope.spawn(move || {
+                        for turn in 0..times / VOLUMES {
+                            let path = mounted.attach(&name)?;
+                            let text = format!("{name}, turn {turn}");
+                            fs::write(&path, &text)?;
+                            let found = fs::read(&path)?;
+                            ensure!(found.starts_with(text.as_bytes()), "{text}");
+                            detach(mounted, &name)?;
+                        }
+                        anyhow::Ok(())
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("a thread panicked"))
+        })
+    };
+    let scratch = TempDir::with_prefix("sheepfs-test-readers-")?;
+    // Once to warm up; what is there then is what is to be there in the end.
+    let readers = Readers::start(READERS, &mounted.mountpoint(), scratch.path().join("first"))?;
+    come_and_go(200)?;
+    readers.finish()?;
+    let (files, memory) = (mounted.open_files()?.len(), mounted.memory()?);
+    let times = if cluster.is_own() { 400 } else { 2000 };
+    let readers = Readers::start(
+        READERS,
+        &mounted.mountpoint(),
+        scratch.path().join("second"),
+    )?;
+    come_and_go(times)?;
+    readers.finish()?;
+    gives_back(&mounted, files, memory)?;
+    ensure!(fs::read_dir(mounted.path("volume"))?.count() == 0);
+    for number in 0..VOLUMES {
+        mounted.command("vdi/delete", format!("{prefix}-{number}"))?;
+    }
+    mounted.stop()
+}
