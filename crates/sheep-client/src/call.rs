@@ -262,7 +262,7 @@ impl Call {
     }
 
     /// True for the resendable operations of which a late second copy can harm.
-    fn changes_something(&self) -> bool {
+    pub(crate) fn changes_something(&self) -> bool {
         matches!(
             self.opcode,
             Opcode::CreateAndWriteObj

@@ -88,6 +88,11 @@ impl Client {
             .accepted()
     }
 
+    /// Waits until a call that was lost does not run any more.
+    pub(crate) async fn settle(&self) {
+        tokio::time::sleep(self.gateway.settle_time()).await;
+    }
+
     async fn wait(&self, submit: impl FnOnce(Completion)) -> Result<Response, ClientError> {
         let (outcome, answer) = oneshot::channel();
         // A caller that gave up does not hear of the end; the call still ends.

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use crate::address::GatewayAddress;
 use crate::call::{Call, Response};
@@ -42,4 +43,9 @@ pub trait Gateway: Debug + Send + Sync {
     /// Checks that a sheep answers at `address`, then uses it for every call
     /// from now on. Calls in flight finish where they are.
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>>;
+
+    /// How long a call may still run after it ended with [`ClientError::Lost`].
+    fn settle_time(&self) -> Duration {
+        Duration::ZERO
+    }
 }

@@ -1,6 +1,7 @@
 //! Which requests a connection waits for, by id.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,6 +23,9 @@ pub(crate) struct Pending {
     pub(crate) failing_since: Option<Instant>,
     /// How often it failed in a way that may pass.
     pub(crate) failures: u32,
+    /// The sheep that may still run an earlier copy of it, and when the
+    /// connection to it ended.
+    pub(crate) lost: Option<(SocketAddr, Instant)>,
     /// Its share of the pool's budget while it is in flight.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
@@ -35,6 +39,7 @@ impl Pending {
             sent: None,
             failing_since: None,
             failures: 0,
+            lost: None,
             permit: None,
         }
     }

@@ -147,6 +147,12 @@ impl Client {
             if self.read_slots(vid, first, count).await? == owners {
                 return Ok(());
             }
+            // A sheep answers, and what it was sent before has to come to its
+            // end: it would run on top of the next copy.
+            self.settle().await;
+            if self.read_slots(vid, first, count).await? == owners {
+                return Ok(());
+            }
             writes += 1;
             if writes == SLOT_WRITES {
                 return Err(lost);

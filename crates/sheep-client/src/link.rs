@@ -45,6 +45,10 @@ pub(crate) struct Link {
     open: Vec<Arc<Connection>>,
     /// Since when `open` is empty.
     down_since: Option<Instant>,
+    /// Since when it is not, or was not lately.
+    up_since: Instant,
+    /// The sheep that turned a connection down last, and when.
+    refused: Option<(SocketAddr, Instant)>,
     /// Counts moves to another address, so that what was begun before is not
     /// mistaken for the present.
     moves: u64,
@@ -75,6 +79,8 @@ impl Link {
             peer: None,
             open: Vec::new(),
             down_since: Some(Instant::now()),
+            up_since: Instant::now(),
+            refused: None,
             moves: 0,
         }
     }
@@ -89,6 +95,24 @@ impl Link {
 
     pub(crate) fn down_since(&self) -> Option<Instant> {
         self.down_since
+    }
+
+    pub(crate) fn up_since(&self) -> Instant {
+        self.up_since
+    }
+
+    /// True when nothing listened at a sheep's address at some time after `when`.
+    pub(crate) fn is_dead_since(&self, sheep: SocketAddr, when: Instant) -> bool {
+        self.refused
+            .is_some_and(|(refused, at)| refused == sheep && at >= when)
+    }
+
+    /// Takes a connection into use.
+    fn enter(&mut self, connection: Connection) {
+        if self.down_since.take().is_some() {
+            self.up_since = Instant::now();
+        }
+        self.open.push(Arc::new(connection));
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -200,7 +224,12 @@ impl Core {
             for peer in tokio::net::lookup_host((address.host(), address.port())).await? {
                 match self.network.connect(peer).await {
                     Ok(stream) => return Ok(Connection::start(peer, stream, observer)),
-                    Err(error) => last = error,
+                    Err(error) => {
+                        if error.kind() == io::ErrorKind::ConnectionRefused {
+                            self.note_refusal(peer);
+                        }
+                        last = error;
+                    }
                 }
             }
             Err(last)
@@ -212,6 +241,13 @@ impl Core {
                 gateway: address.clone(),
                 source,
             })
+    }
+
+    fn note_refusal(&self, peer: SocketAddr) {
+        self.link.send_if_modified(|link| {
+            link.refused = Some((peer, Instant::now()));
+            false
+        });
     }
 
     /// Puts a connection into use; `cluster` is what the first one brings along.
@@ -243,10 +279,10 @@ impl Core {
                 link.cluster.update(cluster);
             }
             link.peer = Some(peer);
-            link.open.push(Arc::new(connection));
-            link.down_since = None;
+            link.enter(connection);
             true
         });
+        self.up.notify_waiters();
         if first && result.is_ok() {
             tracing::info!(%peer, "connected");
         }
@@ -267,13 +303,13 @@ impl Core {
             link.moves += 1;
             old = std::mem::take(&mut link.open);
             if connection.is_accepting() {
-                link.open.push(Arc::new(connection));
-                link.down_since = None;
+                link.enter(connection);
             } else {
                 // It closed just now; the keeper opens another.
                 link.down_since.get_or_insert_with(Instant::now);
             }
         });
+        self.up.notify_waiters();
         for connection in old {
             self.let_finish(connection);
         }

@@ -17,10 +17,12 @@
 //!   only questions are asked again. Whatever changes something ends with
 //!   [`ClientError::Lost`].
 //! - When the network was cut between two hosts that live, nothing tells that
-//!   from the end of the sheep. The old copy of a write may then run late, even
-//!   after the new one was answered, and on top of what was written after that.
-//!   The protocol knows no way to prevent it; the time for it is what the old
-//!   gateway needs for a request that it had in its queue.
+//!   from the end of the sheep. The old copy of a write could run after the new
+//!   one, and on top of what was written after that. So whatever changes
+//!   something waits for two seconds, from when its connection ended and a sheep
+//!   answers again, unless the old sheep has turned a new connection down, which
+//!   shows that it is gone. The protocol knows no way to be sure: a request that
+//!   the old sheep keeps for longer can still run late.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -28,7 +30,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +49,9 @@ use crate::network::{Network, Tcp};
 const BUDGET_PIECE: usize = 4 << 10;
 /// Bytes of the calls in flight in the whole pool, both ways.
 const BUDGET_BYTES: usize = 64 << 20;
+/// Longest time that a sheep needs for what it has read from a connection that
+/// has ended. Mostly it is milliseconds.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Least share of the budget: bounds the number of calls in flight to 1,024.
 const LEAST_SHARE: usize = BUDGET_BYTES / 1024;
 
@@ -67,6 +72,9 @@ pub(crate) struct Core {
     pub(crate) connections: usize,
     retry_for: Duration,
     pub(crate) link: watch::Sender<Link>,
+    /// Tells calls that wait for a sheep, in the order in which they came, that
+    /// there is one. A watch would wake them in any order.
+    pub(crate) up: Notify,
     budget: Arc<Semaphore>,
     epoch: AtomicU32,
     /// Whether the nodes of the cluster are being asked for.
@@ -113,6 +121,7 @@ impl Pool {
             connections: config.connections.max(1),
             retry_for: config.retry_for,
             link: watch::Sender::new(Link::new(config.addresses)),
+            up: Notify::new(),
             budget: Arc::new(Semaphore::new(BUDGET_BYTES / BUDGET_PIECE)),
             epoch: AtomicU32::new(0),
             learning: AtomicBool::new(false),
@@ -162,6 +171,10 @@ impl Gateway for Pool {
 
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         Box::pin(self.core.move_to(address))
+    }
+
+    fn settle_time(&self) -> Duration {
+        SETTLE_TIME
     }
 }
 
@@ -221,7 +234,13 @@ impl Core {
             loop {
                 // Others may use its share while this waits.
                 pending.permit = None;
-                let ready = core.ready(pending.failures, pending.patience, share(&pending.call));
+                let Pending {
+                    failures,
+                    patience,
+                    lost,
+                    ..
+                } = pending;
+                let ready = core.ready(failures, patience, lost, share(&pending.call));
                 let ready = core.closing.run_until_cancelled(ready).await;
                 pending.permit = match ready {
                     Some(Ok(permit)) => Some(permit),
@@ -242,12 +261,17 @@ impl Core {
         &self,
         failures: u32,
         patience: Duration,
+        lost: Option<(SocketAddr, Instant)>,
         share: u32,
     ) -> Result<OwnedSemaphorePermit, ClientError> {
         if failures > 0 {
             tokio::time::sleep(backoff::pause(failures - 1)).await;
         }
         self.wait_for_link(patience).await?;
+        if let Some((sheep, when)) = lost {
+            self.settle(sheep, when).await;
+            self.wait_for_link(patience).await?;
+        }
         let budget = Arc::clone(&self.budget).acquire_many_owned(share);
         match tokio::time::timeout(patience, budget).await {
             Ok(permit) => Ok(permit.expect("the budget is never closed")),
@@ -255,16 +279,35 @@ impl Core {
         }
     }
 
+    /// Waits until a sheep must have finished what it had read when a connection
+    /// to it ended.
+    async fn settle(&self, sheep: SocketAddr, when: Instant) {
+        let settled = {
+            let link = self.link.borrow();
+            if link.is_dead_since(sheep, when) {
+                return;
+            }
+            when.max(link.up_since()) + SETTLE_TIME
+        };
+        tokio::time::sleep_until(settled).await;
+    }
+
     async fn wait_for_link(&self, patience: Duration) -> Result<(), ClientError> {
-        let mut link = self.link.subscribe();
-        let down_since = link.borrow().down_since().unwrap_or_else(Instant::now);
+        let down_since = self.link.borrow().down_since();
+        let down_since = down_since.unwrap_or_else(Instant::now);
         let left = patience.saturating_sub(down_since.elapsed());
-        let up = tokio::time::timeout(left, link.wait_for(Link::is_up)).await;
-        if up.is_ok() {
-            Ok(())
-        } else {
-            Err(self.unreachable(down_since.elapsed()))
-        }
+        let up = async {
+            loop {
+                let up = self.up.notified();
+                if self.link.borrow().is_up() {
+                    return;
+                }
+                up.await;
+            }
+        };
+        tokio::time::timeout(left, up)
+            .await
+            .map_err(|_elapsed| self.unreachable(down_since.elapsed()))
     }
 
     fn unreachable(&self, waited: Duration) -> ClientError {
@@ -297,6 +340,11 @@ impl Observer for Core {
             return pending.finish(outcome);
         }
         pending.failures += 1;
+        if let Err(ClientError::Lost { gateway, .. }) = &outcome
+            && pending.call.changes_something()
+        {
+            pending.lost = Some((*gateway, Instant::now()));
+        }
         match &outcome {
             Ok(response) => {
                 tracing::debug!(code = %response.header.result(), "{} again", response.call);
