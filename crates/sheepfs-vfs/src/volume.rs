@@ -25,7 +25,7 @@ mod read;
 mod reload;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -82,7 +82,7 @@ pub struct Volume {
     writes: WriteTracker,
     /// Objects whose slots were cleared, when, and that the server may not have
     /// removed yet; they must not be made before it has.
-    reclaimed: Mutex<HashMap<(Vid, ObjectIndex), Instant>>,
+    reclaimed: Mutex<BTreeMap<(Vid, ObjectIndex), Instant>>,
     /// A write was begun since the last sync.
     dirty: AtomicBool,
     /// The VDI is gone; nothing may be read or written any more.
@@ -123,26 +123,21 @@ impl Head {
         let Some(info) = client.info(vid).await? else {
             return Ok(None);
         };
-        if !info.hypervolume {
-            let map = Self::load_map(client, &info).await?;
-            return Ok(Some((Self { info, map }, None)));
-        }
         let mut map = InodeMap::default();
-        let tree = client.read_tree(&info).await?;
-        let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
-        tree.slots()
-            .filter(|&(index, _)| inside(index))
-            .for_each(|(index, owner)| map.set(index, Some(owner)));
-        Ok(Some((Self { info, map }, Some(tree))))
-    }
-
-    /// Reads a flat index.
-    async fn load_map(client: &Client, info: &VdiInfo) -> Result<InodeMap, ClientError> {
-        let mut map = InodeMap::default();
-        client
-            .for_each_slot(info, |index, owner| map.set(index, Some(owner)))
-            .await?;
-        Ok(map)
+        let tree = if info.hypervolume {
+            let tree = client.read_tree(&info).await?;
+            let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
+            tree.slots()
+                .filter(|&(index, _)| inside(index))
+                .for_each(|(index, owner)| map.set(index, Some(owner)));
+            Some(tree)
+        } else {
+            client
+                .for_each_slot(&info, |index, owner| map.set(index, Some(owner)))
+                .await?;
+            None
+        };
+        Ok(Some((Self { info, map }, tree)))
     }
 }
 
@@ -320,10 +315,6 @@ impl Volume {
         };
         let now = match self.client.info(vid).await {
             Ok(Some(now)) if now.create_time == create_time => now,
-            // It may have become a snapshot, and have been deleted as such.
-            Ok(None) if self.selector.which == WhichVersion::Working => {
-                return self.reload(vid).await;
-            }
             Ok(_) => return Err(self.gone()),
             // Not for good: the node that has it may come back.
             Err(error) if is_absent(&error) => {
@@ -555,7 +546,7 @@ impl Volume {
         self.published.lock().expect("no one panics with the slots")
     }
 
-    fn reclaimed(&self) -> MutexGuard<'_, HashMap<(Vid, ObjectIndex), Instant>> {
+    fn reclaimed(&self) -> MutexGuard<'_, BTreeMap<(Vid, ObjectIndex), Instant>> {
         self.reclaimed.lock().expect("no one panics with the set")
     }
 

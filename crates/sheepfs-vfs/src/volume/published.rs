@@ -5,7 +5,7 @@
 //! last updates are remembered until the VDI was seen to be a working one so
 //! much later that no snapshot can have been under way.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use sheep_proto::{ObjectIndex, Vid};
@@ -18,7 +18,7 @@ const SNAPSHOT_TIME: Duration = Duration::from_secs(60);
 /// Slots set lately, and who owned each before.
 #[derive(Debug, Default)]
 pub(super) struct PublishedSlots {
-    before: HashMap<ObjectIndex, (Option<Vid>, Instant)>,
+    before: BTreeMap<ObjectIndex, (Option<Vid>, Instant)>,
     order: VecDeque<(Instant, ObjectIndex)>,
 }
 

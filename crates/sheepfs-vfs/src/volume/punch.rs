@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use sheep_client::ClientError;
@@ -21,8 +22,8 @@ use sheep_client::call::KeepAlive;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::time::Instant;
 
-use super::reload::PATIENCE;
-use super::{PARALLEL_CHUNKS, Volume, zeros};
+use super::reload::MAX_GENERATIONS;
+use super::{PARALLEL_CHUNKS, Volume, is_read_only, zeros};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
 use crate::slot_guard::SharedGuard;
@@ -31,6 +32,8 @@ use crate::slot_guard::SharedGuard;
 const MAX_BATCH: usize = 128;
 /// Zeros written in one piece.
 const ZERO_PIECE: u32 = 1 << 20;
+/// How often a hole follows a volume that moves under it.
+const MAX_MOVES: u32 = 64;
 /// First and longest pause between two looks for an object that is to go.
 const RECLAIM_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
 /// Time after which an object that was not cleared here is taken for one that a
@@ -150,12 +153,18 @@ impl Volume {
         for &index in indexes {
             guards.push(self.guard(index).await?);
         }
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
+        // The VDI that was cleared first, and what it held.
+        let mut first: Option<(Vid, Vec<(ObjectIndex, Vid)>)> = None;
+        for _ in 0..MAX_MOVES {
             let vid = self.vid();
             if self.became_snapshot(vid).await? {
                 self.reload(vid).await?;
             }
+            if let Some((oldest, held)) = &first {
+                let cleared = self.clear_snapshots(*oldest, held, &guards).await;
+                cleared.map_err(|error| self.failed(error))?;
+            }
+            let vid = self.vid();
             // Holes here before they are holes in the cluster: a reload must
             // not take a slot that is being cleared for one that was lost.
             let Some(held) = self.forget_slots(vid, indexes) else {
@@ -166,9 +175,10 @@ impl Volume {
                 held.iter().for_each(|&(index, _)| self.doubt(index));
                 return Err(self.failed(error));
             }
+            first.get_or_insert((vid, held));
             // A snapshot taken meanwhile has handed the objects on to a new
             // working VDI, where they have to go as well.
-            if self.vid() == vid && !self.became_snapshot(vid).await? {
+            if self.vid() == vid && !self.is_frozen(vid, indexes[0]).await? {
                 return Ok(());
             }
             self.reload(vid).await?;
@@ -218,6 +228,58 @@ impl Volume {
             });
         // All are waited for; one that is given up keeps the guards.
         join_all(runs).await.into_iter().collect()
+    }
+
+    /// Clears slots once more, in the snapshots from `oldest` up to the working
+    /// VDI.
+    ///
+    /// A server that reads the inode for a snapshot before slots are cleared
+    /// writes them back after that, and they name objects that go. The hole was
+    /// made while the snapshot was taken, so it may as well show there.
+    async fn clear_snapshots(
+        &self,
+        oldest: Vid,
+        held: &[(ObjectIndex, Vid)],
+        guards: &[SharedGuard],
+    ) -> Result<(), ClientError> {
+        let keep: Vec<_> = guards
+            .iter()
+            .map(|guard| Arc::clone(guard) as KeepAlive)
+            .collect();
+        let mut snapshot = self.info().parent;
+        for _ in 0..MAX_GENERATIONS {
+            let Some(vid) = snapshot else {
+                break;
+            };
+            for &(index, owner) in held {
+                if self.client.read_slots(vid, index, 1).await? == [Some(owner)] {
+                    self.client
+                        .write_slots_holding(vid, index, &[None], &keep)
+                        .await?;
+                }
+            }
+            if vid == oldest {
+                break;
+            }
+            snapshot = self.client.read_header(vid).await?.parent();
+        }
+        Ok(())
+    }
+
+    /// True once a snapshot of the VDI has begun: what is written to its index
+    /// from then on may be lost.
+    ///
+    /// A server refuses an empty write to a data object from before it reads the
+    /// inode, and tells with `snap_ctime` only when it has written it back.
+    async fn is_frozen(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
+        let probe = Oid::data(vid, index);
+        match self.client.write_object(probe, 0, Bytes::new()).await {
+            Ok(()) => Ok(false),
+            Err(error) if is_read_only(&error) => Ok(true),
+            // It was looked for, so it may be written.
+            Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(false),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     async fn became_snapshot(&self, vid: Vid) -> Result<bool, FsError> {
