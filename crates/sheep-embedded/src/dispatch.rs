@@ -57,31 +57,10 @@ impl Sheep {
                 Ok(Answer::done())
             }
             Opcode::ForceRecover if call.cluster.is_some() => Err(ResultCode::ForceRecover),
-            Opcode::EnableRecover => self.disable_recovery(false),
-            Opcode::DisableRecover => self.disable_recovery(true),
-            Opcode::SetRecovery => self.set_recovery_throttle(call),
-            // The weight of the only node.
-            Opcode::Reweight => Ok(Answer::done()),
-            Opcode::GetHash => self.object_digest(call),
             Opcode::SetVnodes => Err(ResultCode::InvalidVnodesStrategy),
 
-            // There are no peers, and clients do not know the epoch.
-            Opcode::CreateAndWritePeer
-            | Opcode::ReadPeer
-            | Opcode::WritePeer
-            | Opcode::RemovePeer
-                if call.header.epoch.get() < self.members.epoch() =>
-            {
-                Err(ResultCode::OldNodeVer)
-            }
-
-            // These need the whole server for themselves and never get here.
+            // MAKE_FS needs the whole server for itself and never gets here.
             Opcode::MakeFs
-            | Opcode::AlterClusterCopy
-            | Opcode::CreateAndWritePeer
-            | Opcode::ReadPeer
-            | Opcode::WritePeer
-            | Opcode::RemovePeer
             | Opcode::FlushVdi
             | Opcode::ForceRecover
             | Opcode::Snapshot
@@ -95,17 +74,26 @@ impl Sheep {
             | Opcode::TraceDisable
             | Opcode::GetObjList
             | Opcode::GetEpoch
+            | Opcode::CreateAndWritePeer
+            | Opcode::ReadPeer
+            | Opcode::WritePeer
+            | Opcode::RemovePeer
             | Opcode::SetCacheSize
+            | Opcode::EnableRecover
+            | Opcode::DisableRecover
             | Opcode::CompleteRecovery
             | Opcode::FlushNodes
             | Opcode::FlushPeer
             | Opcode::NotifyVdiAdd
             | Opcode::MdPlug
             | Opcode::MdUnplug
+            | Opcode::GetHash
+            | Opcode::Reweight
             | Opcode::GetCacheInfo
             | Opcode::CachePurge
             | Opcode::NfsCreate
             | Opcode::NfsDelete
+            | Opcode::AlterClusterCopy
             | Opcode::AlterVdiCopy
             | Opcode::DecrefObj
             | Opcode::DecrefPeer
@@ -113,7 +101,8 @@ impl Sheep {
             | Opcode::AllowInodeUpdate
             | Opcode::RepairReplica
             | Opcode::VdiStateCheckpoint
-            | Opcode::InodeCoherence => Err(ResultCode::InvalidParms),
+            | Opcode::InodeCoherence
+            | Opcode::SetRecovery => Err(ResultCode::InvalidParms),
         }
     }
 }

@@ -6,7 +6,6 @@
 mod holes;
 mod locks;
 mod model;
-mod moments;
 mod others;
 mod races;
 mod shapes;

@@ -1,0 +1,96 @@
+//! What every cell of a volume may hold, from what was acknowledged.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Bytes of a cell.
+pub(crate) const CELL: usize = 512;
+
+/// A cell is written by one writer at a time; each write has a number of its own.
+#[derive(Clone, Debug, Default)]
+struct Cell {
+    /// The numbers acknowledged, in order; 0 is what a new volume holds.
+    acknowledged: Vec<u64>,
+    pending: Option<u64>,
+    /// Writes that failed: they may have run, or may run at any time.
+    unknown: BTreeSet<u64>,
+}
+
+/// The cells of a volume. Clones are the same one.
+#[derive(Clone, Default)]
+pub(crate) struct Checker(Arc<Mutex<Vec<Cell>>>);
+
+/// A moment, to say later what may have been read since.
+pub(crate) struct Since(Vec<(usize, Option<u64>)>);
+
+impl Checker {
+    pub(crate) fn new(cells: usize) -> Self {
+        let cell = Cell {
+            acknowledged: vec![0],
+            ..Cell::default()
+        };
+        Self(Arc::new(Mutex::new(vec![cell; cells])))
+    }
+
+    fn cells(&self) -> MutexGuard<'_, Vec<Cell>> {
+        self.0.lock().expect("a failed check ends the run")
+    }
+
+    pub(crate) fn begin(&self, cells: impl Iterator<Item = usize>, number: u64) {
+        let mut all = self.cells();
+        for cell in cells {
+            let before = all[cell].pending.replace(number);
+            assert!(before.is_none(), "two writers of one cell");
+        }
+    }
+
+    pub(crate) fn end(&self, cells: impl Iterator<Item = usize>, acknowledged: bool) {
+        let mut all = self.cells();
+        for cell in cells {
+            let cell = &mut all[cell];
+            let number = cell.pending.take().expect("it was begun");
+            if acknowledged {
+                cell.acknowledged.push(number);
+            } else {
+                cell.unknown.insert(number);
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Since {
+        let cells = self.cells();
+        Since(
+            cells
+                .iter()
+                .map(|cell| (cell.acknowledged.len(), cell.pending))
+                .collect(),
+        )
+    }
+
+    /// Checks what was found in a cell by someone who began to look at `since`.
+    pub(crate) fn check(&self, cell: usize, since: &Since, found: &[u8], where_: &str) {
+        let numbers: BTreeSet<u64> = found
+            .chunks_exact(8)
+            .map(|number| u64::from_le_bytes(number.try_into().expect("eight bytes")))
+            .collect();
+        let all = self.cells();
+        let (known, pending) = (&all[cell], since.0[cell].1);
+        let allowed = |number: &u64| {
+            known.acknowledged[since.0[cell].0 - 1..].contains(number)
+                || known.pending == Some(*number)
+                || pending == Some(*number)
+                || known.unknown.contains(number)
+        };
+        // A cell that is being written may be torn.
+        let whole = numbers.len() == 1
+            || pending.is_some()
+            || known.pending.is_some()
+            || !known.unknown.is_empty()
+            || known.acknowledged.len() > since.0[cell].0;
+        assert!(
+            whole && numbers.iter().all(allowed),
+            "{where_}: cell {cell} holds {numbers:?}, known is {known:?} since {:?}",
+            since.0[cell]
+        );
+    }
+}

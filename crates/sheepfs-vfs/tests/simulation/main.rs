@@ -1,0 +1,61 @@
+//! Volumes on a simulated cluster: thousands of runs, each with its own luck,
+//! all of which can be repeated.
+//!
+//! Time is simulated and there is one thread, so that a seed decides everything
+//! that happens: delays on the wire and in the sheep, cuts, deaths, snapshots.
+//! The client under test is the real one down to its byte streams. A failure
+//! names its seed; `SHEEPFS_SIMULATION_SEED=SEED` repeats that run and prints
+//! what happened. `SHEEPFS_SIMULATION_RUNS=N` makes it N runs.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod checker;
+mod cluster;
+mod dice;
+mod network;
+mod operations;
+mod run;
+mod store;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub(crate) const SEED_VARIABLE: &str = "SHEEPFS_SIMULATION_SEED";
+const RUNS_VARIABLE: &str = "SHEEPFS_SIMULATION_RUNS";
+const RUNS: u64 = 1000;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_to_the_cluster() {
+    if let Some(seed) = number(SEED_VARIABLE) {
+        println!("{:?}", run::run(seed));
+        return;
+    }
+    let first = fastrand::u64(..);
+    let mut totals = run::Totals::default();
+    for seed in (0..number(RUNS_VARIABLE).unwrap_or(RUNS)).map(|run| first.wrapping_add(run)) {
+        match catch_unwind(AssertUnwindSafe(|| run::run(seed))) {
+            Ok(run) => totals.add(&run),
+            Err(_said) => panic!("repeat this run with {SEED_VARIABLE}={seed}"),
+        }
+    }
+    println!("{totals:?}");
+}
+
+#[test]
+fn a_seed_decides_everything_that_happens() {
+    for seed in 0..10 {
+        let traces = [(); 2].map(|()| {
+            std::thread::spawn(move || run::run(seed).trace)
+                .join()
+                .unwrap()
+        });
+        assert_eq!(traces[0], traces[1], "seed {seed}");
+    }
+}

@@ -1,0 +1,263 @@
+//! What a simulated sheep does for each operation, step by step.
+
+use std::time::Duration;
+
+use sheep_proto::header::{ClusterDefaultResponse, ObjectRequest, VdiRequest, VdiResponse};
+use sheep_proto::name::unpad;
+use sheep_proto::{
+    ObjectKind, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody, ResultCode,
+    Vid,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::store::{Dropped, Object, Store};
+
+/// Longest time between the end of an index write and that of the objects it freed.
+const RECLAIM_TIME: Duration = Duration::from_secs(2);
+
+/// What goes back to the client.
+pub(crate) struct Answer {
+    pub(crate) code: ResultCode,
+    pub(crate) body: Option<ResponseBody>,
+    pub(crate) payload: Vec<u8>,
+}
+
+type Outcome = Result<Answer, ResultCode>;
+
+fn done() -> Outcome {
+    Ok(Answer {
+        code: ResultCode::Success,
+        body: None,
+        payload: Vec::new(),
+    })
+}
+
+fn vdi(vid: Vid) -> Outcome {
+    let body = VdiResponse {
+        vdi_id: vid.get().into(),
+        copies: 1,
+        ..VdiResponse::default()
+    };
+    Ok(Answer {
+        code: ResultCode::Success,
+        body: Some(ResponseBody::Vdi(body)),
+        payload: Vec::new(),
+    })
+}
+
+impl Cluster {
+    /// Runs a request; `None` when its sheep died before the answer.
+    pub(crate) async fn run(
+        &self,
+        number: usize,
+        process: &CancellationToken,
+        header: &RequestHeader,
+        payload: &[u8],
+    ) -> Option<Answer> {
+        let opcode = Opcode::try_from(header.opcode).expect("a client sends operations that exist");
+        self.shared()
+            .dice
+            .note((number, opcode as u8, header.id.get(), header.tail));
+        let outcome = match header.body() {
+            RequestBody::Object(body) => {
+                let work = self.object(number, process, opcode, header, body, payload);
+                match process.run_until_cancelled(work).await {
+                    Some(outcome) => outcome,
+                    None => {
+                        self.half_done(opcode, body, payload);
+                        return None;
+                    }
+                }
+            }
+            // A cluster operation that was begun runs to its end.
+            RequestBody::Vdi(body) => self.vdi_operation(number, opcode, body, payload).await,
+            _ => match opcode {
+                Opcode::ClusterInfo => Ok(Answer {
+                    code: ResultCode::Success,
+                    body: None,
+                    payload: self.membership(),
+                }),
+                Opcode::GetClusterDefault => {
+                    let body = ClusterDefaultResponse {
+                        copies: 1,
+                        block_size_shift: 20,
+                        ..ClusterDefaultResponse::default()
+                    };
+                    Ok(Answer {
+                        code: ResultCode::Success,
+                        body: Some(ResponseBody::ClusterDefault(body)),
+                        payload: Vec::new(),
+                    })
+                }
+                _ => Err(ResultCode::InvalidParms),
+            },
+        };
+        let answer = outcome.unwrap_or_else(|code| Answer {
+            code,
+            body: None,
+            payload: Vec::new(),
+        });
+        self.shared()
+            .dice
+            .note((number, header.id.get(), answer.code.to_string()));
+        Some(answer)
+    }
+
+    async fn object(
+        &self,
+        number: usize,
+        process: &CancellationToken,
+        opcode: Opcode,
+        header: &RequestHeader,
+        body: ObjectRequest,
+        payload: &[u8],
+    ) -> Outcome {
+        let shared = self.shared();
+        let oid = Oid::from_raw(body.oid.get());
+        let offset = body.offset.get() as usize;
+        shared.pause().await;
+        self.awake(number).await;
+        match opcode {
+            Opcode::ReadObj => {
+                let payload =
+                    shared
+                        .store()
+                        .read(oid, offset, header.data_length.get() as usize)?;
+                Ok(Answer {
+                    code: ResultCode::Success,
+                    body: None,
+                    payload,
+                })
+            }
+            Opcode::WriteObj if oid.kind() == Some(ObjectKind::Inode) => {
+                self.write_inode(process, oid, offset, payload).await
+            }
+            Opcode::WriteObj => {
+                shared.store().may_write(oid)?;
+                // Another sheep may freeze the VDI now; this one has looked already.
+                shared.pause().await;
+                self.awake(number).await;
+                shared.store().write(oid, offset, payload)?;
+                done()
+            }
+            Opcode::CreateAndWriteObj => {
+                shared.store().may_write(oid)?;
+                let mut object = match header.flags().contains(RequestFlags::COW) {
+                    true => shared.store().copy(Oid::from_raw(body.cow_oid.get()))?,
+                    false => Object::default(),
+                };
+                shared.pause().await;
+                self.awake(number).await;
+                object.write(offset, payload);
+                shared.store().put(oid, object);
+                done()
+            }
+            _ => Err(ResultCode::InvalidParms),
+        }
+    }
+
+    async fn write_inode(
+        &self,
+        process: &CancellationToken,
+        oid: Oid,
+        offset: usize,
+        data: &[u8],
+    ) -> Outcome {
+        let shared = self.shared();
+        let Some(slots) = Store::slots_written(offset, data.len()) else {
+            shared.store().write(oid, offset, data)?;
+            return done();
+        };
+        let before = shared.store().before(oid, slots)?;
+        shared.pause().await;
+        let dropped = shared.store().write_slots(oid, offset, data, &before)?;
+        for reference in dropped {
+            let cluster = self.clone();
+            let wait = shared.dice.pause(RECLAIM_TIME);
+            let drop = async move {
+                tokio::time::sleep(wait).await;
+                cluster.drop_reference(reference);
+            };
+            tokio::spawn(process.clone().run_until_cancelled_owned(drop));
+        }
+        done()
+    }
+
+    fn drop_reference(&self, reference: Dropped) {
+        let removed = self.shared().store().drop_reference(reference);
+        self.shared()
+            .dice
+            .note(("dropped", reference.0.raw(), removed));
+    }
+
+    /// What a sheep that dies leaves of a request.
+    fn half_done(&self, opcode: Opcode, body: ObjectRequest, payload: &[u8]) {
+        let shared = self.shared();
+        let oid = Oid::from_raw(body.oid.get());
+        if opcode != Opcode::WriteObj
+            || oid.kind() != Some(ObjectKind::Data)
+            || !shared.dice.one_in(2)
+        {
+            return;
+        }
+        let mut store = shared.store();
+        let part = &payload[..shared.dice.up_to(payload.len())];
+        if store.may_write(oid).is_ok() && store.has(oid) {
+            store
+                .write(oid, body.offset.get() as usize, part)
+                .expect("it is there");
+        }
+    }
+
+    async fn vdi_operation(
+        &self,
+        number: usize,
+        opcode: Opcode,
+        body: VdiRequest,
+        payload: &[u8],
+    ) -> Outcome {
+        let shared = self.shared();
+        self.awake(number).await;
+        let _alone = shared.cluster_operation.lock().await;
+        shared.pause().await;
+        let (name, tag) = payload.split_at(payload.len().min(256));
+        let (name, tag) = (unpad(name), unpad(tag));
+        match opcode {
+            Opcode::ReleaseVdi => done(),
+            Opcode::GetVdiInfo | Opcode::LockVdi => {
+                vdi(shared.store().find(name, tag, body.snapid.get())?)
+            }
+            Opcode::DelVdi => {
+                let vid = shared.store().find(name, tag, body.snapid.get())?;
+                shared.store().blank(vid);
+                vdi(vid)
+            }
+            Opcode::NewVdi => self.new_vdi(name, body).await,
+            _ => Err(ResultCode::InvalidParms),
+        }
+    }
+
+    async fn new_vdi(&self, name: &[u8], body: VdiRequest) -> Outcome {
+        let shared = self.shared();
+        let (size, shift) = (body.vdi_size.get(), body.block_size_shift);
+        let snapshot = body.snapid.get() != 0;
+        let head = shared.store().find(name, b"", 0);
+        match (snapshot, head) {
+            (false, Ok(_)) => return Err(ResultCode::VdiExist),
+            (true, Err(code)) => return Err(code),
+            (true, Ok(head)) => shared.store().freeze(head),
+            (false, Err(_)) => {}
+        }
+        let Some(base) = Vid::new(body.base_vdi_id.get()) else {
+            return vdi(shared.store().make(name, size, shift, None));
+        };
+        shared.pause().await;
+        let mut inode = shared.store().read_base(base)?;
+        // Index updates that come now are lost.
+        shared.pause().await;
+        shared.store().write_base(base, &mut inode, snapshot);
+        shared.pause().await;
+        vdi(shared.store().make(name, size, shift, Some((base, &inode))))
+    }
+}

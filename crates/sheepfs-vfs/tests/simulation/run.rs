@@ -1,0 +1,352 @@
+//! One run: writers, readers, an administrator and bad luck.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sheep_client::pool::Pool;
+use sheep_client::{Client, ClientConfig, NewVdi, VdiSelector};
+use sheep_proto::{SnapshotTag, VdiName};
+use sheepfs_vfs::{Volume, VolumeOptions};
+use tokio::sync::RwLock;
+
+use crate::checker::{CELL, Checker, Since};
+use crate::cluster::Cluster;
+use crate::dice::Dice;
+
+const OBJECT: u64 = 1 << 20;
+const OBJECTS: u64 = 5;
+/// Cells around each border between two objects: two before it, six behind.
+const PER_BORDER: usize = 8;
+/// Those before it.
+const BEFORE: usize = 2;
+const WRITERS: usize = 4;
+const STEPS: usize = 12;
+const SHEEP: u8 = 3;
+/// Longest time that anything takes, in simulated time.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+/// What happened in a run, or in many.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) runs: u64,
+    pub(crate) writes: u64,
+    pub(crate) failed: u64,
+    pub(crate) reads: u64,
+    pub(crate) snapshots: u64,
+    pub(crate) faults: u64,
+    pub(crate) trace: u64,
+    pub(crate) longest: Duration,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, run: &Self) {
+        self.runs += run.runs;
+        self.writes += run.writes;
+        self.failed += run.failed;
+        self.reads += run.reads;
+        self.snapshots += run.snapshots;
+        self.faults += run.faults;
+        self.longest = self.longest.max(run.longest);
+    }
+}
+
+/// What the parts of a run share.
+struct World {
+    dice: Dice,
+    cluster: Cluster,
+    name: VdiName,
+    checker: Checker,
+    /// Held to read by who writes into an object, to write by who frees it.
+    objects: Vec<RwLock<()>>,
+    numbers: AtomicU64,
+    over: AtomicBool,
+    counts: std::sync::Mutex<Totals>,
+}
+
+/// Runs one seed to its end.
+pub(crate) fn run(seed: u64) -> Totals {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(LIMIT, World::run(seed))
+            .await
+            .expect("nothing hangs for ever")
+    })
+}
+
+impl World {
+    async fn run(seed: u64) -> Totals {
+        let dice = Dice::new(seed);
+        let cluster = Cluster::start(dice.clone(), SHEEP);
+        let cells = usize::try_from(OBJECTS).unwrap() * PER_BORDER;
+        let world = Arc::new(Self {
+            name: VdiName::new("disk").unwrap(),
+            checker: Checker::new(cells),
+            objects: (0..OBJECTS).map(|_| RwLock::default()).collect(),
+            numbers: AtomicU64::new(1),
+            over: AtomicBool::new(false),
+            counts: std::sync::Mutex::default(),
+            dice,
+            cluster,
+        });
+        let client = world.client(1).await;
+        let new = NewVdi {
+            object_shift: Some(20),
+            ..NewVdi::new(world.name.clone(), OBJECTS * OBJECT)
+        };
+        client.create_vdi(&new).await.unwrap();
+        let volume = world.open(&client).await;
+
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..WRITERS {
+            writers.spawn(Arc::clone(&world).write_often(Arc::clone(&volume), writer));
+        }
+        writers.spawn(Arc::clone(&world).read_often(Arc::clone(&volume)));
+        let administrator = tokio::spawn(Arc::clone(&world).administer());
+        let fate = tokio::spawn(Arc::clone(&world).strike());
+        while let Some(done) = writers.join_next().await {
+            done.unwrap();
+        }
+        world.over.store(true, Ordering::Relaxed);
+        let tags = administrator.await.unwrap();
+        fate.await.unwrap();
+        world.judge(&volume, tags).await;
+        let mut totals = std::mem::take(&mut *world.counts.lock().unwrap());
+        totals.runs = 1;
+        totals.trace = world.dice.trace();
+        totals
+    }
+
+    /// A client with a network of its own, that may begin at any sheep.
+    async fn client(&self, number: usize) -> Client {
+        let mut addresses = self.cluster.addresses();
+        addresses.rotate_left(number % usize::from(SHEEP));
+        let config = ClientConfig {
+            addresses: addresses
+                .iter()
+                .take(1 + number % 2)
+                .map(|&address| address.into())
+                .collect(),
+            connections: 1 + self.dice.up_to(3),
+            ..ClientConfig::new(addresses[0].into())
+        };
+        loop {
+            let pool = Pool::connect_over(config.clone(), self.cluster.network(number)).await;
+            match pool {
+                Ok(pool) => return Client::over(Arc::new(pool)),
+                Err(_nobody_there) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    async fn open(&self, client: &Client) -> Arc<Volume> {
+        let options = VolumeOptions {
+            read_only: false,
+            lock: false,
+        };
+        let selector = VdiSelector::working(self.name.clone());
+        Volume::open(client.clone(), selector, options)
+            .await
+            .unwrap()
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Totals)) {
+        change(&mut self.counts.lock().unwrap());
+    }
+
+    async fn write_often(self: Arc<Self>, volume: Arc<Volume>, writer: usize) {
+        // The first of them lies across the border.
+        let own = [[1, 2], [3, 4], [5, 6], [0, 7]][writer];
+        for _ in 0..STEPS {
+            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
+            let object = self.dice.up_to(usize::try_from(OBJECTS).unwrap() - 1);
+            if self.dice.one_in(20) {
+                self.free(&volume, object).await;
+                continue;
+            }
+            let cells = if writer == 3 {
+                let cell = own[self.dice.up_to(1)];
+                cell..=cell
+            } else {
+                let first = self.dice.up_to(1);
+                own[first]..=own[first + self.dice.up_to(1 - first)]
+            };
+            let cells =
+                *cells.start() + object * PER_BORDER..*cells.end() + 1 + object * PER_BORDER;
+            let mut shared = vec![self.objects[object].read().await];
+            if let Some(before) = object.checked_sub(1) {
+                shared.push(self.objects[before].read().await);
+            }
+            self.dice.note(("writes", writer, &cells));
+            let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+            let (number, punch) = if self.dice.one_in(15) {
+                (0, true)
+            } else {
+                (number, false)
+            };
+            self.checker.begin(cells.clone(), number);
+            let began = tokio::time::Instant::now();
+            let len = cells.len() * CELL;
+            let outcome = if punch {
+                volume.punch_hole(offset(cells.start), len as u64).await
+            } else {
+                let data = Bytes::from(number.to_le_bytes().repeat(len / 8));
+                volume
+                    .write_at(offset(cells.start), data)
+                    .await
+                    .map(|written| assert_eq!(written as usize, len))
+            };
+            self.dice
+                .note(("written", &cells, number, format!("{outcome:?}")));
+            self.checker.end(cells, outcome.is_ok());
+            self.count(|totals| {
+                totals.writes += 1;
+                totals.failed += u64::from(outcome.is_err());
+                totals.longest = totals.longest.max(began.elapsed());
+            });
+            if self.dice.one_in(10) {
+                volume.sync().await.unwrap();
+                self.dice.note(("synced", writer));
+            }
+        }
+        self.dice.note(("ended", writer));
+    }
+
+    /// Frees a whole object.
+    async fn free(&self, volume: &Volume, object: usize) {
+        let _alone = self.objects[object].write().await;
+        let first = object * PER_BORDER + if object == 0 { 0 } else { BEFORE };
+        let cells = first..((object + 1) * PER_BORDER + BEFORE).min(self.cells());
+        self.checker.begin(cells.clone(), 0);
+        let start = object as u64 * OBJECT;
+        let outcome = volume.punch_hole(start, OBJECT).await;
+        self.dice.note(("freed", object, format!("{outcome:?}")));
+        self.checker.end(cells, outcome.is_ok());
+    }
+
+    fn cells(&self) -> usize {
+        usize::try_from(OBJECTS).unwrap() * PER_BORDER
+    }
+
+    async fn read_often(self: Arc<Self>, volume: Arc<Volume>) {
+        for _ in 0..STEPS {
+            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
+            let cell = self.dice.up_to(self.cells() - 1);
+            let since = self.checker.now();
+            let found = volume
+                .read_at(offset(cell), u32::try_from(CELL).unwrap())
+                .await
+                .unwrap();
+            self.dice.note(("read", cell, &found[..8]));
+            self.checker.check(cell, &since, &found, "a read");
+            self.count(|totals| totals.reads += 1);
+        }
+    }
+
+    /// Takes snapshots with a client of its own; returns them, each with the
+    /// moment before it.
+    async fn administer(self: Arc<Self>) -> Vec<(SnapshotTag, Since)> {
+        let client = self.client(2).await;
+        let mut tags = Vec::new();
+        if self.dice.one_in(3) {
+            return tags;
+        }
+        while !self.over.load(Ordering::Relaxed) && tags.len() < 8 {
+            tokio::time::sleep(self.dice.pause(Duration::from_secs(10))).await;
+            let tag = SnapshotTag::new(format!("tag{}", tags.len())).unwrap();
+            let since = self.checker.now();
+            let taken = client.snapshot(&self.name, &tag).await;
+            self.dice.note(("snapshot", format!("{taken:?}")));
+            if taken.is_ok() {
+                tags.push((tag, since));
+                self.count(|totals| totals.snapshots += 1);
+            }
+        }
+        tags
+    }
+
+    /// Kills, stops and cuts, but always ends well.
+    async fn strike(self: Arc<Self>) {
+        let all = usize::from(SHEEP);
+        while !self.over.load(Ordering::Relaxed) {
+            tokio::time::sleep(self.dice.pause(Duration::from_secs(8))).await;
+            let number = self.dice.up_to(all - 1);
+            let time = self.dice.pause(Duration::from_secs(15));
+            self.count(|totals| totals.faults += 1);
+            match self.dice.up_to(5) {
+                0 | 1 => {
+                    self.cluster.kill(number);
+                    tokio::time::sleep(time).await;
+                    self.cluster.restart(number);
+                }
+                2 => {
+                    (0..all).for_each(|number| self.cluster.kill(number));
+                    tokio::time::sleep(time).await;
+                    (0..all).for_each(|number| self.cluster.restart(number));
+                }
+                3 => {
+                    self.cluster.stop(number, true);
+                    tokio::time::sleep(time).await;
+                    self.cluster.stop(number, false);
+                }
+                _ => self.cluster.cut(number, |client| client == 1),
+            }
+        }
+    }
+
+    /// Looks at everything once more, through the volume and from afar.
+    async fn judge(&self, volume: &Volume, tags: Vec<(SnapshotTag, Since)>) {
+        volume.sync().await.unwrap();
+        self.check_all(volume, &self.checker.now(), "the same volume")
+            .await;
+        volume.close().await.unwrap();
+        let client = self.client(3).await;
+        let again = self.open(&client).await;
+        self.check_all(&again, &self.checker.now(), "another client")
+            .await;
+        for (tag, since) in &tags {
+            let selector = VdiSelector::tag(self.name.clone(), tag.clone());
+            let options = VolumeOptions {
+                read_only: true,
+                lock: false,
+            };
+            let snapshot = Volume::open(client.clone(), selector, options)
+                .await
+                .unwrap();
+            self.check_all(&snapshot, since, &format!("snapshot {tag:?}"))
+                .await;
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(
+            self.cluster.shared().store().lost(),
+            [],
+            "slots that name nothing"
+        );
+    }
+
+    async fn check_all(&self, volume: &Volume, since: &Since, whose: &str) {
+        for cell in 0..self.cells() {
+            let found = volume
+                .read_at(offset(cell), u32::try_from(CELL).unwrap())
+                .await
+                .unwrap();
+            self.checker.check(cell, since, &found, whose);
+        }
+    }
+}
+
+/// Where a cell begins. Those of the first border lie in the middle of the first
+/// object, as there is nothing before it.
+fn offset(cell: usize) -> u64 {
+    let (border, cell) = (cell / PER_BORDER, cell % PER_BORDER);
+    let start = match border {
+        0 => OBJECT / 2,
+        _ => border as u64 * OBJECT - (BEFORE * CELL) as u64,
+    };
+    start + (cell * CELL) as u64
+}
