@@ -1,10 +1,12 @@
 //! Waiting for a condition with a deadline, and ports to wait for.
 
+use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 /// How long to let the machine do something else between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -30,15 +32,27 @@ pub fn wait_until(
     }
 }
 
+/// Below the ports that the system gives to outgoing connections, so that none
+/// of those takes one that was free. More than four digits tgt cuts off.
+const PORTS: Range<u16> = 2000..10_000;
+
 /// `count` different TCP ports of 127.0.0.1 that nobody listened on just now.
 ///
 /// # Errors
-/// When the system has no port left.
+/// When they are all taken.
 pub fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
-    let listeners = (0..count)
-        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
-        .collect::<Result<Vec<_>, _>>()
-        .context("looking for free ports")?;
+    let mut listeners = Vec::new();
+    for _attempt in PORTS {
+        if listeners.len() == count {
+            break;
+        }
+        match TcpListener::bind(("127.0.0.1", fastrand::u16(PORTS))) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).context("looking for free ports"),
+        }
+    }
+    ensure!(listeners.len() == count, "no free port among {PORTS:?}");
     listeners
         .iter()
         .map(|listener| Ok(listener.local_addr()?.port()))
