@@ -135,10 +135,20 @@ fn partition(volume: &Path, script: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Bytes of its own that `vdi/list` says a volume uses.
+fn used(mounted: &Mounted, name: &str) -> anyhow::Result<u64> {
+    let json: serde_json::Value = serde_json::from_str(&mounted.report("vdi/list.json")?)?;
+    let vdis = json["vdis"].as_array().context("no list of VDIs")?;
+    let vdi = vdis.iter().find(|vdi| vdi["name"] == name);
+    let used = vdi.and_then(|vdi| vdi["used"].as_u64());
+    used.with_context(|| format!("no {name} in {json:#}"))
+}
+
 #[test]
 fn discard_from_a_file_system_gives_space_back() -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
 
+    const MIB: u64 = 1 << 20;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("trim");
@@ -150,7 +160,8 @@ fn discard_from_a_file_system_gives_space_back() -> anyhow::Result<()> {
     seeded().fill(&mut bytes);
     fs::write(files.path().join("large"), bytes)?;
     run(Command::new("sync").arg("--file-system").arg(files.path()))?;
-    let full = fs::metadata(&volume)?.blocks();
+    let full = used(&mounted, &name)?;
+    ensure!(full >= 30 * MIB, "{full} bytes are used");
 
     fs::remove_file(files.path().join("large"))?;
     run(Command::new("sync").arg("--file-system").arg(files.path()))?;
@@ -158,6 +169,9 @@ fn discard_from_a_file_system_gives_space_back() -> anyhow::Result<()> {
     files.unmount()?;
     FileSystem::check("ext4", device.path())?;
     wait_until("the space is given back", Duration::from_secs(10), || {
-        Ok(fs::metadata(&volume)?.blocks() + (25 << 11) < full)
+        Ok(used(&mounted, &name)? + 25 * MIB < full)
+    })?;
+    wait_until("the file shows it", Duration::from_secs(10), || {
+        Ok(fs::metadata(&volume)?.blocks() * 512 == used(&mounted, &name)?)
     })
 }

@@ -56,6 +56,7 @@ fn copies_out_of_a_volume_have_its_holes() -> anyhow::Result<()> {
         ("cp", &["--sparse=always"]),
         ("qemu-img", &["convert", "-f", "raw", "-O", "raw"]),
         ("qemu-img", &["convert", "-f", "raw", "-O", "qcow2"]),
+        ("rsync", &["--sparse"]),
     ] {
         let copy = scratch.path().join("copy");
         run(Command::new(program)
@@ -88,6 +89,7 @@ fn copies_into_a_volume_leave_its_holes() -> anyhow::Result<()> {
     for (program, arguments) in [
         ("cp", &["--sparse=always"][..]),
         ("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw"]),
+        ("rsync", &["--sparse", "--inplace"]),
     ] {
         let name = cluster.unique_name("into");
         let volume = mounted.create(&name, "256M object_size=1M")?;
