@@ -17,6 +17,7 @@ mod binaries;
 mod embedded_sheep;
 mod file_system;
 mod file_tree;
+mod fio;
 mod iscsi_target;
 mod load;
 mod loop_device;
@@ -34,7 +35,11 @@ pub use binaries::{sheep_embedded_binary, sheepfs_binary};
 pub use embedded_sheep::EmbeddedSheep;
 pub use file_system::FileSystem;
 pub use file_tree::{TreeShape, assert_same_tree, make_tree};
+<<<<<<< HEAD
 pub use iscsi_target::IscsiTarget;
+=======
+pub use fio::Fio;
+>>>>>>> e841948 (tests: fio under a snapshot every second, and locks after a crash)
 pub use load::{Acknowledged, Progress, under_load};
 pub use loop_device::LoopDevice;
 pub use model::{Model, seeded};

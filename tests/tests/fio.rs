@@ -1,11 +1,20 @@
 //! Load with checksums: every block that was written carries its own proof.
 
-use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use tests::{Mounted, TestCluster, run};
+use tests::{Fio, Mounted, TestCluster};
 
 /// 16 jobs write 4 KiB blocks, each in its own part, and verify as they go.
+const SIXTEEN_JOBS: [&str; 6] = [
+    "--name=verify",
+    "--bs=4k",
+    "--numjobs=16",
+    "--size=4m",
+    "--offset_increment=4m",
+    "--verify_backlog=64",
+];
+
 fn has_no_errors(
     options: &str,
     sheepfs_arguments: &[&str],
@@ -14,32 +23,13 @@ fn has_no_errors(
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, sheepfs_arguments)?;
     let volume = mounted.create(&cluster.unique_name("fio"), &format!("64M {options}"))?;
-    let scratch = tempfile::TempDir::with_prefix("sheepfs-test-fio-")?;
-    let report = scratch.path().join("report.json");
-    run(Command::new("fio")
-        .arg(format!("--filename={}", volume.display()))
-        .args(["--name=verify", "--bs=4k", "--numjobs=16", "--thread"])
-        .args([
-            "--size=4m",
-            "--offset_increment=4m",
-            "--allow_file_create=0",
-        ])
-        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64"])
-        .args(["--output-format=json", "--group_reporting", "--randseed=1"])
-        .arg(format!("--output={}", report.display()))
-        .args(fio_arguments)
-        .current_dir(scratch.path()))?;
-    // fio's warnings stand before its report.
-    let text = std::fs::read_to_string(report)?;
-    let start = text.find('{').context("fio wrote no report")?;
-    let report: serde_json::Value = serde_json::from_str(&text[start..])?;
-    let job = &report["jobs"][0];
-    assert_eq!(job["error"], 0, "{report:#}");
+    let fio = Fio::verifying(&volume, &[&SIXTEEN_JOBS, fio_arguments].concat())?;
+    let jobs = &fio.finish()?[0];
     // 16 jobs with 1024 blocks each, all written, and verified as well.
-    assert_eq!(job["write"]["total_ios"], 16 * 1024);
+    assert_eq!(jobs["write"]["total_ios"], 16 * 1024);
     assert!(
-        job["read"]["total_ios"].as_u64() >= Some(16 * 1024),
-        "{job:#}"
+        jobs["read"]["total_ios"].as_u64() >= Some(16 * 1024),
+        "{jobs:#}"
     );
     mounted.stop()
 }
@@ -74,4 +64,32 @@ fn random_4k_blocks_of_16_jobs_verify_through_the_page_cache() -> anyhow::Result
         &["--pagecache"],
         &["--rw=randwrite", "--ioengine=psync", "--fsync=64"],
     )
+}
+
+#[test]
+fn a_snapshot_every_second_is_no_error() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let (mounted, administrator) = (
+        Mounted::start(&cluster, &[])?,
+        Mounted::start(&cluster, &[])?,
+    );
+    let name = cluster.unique_name("fio-snapshots");
+    let volume = mounted.create(&name, "64M object_size=1M")?;
+    let arguments = ["--rw=randwrite", "--ioengine=psync", "--direct=1"];
+    let duration = ["--time_based", "--runtime=8"];
+    let mut fio = Fio::verifying(
+        &volume,
+        &[&SIXTEEN_JOBS[..], &arguments, &duration].concat(),
+    )?;
+    let mut number = 0;
+    while !fio.ends_within(Duration::from_secs(1))? {
+        number += 1;
+        administrator
+            .command("vdi/snapshot", format!("{name} tag{number}"))
+            .context("vdi/snapshot")?;
+    }
+    let jobs = &fio.finish()?[0];
+    println!("{number} snapshots, {} writes", jobs["write"]["total_ios"]);
+    assert!(number > 3, "{number} snapshots");
+    mounted.stop()
 }

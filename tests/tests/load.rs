@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use tests::{Mounted, TestCluster, run, wait_for_exit, wait_until};
+use tests::{Fio, Mounted, TestCluster, wait_for_exit, wait_until};
 
 const MIB: usize = 1 << 20;
 /// What the allocator may keep of memory that was used.
@@ -26,41 +26,39 @@ fn sixty_four_jobs_with_mixed_sizes_verify() -> anyhow::Result<()> {
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("jobs");
     let volume = mounted.create(&name, "1600M")?;
-    let scratch = TempDir::with_prefix("sheepfs-test-fio-")?;
-    let report = scratch.path().join("report.json");
     // A cluster that was given is worth the whole minute.
     let seconds = if cluster.is_own() { 8 } else { 60 };
-    let mut fio = Command::new("fio");
-    fio.arg(format!("--filename={}", volume.display()))
-        .args(["--rw=randwrite", "--ioengine=psync", "--direct=1"])
-        .args(["--thread", "--allow_file_create=0", "--size=24m"])
-        .args(["--time_based", &format!("--runtime={seconds}")])
-        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=32"])
-        .args(["--output-format=json", "--group_reporting", "--randseed=1"])
-        .arg(format!("--output={}", report.display()))
-        .current_dir(scratch.path());
+    let mut arguments: Vec<String> = [
+        "--rw=randwrite",
+        "--ioengine=psync",
+        "--direct=1",
+        "--size=24m",
+        "--time_based",
+        "--verify_backlog=32",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    arguments.push(format!("--runtime={seconds}"));
     for (number, size) in SIZES.iter().enumerate() {
         let offset = number * JOBS_OF_EACH * 24;
-        fio.arg(format!("--name=of-{size}"))
-            .arg(format!("--bs={size}"))
-            .arg(format!("--numjobs={JOBS_OF_EACH}"))
-            .arg(format!("--offset={offset}m"))
-            .arg("--offset_increment=24m");
+        arguments.extend([
+            format!("--name=of-{size}"),
+            format!("--bs={size}"),
+            format!("--numjobs={JOBS_OF_EACH}"),
+            format!("--offset={offset}m"),
+            "--offset_increment=24m".to_owned(),
+            "--new_group".to_owned(),
+        ]);
     }
-    run(&mut fio)?;
-    // fio's warnings stand before its report.
-    let text = fs::read_to_string(report)?;
-    let start = text.find('{').context("fio wrote no report")?;
-    let report: serde_json::Value = serde_json::from_str(&text[start..])?;
-    let groups = report["jobs"].as_array().context("no jobs")?;
-    let sum = |what: &str| -> u64 {
-        let count = |group: &serde_json::Value| group[what]["total_ios"].as_u64();
-        groups.iter().filter_map(count).sum()
-    };
-    println!("{} writes, {} reads", sum("write"), sum("read"));
-    ensure!(sum("write") > 0 && sum("read") > 0, "{report:#}");
-    for group in groups {
-        assert_eq!(group["error"], 0, "{group:#}");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let groups = Fio::verifying(&volume, &arguments)?.finish()?;
+    assert_eq!(groups.len(), SIZES.len());
+    for (group, size) in groups.iter().zip(SIZES) {
+        let writes = &group["write"]["total_ios"];
+        println!(
+            "{size}: {writes} writes, {} reads",
+            group["read"]["total_ios"]
+        );
     }
     detach(&mounted, &name)?;
     mounted.command("vdi/delete", &name)?;

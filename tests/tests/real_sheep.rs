@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::{
-    DOG_VARIABLE, Model, Mounted, RealCluster, RealSheep, SHEEP_BINARY_VARIABLE, seeded,
+    DOG_VARIABLE, Fio, Model, Mounted, RealCluster, RealSheep, SHEEP_BINARY_VARIABLE, seeded,
     under_load, wait_until,
 };
 
@@ -64,11 +65,14 @@ fn nodes_may_die_and_administrators_may_interfere() -> anyhow::Result<()> {
     a_node_that_is_killed_is_a_pause(&mut own).context("killed node")?;
     erasure_coded_bytes_survive_a_missing_node(&mut own).context("erasure code")?;
     a_snapshot_by_dog_disturbs_no_writer(&own).context("snapshot by dog")?;
+    snapshots_by_dog_every_second_are_no_error(&own).context("snapshots under fio")?;
     a_resize_by_dog_is_seen(&own).context("resize by dog")?;
     a_deletion_by_dog_never_shows_other_bytes(&own).context("deletion by dog")?;
     reports_are_what_dog_prints(&own).context("reports")?;
     drop(own);
-    a_lock_keeps_a_second_writer_out(&Own::start(&["--copies", "2", "--lock"])?).context("lock")
+    let own = Own::start(&["--copies", "2", "--lock"])?;
+    a_lock_keeps_a_second_writer_out(&own).context("lock")?;
+    a_lock_that_a_crash_leaves_is_broken_on_request(&own).context("lock after a crash")
 }
 
 /// After all the others: several epochs, snapshots and an erasure code to show.
@@ -144,6 +148,38 @@ fn a_snapshot_by_dog_disturbs_no_writer(own: &Own) -> anyhow::Result<()> {
     acknowledged.check(&own.mount(&[])?.attach("snapped")?)
 }
 
+fn snapshots_by_dog_every_second_are_no_error(own: &Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let path = mounted.create("fio", "64M object_size=1M")?;
+    let mut fio = Fio::verifying(
+        &path,
+        &[
+            "--name=verify",
+            "--bs=4k",
+            "--numjobs=16",
+            "--size=4m",
+            "--offset_increment=4m",
+            "--verify_backlog=64",
+            "--rw=randwrite",
+            "--ioengine=psync",
+            "--direct=1",
+            "--time_based",
+            "--runtime=20",
+        ],
+    )?;
+    let mut number = 0;
+    while !fio.ends_within(Duration::from_secs(1))? {
+        number += 1;
+        let tag = format!("tag{number}");
+        own.cluster
+            .dog(&["vdi", "snapshot", "--snapshot", &tag, "fio"])?;
+    }
+    ensure!(number > 5, "{number} snapshots");
+    let jobs = &fio.finish()?[0];
+    println!("{number} snapshots, {} writes", jobs["write"]["total_ios"]);
+    mounted.stop()
+}
+
 fn a_resize_by_dog_is_seen(own: &Own) -> anyhow::Result<()> {
     let mounted = own.mount(&[])?;
     let path = mounted.create("resized", "8M")?;
@@ -192,12 +228,50 @@ fn a_lock_keeps_a_second_writer_out(own: &Own) -> anyhow::Result<()> {
         "the new head is not locked"
     );
 
-    first.stop()?;
+    // Detaching gives it back, and so does ending.
+    first.command("vdi/unmount", "locked")?;
     let file = open(second.attach("locked")?)?;
     let mut found = [0; 4];
     file.read_exact_at(&mut found, 0)?;
     ensure!(&found == b"mine");
-    Ok(())
+    drop(file);
+    ensure!(first.command("vdi/mount", "locked").is_err());
+    second.stop()?;
+    first.attach("locked")?;
+    first.stop()
+}
+
+fn a_lock_that_a_crash_leaves_is_broken_on_request(own: &Own) -> anyhow::Result<()> {
+    let mut killed = own.mount(&["--lock", "require"])?;
+    let path = killed.create("left", "8M")?;
+    open(path)?.write_all_at(b"mine", 0)?;
+    killed.signal(Signal::SIGKILL)?;
+    killed.wait()?;
+    drop(killed);
+
+    let next = own.mount(&[])?;
+    let busy = |refused: std::io::Result<()>| {
+        let errno = refused.err().and_then(|error| error.raw_os_error());
+        errno.map(Errno::from_raw) == Some(Errno::EBUSY)
+    };
+    ensure!(busy(next.command("vdi/mount", "left")), "the lock is gone");
+    // Who takes no locks is not kept out.
+    let careless = own.mount(&["--lock", "off"])?;
+    let found = std::fs::read(careless.attach("left")?)?;
+    ensure!(found.starts_with(b"mine"));
+    careless.stop()?;
+    ensure!(
+        busy(next.command("vdi/mount", "left")),
+        "someone released it"
+    );
+
+    next.command("vdi/unlock", "left")?;
+    open(next.attach("left")?)?.write_all_at(b"next", 0)?;
+    ensure!(busy(next.command("vdi/unlock", "left")), "its own lock");
+    let other = own.mount(&[])?;
+    ensure!(busy(other.command("vdi/mount", "left")), "not locked again");
+    next.stop()?;
+    other.attach("left").map(drop)
 }
 
 impl Own {
