@@ -35,11 +35,8 @@ pub use binaries::{sheep_embedded_binary, sheepfs_binary};
 pub use embedded_sheep::EmbeddedSheep;
 pub use file_system::FileSystem;
 pub use file_tree::{TreeShape, assert_same_tree, make_tree};
-<<<<<<< HEAD
-pub use iscsi_target::IscsiTarget;
-=======
 pub use fio::Fio;
->>>>>>> e841948 (tests: fio under a snapshot every second, and locks after a crash)
+pub use iscsi_target::IscsiTarget;
 pub use load::{Acknowledged, Progress, under_load};
 pub use loop_device::LoopDevice;
 pub use model::{Model, seeded};
