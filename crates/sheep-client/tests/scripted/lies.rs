@@ -105,13 +105,30 @@ async fn a_second_answer_to_one_request_drops_the_connection() {
 
 #[tokio::test]
 async fn a_frame_cut_anywhere_is_no_answer() {
-    for len in [0, 1, 47, 48, 49, 48 + 63] {
+    for len in 0..48 + 64 {
         is_dropped_and_the_call_repeated("cut", |request| {
             let mut frame = header(request, |_| ());
             frame.truncate(len);
             frame
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_byte_by_byte_is_an_answer() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    let callers = [read(&client, 1, 64), read(&client, 2, 64)];
+    let requests = [peer.request().await, peer.request().await];
+    for request in requests {
+        let payload = [request.offset().to_le_bytes()[0]; 64];
+        for byte in [request.success(64).as_bytes(), &payload].concat() {
+            request.wire.send(&[byte]).await;
+            tokio::task::yield_now().await;
+        }
+    }
+    for (number, caller) in (1..).zip(callers) {
+        assert_eq!(caller.await.unwrap().unwrap(), [number; 64][..]);
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod answers;
 mod budget;
+mod codes;
 mod given_up;
 mod keep_alive;
 mod lies;
