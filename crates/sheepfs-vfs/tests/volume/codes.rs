@@ -1,0 +1,98 @@
+//! Every result code as the answer to every kind of request a volume makes:
+//! what a program that reads and writes sees, and that nothing is lost.
+
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use sheep_client::Call;
+use sheep_client::testing::{Fault, Faulty};
+use sheep_proto::{ObjectKind, Opcode, ResultCode};
+
+use crate::races::is_index_update;
+use crate::support::{Cluster, open, pattern};
+
+const MIB: u64 = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Overwrite,
+    Create,
+    IndexUpdate,
+}
+
+fn kind(call: &Call) -> Option<Kind> {
+    let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+    match call.opcode() {
+        Opcode::ReadObj if data => Some(Kind::Read),
+        // Without a payload it is a question.
+        Opcode::WriteObj if data && !call.payload().is_empty() => Some(Kind::Overwrite),
+        Opcode::CreateAndWriteObj => Some(Kind::Create),
+        _ => is_index_update(call).then_some(Kind::IndexUpdate),
+    }
+}
+
+/// What a program sees when a request of a volume is refused for good.
+fn seen(code: ResultCode) -> Errno {
+    match u32::from(code) {
+        // Out of space, or of VDI numbers.
+        0x13 | 0x15 => Errno::ENOSPC,
+        0x12 => Errno::ENOMEM,
+        _ => Errno::EIO,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_an_error_once_and_harms_nothing() {
+    let cluster = Arc::new(Cluster::start().await);
+    let codes = ResultCode::ALL
+        .iter()
+        .copied()
+        .filter(|&code| code != ResultCode::Success)
+        .chain([ResultCode::Other(0x1c), ResultCode::Other(u32::MAX)]);
+    // Side by side: an object that was made and not published is waited for.
+    let mut all = tokio::task::JoinSet::new();
+    for code in codes {
+        all.spawn(refuse_everything(Arc::clone(&cluster), code));
+    }
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+}
+
+async fn refuse_everything(cluster: Arc<Cluster>, code: ResultCode) {
+    let name = cluster.create("codes", 2 * MIB).await;
+    let refuse: Arc<Mutex<Option<Kind>>> = Arc::default();
+    let plan = Arc::clone(&refuse);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                let refused = (*plan.lock().unwrap())?;
+                (kind(call) == Some(refused)).then_some(Fault::Refuse(code))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    volume.write_at(0, pattern(1, 1000)).await.unwrap();
+    for kind in [Kind::Read, Kind::Overwrite, Kind::Create, Kind::IndexUpdate] {
+        *refuse.lock().unwrap() = Some(kind);
+        let outcome = match kind {
+            Kind::Read => volume.read_at(0, 1000).await.map(drop),
+            Kind::Overwrite => volume.write_at(500, pattern(2, 10)).await.map(drop),
+            Kind::Create | Kind::IndexUpdate => {
+                volume.write_at(MIB, pattern(3, 10)).await.map(drop)
+            }
+        };
+        *refuse.lock().unwrap() = None;
+        let error = outcome.unwrap_err();
+        assert_eq!(error.errno(), seen(code), "{kind:?}, {code}: {error}");
+        let volume = std::str::from_utf8(name.as_bytes()).unwrap();
+        assert!(error.to_string().contains(volume), "{error}");
+    }
+    assert_eq!(volume.read_at(0, 1000).await.unwrap(), pattern(1, 1000));
+    volume.write_at(MIB + 5, pattern(4, 10)).await.unwrap();
+    assert_eq!(volume.read_at(MIB + 5, 10).await.unwrap(), pattern(4, 10));
+    volume.close().await.unwrap();
+    let again = open(&cluster.client, &name).await;
+    assert_eq!(again.read_at(0, 1000).await.unwrap(), pattern(1, 1000));
+}
