@@ -177,20 +177,18 @@ fn write_own_turns(
     Ok(turns)
 }
 
-#[test]
-fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
-    const WRITERS: usize = 8;
-    const OBJECTS: usize = 24;
-    const PART: usize = MIB / WRITERS;
-    let cluster = TestCluster::start()?;
-    let mounted = Mounted::start(&cluster, &[])?;
-    let name = cluster.unique_name("fresh");
-    let path = mounted.create(&name, &format!("{OBJECTS}M object_size=1M"))?;
+/// Writers of one volume that meet in each object, and the bytes they leave.
+const MEETING: usize = 8;
+const OBJECTS: usize = 24;
 
-    let files: Vec<File> = (0..WRITERS)
-        .map(|_| open(&path))
+/// Lets each writer put its own byte into its part of every object, all at the
+/// same time; half of each part stays as it was.
+fn writers_meet(path: &Path) -> anyhow::Result<()> {
+    const PART: usize = MIB / MEETING;
+    let files: Vec<File> = (0..MEETING)
+        .map(|_| open(path))
         .collect::<anyhow::Result<_>>()?;
-    let together = Barrier::new(WRITERS);
+    let together = Barrier::new(MEETING);
     thread::scope(|scope| {
         let writers: Vec<_> = files
             .iter()
@@ -203,7 +201,7 @@ fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
                         // Also after an error: the others count on it.
                         together.wait();
                         let offset = (object * MIB + usize::from(byte - 1) * PART) as u64;
-                        outcome = outcome.and(file.write_all_at(&[byte; PART], offset));
+                        outcome = outcome.and(file.write_all_at(&[byte; PART / 2], offset));
                     }
                     anyhow::Ok(outcome?)
                 })
@@ -212,17 +210,46 @@ fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
         writers
             .into_iter()
             .try_for_each(|writer| writer.join().expect("a writer panicked"))
-    })?;
+    })
+}
 
-    drop(files);
+/// What is there then, over bytes that are all `before`.
+fn after_they_met(before: u8) -> Model {
     let mut expected = Vec::with_capacity(MIB);
-    for (part, byte) in (1..=WRITERS).zip(1..) {
-        expected.resize(part * PART, byte);
+    for (part, byte) in (0..MEETING).zip(1..) {
+        expected.resize((2 * part + 1) * MIB / MEETING / 2, byte);
+        expected.resize((part + 1) * MIB / MEETING, before);
     }
-    let model = Model::from_bytes(expected.repeat(OBJECTS));
+    Model::from_bytes(expected.repeat(OBJECTS))
+}
+
+#[test]
+fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("fresh");
+    let path = mounted.create(&name, &format!("{OBJECTS}M object_size=1M"))?;
+    writers_meet(&path)?;
     mounted.stop()?;
     let mounted = Mounted::start(&cluster, &[])?;
-    model.check_all(&open(&mounted.attach(&name)?)?)
+    after_they_met(0).check_all(&open(&mounted.attach(&name)?)?)
+}
+
+#[test]
+fn writers_that_meet_in_the_objects_of_a_clone_lose_nothing() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let (parent, clone) = (cluster.unique_name("parent"), cluster.unique_name("met"));
+    let path = mounted.create(&parent, &format!("{OBJECTS}M object_size=1M"))?;
+    std::fs::write(&path, vec![0xee; OBJECTS * MIB])?;
+    mounted.command("vdi/snapshot", format!("{parent} tag"))?;
+    mounted.command("vdi/clone", format!("{parent}@tag {clone}"))?;
+    writers_meet(&mounted.attach(&clone)?)?;
+    mounted.stop()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    after_they_met(0xee).check_all(&open(&mounted.attach(&clone)?)?)?;
+    let parent = open(&mounted.attach(&parent)?)?;
+    Model::from_bytes(vec![0xee; OBJECTS * MIB]).check_all(&parent)
 }
 
 #[test]
