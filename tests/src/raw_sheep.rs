@@ -102,6 +102,17 @@ impl RawSheep {
         self.write_root(vid, &root)
     }
 
+    /// Makes data object `number` with `bytes` in front, and leaves the index
+    /// alone.
+    ///
+    /// # Errors
+    /// When the sheep refuses.
+    pub fn make_object(&mut self, vid: u32, number: u32, bytes: &[u8]) -> anyhow::Result<()> {
+        let oid = u64::from(vid) << 32 | u64::from(number);
+        self.call(CREATE_AND_WRITE_OBJ, (oid, 0), Some(bytes), 0)
+            .map(drop)
+    }
+
     /// A write within the index area alone would be taken for one of a flat
     /// index.
     fn write_root(&mut self, vid: u32, root: &[u8]) -> anyhow::Result<()> {

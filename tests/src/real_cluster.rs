@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -131,6 +132,21 @@ impl RealCluster {
     pub fn dog(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let text = run_within(DOG_LIMIT, &mut self.dog_command(arguments))?;
         String::from_utf8(text).context("dog prints text")
+    }
+
+    /// Runs `dog` with `bytes` on its standard input.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn dog_reading(&self, arguments: &[&str], bytes: &[u8]) -> anyhow::Result<()> {
+        let mut command = self.dog_command(arguments);
+        let mut child = spawn(command.stdin(Stdio::piped()))?;
+        let mut stdin = child.stdin.take().context("a pipe was asked for")?;
+        stdin.write_all(bytes).context("writing to dog")?;
+        drop(stdin);
+        let status = process::wait_for_exit(&mut child, DOG_LIMIT)?;
+        ensure!(status.success(), "{command:?}: {status}");
+        Ok(())
     }
 
     /// Ends node `node` as `kill -9` does, and waits until the others noticed.

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::{
-    DOG_VARIABLE, Fio, Model, Mounted, RealCluster, RealSheep, SHEEP_BINARY_VARIABLE, seeded,
-    under_load, wait_until,
+    DOG_VARIABLE, Fio, Model, Mounted, RawSheep, RealCluster, RealSheep, SHEEP_BINARY_VARIABLE,
+    seeded, under_load, wait_until,
 };
 
 const MIB: usize = 1 << 20;
@@ -65,6 +65,7 @@ fn nodes_may_die_and_administrators_may_interfere() -> anyhow::Result<()> {
     a_node_that_is_killed_is_a_pause(&mut own).context("killed node")?;
     erasure_coded_bytes_survive_a_missing_node(&mut own).context("erasure code")?;
     a_snapshot_by_dog_disturbs_no_writer(&own).context("snapshot by dog")?;
+    a_leaf_that_dog_has_split_is_read_and_put_in_order(&own).context("split by dog")?;
     snapshots_by_dog_every_second_are_no_error(&own).context("snapshots under fio")?;
     a_resize_by_dog_is_seen(&own).context("resize by dog")?;
     a_deletion_by_dog_never_shows_other_bytes(&own).context("deletion by dog")?;
@@ -146,6 +147,52 @@ fn a_snapshot_by_dog_disturbs_no_writer(own: &Own) -> anyhow::Result<()> {
     acknowledged.check(&path)?;
     mounted.stop()?;
     acknowledged.check(&own.mount(&[])?.attach("snapped")?)
+}
+
+/// dog writes a maximum into the root that hides what it has moved.
+fn a_leaf_that_dog_has_split_is_read_and_put_in_order(own: &Own) -> anyhow::Result<()> {
+    const OBJECT: u64 = 4 << 20;
+    own.cluster.dog(&["vdi", "create", "-y", "split", "16T"])?;
+    let mounted = own.mount(&[])?;
+    let json: serde_json::Value = serde_json::from_str(&mounted.report("vdi/list.json")?)?;
+    let vdis = json["vdis"].as_array().context("no list of VDIs")?;
+    let vdi = vdis.iter().find(|vdi| vdi["name"] == "split");
+    let vid = vdi.and_then(|vdi| vdi["vdi_id"].as_u64());
+    let vid = u32::try_from(vid.context("not listed")?)?;
+    let mut sheep = RawSheep::connect(&own.cluster.address(0))?;
+    let full: Vec<u32> = (0..524_287).map(|number| 2 * number).collect();
+    sheep.fill_leaves(vid, &[&full, &[2_000_000]])?;
+
+    let text = |object: u32| format!("object {object} ").repeat(64).into_bytes();
+    let offset = |object: u32| u64::from(object) * OBJECT;
+    for object in [100, 1_000_000] {
+        sheep.make_object(vid, object, &text(object))?;
+    }
+    // Into the full leaf, which is split. dog puts the new slot into the upper
+    // half, and what it writes into the root hides the lower one.
+    own.dog_writes("split", offset(101), &text(101))?;
+    assert_eq!(sheep.root(vid)?, (2, 3));
+    let dog_finds = |object: u32| {
+        let (offset, len) = (offset(object).to_string(), text(object).len().to_string());
+        let found = own.cluster.dog(&["vdi", "read", "split", &offset, &len])?;
+        anyhow::Ok(found.as_bytes() == text(object))
+    };
+    ensure!(!dog_finds(100)?, "dog makes no mistake any more");
+
+    let file = open(mounted.attach("split")?)?;
+    for object in [100, 101, 1_000_000] {
+        let mut found = vec![0; text(object).len()];
+        file.read_exact_at(&mut found, offset(object))?;
+        ensure!(found == text(object), "object {object} is not found");
+    }
+    // The first change of the index puts it in order, for dog as well.
+    for object in [103, 2_000_001] {
+        file.write_all_at(&text(object), offset(object))?;
+    }
+    for object in [100, 101, 103, 1_000_000, 2_000_001] {
+        ensure!(dog_finds(object)?, "dog does not find object {object}");
+    }
+    Ok(())
 }
 
 fn snapshots_by_dog_every_second_are_no_error(own: &Own) -> anyhow::Result<()> {
@@ -275,6 +322,12 @@ fn a_lock_that_a_crash_leaves_is_broken_on_request(own: &Own) -> anyhow::Result<
 }
 
 impl Own {
+    fn dog_writes(&self, vdi: &str, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        let (offset, len) = (offset.to_string(), bytes.len().to_string());
+        let arguments = ["vdi", "write", vdi, &offset, &len];
+        self.cluster.dog_reading(&arguments, bytes)
+    }
+
     /// Starts a killed node again, and waits until all objects have all copies.
     ///
     /// Nobody may write meanwhile: the daemons can then lose acknowledged
