@@ -123,21 +123,26 @@ impl Head {
         let Some(info) = client.info(vid).await? else {
             return Ok(None);
         };
+        if !info.hypervolume {
+            let map = Self::load_map(client, &info).await?;
+            return Ok(Some((Self { info, map }, None)));
+        }
         let mut map = InodeMap::default();
-        let tree = if info.hypervolume {
-            let tree = client.read_tree(&info).await?;
-            let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
-            tree.slots()
-                .filter(|&(index, _)| inside(index))
-                .for_each(|(index, owner)| map.set(index, Some(owner)));
-            Some(tree)
-        } else {
-            client
-                .for_each_slot(&info, |index, owner| map.set(index, Some(owner)))
-                .await?;
-            None
-        };
-        Ok(Some((Self { info, map }, tree)))
+        let tree = client.read_tree(&info).await?;
+        let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
+        tree.slots()
+            .filter(|&(index, _)| inside(index))
+            .for_each(|(index, owner)| map.set(index, Some(owner)));
+        Ok(Some((Self { info, map }, Some(tree))))
+    }
+
+    /// Reads a flat index.
+    async fn load_map(client: &Client, info: &VdiInfo) -> Result<InodeMap, ClientError> {
+        let mut map = InodeMap::default();
+        client
+            .for_each_slot(info, |index, owner| map.set(index, Some(owner)))
+            .await?;
+        Ok(map)
     }
 }
 
@@ -315,6 +320,10 @@ impl Volume {
         };
         let now = match self.client.info(vid).await {
             Ok(Some(now)) if now.create_time == create_time => now,
+            // It may have become a snapshot, and have been deleted as such.
+            Ok(None) if self.selector.which == WhichVersion::Working => {
+                return self.reload(vid).await;
+            }
             Ok(_) => return Err(self.gone()),
             // Not for good: the node that has it may come back.
             Err(error) if is_absent(&error) => {

@@ -116,13 +116,13 @@ impl Volume {
                 tokio::join!(self.client.info(info.vid), self.client.slot(&info, index));
             let owner = owner.map_err(|error| self.failed(error))?;
             match header.map_err(|error| self.failed(error))? {
-                Some(now) if now.create_time == info.create_time => {
-                    if now.is_snapshot() {
-                        self.reload(info.vid).await?;
-                        continue;
-                    }
+                Some(now) if now.create_time != info.create_time => return Err(self.gone()),
+                Some(now) if !now.is_snapshot() => {}
+                // A snapshot, or one that has been deleted since.
+                _ => {
+                    self.reload(info.vid).await?;
+                    continue;
                 }
-                _ => return Err(self.gone()),
             }
             let mut head = self.head.write().expect("no one panics with the head");
             if head.info.vid == info.vid {
@@ -178,7 +178,7 @@ impl Volume {
             let loaded = Head::load(&self.client, vid).await;
             let (new, tree) = match loaded {
                 Ok(Some(loaded)) => loaded,
-                Ok(None) => return Err(self.gone()),
+                Ok(None) => continue,
                 Err(error) => return Err(self.failed(error)),
             };
             if new.info.is_snapshot() && self.selector.which == WhichVersion::Working {

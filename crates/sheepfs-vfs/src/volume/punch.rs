@@ -22,7 +22,7 @@ use sheep_client::call::KeepAlive;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::time::Instant;
 
-use super::reload::MAX_GENERATIONS;
+use super::reload::{MAX_GENERATIONS, PATIENCE};
 use super::{PARALLEL_CHUNKS, Volume, is_read_only, zeros};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
@@ -32,8 +32,6 @@ use crate::slot_guard::SharedGuard;
 const MAX_BATCH: usize = 128;
 /// Zeros written in one piece.
 const ZERO_PIECE: u32 = 1 << 20;
-/// How often a hole follows a volume that moves under it.
-const MAX_MOVES: u32 = 64;
 /// First and longest pause between two looks for an object that is to go.
 const RECLAIM_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
 /// Time after which an object that was not cleared here is taken for one that a
@@ -155,7 +153,8 @@ impl Volume {
         }
         // The VDI that was cleared first, and what it held.
         let mut first: Option<(Vid, Vec<(ObjectIndex, Vid)>)> = None;
-        for _ in 0..MAX_MOVES {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
             let vid = self.vid();
             if self.became_snapshot(vid).await? {
                 self.reload(vid).await?;

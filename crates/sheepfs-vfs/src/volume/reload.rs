@@ -6,11 +6,17 @@
 //! it was answered with success (protocol 7.4). So every object this volume
 //! knows to be the old VDI's own, and the new index does not show, is brought
 //! over before the first request uses the new VDI.
+//!
+//! Snapshots may follow each other without a pause. Then all the time there is
+//! for a write lies between the end of one and the beginning of the next, so
+//! the way from finding the new VDI to the first write is kept short, and what
+//! is left undone goes on at the next one for [`PATIENCE`].
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use sheep_client::ClientError;
+use sheep_client::{ClientError, VdiInfo};
 use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::time::Instant;
 
@@ -26,8 +32,8 @@ const SAME_VID_TRIES: u32 = 6;
 const SAME_VID_PAUSE: Duration = Duration::from_millis(25);
 /// How long a volume that was found frozen is believed to be.
 const FROZEN_FOR: Duration = Duration::from_secs(1);
-/// Moves before giving up on snapshots that follow each other too fast.
-const MAX_MOVES: u32 = 64;
+/// How long a request goes on when snapshots follow each other too fast for it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Snapshots between the old and the new working VDI that are looked through.
 pub(super) const MAX_GENERATIONS: u32 = 1024;
 
@@ -61,21 +67,20 @@ impl Volume {
     }
 
     async fn follow(&self, old: Vid) -> Result<(), FsError> {
-        for _ in 0..MAX_MOVES {
+        let deadline = Instant::now() + PATIENCE;
+        let mut descendants = HashSet::from([old]);
+        while Instant::now() < deadline {
             if self.vid() != old {
                 return self.usable();
             }
-            let Some(mut new) = self.load_successor(old).await? else {
+            let Some(info) = self.find_successor(old).await? else {
                 continue;
             };
-            let to = new.info.vid;
+            let to = info.vid;
             if self.locked && !self.lock_successor(to).await? {
                 continue;
             }
-            let moved = match self.check_descent(&new, old).await {
-                Ok(()) => self.reconcile(old, &mut new).await,
-                Err(error) => Err(error),
-            };
+            let moved = self.move_to(old, info, &mut descendants).await;
             if self.locked {
                 // Of the two only the one in use stays locked.
                 let unused = if matches!(moved, Ok(true)) { old } else { to };
@@ -92,7 +97,7 @@ impl Volume {
     }
 
     /// The working VDI after `old`; `None` when that became a snapshot, too.
-    async fn load_successor(&self, old: Vid) -> Result<Option<Head>, FsError> {
+    async fn find_successor(&self, old: Vid) -> Result<Option<VdiInfo>, FsError> {
         for tries in 0..SAME_VID_TRIES {
             let vid = match self.client.find(&self.selector).await {
                 Ok(vid) => vid,
@@ -100,18 +105,34 @@ impl Volume {
                 Err(error) => return Err(self.failed(error)),
             };
             if vid != old {
-                let loaded = Head::load(&self.client, vid).await;
-                return match loaded.map_err(|error| self.failed(error))? {
+                let info = self.client.info(vid).await;
+                return match info.map_err(|error| self.failed(error))? {
                     // It has no snapshots, so this is another VDI by that name.
-                    Some((_, Some(_hypervolume))) => Err(self.gone()),
-                    Some((head, None)) => Ok(Some(head).filter(|head| !head.info.is_snapshot())),
-                    None => Ok(None),
+                    Some(info) if info.hypervolume => Err(self.gone()),
+                    found => Ok(found.filter(|info| !info.is_snapshot())),
                 };
             }
             // Another sheep may know of the snapshot a moment later.
             tokio::time::sleep(SAME_VID_PAUSE * 2u32.pow(tries)).await;
         }
         Err(FsError::Frozen(self.selector.to_string()))
+    }
+
+    /// Makes the VDI of `info` the volume's; false when it became a snapshot
+    /// itself meanwhile.
+    async fn move_to(
+        &self,
+        old: Vid,
+        info: VdiInfo,
+        descendants: &mut HashSet<Vid>,
+    ) -> Result<bool, FsError> {
+        let (descends, map) = tokio::join!(
+            self.check_descent(&info, descendants),
+            Head::load_map(&self.client, &info)
+        );
+        descends?;
+        let map = map.map_err(|error| self.failed(error))?;
+        self.reconcile(old, &mut Head { info, map }).await
     }
 
     /// Locks the new working VDI, which a snapshot leaves unlocked; false when
@@ -143,16 +164,26 @@ impl Volume {
         Ok(vid == to)
     }
 
-    /// Makes sure that `new` came from `old` by snapshots, not by a rollback.
-    async fn check_descent(&self, new: &Head, old: Vid) -> Result<(), FsError> {
-        if new.info.object_shift != self.head().info.object_shift {
+    /// Makes sure that `new` came from the volume's VDI by snapshots, not by a
+    /// rollback, and adds it to those of which that is known.
+    async fn check_descent(
+        &self,
+        new: &VdiInfo,
+        descendants: &mut HashSet<Vid>,
+    ) -> Result<(), FsError> {
+        if new.object_shift != self.head().info.object_shift {
             return Err(self.gone());
         }
-        let mut parent = new.info.parent;
+        let mut line = vec![new.vid];
+        let mut parent = new.parent;
         for _ in 0..MAX_GENERATIONS {
             match parent {
-                Some(vid) if vid == old => return Ok(()),
+                Some(vid) if descendants.contains(&vid) => {
+                    descendants.extend(line);
+                    return Ok(());
+                }
                 Some(vid) => {
+                    line.push(vid);
                     let header = self.client.read_header(vid).await;
                     parent = header.map_err(|error| self.failed(error))?.parent();
                 }

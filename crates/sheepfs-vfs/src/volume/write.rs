@@ -14,15 +14,12 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::doubt::is_absent;
+use super::reload::PATIENCE;
 use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
 use crate::index_writer::Published;
 use crate::slot_guard::SharedGuard;
-
-/// How often a write follows a volume that moves under it: each time someone
-/// has taken one more snapshot.
-const MAX_MOVES: u32 = 64;
 
 impl Volume {
     /// Writes `data` at byte `offset` and runs `done` with the number of bytes
@@ -156,7 +153,7 @@ impl Volume {
     }
 
     async fn write_chunk(&self, chunk: Chunk, data: Bytes) -> Result<(), FsError> {
-        let mut moves = 0;
+        let begun = Instant::now();
         loop {
             let mut seen = self.slot(chunk.index)?;
             let outcome = if seen.1 == Some(seen.0) {
@@ -190,8 +187,7 @@ impl Volume {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            moves += 1;
-            if moves > MAX_MOVES {
+            if begun.elapsed() > PATIENCE {
                 return Err(match is_read_only(&error) {
                     true => FsError::Frozen(self.selector.to_string()),
                     false => self.failed(error),
@@ -281,7 +277,8 @@ impl Volume {
         index: ObjectIndex,
         guard: &SharedGuard,
     ) -> Result<Vid, FsError> {
-        for _ in 0..MAX_MOVES {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
             match self.copy_object(from, to, index, guard).await {
                 Ok(()) => return Ok(to),
                 Err(error) if is_read_only(&error) => {

@@ -7,6 +7,7 @@ mod codes;
 mod holes;
 mod locks;
 mod model;
+mod moments;
 mod others;
 mod races;
 mod shapes;

@@ -16,7 +16,7 @@ const STEPS: usize = 120;
 const LARGEST: u64 = 40 * MIB;
 
 /// A VDI that is worked on, and what it must hold.
-struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     cluster: &'a Cluster,
     /// What the volume calls through; it may fail at random.
     client: Client,
@@ -75,25 +75,15 @@ async fn insist(mut operation: impl AsyncFnMut() -> Result<(), FsError>) {
 }
 
 impl<'a> Subject<'a> {
-    /// Makes a VDI; of 100 calls of its volume, `faults` fail in each way.
-    async fn create(
+    /// Makes a VDI and attaches it through `client`, which may be `faulty`.
+    pub(crate) async fn create(
         cluster: &'a Cluster,
+        client: Client,
         seed: u64,
         kind: impl FnOnce(&mut NewVdi),
-        faults: u8,
+        faulty: bool,
     ) -> Self {
         let name = cluster.create_kind("model", kind).await;
-        let mut dice = fastrand::Rng::with_seed(seed ^ 1);
-        let client = cluster
-            .client_through(|inner| {
-                Faulty::new(inner, move |_call| match dice.u8(0..100) {
-                    roll if roll < faults => Some(Fault::LoseBefore),
-                    roll if roll < 2 * faults => Some(Fault::LoseAfter),
-                    roll if roll < 3 * faults => Some(Fault::Refuse(ResultCode::Eio)),
-                    _ => None,
-                })
-            })
-            .await;
         let volume = open(&client, VdiSelector::working(name.clone())).await;
         let place = format!("seed {seed}, {:?}", volume.info());
         Self {
@@ -104,12 +94,12 @@ impl<'a> Subject<'a> {
             name,
             snapshots: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
-            faulty: faults > 0,
+            faulty,
             place,
         }
     }
 
-    async fn work(&mut self) {
+    pub(crate) async fn work(&mut self) {
         for step in 0..STEPS {
             self.step(step).await;
         }
@@ -272,10 +262,10 @@ impl<'a> Subject<'a> {
     }
 }
 
-type Kind = (&'static str, fn(&mut NewVdi));
+pub(crate) type Kind = (&'static str, fn(&mut NewVdi));
 
 /// One of each kind, with sizes that are no multiple of anything.
-const KINDS: [Kind; 9] = [
+pub(crate) const KINDS: [Kind; 9] = [
     ("1 MiB objects", |new| {
         (new.size, new.object_shift) = (5 * MIB + 4097, Some(20));
     }),
@@ -310,9 +300,26 @@ async fn every_kind_of_vdi_holds_what_was_written_and_its_snapshots_what_was_the
         for (what, kind) in KINDS {
             let seed = fastrand::u64(..);
             println!("{what}, seed {seed}");
-            Subject::create(&cluster, seed, kind, 0).await.work().await;
+            let client = cluster.client.clone();
+            let subject = Subject::create(&cluster, client, seed, kind, false);
+            subject.await.work().await;
         }
     }
+}
+
+/// A client of whose calls some fail, each in one of the ways there are.
+async fn faulty(cluster: &Cluster, seed: u64) -> Client {
+    let mut dice = fastrand::Rng::with_seed(seed ^ 1);
+    cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |_call| match dice.u8(0..100) {
+                0..2 => Some(Fault::LoseBefore),
+                2..4 => Some(Fault::LoseAfter),
+                4..6 => Some(Fault::Refuse(ResultCode::Eio)),
+                _ => None,
+            })
+        })
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,7 +328,9 @@ async fn what_was_acknowledged_survives_calls_that_fail() {
         for (what, kind) in KINDS {
             let seed = fastrand::u64(..);
             println!("{what}, seed {seed}");
-            Subject::create(&cluster, seed, kind, 2).await.work().await;
+            let client = faulty(&cluster, seed).await;
+            let subject = Subject::create(&cluster, client, seed, kind, true);
+            subject.await.work().await;
         }
     }
 }
@@ -332,7 +341,8 @@ async fn a_clone_of_a_clone_goes_its_own_way_and_leaves_its_parents_alone() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let (_, kind) = KINDS[0];
-    let mut subject = Subject::create(&cluster, seed, kind, 0).await;
+    let client = cluster.client.clone();
+    let mut subject = Subject::create(&cluster, client, seed, kind, false).await;
     let mut families = Vec::new();
     for generation in 0..4 {
         for step in 0..30 {

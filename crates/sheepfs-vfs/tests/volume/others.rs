@@ -14,7 +14,7 @@ use sheepfs_vfs::{FsError, Volume, VolumeOptions};
 use tokio::sync::Notify;
 
 use crate::races::is_index_update;
-use crate::support::{Cluster, Hold, formatted, open, pattern, tag};
+use crate::support::{Cluster, Hold, formatted, open, open_version, pattern, tag};
 
 const MIB: u64 = 1 << 20;
 
@@ -381,4 +381,59 @@ async fn writes_and_syncs_of_a_deleted_vdi_fail() {
     let refused = volume.write_at(0, pattern(1, 512)).await.unwrap_err();
     assert!(matches!(refused, FsError::Stale(_)), "{refused}");
     assert!(matches!(volume.sync().await, Err(FsError::Stale(_))));
+}
+
+/// Snapshots come and go in turn while a volume is attached and idle: what it
+/// knows as its VDI is a snapshot by then, and deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_volume_outlives_the_snapshots_it_slept_through() {
+    let clusters = [
+        Cluster::start().await,
+        formatted(ClusterFlags::USE_LOCK).await,
+    ];
+    for cluster in &clusters {
+        let client = &cluster.client;
+        for first_use in 0..7 {
+            let name = cluster.create("rotation", 4 * MIB).await;
+            let volume = open(client, &name).await;
+            volume.write_at(0, pattern(1, 2 << 20)).await.unwrap();
+            for number in 0..4 {
+                let tag = tag(format!("t{number}"));
+                client.snapshot(&name, &tag).await.unwrap();
+            }
+            for number in 0..3 {
+                let snapshot = VdiSelector::tag(name.clone(), tag(format!("t{number}")));
+                client.delete(&snapshot).await.unwrap();
+            }
+            match first_use {
+                0 => assert_eq!(volume.read_at(0, 9).await.unwrap(), pattern(1, 9)),
+                1 => drop(volume.write_at(0, pattern(1, 9)).await.unwrap()),
+                2 => drop(volume.write_at(3 * MIB, pattern(0, 9)).await.unwrap()),
+                3 => volume.punch_hole(2 * MIB, MIB).await.unwrap(),
+                4 => volume.reread().await.unwrap(),
+                5 => volume.refresh_now().await.unwrap(),
+                _ => volume.set_size(5 * MIB).await.unwrap(),
+            }
+            volume.write_at(MIB, pattern(2, 9)).await.unwrap();
+            volume.sync().await.unwrap();
+            let expected = [pattern(1, 1 << 20), pattern(2, 9), pattern(1, 9)].concat();
+            let len = u32::try_from(expected.len()).unwrap();
+            assert!(volume.read_at(0, len).await.unwrap() == expected);
+            assert_eq!(in_cluster_read_only(cluster, &name, MIB).await, 2);
+            let snapshot = VdiSelector::tag(name, tag("t3"));
+            let snapshot = open_version(client, snapshot).await;
+            assert_eq!(snapshot.read_at(MIB, 9).await.unwrap(), pattern(1, 9));
+            volume.close().await.unwrap();
+        }
+    }
+}
+
+async fn in_cluster_read_only(cluster: &Cluster, name: &VdiName, offset: u64) -> u8 {
+    let options = VolumeOptions {
+        read_only: true,
+        lock: false,
+    };
+    let selector = VdiSelector::working(name.clone());
+    let volume = Volume::open(cluster.client.clone(), selector, options);
+    volume.await.unwrap().read_at(offset, 1).await.unwrap()[0]
 }

@@ -1,7 +1,7 @@
 //! What happens to a volume at the worst moment.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
 use sheep_client::gateway::BoxFuture;
@@ -307,4 +307,40 @@ async fn a_working_vdi_that_refuses_writes_for_ever_is_given_up() {
     let refused = volume.write_at(0, pattern(1, 1)).await.unwrap_err();
     assert!(matches!(refused, FsError::Frozen(_)), "{refused}");
     assert_eq!(refused.errno() as i32, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_without_a_pause_stop_no_writer() {
+    const WRITES: u64 = 6;
+    const SNAPSHOTS: u32 = 500;
+    let cluster = Cluster::start().await;
+    let name = cluster.create("snap-storm", 4 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    let done = AtomicUsize::new(0);
+    let write = async |stripe: u64| {
+        for number in 1..=WRITES {
+            let data = number.to_le_bytes().repeat(64);
+            let written = volume.write_at(stripe * MIB + 7, data.into()).await;
+            written.unwrap();
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    };
+    let snapshots = async {
+        for number in 0..SNAPSHOTS {
+            let tag = tag(format!("t{number}"));
+            cluster.client.snapshot(&name, &tag).await.unwrap();
+            if done.load(Ordering::Relaxed) == 4 {
+                return number;
+            }
+        }
+        panic!("{WRITES} writes took more than {SNAPSHOTS} snapshots");
+    };
+    let writers = futures_util::future::join_all((0..4).map(write));
+    let (_, number) = tokio::join!(writers, snapshots);
+    println!("{WRITES} writes of each took {number} snapshots");
+    let head = open(&cluster.client, &name).await;
+    for stripe in 0..4 {
+        let found = head.read_at(stripe * MIB + 7, 512).await.unwrap();
+        assert_eq!(found, WRITES.to_le_bytes().repeat(64), "stripe {stripe}");
+    }
 }

@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use sheep_client::gateway::BoxFuture;
-use sheep_client::{Call, VdiSelector};
+use sheep_client::{Call, Client, VdiSelector};
+use sheep_proto::btree::ROOT_WRITE_OFFSET;
 use sheep_proto::limits::INODE_HEADER_LEN;
-use sheep_proto::{ObjectKind, Opcode, RequestBody};
+use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, Vid};
+use tokio::sync::Notify;
 
+use crate::model::{KINDS, Subject};
 use crate::races::is_index_update;
-use crate::support::{Cluster, Hold, open, pattern, tag, unique_name};
+use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
 const OBJECTS: u64 = 24;
@@ -85,7 +89,7 @@ async fn only_slots_that_change_are_written_each_once_and_in_runs() {
             move |part| volume.write_at(object * MIB + part * 1000, pattern(2, 500))
         })
     });
-    for written in futures_util::future::join_all(writes).await {
+    for written in join_all(writes).await {
         written.unwrap();
     }
     volume.punch_hole(MIB, 2 * MIB).await.unwrap();
@@ -103,4 +107,221 @@ async fn only_slots_that_change_are_written_each_once_and_in_runs() {
     }
     assert_eq!(seen.slots.len(), objects.len() + 1);
     assert!(seen.requests < objects.len(), "{} requests", seen.requests);
+}
+
+/// What was wrong with the index updates that were sent.
+type Wrongs = Arc<Mutex<Vec<String>>>;
+
+/// A client whose index updates are looked at before they go out: each slot
+/// in them changes, to the VDI itself or to none, and the object is there.
+async fn watched(cluster: &Cluster) -> (Client, Wrongs) {
+    let wrongs = Wrongs::default();
+    let (found, outside) = (Arc::clone(&wrongs), cluster.client.clone());
+    let client = cluster
+        .client_through(|inner| Hold {
+            inner,
+            until: move |call: &Call| {
+                if !is_index_update(call) {
+                    return None;
+                }
+                let (call, found, outside) = (call.clone(), Arc::clone(&found), outside.clone());
+                let ready: BoxFuture<'static, ()> = Box::pin(async move {
+                    let wrong = look_at(&outside, &call).await;
+                    found.lock().unwrap().extend(wrong);
+                });
+                Some(ready)
+            },
+        })
+        .await;
+    (client, wrongs)
+}
+
+async fn look_at(outside: &Client, call: &Call) -> Vec<String> {
+    let vid = call.name().oid.and_then(Oid::vid).expect("an inode's");
+    let RequestBody::Object(body) = call.header(0).body() else {
+        panic!("an index update has a place in an object");
+    };
+    let first = (body.offset.get() - u32::try_from(INODE_HEADER_LEN).unwrap()) / 4;
+    let new: Vec<_> = call
+        .payload()
+        .chunks_exact(4)
+        .map(|slot| Vid::new(u32::from_le_bytes(slot.try_into().unwrap())))
+        .collect();
+    let count = u32::try_from(new.len()).unwrap();
+    let old = outside.read_slots(vid, ObjectIndex(first), count).await;
+    let mut wrongs = Vec::new();
+    for ((index, old), new) in (first..).zip(old.unwrap()).zip(new) {
+        let slot = format!("slot {index} of {vid}, {old:?} -> {new:?}");
+        if old == new {
+            wrongs.push(format!("{slot}: it does not change"));
+        }
+        if let Some(owner) = new {
+            let oid = Oid::data(vid, ObjectIndex(index));
+            if owner != vid {
+                wrongs.push(format!("{slot}: another's"));
+            } else if outside.read_object(oid, 0, 1).await.is_err() {
+                wrongs.push(format!("{slot}: there is no object"));
+            }
+        }
+    }
+    wrongs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_done_no_slot_is_repeated_and_none_comes_before_its_object() {
+    let cluster = Cluster::start().await;
+    for (what, kind) in KINDS {
+        let seed = fastrand::u64(..);
+        println!("{what}, seed {seed}");
+        let (client, wrongs) = watched(&cluster).await;
+        let subject = Subject::create(&cluster, client, seed, kind, false);
+        subject.await.work().await;
+        assert_eq!(*wrongs.lock().unwrap(), [""; 0], "{what}, seed {seed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_once_under_snapshots_repeat_no_slot_either() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("wire-many", OBJECTS * MIB).await;
+    let (client, wrongs) = watched(&cluster).await;
+    let volume = open(&client, &name).await;
+    let writers = join_all((0..OBJECTS).map(async |object| {
+        for round in 0..8u8 {
+            for part in 0..3 {
+                let offset = object * MIB + part * 100_000;
+                volume.write_at(offset, pattern(round, 500)).await.unwrap();
+            }
+            if (object + u64::from(round)) % 4 == 0 {
+                volume.punch_hole(object * MIB, MIB).await.unwrap();
+            }
+        }
+    }));
+    let snapshots = async {
+        for number in 0..6 {
+            let tag = tag(format!("t{number}"));
+            cluster.client.snapshot(&name, &tag).await.unwrap();
+        }
+    };
+    tokio::join!(writers, snapshots);
+    assert_eq!(*wrongs.lock().unwrap(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_makes_nothing_on_the_cluster() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("wire-read", 8 * MIB + 5).await;
+    let writer = open(&cluster.client, &name).await;
+    writer.write_at(MIB, pattern(1, 100)).await.unwrap();
+    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    let snapshot = VdiSelector::tag(name.clone(), tag("s"));
+    let clone = unique_name("wire-read-clone");
+    cluster.client.clone_vdi(&snapshot, &clone).await.unwrap();
+    let hyper = cluster
+        .create_kind("wire-read-hyper", |new| {
+            (new.size, new.hypervolume) = (20 * MIB, true);
+        })
+        .await;
+
+    let changes = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&changes);
+    let client = cluster
+        .client_through(|inner| Hold {
+            inner,
+            until: move |call: &Call| -> Option<BoxFuture<'static, ()>> {
+                let reads = [Opcode::ReadObj, Opcode::GetVdiInfo, Opcode::LockVdi];
+                if !reads.contains(&call.opcode()) {
+                    log.lock().unwrap().push(call.name());
+                }
+                None
+            },
+        })
+        .await;
+    for selector in [
+        VdiSelector::working(name),
+        snapshot,
+        VdiSelector::working(clone),
+        VdiSelector::working(hyper),
+    ] {
+        let volume = open_version(&client, selector).await;
+        let bytes = read_all(&volume).await;
+        let written = bytes.iter().filter(|&&byte| byte == 1).count();
+        assert_eq!(written, if volume.info().hypervolume { 0 } else { 100 });
+        volume.next_data(0).ok();
+        volume.refresh_now().await.unwrap();
+        volume.reread().await.unwrap();
+        volume.sync().await.unwrap();
+    }
+    assert!(changes.lock().unwrap().is_empty(), "{changes:?}");
+}
+
+/// Any write to an inode that says where data objects are.
+fn publishes(call: &Call) -> bool {
+    let header = call.header(0);
+    let RequestBody::Object(body) = header.body() else {
+        return false;
+    };
+    let kind = call.name().oid.and_then(Oid::kind);
+    call.opcode() == Opcode::WriteObj
+        && kind == Some(ObjectKind::Inode)
+        && body.offset.get() >= ROOT_WRITE_OFFSET
+}
+
+/// Writes to the first object and dies when it exists, before its slot is set.
+async fn dies_before_the_index_update(cluster: &Cluster, name: &sheep_proto::VdiName) {
+    let arrived = Arc::new(Notify::new());
+    let tell = Arc::clone(&arrived);
+    let client = cluster
+        .client_through(|inner| Hold {
+            inner,
+            until: move |call: &Call| {
+                publishes(call).then(|| {
+                    tell.notify_one();
+                    Box::pin(std::future::pending()) as BoxFuture<'static, ()>
+                })
+            },
+        })
+        .await;
+    let volume = open(&client, name).await;
+    let write = volume.write_at(100, pattern(9, 5000));
+    tokio::select! {
+        written = write => panic!("{written:?} without an index"),
+        () = arrived.notified() => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_data_and_index_exposes_nothing() {
+    let cluster = Cluster::start().await;
+    let fresh = cluster.create("torn", 2 * MIB).await;
+    let parent = cluster.create("torn-parent", 2 * MIB).await;
+    let volume = open(&cluster.client, &parent).await;
+    volume.write_at(0, pattern(1, 1 << 20)).await.unwrap();
+    cluster.client.snapshot(&parent, &tag("s")).await.unwrap();
+    let clone = unique_name("torn-clone");
+    let snapshot = VdiSelector::tag(parent, tag("s"));
+    cluster.client.clone_vdi(&snapshot, &clone).await.unwrap();
+    let hyper = cluster
+        .create_kind("torn-hyper", |new| {
+            (new.size, new.hypervolume) = (8 * MIB, true);
+        })
+        .await;
+    let each = [(fresh, 0), (clone, 1), (hyper, 0)];
+    join_all(each.iter().map(async |(name, before)| {
+        dies_before_the_index_update(&cluster, name).await;
+        let volume = open(&cluster.client, name).await;
+        let found = volume.read_at(0, 1 << 20).await.unwrap();
+        assert!(found == pattern(*before, 1 << 20), "{name}");
+        // Nor does what is left over show through the next write.
+        volume.write_at(8192, pattern(2, 100)).await.unwrap();
+        let again = open(&cluster.client, name).await;
+        let found = again.read_at(0, 1 << 20).await.unwrap();
+        assert!(found[..8192] == pattern(*before, 8192), "{name}");
+        assert!(found[8192..8292] == pattern(2, 100), "{name}");
+        assert!(
+            found[8292..] == pattern(*before, (1 << 20) - 8292),
+            "{name}"
+        );
+    }))
+    .await;
 }

@@ -1,0 +1,223 @@
+//! A snapshot at each moment of a write: between any two of its requests, and
+//! while the server itself is between the steps of the snapshot.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::join_all;
+use sheep_client::gateway::BoxFuture;
+use sheep_client::testing::{Fault, Faulty};
+use sheep_client::{Call, Client, VdiSelector};
+use sheep_proto::{ClusterFlags, ObjectKind, Oid, Opcode, ResultCode, VdiName};
+use sheepfs_vfs::{Volume, VolumeOptions};
+use tokio::sync::Notify;
+
+use crate::races::is_index_update;
+use crate::support::{Cluster, Hold, formatted, open, open_version, pattern, tag, unique_name};
+
+const MIB: u64 = 1 << 20;
+/// Where the write under test goes, and what is around it in the object.
+const OFFSET: u64 = 100;
+const LEN: usize = 5000;
+
+/// What the object is before the write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Absent,
+    Inherited,
+    Owned,
+}
+
+/// The request of the write that waits until the snapshots have been taken.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// The object's data; of one that is owned already, the whole write.
+    Data,
+    /// The slot.
+    Index,
+    /// The question whether the VDI is still a working one.
+    Question,
+}
+
+impl Moment {
+    fn is(self, call: &Call) -> bool {
+        let kind = call.name().oid.and_then(Oid::kind);
+        let data = kind == Some(ObjectKind::Data) && call.opcode() != Opcode::ReadObj;
+        match self {
+            Self::Data => data && !call.payload().is_empty(),
+            Self::Index => is_index_update(call),
+            Self::Question => data && call.payload().is_empty(),
+        }
+    }
+}
+
+/// A client whose first call of that kind tells and waits for the test.
+async fn waiting_at(cluster: &Cluster, moment: Moment) -> (Client, Arc<Notify>, Arc<Notify>) {
+    let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
+    let armed = AtomicBool::new(true);
+    let client = cluster
+        .client_through(|inner| Hold {
+            inner,
+            until: move |call: &Call| {
+                if !moment.is(call) || !armed.swap(false, Ordering::AcqRel) {
+                    return None;
+                }
+                tell.notify_one();
+                let wait = Arc::clone(&wait);
+                let ready: BoxFuture<'static, ()> = Box::pin(async move { wait.notified().await });
+                Some(ready)
+            },
+        })
+        .await;
+    (client, held, release)
+}
+
+/// A VDI of two objects, the first of which is as told.
+async fn prepare(cluster: &Cluster, before: Before) -> VdiName {
+    let name = cluster.create("moment", 2 * MIB).await;
+    if before == Before::Absent {
+        return name;
+    }
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(1, 1 << 20)).await.unwrap();
+    volume.close().await.unwrap();
+    if before == Before::Owned {
+        return name;
+    }
+    let clone = unique_name("moment-clone");
+    let selector = VdiSelector::tag(name.clone(), tag("parent"));
+    cluster
+        .client
+        .snapshot(&name, &tag("parent"))
+        .await
+        .unwrap();
+    cluster.client.clone_vdi(&selector, &clone).await.unwrap();
+    clone
+}
+
+/// The write's bytes, if all of them are there, none if none is.
+async fn find(volume: &Volume, before: Before) -> bool {
+    let around = u8::from(before != Before::Absent);
+    let found = volume.read_at(0, 1 << 20).await.unwrap();
+    let start = usize::try_from(OFFSET).unwrap();
+    let (first, rest) = found.split_at(start);
+    let (written, last) = rest.split_at(LEN);
+    assert!(first.iter().chain(last).all(|&byte| byte == around));
+    let there = written[0] == 7;
+    let expected = if there { 7 } else { around };
+    assert!(written.iter().all(|&byte| byte == expected), "a torn write");
+    there
+}
+
+async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: u32) {
+    let case = format!("{before:?}, {moment:?}, {count} snapshots");
+    let name = prepare(cluster, before).await;
+    let (client, held, release) = waiting_at(cluster, moment).await;
+    let volume = open(&client, &name).await;
+    let writer = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.write_at(OFFSET, pattern(7, LEN)).await }
+    });
+    held.notified().await;
+    for number in 0..count {
+        let tag = tag(format!("t{number}"));
+        cluster.client.snapshot(&name, &tag).await.unwrap();
+    }
+    release.notify_one();
+    assert_eq!(writer.await.unwrap().unwrap() as usize, LEN, "{case}");
+
+    // There at once, in the cluster, and after more has been done.
+    assert!(find(&volume, before).await, "{case}");
+    volume.write_at(MIB, pattern(8, 10)).await.unwrap();
+    volume.sync().await.unwrap();
+    let options = VolumeOptions {
+        read_only: true,
+        lock: false,
+    };
+    let selector = VdiSelector::working(name.clone());
+    let head = Volume::open(cluster.client.clone(), selector, options);
+    let head = head.await.unwrap();
+    assert!(find(&head, before).await, "{case}");
+    for number in 0..count {
+        let selector = VdiSelector::tag(name.clone(), tag(format!("t{number}")));
+        let snapshot = open_version(&cluster.client, selector).await;
+        let there = find(&snapshot, before).await;
+        // Data that is refused comes after every snapshot.
+        assert!(!(there && matches!(moment, Moment::Data)), "{case}");
+    }
+    volume.close().await.unwrap();
+    let lock = cluster.client.lock(&VdiSelector::working(name)).await;
+    cluster.client.release(lock.unwrap()).await.unwrap();
+}
+
+async fn snapshots_at_every_moment(cluster: &Cluster) {
+    let mut cases = Vec::new();
+    for count in [1, 3] {
+        for before in [Before::Absent, Before::Inherited] {
+            for moment in [Moment::Data, Moment::Index, Moment::Question] {
+                cases.push(snapshots_at(cluster, before, moment, count));
+            }
+        }
+        cases.push(snapshots_at(cluster, Before::Owned, Moment::Data, count));
+    }
+    join_all(cases).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_at_any_moment_of_a_write_delays_it_and_tears_nothing() {
+    snapshots_at_every_moment(&Cluster::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_at_any_moment_of_a_write_leaves_the_head_locked() {
+    snapshots_at_every_moment(&formatted(ClusterFlags::USE_LOCK).await).await;
+}
+
+/// From its first step on a server refuses data, and for a while the name
+/// still leads to the old VDI, which is no snapshot yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_waits_for_a_snapshot_that_has_only_begun() {
+    let cluster = Cluster::start().await;
+    for before in [Before::Absent, Before::Inherited, Before::Owned] {
+        let name = prepare(&cluster, before).await;
+        let begun = Arc::new(AtomicBool::new(true));
+        let refusing = Arc::clone(&begun);
+        let asked = Arc::new(Notify::new());
+        let tell = Arc::clone(&asked);
+        let client = cluster
+            .client_through(|inner| {
+                Faulty::new(inner, move |call| {
+                    if call.opcode() == Opcode::GetVdiInfo && refusing.load(Ordering::Acquire) {
+                        tell.notify_one();
+                    }
+                    let kind = call.name().oid.and_then(Oid::kind);
+                    let data = kind == Some(ObjectKind::Data) && call.opcode() != Opcode::ReadObj;
+                    (data && refusing.load(Ordering::Acquire))
+                        .then_some(Fault::Refuse(ResultCode::ReadOnly))
+                })
+            })
+            .await;
+        let options = VolumeOptions {
+            read_only: false,
+            lock: false,
+        };
+        let selector = VdiSelector::working(name.clone());
+        let volume = Volume::open(client, selector, options).await.unwrap();
+        // The one that opening asked.
+        asked.notified().await;
+        let write = volume.write_at(OFFSET, pattern(7, LEN));
+        let snapshot = async {
+            asked.notified().await;
+            cluster.client.snapshot(&name, &tag("slow")).await.unwrap();
+            begun.store(false, Ordering::Release);
+        };
+        let (written, ()) = tokio::join!(write, snapshot);
+        written.unwrap();
+        let head = open(&cluster.client, &name).await;
+        assert!(find(&head, before).await, "{before:?}");
+        let selector = VdiSelector::tag(name, tag("slow"));
+        let snapshot = open_version(&cluster.client, selector).await;
+        assert!(!find(&snapshot, before).await, "{before:?}");
+    }
+}
