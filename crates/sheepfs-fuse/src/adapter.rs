@@ -9,7 +9,8 @@
 //!   not kept: `touch`, `rsync --times` and the kernel after mmap(2) all do it,
 //!   and nothing is lost, because a volume's time is when it was made until this
 //!   mount writes to it.
-//! * `close(2)` need not wait: what write(2) acknowledged is on the cluster.
+//! * `close(2)` waits for nothing but what a cached volume still has to write:
+//!   otherwise what write(2) acknowledged is on the cluster.
 //! * ENOSYS means "do it yourself, and do not ask again" to the kernel: access,
 //!   copying within the mount, polling.
 
@@ -178,7 +179,7 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -186,19 +187,25 @@ impl Filesystem for Adapter {
         self.answers
             .submit(facts, reply, ReplyWrite::written, |done| {
                 let data = Bytes::copy_from_slice(data);
-                self.tree.write(convert::handle(fh), offset, data, done);
+                let direct = convert::is_direct(flags);
+                let handle = convert::handle(fh);
+                self.tree.write(handle, offset, data, direct, done);
             });
     }
 
     fn flush(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        let facts = facts("flush", request, ino);
+        let tree = Arc::clone(&self.tree);
+        let work = async move { Ok(tree.flush(convert::handle(fh)).await?) };
+        self.answers
+            .work(facts, reply, work, |reply, ()| reply.ok());
     }
 
     fn release(
@@ -474,18 +481,18 @@ impl Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         let facts = range("lseek", request, ino, offset.unsigned_abs(), 0);
-        let found = match (convert::seek_to(whence), u64::try_from(offset)) {
-            (Some(to), Ok(offset)) => {
-                let found = self.tree.seek(convert::handle(fh), offset, to);
-                found.map_err(Failure::Tree)
-            }
-            (None, _) => Err(Failure::Refused(Errno::EINVAL)),
+        let (to, offset) = match (convert::seek_to(whence), u64::try_from(offset)) {
+            (Some(to), Ok(offset)) => (to, offset),
+            (None, _) => return refuse(facts, reply, Errno::EINVAL),
             // As on any file: nothing lies before the beginning.
-            (_, Err(_)) => Err(Failure::Refused(Errno::ENXIO)),
+            (_, Err(_)) => return refuse(facts, reply, Errno::ENXIO),
         };
-        let found =
-            found.and_then(|at| i64::try_from(at).map_err(|_| Failure::Refused(Errno::EOVERFLOW)));
-        conclude(facts, reply, found, ReplyLseek::offset);
+        let tree = Arc::clone(&self.tree);
+        let work = async move {
+            let found = tree.seek(convert::handle(fh), offset, to).await?;
+            i64::try_from(found).map_err(|_| Failure::Refused(Errno::EOVERFLOW))
+        };
+        self.answers.work(facts, reply, work, ReplyLseek::offset);
     }
 
     fn copy_file_range(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fuser::{FileAttr, FileHandle, FileType, FopenFlags, INodeNo, OpenAccMode, OpenFlags};
 use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
+use nix::fcntl::{FallocateFlags, OFlag};
 use nix::unistd::Whence;
 use sheepfs_vfs::{AllocateMode, Attributes, FileKind, HandleId, Ino, OpenMode, Opened, SeekTo};
 
@@ -109,6 +109,11 @@ pub(crate) fn open_mode(flags: OpenFlags) -> OpenMode {
         OpenAccMode::O_RDWR => (true, true),
     };
     OpenMode { read, write }
+}
+
+/// Whether a write passes the page cache by, although the file is cached.
+pub(crate) fn is_direct(flags: OpenFlags) -> bool {
+    OFlag::from_bits_retain(flags.0).contains(OFlag::O_DIRECT)
 }
 
 /// How the kernel is to treat the open file.

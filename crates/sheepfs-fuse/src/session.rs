@@ -124,9 +124,9 @@ pub enum MountError {
 ///
 /// `runtime` runs what a request has to wait for.
 ///
-/// Volumes that are opened cached are cached for reading, and written through.
-/// The kernel's write-back cache (`FUSE_WRITEBACK_CACHE`) is not asked for,
-/// because it takes a file for something that grows when it is written: `dd`
+/// The kernel's cache of a volume is for reading; what is written is gathered by
+/// the volume itself. The kernel's write-back cache (`FUSE_WRITEBACK_CACHE`) is
+/// not asked for, because it takes a file for something that grows when it is written: `dd`
 /// would never learn that a volume is full, `cp` would hear of it after it
 /// reported success, and the size of reports and of volumes that are made
 /// larger elsewhere would stay what it was when the kernel first saw it.

@@ -18,7 +18,16 @@ pub(crate) enum OpenFile {
     Command(Command),
     /// A setting, and its text when it was opened.
     Setting(Setting, Bytes),
-    Volume(Arc<Volume>),
+    Volume(Arc<Volume>, Caching),
+}
+
+/// Whether a handle goes through the kernel's page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caching {
+    /// What is answered is on the cluster.
+    Direct,
+    /// What is answered is on the cluster after the next sync.
+    Cached,
 }
 
 /// All open files of a tree.

@@ -16,7 +16,7 @@ use crate::attributes::{
     AllocateMode, Attributes, Capacity, Entry, FileKind, Invalidation, OpenMode, Opened, SeekTo,
 };
 use crate::error::FsError;
-use crate::handle::{Handles, OpenFile};
+use crate::handle::{Caching, Handles, OpenFile};
 use crate::ino::{HandleId, Ino};
 use crate::node::{Directory, FIXED, Fixed, Node, Setting};
 use crate::report::{Format, Report, SharedReport};
@@ -289,9 +289,9 @@ impl Tree {
     /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
     pub async fn open(&self, ino: Ino, mode: OpenMode) -> Result<Opened, FsError> {
         let node = self.node(ino)?;
-        let direct_io = match &node {
-            Node::Volume(_) => !self.settings().page_cache,
-            _ => true,
+        let caching = match &node {
+            Node::Volume(_) if self.settings().page_cache => Caching::Cached,
+            _ => Caching::Direct,
         };
         let file = match node {
             Node::Directory(_) => return Err(FsError::IsDirectory),
@@ -311,17 +311,17 @@ impl Tree {
                 } else {
                     volume.reread().await?;
                 }
-                OpenFile::Volume(volume)
+                OpenFile::Volume(volume, caching)
             }
         };
         // Held so that the volume is not detached between look and entry.
         let attached = self.attached();
-        if matches!(file, OpenFile::Volume(_)) && !attached.by_ino.contains_key(&ino) {
+        if matches!(file, OpenFile::Volume(..)) && !attached.by_ino.contains_key(&ino) {
             return Err(FsError::NoEntry);
         }
         Ok(Opened {
             handle: self.handles.insert(ino, file),
-            direct_io,
+            direct_io: caching == Caching::Direct,
         })
     }
 
@@ -339,7 +339,7 @@ impl Tree {
     pub fn read(&self, handle: HandleId, offset: u64, len: u32, done: Done<Bytes>) {
         match self.handles.get(handle) {
             None => done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume)) => volume.read(offset, len, done),
+            Some(OpenFile::Volume(volume, _)) => volume.read(offset, len, done),
             Some(OpenFile::Text(text) | OpenFile::Setting(_, text)) => {
                 let start = usize::try_from(offset)
                     .unwrap_or(usize::MAX)
@@ -352,11 +352,26 @@ impl Tree {
     }
 
     /// Writes `data` at byte `offset` and runs `done` with the number of bytes
-    /// taken. Does not block. A command file takes one line, at any offset.
-    pub fn write(self: &Arc<Self>, handle: HandleId, offset: u64, data: Bytes, done: Done<u32>) {
+    /// taken. Does not block. A command file takes one line, at any offset. What
+    /// is written to a cached volume may still be on its way then, unless the
+    /// write is `direct`.
+    pub fn write(
+        self: &Arc<Self>,
+        handle: HandleId,
+        offset: u64,
+        data: Bytes,
+        direct: bool,
+        done: Done<u32>,
+    ) {
         let file = match self.handles.get(handle) {
             None => return done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume)) => return volume.write(offset, data, done),
+            Some(OpenFile::Volume(volume, caching)) => {
+                return if caching == Caching::Cached && !direct {
+                    volume.write_behind(offset, data, done)
+                } else {
+                    volume.write(offset, data, done)
+                };
+            }
             Some(OpenFile::Text(_)) => return done(Err(FsError::Access)),
             Some(file) => file,
         };
@@ -365,7 +380,7 @@ impl Tree {
             let outcome = match file {
                 OpenFile::Command(command) => tree.command(command, &data).await,
                 OpenFile::Setting(setting, _) => tree.change_setting(setting, &data).await,
-                OpenFile::Volume(_) | OpenFile::Text(_) => Err(FsError::BadHandle),
+                OpenFile::Volume(..) | OpenFile::Text(_) => Err(FsError::BadHandle),
             };
             done(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
         });
@@ -377,7 +392,18 @@ impl Tree {
     /// `BadHandle`, and as [`Volume::sync`].
     pub async fn sync(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume) => volume.sync().await,
+            OpenFile::Volume(volume, _) => volume.sync().await,
+            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
+        }
+    }
+
+    /// Waits until everything written before is on the cluster, as close(2) does.
+    ///
+    /// # Errors
+    /// `BadHandle`, and as [`Volume::flush`].
+    pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
+        match self.handles.get(handle).ok_or(FsError::BadHandle)? {
+            OpenFile::Volume(volume, _) => volume.flush().await,
             OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
@@ -419,8 +445,10 @@ impl Tree {
     ///
     /// # Errors
     /// `Unsupported` on other files, `NothingThere`.
-    pub fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+    pub async fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
         let volume = self.open_volume(handle)?;
+        // What could not be written is no data, and said elsewhere.
+        let _said_by_sync = volume.flush().await;
         match to {
             SeekTo::Data => volume.next_data(offset),
             SeekTo::Hole => volume.next_hole(offset),
@@ -442,7 +470,7 @@ impl Tree {
 
     fn open_volume(&self, handle: HandleId) -> Result<Arc<Volume>, FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume) => Ok(volume),
+            OpenFile::Volume(volume, _) => Ok(volume),
             OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => {
                 Err(FsError::Unsupported)
             }

@@ -17,6 +17,7 @@
 //! [`reload`] moves the volume to the new working VDI without losing a write
 //! that was acknowledged. A hypervolume cannot have snapshots.
 
+mod behind;
 mod doubt;
 mod facts;
 mod published;
@@ -37,6 +38,7 @@ use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use self::behind::Behind;
 use self::doubt::{Doubts, is_absent};
 use self::published::PublishedSlots;
 use crate::error::FsError;
@@ -80,6 +82,7 @@ pub struct Volume {
     doubts: Doubts,
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
+    behind: Behind,
     /// Objects whose slots were cleared, when, and that the server may not have
     /// removed yet; they must not be made before it has.
     reclaimed: Mutex<BTreeMap<(Vid, ObjectIndex), Instant>>,
@@ -182,6 +185,7 @@ impl Volume {
             opened: Instant::now(),
             syncing: tokio::sync::Mutex::default(),
             writes: WriteTracker::default(),
+            behind: Behind::default(),
             reclaimed: Mutex::default(),
             dirty: AtomicBool::new(false),
             stale: AtomicBool::new(false),
@@ -393,6 +397,7 @@ impl Volume {
     /// # Errors
     /// `VolumeIo` when the cluster does not answer, `Stale`.
     pub async fn sync(&self) -> Result<(), FsError> {
+        self.flush_and_forget().await?;
         self.usable()?;
         self.writes.wait_for_earlier().await;
         let _one_at_a_time = self.syncing.lock().await;

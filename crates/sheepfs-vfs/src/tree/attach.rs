@@ -257,20 +257,29 @@ impl Tree {
 
     /// Notices what was done to an attached VDI just now.
     pub(crate) async fn refresh(&self, selector: &VdiSelector) -> Result<(), FsError> {
-        let same: Vec<(Ino, Arc<Volume>)> = {
-            let attached = self.attached();
-            let same = attached
-                .by_ino
-                .iter()
-                .filter(|(_, volume)| volume.selector() == selector);
-            same.map(|(&ino, volume)| (ino, Arc::clone(volume)))
-                .collect()
-        };
-        for (ino, volume) in same {
+        for (ino, volume) in self.volumes_of(selector) {
             volume.refresh_now().await?;
             self.forget(Invalidation::Inode(ino));
         }
         Ok(())
+    }
+
+    /// Waits until what was written to an attached VDI is on the cluster.
+    pub(crate) async fn flush_all(&self, selector: &VdiSelector) -> Result<(), FsError> {
+        for (_, volume) in self.volumes_of(selector) {
+            volume.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn volumes_of(&self, selector: &VdiSelector) -> Vec<(Ino, Arc<Volume>)> {
+        let attached = self.attached();
+        let same = attached
+            .by_ino
+            .iter()
+            .filter(|(_, volume)| volume.selector() == selector);
+        same.map(|(&ino, volume)| (ino, Arc::clone(volume)))
+            .collect()
     }
 }
 

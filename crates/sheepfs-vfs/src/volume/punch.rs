@@ -56,6 +56,7 @@ impl Volume {
         let token = self.begin_write();
         let volume = self.arc();
         let task = self.runtime.spawn(async move {
+            volume.settle_behind().await;
             let punched = volume.punch_range(offset, len).await;
             drop(token);
             punched

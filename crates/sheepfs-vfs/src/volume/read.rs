@@ -35,6 +35,9 @@ impl Volume {
         match (chunk, owner) {
             (None, _) => done(Ok(Bytes::new())),
             (Some(chunk), _) if chunk.len != len => self.spawn_read(offset, len, done),
+            (Some(_), _) if self.behind.holds(offset, len.into()) => {
+                self.spawn_read(offset, len, done);
+            }
             (Some(chunk), _) if self.is_doubted(chunk.index) => {
                 self.spawn_read(offset, len, done);
             }
@@ -66,6 +69,9 @@ impl Volume {
     /// `VolumeIo` when the cluster cannot deliver, `Stale`.
     pub async fn read_at(&self, offset: u64, len: u32) -> Result<Bytes, FsError> {
         self.usable()?;
+        if self.behind.holds(offset, len.into()) {
+            self.settle_behind().await;
+        }
         let (len, shift) = {
             let head = self.head();
             (clamp(offset, len, head.info.size), head.info.object_shift)

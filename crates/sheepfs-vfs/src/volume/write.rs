@@ -29,6 +29,19 @@ impl Volume {
     /// Does not block. A range within one object that exists is sent by the
     /// calling thread.
     pub fn write(&self, offset: u64, data: Bytes, done: Done<u32>) {
+        if !self.behind.holds(offset, data.len() as u64) {
+            return self.write_through(offset, data, done);
+        }
+        // Older bytes would land on top of these.
+        let volume = self.arc();
+        self.runtime.spawn(async move {
+            volume.settle_behind().await;
+            volume.write(offset, data, done);
+        });
+    }
+
+    /// As [`Volume::write`], whatever is behind.
+    pub(super) fn write_through(&self, offset: u64, data: Bytes, done: Done<u32>) {
         let (data, len) = match self.accept(offset, data) {
             Ok(accepted) => accepted,
             Err(error) => return done(Err(error)),
@@ -93,7 +106,7 @@ impl Volume {
     }
 
     /// Cuts a write at the end of the volume.
-    fn accept(&self, offset: u64, mut data: Bytes) -> Result<(Bytes, u32), FsError> {
+    pub(super) fn accept(&self, offset: u64, mut data: Bytes) -> Result<(Bytes, u32), FsError> {
         if !self.writable {
             return Err(FsError::ReadOnly(self.selector.to_string()));
         }

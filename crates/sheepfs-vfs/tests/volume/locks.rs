@@ -140,7 +140,7 @@ async fn tell(tree: &std::sync::Arc<Tree>, file: &str, line: &[u8]) -> Result<us
     let opened = tree.open(file.ino, mode).await?;
     let (done, written) = tokio::sync::oneshot::channel();
     let done = Box::new(move |result| done.send(result).expect("someone waits"));
-    tree.write(opened.handle, 0, line.to_vec().into(), done);
+    tree.write(opened.handle, 0, line.to_vec().into(), false, done);
     let written = written.await.expect("every write is answered");
     tree.release(opened.handle);
     written.map(|len| len as usize)

@@ -1,0 +1,266 @@
+//! Writes that are answered before they are on the cluster.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use nix::errno::Errno;
+use sheep_client::gateway::BoxFuture;
+use sheep_client::testing::{Fault, Faulty};
+use sheep_client::{Call, VdiSelector};
+use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
+use sheepfs_vfs::{FsError, Volume};
+use tokio::sync::{oneshot, watch};
+
+use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag};
+
+const MIB: u64 = 1 << 20;
+const SMALL: u64 = 4096;
+/// Longest wait for what must happen by itself.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The answer to a write, when it comes.
+fn begin(volume: &Volume, offset: u64, data: Bytes) -> oneshot::Receiver<Result<u32, FsError>> {
+    let (done, taken) = oneshot::channel();
+    volume.write_behind(
+        offset,
+        data,
+        Box::new(move |result| drop(done.send(result))),
+    );
+    taken
+}
+
+async fn write_behind(volume: &Volume, offset: u64, data: Bytes) -> Result<u32, FsError> {
+    begin(volume, offset, data).await.unwrap()
+}
+
+fn is_data_write(call: &Call) -> bool {
+    let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+    data && matches!(call.opcode(), Opcode::WriteObj | Opcode::CreateAndWriteObj)
+}
+
+/// A volume whose objects exist.
+async fn filled(cluster: &Cluster, stem: &str, size: u64) -> VdiName {
+    let name = cluster.create(stem, size).await;
+    let volume = open(&cluster.client, &name).await;
+    let data = pattern(1, usize::try_from(size).unwrap());
+    volume.write_at(0, data).await.unwrap();
+    volume.close().await.unwrap();
+    name
+}
+
+/// What another client finds.
+async fn read_back(cluster: &Cluster, name: &VdiName) -> Vec<u8> {
+    let volume = open(&cluster.client, name).await;
+    read_all(&volume).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_writes_in_a_row_reach_the_cluster_together() {
+    let cluster = Cluster::start().await;
+    let name = filled(&cluster, "behind-row", 2 * MIB).await;
+    let writes = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&writes);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                count.fetch_add(usize::from(is_data_write(call)), Ordering::SeqCst);
+                None
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    for block in 0..256 {
+        let taken = write_behind(&volume, block * SMALL, pattern(7, 4096)).await;
+        assert_eq!(taken.unwrap(), 4096);
+    }
+    volume.sync().await.unwrap();
+    let sent = writes.load(Ordering::SeqCst);
+    assert!(sent < 16, "{sent} writes for one mebibyte in small pieces");
+    let found = read_back(&cluster, &name).await;
+    assert!(found[..1 << 20].iter().all(|&byte| byte == 7));
+    assert!(found[1 << 20..].iter().all(|&byte| byte == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_asks_for_is_written_soon() {
+    let cluster = Cluster::start().await;
+    let name = filled(&cluster, "behind-idle", MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    write_behind(&volume, 8192, pattern(9, 100)).await.unwrap();
+    let other = open(&cluster.client, &name).await;
+    let written = async {
+        while other.read_at(8192, 100).await.unwrap() != pattern(9, 100) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, written)
+        .await
+        .expect("it is written without a sync");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_faster_than_the_cluster_waits_for_it() {
+    let cluster = Cluster::start().await;
+    let name = filled(&cluster, "behind-fast", 64 * MIB).await;
+    let (open_gate, gate) = watch::channel(false);
+    let client = cluster
+        .client_through(|inner| Hold {
+            inner,
+            until: move |call: &Call| -> Option<BoxFuture<'static, ()>> {
+                let mut gate = gate.clone();
+                is_data_write(call).then(|| {
+                    Box::pin(async move {
+                        gate.wait_for(|&open| open).await.unwrap();
+                    }) as BoxFuture<'static, ()>
+                })
+            },
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    let mut answers = Vec::new();
+    for mebibyte in 0..64 {
+        answers.push(begin(&volume, mebibyte * MIB, pattern(3, 1 << 20)));
+    }
+    answers.retain_mut(|answer| answer.try_recv().is_err());
+    assert!(
+        (32..64).contains(&answers.len()),
+        "{} of 64 writes wait",
+        answers.len()
+    );
+    open_gate.send(true).unwrap();
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().unwrap(), 1 << 20);
+    }
+    volume.sync().await.unwrap();
+    let found = read_back(&cluster, &name).await;
+    assert!(found.iter().all(|&byte| byte == 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_is_said_by_close_and_by_one_sync() {
+    let cluster = Cluster::start().await;
+    let name = filled(&cluster, "behind-failing", MIB).await;
+    let failing = Arc::new(Mutex::new(true));
+    let fails = Arc::clone(&failing);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                (is_data_write(call) && *fails.lock().unwrap())
+                    .then_some(Fault::Refuse(ResultCode::NoSpace))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    write_behind(&volume, 0, pattern(5, 4096)).await.unwrap();
+    for _ in 0..2 {
+        let said = volume.flush().await.unwrap_err();
+        assert_eq!(said.errno(), Errno::ENOSPC);
+    }
+    assert_eq!(volume.sync().await.unwrap_err().errno(), Errno::ENOSPC);
+    *failing.lock().unwrap() = false;
+    volume.sync().await.unwrap();
+    write_behind(&volume, 0, pattern(6, 4096)).await.unwrap();
+    volume.close().await.unwrap();
+    assert_eq!(read_back(&cluster, &name).await[0], 6);
+}
+
+#[tokio::test]
+async fn the_end_of_the_volume_is_said_at_once() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("behind-end", 5000).await;
+    let volume = open(&cluster.client, &name).await;
+    assert_eq!(
+        write_behind(&volume, 4096, pattern(1, 4096)).await.unwrap(),
+        904
+    );
+    let refused = write_behind(&volume, 5000, pattern(1, 1))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.errno(), Errno::ENOSPC);
+    assert_eq!(write_behind(&volume, 0, Bytes::new()).await.unwrap(), 0);
+    volume.close().await.unwrap();
+    let found = read_back(&cluster, &name).await;
+    assert_eq!(found[4096..], [1; 904]);
+}
+
+/// Sequential and random writes of both kinds, reads, holes, snapshots and
+/// remounts against bytes in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_written_behind_is_its_bytes() {
+    for cluster in Cluster::each().await {
+        for seed in 0..6 {
+            println!("seed {seed}");
+            check_against_bytes(&cluster, &mut Rng::with_seed(seed)).await;
+        }
+    }
+}
+
+async fn check_against_bytes(cluster: &Cluster, random: &mut Rng) {
+    const SIZE: usize = (5 << 20) + 777;
+    let name = cluster.create("behind-model", SIZE as u64).await;
+    let mut volume = open(&cluster.client, &name).await;
+    let mut bytes = vec![0; SIZE];
+    let mut at = 0;
+    for step in 0..300 {
+        // Mostly where the last write ended, often close to it.
+        let offset = match random.u8(..8) {
+            0 => random.usize(..SIZE),
+            1 => at.max(9000) - random.usize(..9000),
+            _ => at % SIZE,
+        };
+        let longest = if random.u8(..20) == 0 {
+            2 << 20
+        } else {
+            20_000
+        };
+        let len = random.usize(1..longest).min(SIZE - offset);
+        let range = offset..offset + len;
+        match random.u8(..100) {
+            0..70 => {
+                let data = pattern(random.u8(..), len);
+                let taken = write_behind(&volume, offset as u64, data.clone()).await;
+                assert_eq!(taken.unwrap() as usize, len);
+                bytes[range.clone()].copy_from_slice(&data);
+                at = range.end;
+            }
+            70..80 => {
+                let data = pattern(random.u8(..), len);
+                volume.write_at(offset as u64, data.clone()).await.unwrap();
+                bytes[range].copy_from_slice(&data);
+            }
+            80..92 => {
+                let found = volume
+                    .read_at(offset as u64, u32::try_from(len).unwrap())
+                    .await;
+                assert!(
+                    found.unwrap() == bytes[range.clone()],
+                    "step {step}, {range:?}"
+                );
+            }
+            92..95 => {
+                volume.punch_hole(offset as u64, len as u64).await.unwrap();
+                bytes[range].fill(0);
+            }
+            95..97 => volume.sync().await.unwrap(),
+            97..99 => {
+                // What was flushed is in the snapshot, and stays as it was.
+                volume.flush().await.unwrap();
+                let name_of_it = tag(format!("step-{step}"));
+                cluster.client.snapshot(&name, &name_of_it).await.unwrap();
+                let frozen = VdiSelector::tag(name.clone(), name_of_it);
+                let frozen = open_version(&cluster.client, frozen).await;
+                assert!(read_all(&frozen).await == bytes, "step {step}");
+            }
+            _ => {
+                volume.close().await.unwrap();
+                volume = open(&cluster.client, &name).await;
+            }
+        }
+    }
+    volume.close().await.unwrap();
+    let found = read_back(cluster, &name).await;
+    assert!(found == bytes);
+}
