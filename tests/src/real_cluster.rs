@@ -96,6 +96,20 @@ impl RealCluster {
         nodes: usize,
         format_options: &[&str],
     ) -> anyhow::Result<Self> {
+        let cluster = Self::start_unformatted(programs, directory, nodes)?;
+        cluster.dog(&[&["cluster", "format"], format_options].concat())?;
+        Ok(cluster)
+    }
+
+    /// As [`RealCluster::start`], with nothing formatted.
+    ///
+    /// # Errors
+    /// As [`RealCluster::start`].
+    pub fn start_unformatted(
+        programs: RealSheep,
+        directory: &Path,
+        nodes: usize,
+    ) -> anyhow::Result<Self> {
         let mut cluster = Self {
             programs,
             directory: directory.to_owned(),
@@ -109,7 +123,6 @@ impl RealCluster {
             cluster.nodes.push(Node { port, child });
             cluster.wait_for_member(node)?;
         }
-        cluster.dog(&[&["cluster", "format"], format_options].concat())?;
         Ok(cluster)
     }
 
@@ -194,11 +207,14 @@ impl RealCluster {
             .create(true)
             .append(true)
             .open(self.log(node))?;
+        // The first one is what it is by default.
+        let zone = (node > 0).then(|| format!("--zone={node}"));
         spawn(
             Command::new(&self.programs.sheep)
                 .args(["--foreground", "--nosync"])
                 .args(["--bindaddr", "127.0.0.1", "--myaddr", "127.0.0.1"])
-                .args(["--port", &port.to_string(), "--zone", &node.to_string()])
+                .args(["--port", &port.to_string()])
+                .args(zone)
                 .arg("--cluster")
                 .arg(format!(
                     "local:{}",

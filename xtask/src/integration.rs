@@ -102,6 +102,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             "--package=tests",
             "--features=real-sheep",
             "--test=real_sheep",
+            "--test=dog",
         ];
         runner.cargo(&own, &environment, &[])?;
     }

@@ -89,6 +89,15 @@ impl Cluster {
         }
     }
 
+    /// The same cluster with another number of replicas by default.
+    pub(crate) fn with_copies(&self, copies: u8) -> Result<Self, ResultCode> {
+        checked_redundancy(copies, 0).map(|redundancy| Self {
+            copies: redundancy.nr_copies(),
+            copy_policy: 0,
+            ..*self
+        })
+    }
+
     /// A strict cluster refuses to write what it cannot store as often as asked: one node has one zone.
     pub(crate) fn halts(&self, copies: u8) -> bool {
         self.flags().contains(ClusterFlags::STRICT) && copies > 1
@@ -199,6 +208,7 @@ impl Sheep {
         };
         let mut payload = Vec::new();
         let mut record = cluster.newest_record();
+        record.disable_recovery = self.settings.recovery_disabled();
         for (number, epoch) in self.members.epochs().into_iter().take(want / record_len) {
             record.epoch = number.into();
             record.time = match number {
@@ -228,6 +238,7 @@ impl Sheep {
         const WAITING: u8 = 2;
         let mut info = ClusterInfoHeader::new_zeroed();
         info.proto_ver = INTERNAL_PROTO_VER;
+        info.disable_recovery = self.settings.recovery_disabled();
         // Before the format dog compares this with what it is about to send.
         info.flags = ClusterFlags::AUTO_VNODES.bits().into();
         info.status = WAITING;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sheep_proto::statistics::RequestCounters;
-use sheep_proto::{Opcode, RequestHeader};
+use sheep_proto::{Opcode, RequestFlags, RequestHeader};
 
 /// Counters of all connections.
 #[derive(Default)]
@@ -22,22 +22,28 @@ pub(crate) struct Counters {
 pub(crate) struct Counted<'a>(&'a Counters);
 
 impl Counters {
-    pub(crate) fn begin(&self, header: &RequestHeader) -> Counted<'_> {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        self.total.fetch_add(1, Ordering::Relaxed);
-        self.received
-            .fetch_add(header.payload_len().into(), Ordering::Relaxed);
+    /// Counts a request if it is one that a sheep counts: object I/O and flushes.
+    pub(crate) fn begin(&self, header: &RequestHeader) -> Option<Counted<'_>> {
         let kind = match Opcode::try_from(header.opcode) {
             Ok(Opcode::ReadObj) => Some(&self.reads),
             Ok(Opcode::WriteObj | Opcode::CreateAndWriteObj) => Some(&self.writes),
-            Ok(Opcode::RemoveObj | Opcode::DiscardObj) => Some(&self.removes),
+            Ok(Opcode::DiscardObj) => Some(&self.removes),
             Ok(Opcode::FlushVdi) => Some(&self.flushes),
-            _ => None,
+            Ok(Opcode::RemoveObj) => None,
+            _ => return None,
         };
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.total.fetch_add(1, Ordering::Relaxed);
+        let bytes = if header.flags().contains(RequestFlags::WRITE) {
+            &self.received
+        } else {
+            &self.sent
+        };
+        bytes.fetch_add(header.data_length.get().into(), Ordering::Relaxed);
         if let Some(counter) = kind {
             counter.fetch_add(1, Ordering::Relaxed);
         }
-        Counted(self)
+        Some(Counted(self))
     }
 
     /// The counters as they travel; the peer ones stay 0.
@@ -54,13 +60,6 @@ impl Counters {
             gateway_flushes: value(&self.flushes),
             ..RequestCounters::default()
         }
-    }
-}
-
-impl Counted<'_> {
-    /// The answer has a payload of `len` bytes.
-    pub(crate) fn end(self, len: u32) {
-        self.0.sent.fetch_add(len.into(), Ordering::Relaxed);
     }
 }
 

@@ -57,10 +57,31 @@ impl Sheep {
                 Ok(Answer::done())
             }
             Opcode::ForceRecover if call.cluster.is_some() => Err(ResultCode::ForceRecover),
+            Opcode::EnableRecover => self.disable_recovery(false),
+            Opcode::DisableRecover => self.disable_recovery(true),
+            Opcode::SetRecovery => self.set_recovery_throttle(call),
+            // The weight of the only node.
+            Opcode::Reweight => Ok(Answer::done()),
+            Opcode::GetHash => self.object_digest(call),
             Opcode::SetVnodes => Err(ResultCode::InvalidVnodesStrategy),
 
-            // MAKE_FS needs the whole server for itself and never gets here.
+            // There are no peers, and clients do not know the epoch.
+            Opcode::CreateAndWritePeer
+            | Opcode::ReadPeer
+            | Opcode::WritePeer
+            | Opcode::RemovePeer
+                if call.header.epoch.get() < self.members.epoch() =>
+            {
+                Err(ResultCode::OldNodeVer)
+            }
+
+            // These need the whole server for themselves and never get here.
             Opcode::MakeFs
+            | Opcode::AlterClusterCopy
+            | Opcode::CreateAndWritePeer
+            | Opcode::ReadPeer
+            | Opcode::WritePeer
+            | Opcode::RemovePeer
             | Opcode::FlushVdi
             | Opcode::ForceRecover
             | Opcode::Snapshot
@@ -74,26 +95,17 @@ impl Sheep {
             | Opcode::TraceDisable
             | Opcode::GetObjList
             | Opcode::GetEpoch
-            | Opcode::CreateAndWritePeer
-            | Opcode::ReadPeer
-            | Opcode::WritePeer
-            | Opcode::RemovePeer
             | Opcode::SetCacheSize
-            | Opcode::EnableRecover
-            | Opcode::DisableRecover
             | Opcode::CompleteRecovery
             | Opcode::FlushNodes
             | Opcode::FlushPeer
             | Opcode::NotifyVdiAdd
             | Opcode::MdPlug
             | Opcode::MdUnplug
-            | Opcode::GetHash
-            | Opcode::Reweight
             | Opcode::GetCacheInfo
             | Opcode::CachePurge
             | Opcode::NfsCreate
             | Opcode::NfsDelete
-            | Opcode::AlterClusterCopy
             | Opcode::AlterVdiCopy
             | Opcode::DecrefObj
             | Opcode::DecrefPeer
@@ -101,8 +113,7 @@ impl Sheep {
             | Opcode::AllowInodeUpdate
             | Opcode::RepairReplica
             | Opcode::VdiStateCheckpoint
-            | Opcode::InodeCoherence
-            | Opcode::SetRecovery => Err(ResultCode::InvalidParms),
+            | Opcode::InodeCoherence => Err(ResultCode::InvalidParms),
         }
     }
 }

@@ -24,6 +24,7 @@
 //! Not here: peers, recovery, erasure coding, preallocation (objects are
 //! sparse, so an overwrite can run out of space), and VIDs used again.
 
+mod administration;
 mod answering;
 mod attribute;
 mod budget;

@@ -5,16 +5,16 @@ use std::sync::atomic::Ordering;
 
 use sheep_proto::limits::{MD_INFO_LEN, NODE_RECORD_LEN};
 use sheep_proto::node::NodeRecord;
-use sheep_proto::statistics::{MdInfo, RecoveryState, RecoveryThrottle};
+use sheep_proto::statistics::{MdInfo, RecoveryState};
 use sheep_proto::{NodeResponse, ResponseBody, ResultCode};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::sheep::Sheep;
+use crate::store::Space;
 
 /// Points on the placement ring; the number a sheep has by default.
 const VNODES: u16 = 128;
-const ZONE: u32 = 0;
 /// Highest log level: debug.
 const MAX_LOG_LEVEL: i32 = 7;
 
@@ -23,16 +23,19 @@ pub(crate) fn node_count(nodes: &[SocketAddr]) -> u32 {
     u32::try_from(nodes.len()).expect("each node is a listener of this process")
 }
 
+fn record(address: SocketAddr, space: Space) -> NodeRecord {
+    let mut record = NodeRecord::new(address, VNODES, 0, space.size);
+    // As a sheep that was given no zone: the end of its address.
+    let [.., a, b, c, d] = record.addr;
+    record.zone = u32::from_le_bytes([a, b, c, d]).into();
+    record
+}
+
 impl Sheep {
     /// The node that this client talks to.
     pub(crate) fn node(&self, call: &Call<'_>) -> Result<NodeRecord, ResultCode> {
         let space = self.store.space()?;
-        Ok(NodeRecord::new(
-            call.origin.address,
-            VNODES,
-            ZONE,
-            space.size,
-        ))
+        Ok(record(call.origin.address, space))
     }
 
     /// The records of some nodes, each under an address that this client can
@@ -50,8 +53,7 @@ impl Sheep {
             if address.ip().is_unspecified() {
                 address.set_ip(call.origin.address.ip());
             }
-            let record = NodeRecord::new(address, VNODES, ZONE, space.size);
-            records.extend_from_slice(record.as_bytes());
+            records.extend_from_slice(record(address, space).as_bytes());
         }
         Ok(records)
     }
@@ -80,11 +82,6 @@ impl Sheep {
     /// STAT_RECOVERY: there is never any.
     pub(crate) fn recovery_state(&self, call: &Call<'_>) -> Outcome {
         call.answer_with(RecoveryState::default().as_bytes().to_vec())
-    }
-
-    /// GET_RECOVERY: not throttled.
-    pub(crate) fn recovery_throttle(&self, call: &Call<'_>) -> Outcome {
-        call.answer_with(RecoveryThrottle::default().as_bytes().to_vec())
     }
 
     /// MD_INFO: one disk, the store.

@@ -92,6 +92,12 @@ impl Sheep {
         })
     }
 
+    /// Bytes of an object that may be there.
+    pub(crate) fn object_len(&self, oid: Oid) -> Result<usize, ResultCode> {
+        let len = self.target(oid.raw())?.len;
+        usize::try_from(len).map_err(|_too_long| ResultCode::NoMem)
+    }
+
     /// READ_OBJ: exactly the bytes asked for.
     pub(crate) fn read_object(&self, call: &Call<'_>) -> Outcome {
         let request = call.object();

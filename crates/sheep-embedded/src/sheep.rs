@@ -1,7 +1,7 @@
 //! The state of the server, and how it comes back after a start.
 //!
 //! Locks are taken in this order, and a request takes only what it needs:
-//! `cluster` (shared; MAKE_FS takes it alone) · `vdi_operations` (one VDI
+//! `cluster` (shared; who changes it takes it alone) · `vdi_operations` (one VDI
 //! operation at a time) · the gates of VDIs, see [`crate::catalogue::Vdi`] · the
 //! locks inside [`Catalogue`], [`References`] and the store, each for a
 //! moment. Whoever takes two gates holds `vdi_operations`.
@@ -14,6 +14,7 @@ use sheep_proto::{Opcode, RequestHeader, ResponseHeader, ResultCode};
 use tokio_util::sync::CancellationToken;
 use zerocopy::IntoBytes;
 
+use crate::administration::Settings;
 use crate::call::{Answer, Call, Origin, Outcome};
 use crate::catalogue::Catalogue;
 use crate::cluster::Cluster;
@@ -52,6 +53,7 @@ pub(crate) struct Sheep {
     pub(crate) locks: Locks,
     pub(crate) counters: Counters,
     pub(crate) log_level: AtomicI32,
+    pub(crate) settings: Settings,
     pub(crate) members: Membership,
     /// Cancelled when all nodes must stop.
     pub(crate) stop: CancellationToken,
@@ -80,6 +82,7 @@ impl Sheep {
             locks: Locks::default(),
             counters: Counters::default(),
             log_level: AtomicI32::new(INITIAL_LOG_LEVEL),
+            settings: Settings::default(),
             members: Membership::default(),
             stop: CancellationToken::new(),
         };
@@ -105,12 +108,11 @@ impl Sheep {
         payload: &[u8],
         origin: &Origin,
     ) -> (ResponseHeader, Payload) {
-        let counted = self.counters.begin(header);
+        let _counted = self.counters.begin(header);
         let (formatted, outcome) = self.gate(header, payload, origin);
         let Answer { body, payload } = outcome.unwrap_or_else(Answer::code);
         let epoch = if formatted { self.members.epoch() } else { 0 };
         let len = u32::try_from(payload.len()).expect("no answer is longer than a frame may be");
-        counted.end(len);
         (ResponseHeader::answer(header, epoch, len, body), payload)
     }
 
@@ -119,8 +121,8 @@ impl Sheep {
         let opcode = check_version(header).and_then(|()| {
             Opcode::try_from(header.opcode).map_err(|_unknown| ResultCode::InvalidParms)
         });
-        if opcode == Ok(Opcode::MakeFs) {
-            return self.format(header, payload, origin);
+        if let Ok(opcode @ (Opcode::MakeFs | Opcode::AlterClusterCopy)) = opcode {
+            return self.change_cluster(opcode, header, payload, origin);
         }
         let cluster = read(&self.cluster);
         let call = Call {
@@ -141,8 +143,14 @@ impl Sheep {
         (cluster.is_some(), outcome)
     }
 
-    /// MAKE_FS, with no other request running.
-    fn format(&self, header: &RequestHeader, payload: &[u8], origin: &Origin) -> (bool, Outcome) {
+    /// MAKE_FS and ALTER_CLUSTER_COPY, with no other request running.
+    fn change_cluster(
+        &self,
+        opcode: Opcode,
+        header: &RequestHeader,
+        payload: &[u8],
+        origin: &Origin,
+    ) -> (bool, Outcome) {
         let mut current = write(&self.cluster);
         let call = Call {
             header,
@@ -150,19 +158,30 @@ impl Sheep {
             origin,
             cluster: current.as_ref(),
         };
-        let outcome = self.make_fs(&call).and_then(|cluster| {
-            // Whatever happens now, nothing of the old cluster may be served.
-            *current = None;
-            self.vdis.clear();
-            self.references.clear();
-            self.locks.clear();
-            self.members.restart();
-            self.store.format(cluster.as_bytes())?;
-            *current = Some(cluster);
-            tracing::info!("formatted");
-            Ok(Answer::done())
-        });
+        let outcome = if opcode == Opcode::MakeFs {
+            self.make_fs(&call)
+                .and_then(|cluster| self.format(&mut current, cluster))
+        } else {
+            self.alter_cluster_copy(&call).and_then(|cluster| {
+                self.store.keep_record(cluster.as_bytes())?;
+                *current = Some(cluster);
+                Ok(Answer::done())
+            })
+        };
         (current.is_some(), outcome)
+    }
+
+    fn format(&self, current: &mut Option<Cluster>, cluster: Cluster) -> Outcome {
+        // Whatever happens now, nothing of the old cluster may be served.
+        *current = None;
+        self.vdis.clear();
+        self.references.clear();
+        self.locks.clear();
+        self.members.restart();
+        self.store.format(cluster.as_bytes())?;
+        *current = Some(cluster);
+        tracing::info!("formatted");
+        Ok(Answer::done())
     }
 }
 

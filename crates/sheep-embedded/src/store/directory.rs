@@ -343,6 +343,14 @@ impl Store for DirectoryStore {
         }
     }
 
+    fn keep_record(&self, record: &[u8]) -> Result<(), StoreError> {
+        let new = self.new_path();
+        fs::write(&new, record)?;
+        self.sync_file(&File::open(&new)?)?;
+        fs::rename(&new, self.root.join("cluster"))?;
+        Ok(self.sync_directory(&self.root)?)
+    }
+
     fn format(&self, record: &[u8]) -> Result<(), StoreError> {
         let cluster = self.root.join("cluster");
         match fs::remove_file(&cluster) {
@@ -355,11 +363,7 @@ impl Store for DirectoryStore {
         fs::create_dir(self.root.join("objects"))?;
         self.sync_directory(&self.root)?;
         remove_tree(&old)?;
-        let new = self.new_path();
-        fs::write(&new, record)?;
-        self.sync_file(&File::open(&new)?)?;
-        fs::rename(&new, &cluster)?;
-        Ok(self.sync_directory(&self.root)?)
+        self.keep_record(record)
     }
 
     fn space(&self) -> Result<Space, StoreError> {

@@ -271,11 +271,15 @@ impl Store for MemoryStore {
         Ok(lock(&self.record).clone())
     }
 
+    fn keep_record(&self, record: &[u8]) -> Result<(), StoreError> {
+        *lock(&self.record) = Some(record.to_vec());
+        Ok(())
+    }
+
     fn format(&self, record: &[u8]) -> Result<(), StoreError> {
         write(&self.objects).clear();
         self.used_pages.store(0, Ordering::Relaxed);
-        *lock(&self.record) = Some(record.to_vec());
-        Ok(())
+        self.keep_record(record)
     }
 
     fn space(&self) -> Result<Space, StoreError> {

@@ -120,6 +120,9 @@ pub(crate) trait Store: Send + Sync {
     /// The record that [`Store::format`] or nobody left.
     fn cluster_record(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
+    /// Replaces the record alone. Durable on return, old or new after a crash.
+    fn keep_record(&self, record: &[u8]) -> Result<(), StoreError>;
+
     /// Removes every object and keeps `record`. A crash in between leaves no record.
     fn format(&self, record: &[u8]) -> Result<(), StoreError>;
 
@@ -262,6 +265,9 @@ mod tests {
             assert!(!store.exists(oid(0)).unwrap());
             assert_eq!(store.cluster_record().unwrap().unwrap(), b"record");
             create(store, 0, &[]).unwrap();
+            store.keep_record(b"other").unwrap();
+            assert!(store.exists(oid(0)).unwrap());
+            assert_eq!(store.cluster_record().unwrap().unwrap(), b"other");
         });
     }
 
