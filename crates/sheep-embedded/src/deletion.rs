@@ -71,8 +71,26 @@ impl Sheep {
         store.clear_from(Oid::inode(vdi.vid), INODE_HEADER_LEN as u64)
     }
 
-    /// Completes a deletion that a crash interrupted.
+    /// Completes what a crash interrupted: the deletion, or the removal of an
+    /// object that others had named for longer.
     pub(crate) fn resume_deletion(&self, vdi: &Arc<Vdi>) -> Result<(), StoreError> {
+        if self.has_objects(vdi)? || self.has_entries(vdi)? {
+            self.free_space_of(vdi)?;
+        }
+        Ok(())
+    }
+
+    fn has_objects(&self, vdi: &Vdi) -> Result<bool, StoreError> {
+        let objects = self.store.objects_of(vdi.vid)?;
+        Ok(objects.into_iter().any(|oid| {
+            !matches!(
+                oid.kind(),
+                Some(ObjectKind::Inode | ObjectKind::Attribute) | None
+            )
+        }))
+    }
+
+    fn has_entries(&self, vdi: &Vdi) -> Result<bool, StoreError> {
         let behind_header = INODE_HEADER_LEN as u64..INODE_LEN as u64;
         let inode = Oid::inode(vdi.vid);
         for extent in self.store.extents(inode, behind_header)? {
@@ -80,9 +98,9 @@ impl Sheep {
             let mut bytes = vec![0; len];
             self.store.read(inode, extent.start, &mut bytes)?;
             if bytes.iter().any(|&byte| byte != 0) {
-                return self.free_space_of(vdi);
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 }

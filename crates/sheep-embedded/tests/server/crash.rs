@@ -1,9 +1,7 @@
 //! The program killed in the middle of its work: what it answered is there afterwards.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,145 +9,7 @@ use std::time::{Duration, Instant};
 use sheep_proto::{Oid, Opcode, RequestBody, ResultCode, Vid};
 
 use crate::client::{Client, based_on, data_oid, field, object};
-
-/// The program, with its log on a pipe.
-struct Program {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Program {
-    fn start(directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sheep-embedded"))
-            .args(["--listen", "127.0.0.1:0", "--dir"])
-            .arg(directory)
-            .env("RUST_LOG", "info")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut seen = String::new();
-        let address = loop {
-            let mut line = String::new();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended: {seen}");
-            if let Some((_, address)) = line.trim_end().split_once("listening on ") {
-                break address.parse().unwrap();
-            }
-            seen.push_str(&line);
-        };
-        // Somebody has to read on, or the program waits for room in the pipe.
-        thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, address }
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn wait(&mut self) -> Option<i32> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < deadline, "it does not end");
-            thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // Harmless when it has ended already.
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-/// Writes object after object until the connection dies; returns what was answered last per object.
-fn write_until_killed(address: SocketAddr, vid: Vid, first: u32) -> Vec<(u32, u8)> {
-    let mut client = Client::connect(address);
-    let mut answered = Vec::new();
-    for number in 0u32.. {
-        let index = first + number % 8;
-        let value = u8::try_from(number % 250 + 1).unwrap();
-        let data = vec![value; 8192];
-        let oid = data_oid(vid, index);
-        let slot = 4664 + 4 * index;
-        let steps: &[(Opcode, Oid, u32, &[u8])] = &[
-            (Opcode::CreateAndWriteObj, oid, 0, &data),
-            (
-                Opcode::WriteObj,
-                Oid::inode(vid),
-                slot,
-                &vid.get().to_le_bytes(),
-            ),
-            (Opcode::WriteObj, oid, 4096, &[value; 512]),
-        ];
-        for &(opcode, oid, offset, data) in steps {
-            let len = u32::try_from(data.len()).unwrap();
-            let flags = sheep_proto::RequestFlags::WRITE;
-            let header = sheep_proto::RequestHeader::new(opcode, flags, len, object(oid, offset));
-            match client.try_call(header, data) {
-                Ok(answer) => assert_eq!(answer.result(), ResultCode::Success),
-                Err(_killed) => return answered,
-            }
-        }
-        answered.retain(|&(at, _)| at != index);
-        answered.push((index, value));
-    }
-    unreachable!("a program that is killed answers no more");
-}
-
-#[test]
-fn a_killed_server_keeps_every_answered_write() {
-    const ROUNDS: u32 = 6;
-    const WRITERS: u32 = 4;
-    let directory = tempfile::tempdir().unwrap();
-    let vid = Client::connect(Program::start(directory.path()).address).new_vdi("demo");
-    for round in 0..ROUNDS {
-        let program = Program::start(directory.path());
-        let address = program.address;
-        let first_of = move |writer: u32| (round * WRITERS + writer) * 8;
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| thread::spawn(move || write_until_killed(address, vid, first_of(writer))))
-            .collect();
-        let mut client = Client::connect(address);
-        let last = data_oid(vid, first_of(WRITERS - 1) + round % 8);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !client.exists(last) {
-            assert!(Instant::now() < deadline, "nobody writes");
-        }
-        program.kill();
-        let answered = writers
-            .into_iter()
-            .flat_map(|writer| writer.join().unwrap());
-        let restarted = Program::start(directory.path());
-        let mut client = Client::connect(restarted.address);
-        for (index, value) in answered {
-            assert_eq!(client.slot(vid, index), Some(vid), "entry {index}");
-            let content = client.bytes(data_oid(vid, index), 0, 8192);
-            // The writer may have begun to replace the object after this answer.
-            let next = (value + 7) % 250 + 1;
-            let later = content[0];
-            assert!(
-                content.iter().all(|&byte| byte == later),
-                "object {index} is torn"
-            );
-            assert!(
-                later == value || later == next,
-                "object {index} has {later}, not {value}"
-            );
-        }
-        assert_eq!(
-            std::fs::read_dir(directory.path().join("new"))
-                .unwrap()
-                .count(),
-            0
-        );
-    }
-}
+use crate::program::Program;
 
 #[test]
 fn a_kill_among_snapshots_and_deletions_leaves_one_head_and_no_loose_end() {

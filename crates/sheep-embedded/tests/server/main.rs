@@ -7,4 +7,6 @@ mod client;
 mod crash;
 mod faults;
 mod hostile;
+mod kills;
 mod model;
+mod program;

@@ -1,0 +1,351 @@
+//! Fifty kills under load, and a record of what was answered.
+//!
+//! Each writer has a VDI of its own and does what clients do: first writes,
+//! overwrites, discards, snapshots, deletions. It notes what was answered and
+//! the one thing that was not yet. After each kill every sector must hold what
+//! was answered last, or what was being written; snapshots must hold what they
+//! held; and the VDIs must be those the writers know. At the end everything is
+//! deleted, and nothing may be left but the inodes of deleted VDIs.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sheep_proto::{ObjectIndex, ObjectRequest, inode::slot_offset};
+use sheep_proto::{Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResultCode, Vid};
+
+use crate::client::{Answer, Client, based_on, data_oid, field, object};
+use crate::program::Program;
+
+const KILLS: usize = 50;
+const WRITERS: usize = 3;
+/// Objects of a VDI that are written to.
+const OBJECTS: u32 = 6;
+/// Sectors of an object that are written to.
+const SECTORS: usize = 24;
+const SECTOR_LEN: usize = 512;
+const SNAPSHOTS: usize = 3;
+
+/// What the sectors of one object hold: the number of the write, 0 for none.
+type Sectors = [u64; SECTORS];
+
+/// Who owns an object of the working VDI, and what is in it.
+#[derive(Clone, Copy, Default)]
+struct Content {
+    owner: Option<Vid>,
+    sectors: Sectors,
+}
+
+type Contents = [Content; OBJECTS as usize];
+
+/// What was asked for and not answered.
+enum Pending {
+    Nothing,
+    Write(u32, Range<usize>, u64),
+    Discard(u32),
+    Snapshot(String),
+    Delete(String),
+}
+
+struct Writer {
+    name: String,
+    head: Vid,
+    contents: Contents,
+    snapshots: Vec<(String, Contents)>,
+    pending: Pending,
+    writes: u64,
+    random: u64,
+}
+
+impl Writer {
+    fn new(client: &mut Client, number: usize) -> Self {
+        let name = format!("writer{number}");
+        Self {
+            head: client.new_vdi(&name),
+            name,
+            contents: Contents::default(),
+            snapshots: Vec::new(),
+            pending: Pending::Nothing,
+            writes: 0,
+            random: number as u64 + 1,
+        }
+    }
+
+    /// A number below `limit`.
+    fn below(&mut self, limit: usize) -> usize {
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.random >> 33).unwrap() % limit
+    }
+
+    /// Works until the server is killed.
+    fn run(mut self, address: SocketAddr, answered: &AtomicUsize) -> Self {
+        let mut client = Client::connect(address);
+        while self.step(&mut client).is_ok() {
+            self.pending = Pending::Nothing;
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+        self
+    }
+
+    fn step(&mut self, client: &mut Client) -> io::Result<()> {
+        let index = u32::try_from(self.below(OBJECTS as usize)).unwrap();
+        match self.below(20) {
+            0 => self.snapshot(client),
+            1 | 2 => self.discard(client, index),
+            _ => self.write(client, index),
+        }
+    }
+
+    fn write(&mut self, client: &mut Client, index: u32) -> io::Result<()> {
+        let start = self.below(SECTORS);
+        let range = start..start + 1 + self.below(SECTORS - start);
+        self.writes += 1;
+        let number = self.writes;
+        self.pending = Pending::Write(index, range.clone(), number);
+        let data = number.to_le_bytes().repeat(range.len() * SECTOR_LEN / 8);
+        let at = u32::try_from(start * SECTOR_LEN).unwrap();
+        let oid = data_oid(self.head, index);
+        let content = self.contents[index as usize];
+        match content.owner {
+            Some(owner) if owner == self.head => {
+                succeed(client.try_tell(Opcode::WriteObj, object(oid, at), &data)?);
+            }
+            owner => {
+                succeed(create(
+                    client,
+                    oid,
+                    owner.map(|vid| data_oid(vid, index)),
+                    at,
+                    &data,
+                )?);
+                self.set_slot(client, index, self.head.get())?;
+            }
+        }
+        let content = &mut self.contents[index as usize];
+        content.owner = Some(self.head);
+        content.sectors[range].fill(number);
+        Ok(())
+    }
+
+    fn set_slot(&self, client: &mut Client, index: u32, owner: u32) -> io::Result<()> {
+        let offset = slot_offset(ObjectIndex(index)).unwrap();
+        let slot = object(Oid::inode(self.head), offset);
+        succeed(client.try_tell(Opcode::WriteObj, slot, &owner.to_le_bytes())?);
+        Ok(())
+    }
+
+    fn discard(&mut self, client: &mut Client, index: u32) -> io::Result<()> {
+        self.pending = Pending::Discard(index);
+        let body = object(data_oid(self.head, index), 0);
+        let header = RequestHeader::new(Opcode::DiscardObj, RequestFlags::empty(), 0, body);
+        succeed(client.try_call(header, &[])?);
+        self.contents[index as usize] = Content::default();
+        Ok(())
+    }
+
+    fn snapshot(&mut self, client: &mut Client) -> io::Result<()> {
+        if self.snapshots.len() == SNAPSHOTS {
+            let at = self.below(SNAPSHOTS);
+            let tag = self.snapshots[at].0.clone();
+            self.pending = Pending::Delete(tag.clone());
+            let payload = [field(&self.name), field(&tag)].concat();
+            let body = RequestBody::Vdi(sheep_proto::VdiRequest::default());
+            succeed(client.try_tell(Opcode::DelVdi, body, &payload)?);
+            self.snapshots.remove(at);
+            self.pending = Pending::Nothing;
+        }
+        self.writes += 1;
+        let tag = format!("tag{}", self.writes);
+        self.pending = Pending::Snapshot(tag.clone());
+        let tag_field = object(Oid::inode(self.head), 256);
+        succeed(client.try_tell(Opcode::WriteObj, tag_field, &field(&tag))?);
+        let body = RequestBody::Vdi(based_on(self.head, 1));
+        self.head = client
+            .try_tell(Opcode::NewVdi, body, &field(&self.name))?
+            .vid();
+        self.snapshots.push((tag, self.contents));
+        Ok(())
+    }
+
+    /// Compares everything with the record, and takes over what had not been answered.
+    fn check(&mut self, client: &mut Client) {
+        match std::mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Snapshot(tag) if self.is_there(client, &tag) => {
+                self.snapshots.push((tag, self.contents));
+            }
+            Pending::Delete(tag) if !self.is_there(client, &tag) => {
+                self.snapshots.retain(|(other, _)| *other != tag);
+            }
+            pending => self.pending = pending,
+        }
+        self.head = client.on_vdi(Opcode::GetVdiInfo, &self.name, "", 0).vid();
+        for index in 0..OBJECTS {
+            let found = read(client, self.head, index);
+            let expected = self.contents[index as usize].sectors;
+            for sector in 0..SECTORS {
+                let value = found.sectors[sector];
+                let is_pending = match &self.pending {
+                    Pending::Write(at, range, number) => {
+                        *at == index && range.contains(&sector) && value == *number
+                    }
+                    Pending::Discard(at) => *at == index && found.owner.is_none() && value == 0,
+                    _ => false,
+                };
+                assert!(
+                    value == expected[sector] || is_pending,
+                    "{} object {index} sector {sector}: write {value}, not {}",
+                    self.name,
+                    expected[sector]
+                );
+            }
+            self.contents[index as usize] = found;
+        }
+        self.pending = Pending::Nothing;
+        for (tag, contents) in &self.snapshots {
+            let vid = client.on_vdi(Opcode::GetVdiInfo, &self.name, tag, 0).vid();
+            for index in 0..OBJECTS {
+                let found = read(client, vid, index).sectors;
+                let expected = contents[index as usize].sectors;
+                assert_eq!(found, expected, "{}@{tag} object {index}", self.name);
+            }
+        }
+    }
+
+    fn is_there(&self, client: &mut Client, tag: &str) -> bool {
+        match client
+            .on_vdi(Opcode::GetVdiInfo, &self.name, tag, 0)
+            .result()
+        {
+            ResultCode::Success => true,
+            ResultCode::NoTag => false,
+            other => panic!("GET_VDI_INFO of {}@{tag}: {other}", self.name),
+        }
+    }
+
+    fn delete(&self, client: &mut Client) {
+        let tags = self.snapshots.iter().map(|(tag, _)| tag.as_str());
+        for tag in tags.chain([""]) {
+            succeed(client.on_vdi(Opcode::DelVdi, &self.name, tag, 0));
+        }
+    }
+}
+
+fn succeed(answer: Answer) {
+    assert_eq!(answer.result(), ResultCode::Success, "{:?}", answer.header);
+}
+
+fn create(
+    client: &mut Client,
+    oid: Oid,
+    source: Option<Oid>,
+    offset: u32,
+    data: &[u8],
+) -> io::Result<Answer> {
+    let mut flags = RequestFlags::WRITE;
+    flags.set(RequestFlags::COW, source.is_some());
+    let body = RequestBody::Object(ObjectRequest {
+        oid: oid.raw().into(),
+        cow_oid: source.map_or(0, Oid::raw).into(),
+        offset: offset.into(),
+        ..ObjectRequest::default()
+    });
+    let len = u32::try_from(data.len()).unwrap();
+    client.try_call(
+        RequestHeader::new(Opcode::CreateAndWriteObj, flags, len, body),
+        data,
+    )
+}
+
+/// What an object holds through the index of a VDI. No sector is torn.
+fn read(client: &mut Client, vid: Vid, index: u32) -> Content {
+    let Some(owner) = client.slot(vid, index) else {
+        return Content::default();
+    };
+    let bytes = client.bytes(data_oid(owner, index), 0, SECTORS * SECTOR_LEN);
+    let mut sectors = Sectors::default();
+    for (sector, bytes) in sectors.iter_mut().zip(bytes.chunks(SECTOR_LEN)) {
+        let (numbers, _) = bytes.as_chunks::<8>();
+        *sector = u64::from_le_bytes(numbers[0]);
+        assert!(
+            numbers.iter().all(|number| *number == numbers[0]),
+            "object {index} of VDI {vid} has a torn sector"
+        );
+    }
+    Content {
+        owner: Some(owner),
+        sectors,
+    }
+}
+
+fn files_that_are_no_inodes(directory: &Path) -> Vec<String> {
+    let vids = std::fs::read_dir(directory.join("objects")).unwrap();
+    let files = vids.flat_map(|vid| std::fs::read_dir(vid.unwrap().path()).unwrap());
+    let mut names: Vec<_> = files
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with("80"))
+        .collect();
+    let new = std::fs::read_dir(directory.join("new")).unwrap();
+    names.extend(new.map(|file| file.unwrap().file_name().into_string().unwrap()));
+    names
+}
+
+#[test]
+fn fifty_kills_lose_nothing_that_was_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Program::start(directory.path());
+    let mut client = Client::connect(first.address);
+    let mut writers: Vec<_> = (0..WRITERS)
+        .map(|number| Writer::new(&mut client, number))
+        .collect();
+    first.kill();
+    for round in 1..=KILLS {
+        let program = Program::start(directory.path());
+        let mut client = Client::connect(program.address);
+        let mut living = 0;
+        for writer in &mut writers {
+            writer.check(&mut client);
+            living += 1 + writer.snapshots.len();
+        }
+        let used: BTreeSet<_> = client.vids(Opcode::ReadVdis).into_iter().collect();
+        let deleted: BTreeSet<_> = client.vids(Opcode::ReadDelVdis).into_iter().collect();
+        assert!(deleted.is_subset(&used));
+        assert_eq!(used.len() - deleted.len(), living, "kill {round}");
+
+        let answered = Arc::new(AtomicUsize::new(0));
+        let address = program.address;
+        let running: Vec<_> = writers
+            .drain(..)
+            .map(|writer| {
+                let answered = Arc::clone(&answered);
+                thread::spawn(move || writer.run(address, &answered))
+            })
+            .collect();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while answered.load(Ordering::Relaxed) < 20 + 3 * round {
+            assert!(Instant::now() < deadline, "nobody writes");
+            thread::yield_now();
+        }
+        program.kill();
+        writers.extend(running.into_iter().map(|writer| writer.join().unwrap()));
+    }
+    let last = Program::start(directory.path());
+    let mut client = Client::connect(last.address);
+    for writer in &mut writers {
+        writer.check(&mut client);
+        writer.delete(&mut client);
+    }
+    last.kill();
+    // What a kill had left of VDIs that are deleted goes at the next start.
+    Program::start(directory.path()).kill();
+    let left = files_that_are_no_inodes(directory.path());
+    assert!(left.is_empty(), "{left:?}");
+}
