@@ -16,6 +16,8 @@ use crate::payload::Payload;
 pub(crate) struct Origin {
     /// Where the client reached its node.
     pub(crate) address: SocketAddr,
+    /// Where that node listens, perhaps on all addresses.
+    pub(crate) node: SocketAddr,
     /// Stops that node.
     pub(crate) stop: CancellationToken,
 }
@@ -85,6 +87,15 @@ impl Call<'_> {
 
     pub(crate) fn cluster_request(&self) -> ClusterRequest {
         self.header.tail.into()
+    }
+
+    /// An address of `node` that this client can use: for one that listens on
+    /// all addresses, that under which the client reached its own.
+    pub(crate) fn reachable(&self, mut node: SocketAddr) -> SocketAddr {
+        if node.ip().is_unspecified() {
+            node.set_ip(self.origin.address.ip());
+        }
+        node
     }
 
     /// The cluster's settings; the status gate lets no request that needs them through without.

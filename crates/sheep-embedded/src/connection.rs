@@ -67,6 +67,7 @@ pub(crate) async fn serve(stream: TcpStream, node: Node) -> Result<(), Closed> {
     let stop = node.stop.clone();
     let origin = Origin {
         address,
+        node: node.local_address,
         stop: stop.clone(),
     };
     let connection = Arc::new(Connection::new(node, origin, write_half));

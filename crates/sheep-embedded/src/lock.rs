@@ -1,13 +1,19 @@
 //! VDI locks, in a cluster formatted with locking.
 //!
-//! A lock belongs to the node, and there is one: whoever locks a locked VDI is
-//! refused, whoever releases it with the right type succeeds, and a closed
-//! connection releases nothing (protocol 6.9). A restart forgets all locks.
+//! A lock belongs to a node: whoever locks a locked VDI is refused, whoever
+//! releases it with the right type succeeds, and a closed connection releases
+//! nothing (protocol 6.9). A restart forgets all locks.
+//!
+//! Nodes that share a lock are told when another one has changed the index: a
+//! request with flag TGT through a node that has not read the index since is
+//! refused until it does.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 
-use sheep_proto::limits::VDI_STATE_LEN;
+use sheep_proto::limits::{MAX_LOCK_PARTICIPANTS, VDI_STATE_LEN};
+use sheep_proto::node::NodeRecord;
 use sheep_proto::vdi_state::{NodeId, VdiState};
 use sheep_proto::{ClusterFlags, ResultCode, Vid};
 use zerocopy::{FromZeros, IntoBytes};
@@ -35,29 +41,83 @@ impl LockType {
     }
 }
 
+/// What a node that shares a lock knows of the index, as it travels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Knowledge {
+    /// It has changed the index last.
+    Modified = 1,
+    /// It has read what the other one changed.
+    Shared = 2,
+    /// Another one has changed it since.
+    Invalidated = 3,
+}
+
+/// A lock that is held, by nodes under the addresses they listen on.
+#[derive(Clone)]
+enum Held {
+    Normal(SocketAddr),
+    Shared(Vec<(SocketAddr, Knowledge)>),
+}
+
 /// The locks that are held.
 #[derive(Default)]
-pub(crate) struct Locks(Mutex<HashMap<Vid, LockType>>);
+pub(crate) struct Locks(Mutex<HashMap<Vid, Held>>);
 
 impl Locks {
-    fn take(&self, vid: Vid, lock_type: LockType) -> Result<(), ResultCode> {
-        let mut held = lock(&self.0);
-        if held.contains_key(&vid) {
-            return Err(ResultCode::VdiLocked);
+    fn take(&self, vid: Vid, lock_type: LockType, node: SocketAddr) -> Result<(), ResultCode> {
+        let mut locks = lock(&self.0);
+        match (locks.get_mut(&vid), lock_type) {
+            (None, LockType::Normal) => {
+                locks.insert(vid, Held::Normal(node));
+            }
+            (None, LockType::Shared) => {
+                locks.insert(vid, Held::Shared(vec![(node, Knowledge::Modified)]));
+            }
+            (Some(Held::Shared(nodes)), LockType::Shared)
+                if nodes.len() < MAX_LOCK_PARTICIPANTS
+                    && nodes.iter().all(|(other, _)| *other != node) =>
+            {
+                let is_modified = |(_, knowledge): &_| *knowledge == Knowledge::Modified;
+                let knowledge = if nodes.iter().any(is_modified) {
+                    Knowledge::Invalidated
+                } else {
+                    Knowledge::Shared
+                };
+                nodes.push((node, knowledge));
+            }
+            _ => return Err(ResultCode::VdiLocked),
         }
-        held.insert(vid, lock_type);
         Ok(())
     }
 
-    fn release(&self, vid: Vid, lock_type: LockType) {
-        let mut held = lock(&self.0);
-        if held.get(&vid) == Some(&lock_type) {
-            held.remove(&vid);
+    fn release(&self, vid: Vid, lock_type: LockType, node: SocketAddr) {
+        let mut locks = lock(&self.0);
+        let is_free = match (locks.get_mut(&vid), lock_type) {
+            (Some(Held::Normal(_anyone)), LockType::Normal) => true,
+            (Some(Held::Shared(nodes)), LockType::Shared) => {
+                nodes.retain(|(other, _)| *other != node);
+                nodes.is_empty()
+            }
+            _ => false,
+        };
+        if is_free {
+            locks.remove(&vid);
         }
     }
 
-    fn held(&self, vid: Vid) -> Option<LockType> {
-        lock(&self.0).get(&vid).copied()
+    /// A node has gone: it shares nothing any more, but its normal locks stay.
+    pub(crate) fn leave(&self, node: SocketAddr) {
+        lock(&self.0).retain(|_vid, held| match held {
+            Held::Normal(_) => true,
+            Held::Shared(nodes) => {
+                nodes.retain(|(other, _)| *other != node);
+                !nodes.is_empty()
+            }
+        });
+    }
+
+    fn held(&self, vid: Vid) -> Option<Held> {
+        lock(&self.0).get(&vid).cloned()
     }
 
     pub(crate) fn forget(&self, vid: Vid) {
@@ -66,6 +126,53 @@ impl Locks {
 
     pub(crate) fn clear(&self) {
         lock(&self.0).clear();
+    }
+
+    /// An index is written through a node: the others have to read it again.
+    pub(crate) fn invalidate_others(&self, vid: Vid, node: SocketAddr) {
+        let mut locks = lock(&self.0);
+        let Some(Held::Shared(nodes)) = locks.get_mut(&vid) else {
+            return;
+        };
+        if nodes.iter().all(|(other, _)| *other != node) {
+            return;
+        }
+        for (other, knowledge) in nodes {
+            *knowledge = if *other == node {
+                Knowledge::Modified
+            } else {
+                Knowledge::Invalidated
+            };
+        }
+    }
+
+    /// Refuses a request that trusts an index another node has changed since,
+    /// unless it is the one that reads the index again.
+    ///
+    /// # Errors
+    /// `InodeInvalidated`.
+    pub(crate) fn check(
+        &self,
+        vid: Vid,
+        node: SocketAddr,
+        is_refresh: bool,
+    ) -> Result<(), ResultCode> {
+        let mut locks = lock(&self.0);
+        let Some(Held::Shared(nodes)) = locks.get_mut(&vid) else {
+            return Ok(());
+        };
+        if !nodes.contains(&(node, Knowledge::Invalidated)) {
+            return Ok(());
+        }
+        if !is_refresh {
+            return Err(ResultCode::InodeInvalidated);
+        }
+        for (other, knowledge) in nodes {
+            if *other == node || *knowledge == Knowledge::Modified {
+                *knowledge = Knowledge::Shared;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -79,7 +186,7 @@ impl Sheep {
         if call.formatted()?.flags().contains(ClusterFlags::USE_LOCK) {
             let lock_type =
                 LockType::from_wire(request.lock_type.get()).ok_or(ResultCode::VdiLocked)?;
-            self.locks.take(vdi.vid, lock_type)?;
+            self.locks.take(vdi.vid, lock_type, call.origin.node)?;
         }
         Ok(vdi_answer(&vdi))
     }
@@ -92,7 +199,7 @@ impl Sheep {
             Vid::new(request.base_vdi_id.get()),
             LockType::from_wire(request.lock_type.get()),
         ) {
-            self.locks.release(vid, lock_type);
+            self.locks.release(vid, lock_type, call.origin.node);
         }
         Ok(Answer::done())
     }
@@ -105,16 +212,15 @@ impl Sheep {
         }
         let mut payload = Vec::with_capacity(vdis.len() * VDI_STATE_LEN);
         for vdi in vdis {
-            payload.extend_from_slice(self.vdi_state(call, &vdi)?.as_bytes());
+            payload.extend_from_slice(self.vdi_state(call, &vdi).as_bytes());
         }
         call.answer_with(payload)
     }
 
-    fn vdi_state(&self, call: &Call<'_>, vdi: &Vdi) -> Result<VdiState, ResultCode> {
+    fn vdi_state(&self, call: &Call<'_>, vdi: &Vdi) -> VdiState {
         const UNLOCKED: u32 = 1;
         const LOCKED: u32 = 2;
         const SHARED: u32 = 3;
-        const MODIFIED: u32 = 1;
         let mut record = VdiState::new_zeroed();
         record.vid = vdi.vid.get().into();
         record.nr_copies = vdi.redundancy.nr_copies();
@@ -128,28 +234,30 @@ impl Sheep {
         }
         record.lock_state = match self.locks.held(vdi.vid) {
             None => UNLOCKED.into(),
-            Some(LockType::Normal) => {
-                record.owner = self.node_id(call)?;
+            Some(Held::Normal(owner)) => {
+                record.owner = node_id(call, owner);
                 LOCKED.into()
             }
-            Some(LockType::Shared) => {
-                record.nr_participants = 1.into();
-                record.participant_states[0] = MODIFIED.into();
-                record.participants[0] = self.node_id(call)?;
+            Some(Held::Shared(nodes)) => {
+                record.nr_participants = u32::try_from(nodes.len()).expect("at most 31").into();
+                for (at, (node, knowledge)) in nodes.into_iter().enumerate() {
+                    record.participants[at] = node_id(call, node);
+                    record.participant_states[at] = (knowledge as u32).into();
+                }
                 SHARED.into()
             }
         };
-        Ok(record)
+        record
     }
+}
 
-    fn node_id(&self, call: &Call<'_>) -> Result<NodeId, ResultCode> {
-        let node = self.node(call)?;
-        Ok(NodeId {
-            addr: node.addr,
-            port: node.port,
-            io_addr: node.io_addr,
-            io_port: node.io_port,
-            pad: [0; 4],
-        })
+fn node_id(call: &Call<'_>, node: SocketAddr) -> NodeId {
+    let record = NodeRecord::new(call.reachable(node), 0, 0, 0);
+    NodeId {
+        addr: record.addr,
+        port: record.port,
+        io_addr: record.io_addr,
+        io_port: record.io_port,
+        pad: [0; 4],
     }
 }

@@ -32,15 +32,7 @@ fn record(address: SocketAddr, space: Space) -> NodeRecord {
 }
 
 impl Sheep {
-    /// The node that this client talks to.
-    pub(crate) fn node(&self, call: &Call<'_>) -> Result<NodeRecord, ResultCode> {
-        let space = self.store.space()?;
-        Ok(record(call.origin.address, space))
-    }
-
-    /// The records of some nodes, each under an address that this client can
-    /// use: for one that listens on all addresses, that under which the client
-    /// reached its own.
+    /// The records of some nodes, each under an address that this client can use.
     pub(crate) fn node_records(
         &self,
         call: &Call<'_>,
@@ -49,11 +41,7 @@ impl Sheep {
         let space = self.store.space()?;
         let mut records = Vec::with_capacity(nodes.len() * NODE_RECORD_LEN);
         for &node in nodes {
-            let mut address = node;
-            if address.ip().is_unspecified() {
-                address.set_ip(call.origin.address.ip());
-            }
-            records.extend_from_slice(record(address, space).as_bytes());
+            records.extend_from_slice(record(call.reachable(node), space).as_bytes());
         }
         Ok(records)
     }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use sheep_proto::inode::{SLOT_LEN, slot_offset};
 use sheep_proto::limits::{
-    ATTRIBUTE_LEN, BTREE_NODE_LEN, FLAT_INDEX_SLOTS, HYPERVOLUME_MAX_SIZE, INODE_LEN,
+    ATTRIBUTE_LEN, BTREE_NODE_LEN, FLAT_INDEX_SLOTS, HYPERVOLUME_MAX_SIZE, INODE_GREF_OFFSET,
+    INODE_HEADER_LEN, INODE_LEN,
 };
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, RequestFlags, ResultCode};
 use zerocopy::IntoBytes;
@@ -92,6 +93,23 @@ impl Sheep {
         })
     }
 
+    /// As [`Sheep::target`], for I/O of a client that may share a lock (protocol 6.9).
+    fn target_of(&self, call: &Call<'_>) -> Result<Target, ResultCode> {
+        /// Header and index: all that an inode had until 0.7, and what tgt reads.
+        const REFRESH_LEN: usize = INODE_GREF_OFFSET;
+        let request = call.object();
+        let target = self.target(request.oid.get())?;
+        if call.flags().contains(RequestFlags::TGT)
+            && let Some(vdi) = &target.vdi
+        {
+            let is_refresh = target.kind == ObjectKind::Inode
+                && request.offset.get() == 0
+                && call.want() == Ok(REFRESH_LEN);
+            self.locks.check(vdi.vid, call.origin.node, is_refresh)?;
+        }
+        Ok(target)
+    }
+
     /// Bytes of an object that may be there.
     pub(crate) fn object_len(&self, oid: Oid) -> Result<usize, ResultCode> {
         let len = self.target(oid.raw())?.len;
@@ -101,7 +119,7 @@ impl Sheep {
     /// READ_OBJ: exactly the bytes asked for.
     pub(crate) fn read_object(&self, call: &Call<'_>) -> Outcome {
         let request = call.object();
-        let target = self.target(request.oid.get())?;
+        let target = self.target_of(call)?;
         let want = call.want()?;
         let offset = target.check_range(request.offset.get(), want)?;
         Ok(Answer::payload(
@@ -113,10 +131,17 @@ impl Sheep {
     pub(crate) fn write_object(&self, call: &Call<'_>) -> Outcome {
         let request = call.object();
         let data = call.data()?;
-        let target = self.target(request.oid.get())?;
+        let target = self.target_of(call)?;
         let offset = target.check_range(request.offset.get(), data.len())?;
         match (target.kind, &target.vdi) {
-            (ObjectKind::Inode, Some(vdi)) => self.write_inode(vdi, offset, data)?,
+            (ObjectKind::Inode, Some(vdi)) => {
+                let is_index =
+                    (INODE_HEADER_LEN as u64..INODE_GREF_OFFSET as u64).contains(&offset);
+                if is_index {
+                    self.locks.invalidate_others(vdi.vid, call.origin.node);
+                }
+                self.write_inode(vdi, offset, data)?;
+            }
             (ObjectKind::Data, Some(vdi)) => {
                 let state = vdi.shared();
                 require_writable(call.formatted()?, vdi, state.is_snapshot)?;
@@ -139,7 +164,7 @@ impl Sheep {
     pub(crate) fn create_object(&self, call: &Call<'_>) -> Outcome {
         let request = call.object();
         let data = call.data()?;
-        let target = match self.target(request.oid.get()) {
+        let target = match self.target_of(call) {
             Err(ResultCode::NoObj) => return Err(ResultCode::NoVdi),
             target => target?,
         };

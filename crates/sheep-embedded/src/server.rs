@@ -43,7 +43,6 @@ pub enum StartError {
 ///
 /// Dropping it stops it without waiting; [`Server::shutdown`] waits.
 pub struct Server {
-    local_address: SocketAddr,
     accepting: JoinHandle<()>,
     connections: TaskTracker,
     node: Node,
@@ -52,7 +51,7 @@ pub struct Server {
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
-            .field("local_address", &self.local_address)
+            .field("local_address", &self.node.local_address)
             .finish_non_exhaustive()
     }
 }
@@ -61,6 +60,7 @@ impl fmt::Debug for Server {
 #[derive(Clone)]
 pub(crate) struct Node {
     pub(crate) sheep: Arc<Sheep>,
+    pub(crate) local_address: SocketAddr,
     pub(crate) faults: Faults,
     pub(crate) limits: Limits,
     /// Cancelled when the node must stop, by its owner or by a client.
@@ -109,13 +109,13 @@ impl Server {
         let node = Node {
             stop: sheep.stop.child_token(),
             sheep,
+            local_address,
             faults: Faults::default(),
             limits: Limits::new(),
             abort: CancellationToken::new(),
         };
         let accepting = tokio::spawn(accept(listener, node.clone(), connections.clone()));
         Ok(Self {
-            local_address,
             accepting,
             connections,
             node,
@@ -124,7 +124,7 @@ impl Server {
 
     /// Where the server listens.
     pub fn local_address(&self) -> SocketAddr {
-        self.local_address
+        self.node.local_address
     }
 
     /// From now on requests that this plan names fail as it says; see [`crate::faults`].
@@ -188,7 +188,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.node.stop.cancel();
-        self.node.sheep.members.leave(self.local_address);
+        self.node.sheep.members.leave(self.node.local_address);
+        self.node.sheep.locks.leave(self.node.local_address);
     }
 }
 

@@ -191,8 +191,7 @@ impl Writer {
         for index in 0..OBJECTS {
             let found = read(client, self.head, index);
             let expected = self.contents[index as usize].sectors;
-            for sector in 0..SECTORS {
-                let value = found.sectors[sector];
+            for (sector, (value, expected)) in found.sectors.into_iter().zip(expected).enumerate() {
                 let is_pending = match &self.pending {
                     Pending::Write(at, range, number) => {
                         *at == index && range.contains(&sector) && value == *number
@@ -201,10 +200,9 @@ impl Writer {
                     _ => false,
                 };
                 assert!(
-                    value == expected[sector] || is_pending,
-                    "{} object {index} sector {sector}: write {value}, not {}",
+                    value == expected || is_pending,
+                    "{} object {index} sector {sector}: write {value}, not {expected}",
                     self.name,
-                    expected[sector]
                 );
             }
             self.contents[index as usize] = found;
