@@ -83,6 +83,14 @@ impl EmbeddedSheep {
         self.child.id()
     }
 
+    /// Sends a signal to the process.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        send_signal(&self.child, signal)
+    }
+
     /// Ends the process as `kill -9` does: nothing is written, nobody is told.
     ///
     /// # Errors

@@ -50,6 +50,48 @@ impl Fio {
         Ok(Self { child, directory })
     }
 
+    /// Starts 16 jobs that write 4 KiB blocks for `seconds`, each in its own
+    /// part of the first 32 MiB, and verify as they go.
+    ///
+    /// # Errors
+    /// As [`Fio::verifying`].
+    pub fn sixteen_jobs(volume: &Path, seconds: u32) -> anyhow::Result<Self> {
+        Self::verifying(
+            volume,
+            &[
+                "--name=verify",
+                "--rw=randwrite",
+                "--bs=4k",
+                "--numjobs=16",
+                "--size=2m",
+                "--offset_increment=2m",
+                "--verify_backlog=64",
+                "--ioengine=psync",
+                "--direct=1",
+                "--time_based",
+                &format!("--runtime={seconds}"),
+            ],
+        )
+    }
+
+    /// Waits for its end and prints the longest time that a request took, under
+    /// the name `what`.
+    ///
+    /// # Errors
+    /// As [`Fio::finish`].
+    pub fn report(self, what: &str) -> anyhow::Result<()> {
+        let groups = self.finish().with_context(|| what.to_owned())?;
+        let longest = groups
+            .iter()
+            .flat_map(|group| [&group["read"], &group["write"]])
+            .filter_map(|part| part["lat_ns"]["max"].as_u64())
+            .max();
+        let longest = Duration::from_nanos(longest.unwrap_or(0));
+        let writes = &groups[0]["write"]["total_ios"];
+        println!("{what}: no errors, {writes} writes, longest pause {longest:.2?}");
+        Ok(())
+    }
+
     /// Whether it ends within that time.
     ///
     /// # Errors

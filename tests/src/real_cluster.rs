@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use nix::sys::signal::Signal;
 
 use crate::process;
 use crate::program::{output, run_within, spawn};
@@ -159,6 +160,34 @@ impl RealCluster {
         drop(stdin);
         let status = process::wait_for_exit(&mut child, DOG_LIMIT)?;
         ensure!(status.success(), "{command:?}: {status}");
+        Ok(())
+    }
+
+    /// Sends a signal to node `node`.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, node: usize, signal: Signal) -> anyhow::Result<()> {
+        process::send_signal(&self.nodes[node].child, signal)
+    }
+
+    /// Ends all nodes at once, as a power cut would, and starts them again after
+    /// `pause`.
+    ///
+    /// # Errors
+    /// As [`RealCluster::start`].
+    pub fn restart_all(&mut self, pause: impl FnOnce()) -> anyhow::Result<()> {
+        for node in &mut self.nodes {
+            node.child.kill()?;
+        }
+        for node in &mut self.nodes {
+            node.child.wait()?;
+        }
+        pause();
+        for node in 0..self.nodes.len() {
+            self.nodes[node].child = self.launch(node, self.nodes[node].port)?;
+            self.wait_for_member(node)?;
+        }
         Ok(())
     }
 

@@ -62,6 +62,7 @@ fn open(path: PathBuf) -> anyhow::Result<File> {
 fn nodes_may_die_and_administrators_may_interfere() -> anyhow::Result<()> {
     let mut own = Own::start(&["--copies", "2"])?;
     a_gateway_that_is_killed_is_replaced(&mut own).context("killed gateway")?;
+    sixteen_jobs_do_not_notice_faults(&mut own).context("faults under fio")?;
     a_node_that_is_killed_is_a_pause(&mut own).context("killed node")?;
     erasure_coded_bytes_survive_a_missing_node(&mut own).context("erasure code")?;
     a_snapshot_by_dog_disturbs_no_writer(&own).context("snapshot by dog")?;
@@ -104,6 +105,37 @@ fn a_gateway_that_is_killed_is_replaced(own: &mut Own) -> anyhow::Result<()> {
     acknowledged.check(&path)?;
     mounted.stop()?;
     acknowledged.check(&own.mount(&[])?.attach("gateway")?)
+}
+
+/// The longest pauses are printed.
+fn sixteen_jobs_do_not_notice_faults(own: &mut Own) -> anyhow::Result<()> {
+    let mounted = own.mount(&[])?;
+    let volume = mounted.create("sixteen", "32M object_size=1M")?;
+
+    let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+    ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
+    own.cluster.kill(1)?;
+    fio.report("killed gateway")?;
+    own.rejoin(1)?;
+
+    let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+    ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
+    own.cluster.signal(1, Signal::SIGSTOP)?;
+    let ended = fio.ends_within(outage());
+    own.cluster.signal(1, Signal::SIGCONT)?;
+    ensure!(!ended?, "fio ended while its gateway was stopped");
+    fio.report("stopped gateway")?;
+
+    let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+    ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
+    own.cluster.restart_all(|| std::thread::sleep(outage()))?;
+    fio.report("whole cluster away")
+}
+
+/// Seconds in `SHEEPFS_TEST_OUTAGE`, for those who have time.
+fn outage() -> Duration {
+    let seconds = env::var("SHEEPFS_TEST_OUTAGE").ok();
+    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(3))
 }
 
 fn a_node_that_is_killed_is_a_pause(own: &mut Own) -> anyhow::Result<()> {

@@ -1,0 +1,130 @@
+//! Gateways that go under the load of 16 jobs which verify what they write:
+//! no error, no wrong byte, only a pause, which each test prints.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use sheep_embedded::{Config, Fault, Server, StoreKind};
+use tempfile::TempDir;
+use tests::{EmbeddedSheep, Fio, Mounted};
+use tokio::runtime::Runtime;
+
+/// Between two faults, for the load to go on.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// Nodes in this process on one store in memory, of which some may be missing.
+struct Nodes {
+    runtime: Runtime,
+    /// Keeps the store; no client knows it first.
+    keeper: Server,
+    addresses: Vec<SocketAddr>,
+    running: Vec<Option<Server>>,
+}
+
+impl Nodes {
+    fn start(count: usize) -> anyhow::Result<Self> {
+        let runtime = Runtime::new()?;
+        let keeper = runtime.block_on(Server::start(Config::new(StoreKind::Memory)))?;
+        let mut nodes = Self {
+            runtime,
+            keeper,
+            addresses: Vec::new(),
+            running: Vec::new(),
+        };
+        for _ in 0..count {
+            let any = (Ipv4Addr::LOCALHOST, 0).into();
+            let server = nodes.runtime.block_on(nodes.keeper.start_beside(any))?;
+            nodes.addresses.push(server.local_address());
+            nodes.running.push(Some(server));
+        }
+        Ok(nodes)
+    }
+
+    fn kill(&mut self, node: usize) {
+        if let Some(server) = self.running[node].take() {
+            self.runtime.block_on(server.kill());
+        }
+    }
+
+    fn start_again(&mut self, node: usize) -> anyhow::Result<()> {
+        let beside = self.keeper.start_beside(self.addresses[node]);
+        self.running[node] = Some(self.runtime.block_on(beside)?);
+        Ok(())
+    }
+}
+
+#[test]
+fn gateways_die_one_after_another_and_come_back() -> anyhow::Result<()> {
+    let mut nodes = Nodes::start(3)?;
+    let mounted = Mounted::start_with(&["--address", &nodes.addresses[0].to_string()])?;
+    let volume = mounted.create("failover", "32M object_size=1M")?;
+    let mut fio = Fio::sixteen_jobs(&volume, 8)?;
+    for node in [0, 1, 2, 0] {
+        ensure!(
+            !fio.ends_within(BETWEEN)?,
+            "fio ended before node {node} died"
+        );
+        nodes.kill(node);
+        ensure!(
+            !fio.ends_within(BETWEEN)?,
+            "fio ended after node {node} died"
+        );
+        nodes.start_again(node)?;
+    }
+    fio.report("gateways that die one after another")
+}
+
+#[test]
+fn a_slow_network_is_only_slow() -> anyhow::Result<()> {
+    let nodes = Nodes::start(1)?;
+    let server = nodes.running[0].as_ref().context("it runs")?;
+    let random = std::sync::Mutex::new(tests::seeded());
+    server.inject(move |_| {
+        let mut random = random.lock().expect("no one panics with it");
+        let micros = random.u64(0..40_000);
+        Some(match random.bool() {
+            true => Fault::Delay(Duration::from_micros(micros)),
+            false => Fault::DelayAnswer(Duration::from_micros(micros)),
+        })
+    });
+    let mounted = Mounted::start_with(&["--address", &nodes.addresses[0].to_string()])?;
+    let volume = mounted.create("slow", "32M object_size=1M")?;
+    Fio::sixteen_jobs(&volume, 4)?.report("answers up to 40 ms late")
+}
+
+#[test]
+fn the_whole_cluster_goes_and_comes_back() -> anyhow::Result<()> {
+    let directory = TempDir::with_prefix("sheepfs-test-")?;
+    let mut sheep = EmbeddedSheep::start(directory.path())?;
+    let mounted = Mounted::start_with(&["--address", &sheep.address()])?;
+    let volume = mounted.create("whole", "32M object_size=1M")?;
+    let mut fio = Fio::sixteen_jobs(&volume, 6)?;
+    ensure!(!fio.ends_within(BETWEEN)?, "fio ended too soon");
+    sheep.kill()?;
+    ensure!(!fio.ends_within(down_for())?, "fio ended without a sheep");
+    sheep.start_again()?;
+    fio.report("a cluster that is away")
+}
+
+#[test]
+fn a_gateway_that_is_stopped_is_waited_for() -> anyhow::Result<()> {
+    let directory = TempDir::with_prefix("sheepfs-test-")?;
+    let sheep = EmbeddedSheep::start(directory.path())?;
+    let mounted = Mounted::start_with(&["--address", &sheep.address()])?;
+    let volume = mounted.create("stopped", "32M object_size=1M")?;
+    let mut fio = Fio::sixteen_jobs(&volume, 6)?;
+    ensure!(!fio.ends_within(BETWEEN)?, "fio ended too soon");
+    sheep.signal(Signal::SIGSTOP)?;
+    let ended = fio.ends_within(down_for());
+    sheep.signal(Signal::SIGCONT)?;
+    ensure!(!ended?, "fio ended while the sheep was stopped");
+    fio.report("a gateway that is stopped")
+}
+
+/// Seconds in `SHEEPFS_TEST_OUTAGE`, for those who have time.
+fn down_for() -> Duration {
+    let seconds = std::env::var("SHEEPFS_TEST_OUTAGE").ok();
+    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(3))
+}
