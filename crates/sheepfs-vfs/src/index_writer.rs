@@ -275,7 +275,7 @@ mod tests {
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let guards = Arc::new(crate::slot_guard::SlotGuards::default());
-            let guard = runtime.block_on(guards.acquire(ObjectIndex(0)));
+            let guard = runtime.block_on(guards.acquire(ObjectIndex(0))).unwrap();
             let batch: Vec<_> = slots
                 .iter()
                 .map(|&(vid, index)| Update {

@@ -20,7 +20,7 @@ use super::{Head, Volume};
 use crate::error::FsError;
 use crate::slot_guard::{SharedGuard, SlotGuards};
 
-/// Longest wait for a guard that a request at a silent sheep still holds.
+/// Longest wait for a guard whose holder still waits for a sheep itself.
 ///
 /// Longer than one that works honestly takes: a wait for a discarded object to
 /// go, and three calls.
@@ -72,7 +72,8 @@ impl Volume {
         index: ObjectIndex,
     ) -> Result<SharedGuard, FsError> {
         match tokio::time::timeout(GUARD_TIMEOUT, guards.acquire(index)).await {
-            Ok(guard) => Ok(guard),
+            Ok(Ok(guard)) => Ok(guard),
+            Ok(Err(waited)) => Err(self.silent(waited)),
             Err(_) => Err(self.silent(GUARD_TIMEOUT)),
         }
     }

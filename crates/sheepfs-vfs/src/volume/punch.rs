@@ -139,8 +139,11 @@ impl Volume {
                 .expect("no one panics with the head")
                 .map
                 .set(index, None);
-            let discarded = self.index_writer.discard(vid, index, guard).await;
-            discarded.map_err(|error| self.failed(error))?;
+            let request = Arc::clone(&guard);
+            if let Err(error) = self.index_writer.discard(vid, index, request).await {
+                guard.leave_with(&error);
+                return Err(self.failed(error));
+            }
         }
         Ok(())
     }
@@ -160,9 +163,11 @@ impl Volume {
             if self.became_snapshot(vid).await? {
                 self.reload(vid).await?;
             }
-            if let Some((oldest, held)) = &first {
-                let cleared = self.clear_snapshots(*oldest, held, &guards).await;
-                cleared.map_err(|error| self.failed(error))?;
+            if let Some((oldest, held)) = &first
+                && let Err(error) = self.clear_snapshots(*oldest, held, &guards).await
+            {
+                guards.iter().for_each(|guard| guard.leave_with(&error));
+                return Err(self.failed(error));
             }
             let vid = self.vid();
             // Holes here before they are holes in the cluster: a reload must
@@ -173,6 +178,7 @@ impl Volume {
             if let Err(error) = self.clear_slots(vid, &held, &guards).await {
                 // Cleared or not, nobody knows.
                 held.iter().for_each(|&(index, _)| self.doubt(index));
+                guards.iter().for_each(|guard| guard.leave_with(&error));
                 return Err(self.failed(error));
             }
             first.get_or_insert((vid, held));

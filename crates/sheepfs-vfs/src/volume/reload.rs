@@ -13,6 +13,7 @@
 //! is left undone goes on at the next one for [`PATIENCE`].
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -253,11 +254,18 @@ impl Volume {
         match self.copy_object(old, to, index, &guard).await {
             Ok(()) => {}
             Err(error) if is_read_only(&error) => return Ok(false),
-            Err(error) => return Err(self.failed(error)),
+            Err(error) => {
+                guard.leave_with(&error);
+                return Err(self.failed(error));
+            }
         }
-        match self.index_writer.publish(to, index, guard).await {
+        let request = Arc::clone(&guard);
+        match self.index_writer.publish(to, index, request).await {
             Ok(published) => Ok(published == Published::Working),
-            Err(error) => Err(self.failed(error)),
+            Err(error) => {
+                guard.leave_with(&error);
+                Err(self.failed(error))
+            }
         }
     }
 }

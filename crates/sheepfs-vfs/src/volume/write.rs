@@ -193,7 +193,10 @@ impl Volume {
                 match self.create(seen, chunk, data.clone(), &guard).await {
                     // Published under the guard, so that nobody creates it again.
                     Ok(()) => return self.publish(seen.0, chunk.index, guard).await,
-                    Err(error) => Err(error),
+                    Err(error) => {
+                        guard.leave_with(&error);
+                        Err(error)
+                    }
                 }
             };
             let error = match outcome {
@@ -252,6 +255,7 @@ impl Volume {
                 Err(error) => {
                     // It may be set all the same.
                     self.doubt(index);
+                    guard.leave_with(&error);
                     return Err(self.failed(error));
                 }
             };
@@ -298,7 +302,10 @@ impl Volume {
                     self.reload(to).await?;
                     to = self.vid();
                 }
-                Err(error) => return Err(self.failed(error)),
+                Err(error) => {
+                    guard.leave_with(&error);
+                    return Err(self.failed(error));
+                }
             }
         }
         Err(FsError::Frozen(self.selector.to_string()))

@@ -126,6 +126,8 @@ struct GivesUp {
     armed: AtomicBool,
     release: Arc<Notify>,
     pick: fn(&Call) -> bool,
+    /// How long it claims to have waited.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for GivesUp {
@@ -142,7 +144,7 @@ impl Gateway for GivesUp {
         let (inner, release) = (Arc::clone(&self.inner), Arc::clone(&self.release));
         done(Err(ClientError::Unreachable {
             gateway: self.inner.address(),
-            waited: Duration::from_secs(60),
+            waited: self.patience,
         }));
         tokio::spawn(async move {
             release.notified().await;
@@ -167,6 +169,7 @@ async fn giving_up(
     cluster: &Cluster,
     name: &VdiName,
     pick: fn(&Call) -> bool,
+    patience: Duration,
 ) -> (Arc<Volume>, Arc<Notify>) {
     let release = Arc::new(Notify::new());
     let client = cluster
@@ -175,9 +178,34 @@ async fn giving_up(
             armed: AtomicBool::new(true),
             release: Arc::clone(&release),
             pick,
+            patience,
         })
         .await;
     (open(&client, name).await, release)
+}
+
+/// More than any test takes.
+const LONG: Duration = Duration::from_secs(600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_given_up_holds_nobody_up_for_longer_than_it_was_waited_for() {
+    let cluster = Cluster::start().await;
+    for pick in [
+        |call: &Call| call.opcode() == Opcode::CreateAndWriteObj,
+        is_index_update,
+    ] {
+        let name = cluster.create("held-up", 4 * MIB).await;
+        let short = Duration::from_millis(50);
+        let (volume, release) = giving_up(&cluster, &name, pick, short).await;
+        volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
+        let refused = volume.write_at(65536, pattern(2, 4096)).await.unwrap_err();
+        assert_eq!(refused.errno(), nix::errno::Errno::EIO, "{refused}");
+        // Other objects go on meanwhile.
+        volume.write_at(MIB, pattern(3, 4096)).await.unwrap();
+        release.notify_one();
+        while volume.write_at(65536, pattern(2, 4096)).await.is_err() {}
+        assert_eq!(in_cluster(&cluster, &name, 65536).await, 2);
+    }
 }
 
 /// Writes while an earlier request for the object is still on its way.
@@ -193,7 +221,7 @@ async fn a_create_that_was_given_up_wipes_nothing_when_it_runs_after_all() {
     let cluster = Cluster::start().await;
     let name = cluster.create("late-create", 4 * MIB).await;
     let create = |call: &Call| call.opcode() == Opcode::CreateAndWriteObj;
-    let (volume, release) = giving_up(&cluster, &name, create).await;
+    let (volume, release) = giving_up(&cluster, &name, create, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
     write_behind(&volume, &release).await;
     assert_eq!(in_cluster(&cluster, &name, 65536).await, 2);
@@ -204,7 +232,7 @@ async fn a_hole_that_was_given_up_takes_nothing_when_it_is_made_after_all() {
     let cluster = Cluster::start().await;
     let name = cluster.create("late-hole", 4 * MIB).await;
     let clear = |call: &Call| is_index_update(call) && call.payload().iter().all(|&byte| byte == 0);
-    let (volume, release) = giving_up(&cluster, &name, clear).await;
+    let (volume, release) = giving_up(&cluster, &name, clear, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
     volume.punch_hole(0, MIB).await.unwrap_err();
     write_behind(&volume, &release).await;
