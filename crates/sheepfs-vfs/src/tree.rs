@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use sheep_client::{Client, ClientError};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::attributes::{
     AllocateMode, Attributes, Capacity, Entry, FileKind, Invalidation, OpenMode, Opened, SeekTo,
@@ -69,6 +70,8 @@ pub struct Tree {
     attached: RwLock<Attached>,
     /// One attach or detach at a time: each looks, asks, then changes.
     changing: tokio::sync::Mutex<()>,
+    /// Whether the cluster locks VDIs, and when it was asked.
+    locks_known: tokio::sync::Mutex<Option<(Instant, bool)>>,
     handles: Handles,
     next_ino: AtomicU64,
     invalidator: OnceLock<Invalidator>,
@@ -99,6 +102,7 @@ impl Tree {
             }),
             attached: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
+            locks_known: tokio::sync::Mutex::default(),
             handles: Handles::default(),
             next_ino: AtomicU64::new(Ino::FIRST_VOLUME.0),
             invalidator: OnceLock::new(),

@@ -99,6 +99,7 @@ impl Tree {
                 let address = GatewayAddress::parse(text, DEFAULT_PORT)
                     .map_err(|error| invalid(error.to_string()))?;
                 self.client().move_to(address).await?;
+                self.forget_locking().await;
             }
         }
         Ok(())

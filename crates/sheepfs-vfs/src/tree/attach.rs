@@ -23,6 +23,8 @@ const RELEASE_WAIT: Duration = Duration::from_secs(1);
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait at the end for a change of what is attached.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// How long it is believed that a cluster locks VDIs or not.
+const LOCKS_KNOWN_FOR: Duration = Duration::from_secs(10);
 /// Volumes attached at once when all are.
 const ATTACH_PARALLEL: usize = 16;
 
@@ -71,19 +73,12 @@ impl Tree {
     }
 
     async fn attach_selected(&self, target: Vec<u8>, selector: VdiSelector) -> Result<(), FsError> {
-        let lock = match self.config.lock {
-            LockMode::Auto => true,
-            LockMode::Off => false,
-            LockMode::Require => {
-                let flags = self.client.cluster_info().await?.header.flags();
-                if !flags.contains(ClusterFlags::USE_LOCK) {
-                    return Err(FsError::Invalid(
-                        "the cluster was formatted without locking".to_owned(),
-                    ));
-                }
-                true
-            }
-        };
+        let lock = self.config.lock != LockMode::Off && self.cluster_locks().await?;
+        if self.config.lock == LockMode::Require && !lock {
+            return Err(FsError::Invalid(
+                "the cluster was formatted without locking".to_owned(),
+            ));
+        }
         let options = VolumeOptions {
             read_only: self.config.read_only,
             lock,
@@ -105,6 +100,31 @@ impl Tree {
         }
         self.forget_name(target);
         Ok(())
+    }
+
+    /// Whether the cluster was formatted with locking. Where it was not, locking
+    /// and unlocking would do nothing, and cost a turn of the whole cluster each.
+    async fn cluster_locks(&self) -> Result<bool, FsError> {
+        let mut known = self.locks_known.lock().await;
+        match *known {
+            Some((asked, locks)) if asked.elapsed() < LOCKS_KNOWN_FOR => Ok(locks),
+            _ => {
+                let asked = Instant::now();
+                let locks = match self.client.cluster_info().await {
+                    Ok(info) => info.header.flags().contains(ClusterFlags::USE_LOCK),
+                    // A sheep that is too old to say.
+                    Err(error) if error.code().is_some() => true,
+                    Err(error) => return Err(error.into()),
+                };
+                *known = Some((asked, locks));
+                Ok(locks)
+            }
+        }
+    }
+
+    /// Another cluster may be another one in this, too.
+    pub(crate) async fn forget_locking(&self) {
+        *self.locks_known.lock().await = None;
     }
 
     /// Detaches a volume that nobody has open.
