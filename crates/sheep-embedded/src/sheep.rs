@@ -132,9 +132,8 @@ impl Sheep {
             cluster: cluster.as_ref(),
         };
         let outcome = opcode.and_then(|opcode| {
-            if origin.stop.is_cancelled() {
-                Err(ResultCode::Shutdown)
-            } else if cluster.is_none() && !opcode.is_forced() {
+            // Nothing is read once the node stops; what was read before is done.
+            if cluster.is_none() && !opcode.is_forced() {
                 Err(ResultCode::WaitForFormat)
             } else {
                 self.dispatch(opcode, &call)

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sheep_embedded::{Config, Server, StoreKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -48,8 +49,16 @@ fn settings(cli: Cli) -> Config {
     config
 }
 
+/// As many connections as the server serves need more descriptors than most
+/// shells give at first.
+fn raise_descriptor_limit() -> nix::Result<()> {
+    let (_soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+}
+
 #[tokio::main]
 async fn run(cli: Cli) -> anyhow::Result<()> {
+    raise_descriptor_limit().context("cannot raise the limit of open files")?;
     let mut terminated = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let server = Server::start(settings(cli)).await?;

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sheep_proto::{Oid, Opcode, RequestBody, ResultCode, Vid};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sheep_proto::{Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResultCode, Vid};
 
 use crate::client::{Client, based_on, data_oid, field, object};
 use crate::program::Program;
@@ -109,6 +111,42 @@ fn a_terminated_server_ends_cleanly_and_so_does_one_shut_down_by_a_client() {
     let answer = client.ask(Opcode::Shutdown, 0, RequestBody::NONE);
     assert_eq!(answer.result(), ResultCode::Success);
     assert_eq!(program.wait(), Some(0));
+}
+
+#[test]
+fn a_terminated_server_answers_what_it_has_taken_and_keeps_it() {
+    const REQUESTS: u32 = 60;
+    let directory = tempfile::tempdir().unwrap();
+    let mut program = Program::start(directory.path());
+    let mut client = Client::connect(program.address);
+    let vid = client.new_vdi("demo");
+    let data = vec![3; 256 << 10];
+    let len = u32::try_from(data.len()).unwrap();
+    let mut sent = std::collections::HashMap::new();
+    for index in 0..REQUESTS {
+        let body = object(data_oid(vid, index), 0);
+        let header = RequestHeader::new(Opcode::CreateAndWriteObj, RequestFlags::WRITE, len, body);
+        // It may take no more by then.
+        if let Ok(id) = client.send(header, &data) {
+            sent.insert(id, index);
+        }
+        if index == REQUESTS / 2 {
+            let pid = i32::try_from(program.child.id()).unwrap();
+            kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        }
+    }
+    let mut answered = Vec::new();
+    while let Ok(answer) = client.receive() {
+        assert_eq!(answer.result(), ResultCode::Success);
+        answered.push(sent[&answer.header.id.get()]);
+    }
+    assert_eq!(program.wait(), Some(0));
+    let restarted = Program::start(directory.path());
+    let mut client = Client::connect(restarted.address);
+    assert!(!answered.is_empty());
+    for index in answered {
+        assert!(client.bytes(data_oid(vid, index), 0, data.len()) == data);
+    }
 }
 
 #[test]

@@ -3,15 +3,19 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proptest::prelude::*;
+use sheep_proto::decoder;
 use sheep_proto::header::BODY_LEN;
-use sheep_proto::limits::{MAX_PAYLOAD_LEN, VID_BITMAP_LEN};
+use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN, VID_BITMAP_LEN};
 use sheep_proto::{
-    ObjectRequest, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResultCode, Vid,
+    ClusterFlags, ObjectRequest, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResultCode,
+    VdiRequest, Vid,
 };
 use zerocopy::IntoBytes;
 
-use crate::client::{Client, OBJECT_LEN, Sheep, data_oid, object};
+use crate::client::{Client, OBJECT_LEN, Sheep, data_oid, field, object, sized};
+use crate::program::Program;
 
 fn assert_alive(sheep: &Sheep) {
     let answer = sheep
@@ -174,6 +178,142 @@ fn a_client_that_takes_no_answers_stops_nobody_else() {
     }
 }
 
+#[test]
+fn what_kills_the_original_is_answered() {
+    let sheep = Sheep::start(None, |config| config.format_if_new = false);
+    let mut client = sheep.connect();
+    let absent = Oid::inode(Vid::new(5).unwrap());
+    let exist = client.ask(Opcode::Exist, 0, object(absent, 0));
+    assert_eq!(exist.result(), ResultCode::NoObj, "before the format");
+    assert_eq!(
+        client.format(ClusterFlags::USE_LOCK, 1),
+        ResultCode::Success
+    );
+    let vid = client.new_vdi("demo");
+    client.snapshot("demo", vid, "tag");
+
+    for flags in [RequestFlags::empty(), RequestFlags::WRITE] {
+        let header = RequestHeader::new(Opcode::GetVdiAttr, flags, 0, RequestBody::NONE);
+        assert_eq!(client.call(header, &[]).result(), ResultCode::InvalidParms);
+    }
+    let digest = client.ask(Opcode::GetHash, 0, object(absent, 0));
+    assert_eq!(digest.result(), ResultCode::NoObj, "epoch 0, absent");
+    let without_parity = VdiRequest {
+        copies: 1,
+        copy_policy: 0x20,
+        ..sized()
+    };
+    let refused = client.make("parity", without_parity);
+    assert_eq!(refused.result(), ResultCode::InvalidParms);
+    let coherence = client.ask(Opcode::InodeCoherence, 0, RequestBody::NONE);
+    assert_eq!(coherence.result(), ResultCode::InvalidParms);
+
+    // A name without a tag behind it, and the id of a snapshot that has a tag.
+    let body = RequestBody::Vdi(VdiRequest {
+        snapid: 1.into(),
+        ..VdiRequest::default()
+    });
+    for opcode in [Opcode::GetVdiInfo, Opcode::DelVdi] {
+        let found = client.tell(opcode, RequestFlags::empty(), body, &field("demo"));
+        assert_eq!(found.vid(), vid, "{opcode}");
+    }
+}
+
+#[test]
+fn every_unknown_opcode_is_refused() {
+    let sheep = Sheep::in_memory();
+    let mut client = sheep.connect();
+    for raw in (0..=u8::MAX).filter(|&raw| Opcode::try_from(raw).is_err()) {
+        let mut header =
+            RequestHeader::new(Opcode::ReadObj, RequestFlags::empty(), 0, RequestBody::NONE);
+        header.opcode = raw;
+        header.proto_ver = if raw < 0x80 { 2 } else { 10 };
+        client.send(header, &[]).unwrap();
+        let answer = client.receive().unwrap();
+        assert_eq!(answer.result(), ResultCode::InvalidParms, "{raw:#x}");
+        assert_eq!(answer.header.opcode, raw);
+    }
+}
+
+#[test]
+fn the_largest_frame_is_served() {
+    let sheep = Sheep::in_memory();
+    let mut client = sheep.connect();
+    let large = VdiRequest {
+        block_size_shift: 26,
+        ..sized()
+    };
+    let vid = client.make("large", large).vid();
+    let data: Vec<u8> = (0..MAX_PAYLOAD_LEN)
+        .map(|at| u8::try_from(at >> 12 & 0xff).unwrap())
+        .collect();
+    assert_eq!(
+        client.create(data_oid(vid, 0), 0, &data),
+        ResultCode::Success
+    );
+    assert!(client.bytes(data_oid(vid, 0), 0, MAX_PAYLOAD_LEN) == data);
+}
+
+#[test]
+fn a_frame_may_come_byte_by_byte() {
+    let sheep = Sheep::in_memory();
+    let mut client = sheep.connect();
+    let vid = client.new_vdi("demo");
+    let header = RequestHeader::new(
+        Opcode::CreateAndWriteObj,
+        RequestFlags::WRITE,
+        100,
+        object(data_oid(vid, 0), 0),
+    );
+    for byte in header.as_bytes().iter().chain(&[7; 100]) {
+        client.stream().write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(client.receive().unwrap().result(), ResultCode::Success);
+    assert_eq!(client.bytes(data_oid(vid, 0), 98, 3), [7, 7, 0]);
+}
+
+/// Bytes of memory that the program uses.
+fn resident(program: &Program) -> usize {
+    let path = format!("/proc/{}/status", program.child.id());
+    let status = std::fs::read_to_string(path).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<usize>().unwrap() << 10
+}
+
+#[test]
+fn a_thousand_connections_cost_little_and_stop_nobody() {
+    const CONNECTIONS: usize = 1000;
+    const MOST_MEMORY: usize = 192 << 20;
+    // The program's connections are its own; these are ours.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let program = Program::start(directory.path());
+    let mut idle: Vec<_> = (0..CONNECTIONS)
+        .map(|_| Client::connect(program.address))
+        .collect();
+    let vid = idle[0].new_vdi("demo");
+    for client in &mut idle {
+        assert_eq!(client.header_of(vid).vid(), Some(vid));
+    }
+    assert!(resident(&program) < MOST_MEMORY, "idle");
+
+    // All but one announce as much as they may, and send little of it.
+    let len = u32::try_from(MAX_PAYLOAD_LEN).unwrap();
+    let body = object(data_oid(vid, 0), 0);
+    let header = RequestHeader::new(Opcode::WriteObj, RequestFlags::WRITE, len, body);
+    for client in &mut idle[1..] {
+        let begun = [header.as_bytes(), &[1; 1000]].concat();
+        client.stream().write_all(&begun).unwrap();
+    }
+    assert_eq!(
+        idle[0].create(data_oid(vid, 0), 0, &vec![1; OBJECT_LEN]),
+        ResultCode::Success
+    );
+    assert!(resident(&program) < MOST_MEMORY, "with frames begun");
+}
+
 fn opcode() -> impl Strategy<Value = u8> {
     let stops = [Opcode::Shutdown as u8, Opcode::KillNode as u8];
     prop_oneof![
@@ -252,5 +392,62 @@ proptest! {
             let answer = client.try_call(header, &payload);
             prop_assert!(answer.is_ok(), "{header:?}: {answer:?}");
         }
+    }
+}
+
+/// Frames of which any may be cut short, with answers expected for the whole ones before it.
+fn answered(bytes: &[u8]) -> usize {
+    let limit = u32::try_from(MAX_PAYLOAD_LEN).unwrap();
+    let mut rest = bytes;
+    let mut count = 0;
+    while let Ok(Some(header)) = decoder::request(rest, limit) {
+        let len = HEADER_LEN + header.payload_len() as usize;
+        if rest.len() < len {
+            break;
+        }
+        count += 1;
+        rest = &rest[len..];
+    }
+    count
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// The same entry as the fuzz target `connection`, on a stable compiler.
+    #[test]
+    fn whole_frames_are_answered_whatever_comes_behind_them(
+        frames in prop::collection::vec((opcode(), any::<bool>(), tail(0x76_d396), payload(), 0u32..5000), 0..12),
+        behind in prop::collection::vec(any::<u8>(), 0..120),
+    ) {
+        let mut bytes = Vec::new();
+        for (opcode, has_payload, tail, payload, want) in frames {
+            let payload = if has_payload { payload } else { Vec::new() };
+            let header = RequestHeader {
+                proto_ver: if opcode < 0x80 { 2 } else { 10 },
+                opcode,
+                flags: u16::from(has_payload).into(),
+                epoch: 0.into(),
+                id: 0.into(),
+                data_length: if has_payload { u32::try_from(payload.len()).unwrap() } else { want }.into(),
+                tail,
+            };
+            bytes.extend_from_slice(header.as_bytes());
+            bytes.extend_from_slice(&payload);
+        }
+        bytes.extend_from_slice(&behind);
+        // Whatever it is that ends in the bytes behind, it must not stop the server.
+        let stops = [Opcode::Shutdown as u8, Opcode::KillNode as u8];
+        prop_assume!(behind.len() < HEADER_LEN || !stops.contains(&behind[1]));
+
+        let sheep = Sheep::in_memory();
+        let mut client = sheep.connect();
+        client.new_vdi("demo");
+        client.stream().write_all(&bytes).unwrap();
+        client.stream().shutdown(Shutdown::Write).unwrap();
+        for number in 0..answered(&bytes) {
+            prop_assert!(client.receive().is_ok(), "answer {number}");
+        }
+        assert_alive(&sheep);
     }
 }
