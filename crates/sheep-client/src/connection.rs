@@ -27,6 +27,9 @@ use crate::in_flight::{InFlight, Pending};
 use crate::network::Stream;
 use crate::outbox::Outbox;
 
+/// Bytes read at once at most while no payload is awaited: several answers of
+/// the usual 4 KiB, each with its header.
+const READ_BUFFER: usize = 16 << 10;
 /// How often a connection looks for calls that have waited too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Calls without an answer that a connection may have before it is replaced.
@@ -249,7 +252,7 @@ impl Reader {
     /// Completes calls until the connection ends, then fails those that are left.
     async fn run(mut self, socket: Box<dyn AsyncRead + Send + Unpin>) {
         let codec = ResponseCodec::new(Arc::clone(&self.shared.in_flight));
-        let mut frames = FramedRead::new(socket, codec);
+        let mut frames = FramedRead::with_capacity(socket, codec, READ_BUFFER);
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
