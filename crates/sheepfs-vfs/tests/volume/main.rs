@@ -12,5 +12,6 @@ mod moments;
 mod others;
 mod races;
 mod shapes;
+mod stress;
 mod support;
 mod wire;
