@@ -7,7 +7,9 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod ci;
+mod dependencies;
 mod edges;
+mod fuzz;
 mod integration;
 mod leftovers;
 mod man;
@@ -34,11 +36,13 @@ enum Task {
     BenchEmpty { mountpoint: PathBuf, size: u64 },
     /// Everything a change has to pass: format, clippy, tests, docs, tidy
     Ci,
+    /// Run the fuzz targets, each for a while
+    Fuzz(fuzz::Options),
     /// Start a local cluster, run the whole-system tests on it, stop it
     Integration(integration::Options),
     /// Write the man pages and the shell completions
     Man,
-    /// Check what the compiler does not: crate edges, file headers, man pages, completions
+    /// Check what the compiler does not: crate edges, licences, file headers, man pages, completions
     Tidy,
 }
 
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Task::BenchHere(options) => bench::run_here(&options),
         Task::BenchEmpty { mountpoint, size } => bench::serve_empty(&mountpoint, size),
         Task::Ci => ci::run(),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Integration(options) => integration::run(&options),
         Task::Man => man::write(),
         Task::Tidy => tidy::run(),

@@ -153,6 +153,8 @@ fn word(spelt: &str, value: Option<OsString>) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(list: &str) -> Result<MountOptions, String> {
@@ -221,6 +223,25 @@ mod tests {
         let mut options = MountOptions::default();
         options.read(OsStr::new("colour=red,ro"), true).unwrap();
         assert!(options.read_only && options.words.is_empty());
+    }
+
+    proptest! {
+        /// Fuzzed as well; see `fuzz/`.
+        #[test]
+        fn any_list_becomes_options_of_the_command_line_or_an_error(
+            list in prop_oneof![
+                any::<Vec<u8>>(),
+                r#"([a-z_-]{1,12}(=("[^"]{0,5}"|[^,]{0,5}))?,){0,6}"#.prop_map(String::into_bytes),
+            ],
+            sloppy: bool,
+        ) {
+            let mut options = MountOptions::default();
+            let read = options.read(OsStr::from_bytes(&list), sloppy);
+            prop_assert!(options.words.iter().all(|word| word.as_bytes().starts_with(b"--")));
+            if let Err(error) = read {
+                prop_assert!(!error.0.is_empty());
+            }
+        }
     }
 
     #[test]

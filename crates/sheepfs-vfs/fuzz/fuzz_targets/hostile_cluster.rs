@@ -1,0 +1,60 @@
+//! Everything a sheep can answer: reports are read, a volume is attached, read,
+//! written, cut and synchronised on whatever comes.
+
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use sheep_client::VdiSelector;
+use sheep_proto::VdiName;
+use sheepfs_vfs::report::{Format, Report};
+use sheepfs_vfs::{Volume, VolumeOptions};
+
+mod liar;
+
+const REPORTS: [Report; 4] = [
+    Report::ClusterInfo,
+    Report::NodeInfo,
+    Report::NodeList,
+    Report::VdiList,
+];
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&what, answers)) = input.split_first() else {
+        return;
+    };
+    liar::run(answers, |tree| async move {
+        let client = tree.client().clone();
+        if let Some(report) = REPORTS.get(usize::from(what)) {
+            for format in [Format::Text, Format::Json] {
+                // Refused, or made: both are fine.
+                let _ = report.render(format, &client).await;
+            }
+            return;
+        }
+        let name = VdiName::new("a").expect("a name");
+        let options = VolumeOptions {
+            read_only: what & 0x10 != 0,
+            lock: what & 0x20 != 0,
+        };
+        let Ok(volume) = Volume::open(client, VdiSelector::working(name), options).await else {
+            return;
+        };
+        let size = volume.size();
+        let offset = size / 256 * u64::from(what);
+        if let Ok(bytes) = volume.read_at(offset, 5000).await {
+            assert_eq!(bytes.len() as u64, size.saturating_sub(offset).min(5000));
+        }
+        let _ = volume
+            .write_at(offset, Bytes::from_static(&[7; 5000]))
+            .await;
+        let _ = volume.punch_hole(offset, 1 << 21).await;
+        let _ = (
+            volume.next_data(offset),
+            volume.next_hole(offset),
+            volume.allocated(),
+        );
+        let _ = (volume.refresh_now().await, volume.reread().await);
+        let _ = (volume.sync().await, volume.close().await);
+    });
+});

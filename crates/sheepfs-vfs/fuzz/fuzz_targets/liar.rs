@@ -1,0 +1,94 @@
+//! A cluster whose every answer comes from the fuzzer.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sheep_client::gateway::BoxFuture;
+use sheep_client::{Call, Client, ClientError, Completion, Gateway, GatewayAddress, Response};
+use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
+use sheepfs_vfs::{LockMode, Tree, TreeConfig};
+
+/// Longest time that a tree may take over an answer, in simulated time.
+const LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// Answers before the cluster says no to everything.
+const MAX_ANSWERS: usize = 64;
+
+/// Runs `work` on a tree over a cluster that answers with `answers`.
+pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let liar = Liar(Mutex::new((answers.to_vec(), 0)));
+        let config = TreeConfig {
+            page_cache: false,
+            object_cache: false,
+            read_only: false,
+            lock: LockMode::Auto,
+        };
+        let tree = Tree::new(Client::over(Arc::new(liar)), config);
+        tokio::time::timeout(LIMIT, work(tree))
+            .await
+            .expect("nothing waits for ever");
+    });
+}
+
+/// What is left of the answers, and how many were given.
+#[derive(Debug)]
+struct Liar(Mutex<(Vec<u8>, usize)>);
+
+impl Liar {
+    fn answer(&self, call: &Call) -> Response {
+        let mut state = self.0.lock().expect("no one panics with it");
+        let (left, given) = &mut *state;
+        *given += 1;
+        let head: Vec<u8> = left.drain(..left.len().min(36)).collect();
+        let code = match head.first() {
+            Some(&code) if *given <= MAX_ANSWERS => ResultCode::from(u32::from(code)),
+            _ => ResultCode::Eio,
+        };
+        let mut tail = [0; 32];
+        let known = head.len().saturating_sub(4).min(28);
+        tail[4..4 + known].copy_from_slice(&head[head.len() - known..]);
+        tail[..4].copy_from_slice(&u32::from(code).to_le_bytes());
+        // As many bytes as were asked for, or fewer; the input, then zeros.
+        let want = call.want() as usize;
+        let short = head.get(1).is_some_and(|&byte| byte == 0xff);
+        let take = want.min(left.len()).min(8192);
+        let mut payload: Vec<u8> = left.drain(..take).collect();
+        if !short {
+            payload.resize(want, 0);
+        }
+        let len = u32::try_from(payload.len()).expect("as was asked for");
+        let mut header =
+            ResponseHeader::answer(&call.header(0), 1, len, ResponseBody::result(code));
+        header.tail = tail;
+        Response {
+            call: call.name(),
+            header,
+            payload: Bytes::from(payload),
+        }
+    }
+}
+
+impl Gateway for Liar {
+    fn submit(&self, call: Call, done: Completion) {
+        done(Ok(self.answer(&call)));
+    }
+
+    fn submit_to(&self, _node: SocketAddr, call: Call, done: Completion) {
+        done(Ok(self.answer(&call)));
+    }
+
+    fn address(&self) -> GatewayAddress {
+        SocketAddr::from(([127, 0, 0, 1], 7000)).into()
+    }
+
+    fn move_to(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        Box::pin(async { Ok(()) })
+    }
+}

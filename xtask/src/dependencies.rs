@@ -1,0 +1,89 @@
+//! Where dependencies come from and what their licences ask for.
+//!
+//! The part of `cargo deny` that needs no network, so that it runs everywhere;
+//! `deny.toml` says the same, and more, to those who have the tool.
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::step::cargo;
+
+/// Licences that go with MIT in one program.
+const LICENCES: [&str; 8] = [
+    "0BSD",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "MIT",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
+
+/// Describes every dependency that must not be one.
+pub(crate) fn check() -> anyhow::Result<Vec<String>> {
+    let output = cargo(&["metadata", "--locked", "--format-version=1"])
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+    let packages = metadata["packages"].as_array().context("no packages")?;
+    Ok(packages.iter().filter_map(problem).collect())
+}
+
+fn problem(package: &Value) -> Option<String> {
+    let name = &package["name"];
+    match package["source"].as_str() {
+        // A member of the workspace.
+        None => return None,
+        Some(REGISTRY) => {}
+        Some(source) => return Some(format!("{name} comes from {source}")),
+    }
+    let licence = package["license"].as_str().unwrap_or("no licence");
+    (!goes_with_mit(licence)).then(|| format!("{name} has {licence}, which does not go with MIT"))
+}
+
+/// True when every part of an SPDX expression offers a licence of the list.
+fn goes_with_mit(expression: &str) -> bool {
+    expression.split(" AND ").all(|part| {
+        let part = part.trim_start_matches('(').trim_end_matches(')');
+        part.split(" OR ")
+            .flat_map(|choice| choice.split('/'))
+            .any(|choice| LICENCES.contains(&choice.trim()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_licence_is_fine_when_one_of_each_part_is() {
+        for fine in [
+            "MIT",
+            "MIT/Apache-2.0",
+            "Apache-2.0 WITH LLVM-exception OR Apache-2.0 OR MIT",
+            "(MIT OR Apache-2.0) AND Unicode-3.0",
+        ] {
+            assert!(goes_with_mit(fine), "{fine}");
+        }
+        for not in ["Apache-2.0", "GPL-2.0", "MIT AND GPL-3.0", "no licence"] {
+            assert!(!goes_with_mit(not), "{not}");
+        }
+    }
+
+    #[test]
+    fn only_one_registry_is_a_source() {
+        let package = |source: &str| json!({"name": "a", "license": "MIT", "source": source});
+        assert_eq!(problem(&package(REGISTRY)), None);
+        assert!(problem(&package("git+https://example.org/a")).is_some());
+    }
+}

@@ -1,0 +1,71 @@
+//! `cargo xtask fuzz`: every fuzz target for a while, one after the other.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+
+use crate::root;
+use crate::step::run_cargo;
+
+/// Crates with a `fuzz` directory, which is a workspace of its own.
+const CRATES: [&str; 4] = ["sheep-proto", "sheep-embedded", "sheepfs-vfs", "sheepfs"];
+
+/// What to run, and for how long.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only the targets with this in their name
+    target: Option<String>,
+    /// Seconds for each target
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+/// Stops at the first target that finds something; cargo-fuzz says how to run
+/// that input again. Needs cargo-fuzz and a compiler that takes `-Z` flags: the
+/// toolchain that runs this is told to, whatever its channel.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let mut ran = false;
+    for name in CRATES {
+        let directory = format!("crates/{name}/fuzz");
+        for target in targets(&directory)? {
+            if !target.contains(options.target.as_deref().unwrap_or("")) {
+                continue;
+            }
+            ran = true;
+            let limit = format!("-max_total_time={}", options.seconds);
+            let arguments = [
+                "fuzz",
+                "run",
+                "--fuzz-dir",
+                &directory,
+                &target,
+                "--",
+                &limit,
+            ];
+            run_cargo(&arguments, &[("RUSTC_BOOTSTRAP", "1")])
+                .context("fuzzing needs `cargo install cargo-fuzz`")?;
+        }
+    }
+    ensure!(ran, "no fuzz target has that in its name");
+    Ok(())
+}
+
+/// The programs of a fuzz workspace: its files that say `fuzz_target!`.
+fn targets(directory: &str) -> anyhow::Result<Vec<String>> {
+    let directory: PathBuf = root().join(directory).join("fuzz_targets");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        if fs::read_to_string(&path)?.contains("fuzz_target!") {
+            let name = path.file_stem().and_then(|name| name.to_str());
+            found.push(name.context("a target's name is text")?.to_owned());
+        }
+    }
+    if found.is_empty() {
+        bail!("no targets in {}", directory.display());
+    }
+    found.sort();
+    Ok(found)
+}
