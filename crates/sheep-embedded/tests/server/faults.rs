@@ -11,12 +11,12 @@ use sheep_proto::cluster::parse_epoch_log;
 use sheep_proto::limits::{HEADER_LEN, NODE_LIST_LEN};
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{
-    ClusterRequest, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody,
-    ResultCode, Vid,
+    ClusterFlags, ClusterRequest, Oid, Opcode, RequestBody, RequestFlags, RequestHeader,
+    ResponseBody, ResultCode, VdiRequest, Vid,
 };
 use zerocopy::FromBytes;
 
-use crate::client::{Client, Sheep, data_oid, object};
+use crate::client::{Client, Sheep, data_oid, field, object};
 
 /// A server with one VDI that has one object, which begins with `old`.
 fn with_an_object() -> (Sheep, Client, Vid) {
@@ -214,4 +214,30 @@ fn a_killed_node_leaves_its_requests_unanswered_and_its_address_free() {
     assert!(client.receive().is_err());
     let again = first.start_beside_at(address);
     assert_eq!(again.connect().bytes(data_oid(vid, 0), 0, 3), b"old");
+}
+
+#[test]
+fn a_killed_node_shares_no_lock_any_more_but_keeps_what_it_had_alone() {
+    let first = Sheep::start(None, |config| config.format_if_new = false);
+    let second = first.start_beside();
+    let mut client = first.connect();
+    let format = client.format(ClusterFlags::USE_LOCK, 1);
+    assert_eq!(format, ResultCode::Success);
+    client.new_vdi("shared");
+    client.new_vdi("alone");
+    let lock = |client: &mut Client, name, lock_type: u32| {
+        let body = RequestBody::Vdi(VdiRequest {
+            lock_type: lock_type.into(),
+            ..VdiRequest::default()
+        });
+        let answer = client.tell(Opcode::LockVdi, RequestFlags::empty(), body, &field(name));
+        answer.result()
+    };
+    let mut other = second.connect();
+    assert_eq!(lock(&mut other, "shared", 1), ResultCode::Success);
+    assert_eq!(lock(&mut other, "alone", 0), ResultCode::Success);
+    assert_eq!(lock(&mut client, "shared", 0), ResultCode::VdiLocked);
+    second.kill();
+    assert_eq!(lock(&mut client, "shared", 0), ResultCode::Success);
+    assert_eq!(lock(&mut client, "alone", 0), ResultCode::VdiLocked);
 }
