@@ -166,7 +166,7 @@ impl Volume {
     }
 
     async fn write_chunk(&self, chunk: Chunk, data: Bytes) -> Result<(), FsError> {
-        let begun = Instant::now();
+        let mut refused_since = None;
         loop {
             let mut seen = self.slot(chunk.index)?;
             let outcome = if seen.1 == Some(seen.0) {
@@ -203,7 +203,9 @@ impl Volume {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if begun.elapsed() > PATIENCE {
+            // Not from the beginning: it may have waited for a sheep until now.
+            let since: Instant = *refused_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > PATIENCE {
                 return Err(match is_read_only(&error) {
                     true => FsError::Frozen(self.selector.to_string()),
                     false => self.failed(error),
