@@ -168,25 +168,14 @@ impl NumberedWriters {
     /// # Errors
     /// Names the first block that has another write, or is mixed of two.
     pub fn check(&self, path: &Path, oldest: &Numbers, newest: &Numbers) -> anyhow::Result<()> {
-        let bytes = fs::read(path).with_context(|| path.display().to_string())?;
-        let found = bytes
-            .chunks(BLOCK)
-            .zip(0..)
-            .map(|(bytes, block)| number_in(block, bytes))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let each = usize::try_from(self.blocks_each)?;
-        let parts = found.chunks(each).zip(oldest.0.iter().zip(&newest.0));
-        for (writer, (found, (&oldest, &newest))) in parts.enumerate() {
+        for (writer, found) in self.found(path)?.iter().enumerate() {
             let last = found.iter().copied().max().unwrap_or(0);
+            let (oldest, newest) = (oldest.0[writer], newest.0[writer]);
             ensure!(
                 (oldest..=newest).contains(&last),
                 "writer {writer} got as far as {last}, not {oldest} to {newest}"
             );
-            let mut expected = vec![0; each];
-            for number in last.saturating_sub(2 * self.blocks_each).max(1)..=last {
-                let block = self.block_of(writer, number) % self.blocks_each;
-                expected[usize::try_from(block)?] = number;
-            }
+            let expected = self.after(writer, last);
             for (block, (found, expected)) in found.iter().zip(expected).enumerate() {
                 ensure!(
                     *found == expected,
@@ -196,6 +185,53 @@ impl NumberedWriters {
             }
         }
         Ok(())
+    }
+
+    /// Fails unless the volume has, of each writer, all writes up to `oldest`;
+    /// of those after it, up to `newest`, it may have any.
+    ///
+    /// # Errors
+    /// As [`NumberedWriters::check`].
+    pub fn check_any_after(
+        &self,
+        path: &Path,
+        oldest: &Numbers,
+        newest: &Numbers,
+    ) -> anyhow::Result<()> {
+        for (writer, found) in self.found(path)?.iter().enumerate() {
+            let (oldest, newest) = (oldest.0[writer], newest.0[writer]);
+            let expected = self.after(writer, oldest);
+            for (block, (found, expected)) in found.iter().zip(expected).enumerate() {
+                ensure!(
+                    *found == expected || (oldest + 1..=newest).contains(found),
+                    "block {block} of writer {writer} has write {found} and not {expected}, \
+                     of {oldest} that were acknowledged"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The number in each block, by writer.
+    fn found(&self, path: &Path) -> anyhow::Result<Vec<Vec<u64>>> {
+        let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+        let found = bytes
+            .chunks(BLOCK)
+            .zip(0..)
+            .map(|(bytes, block)| number_in(block, bytes))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let each = usize::try_from(self.blocks_each)?;
+        Ok(found.chunks(each).map(<[u64]>::to_vec).collect())
+    }
+
+    /// What a writer's blocks have after its write `last`.
+    fn after(&self, writer: usize, last: u64) -> Vec<u64> {
+        let mut numbers = vec![0; usize::try_from(self.blocks_each).expect("a small number")];
+        for number in last.saturating_sub(2 * self.blocks_each).max(1)..=last {
+            let block = self.block_of(writer, number) % self.blocks_each;
+            numbers[usize::try_from(block).expect("a small number")] = number;
+        }
+        numbers
     }
 }
 
@@ -261,6 +297,11 @@ mod tests {
         let error = writers.check(file.path(), &numbers(20), &numbers(22));
         let text = format!("{:#}", error.unwrap_err());
         assert!(text.contains("and not 21, though write 22"), "{text}");
+        // But not where only 20 were acknowledged.
+        let check = |oldest| writers.check_any_after(file.path(), &numbers(oldest), &numbers(22));
+        check(20).unwrap();
+        let text = check(21).unwrap_err().to_string();
+        assert!(text.contains("and not 21, of 21"), "{text}");
     }
 
     #[test]
