@@ -175,11 +175,19 @@ impl Core {
         let (last, known) = {
             let link = self.link.borrow();
             let learned = link.cluster.nodes.iter().map(|&node| node.into());
-            let known: Vec<GatewayAddress> = link.given.iter().cloned().chain(learned).collect();
-            (link.peer.map(GatewayAddress::from), known)
+            let last = link.peer.map(GatewayAddress::from);
+            let all = last.iter().chain(&link.given).cloned().chain(learned);
+            // A dead host takes its time, every time that it is tried.
+            let mut known = Vec::new();
+            for address in all {
+                if !known.contains(&address) {
+                    known.push(address);
+                }
+            }
+            (last, known)
         };
         let mut result = Ok(());
-        for address in last.iter().chain(&known) {
+        for address in &known {
             self.link.send_if_modified(|link| {
                 if link.moves == moves {
                     link.gateway = address.clone();
