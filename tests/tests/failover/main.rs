@@ -1,64 +1,29 @@
 //! Gateways that go under the load of 16 jobs which verify what they write:
 //! no error, no wrong byte, only a pause, which each test prints.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use nix::sys::signal::Signal;
-use sheep_embedded::{Config, Fault, Server, StoreKind};
+use sheep_embedded::Fault;
 use tempfile::TempDir;
 use tests::{EmbeddedSheep, Fio, Mounted};
-use tokio::runtime::Runtime;
+
+mod black_hole;
+mod hosts;
+mod nodes;
+
+use nodes::Nodes;
 
 /// Between two faults, for the load to go on.
 const BETWEEN: Duration = Duration::from_secs(1);
-
-/// Nodes in this process on one store in memory, of which some may be missing.
-struct Nodes {
-    runtime: Runtime,
-    /// Keeps the store; no client knows it first.
-    keeper: Server,
-    addresses: Vec<SocketAddr>,
-    running: Vec<Option<Server>>,
-}
-
-impl Nodes {
-    fn start(count: usize) -> anyhow::Result<Self> {
-        let runtime = Runtime::new()?;
-        let keeper = runtime.block_on(Server::start(Config::new(StoreKind::Memory)))?;
-        let mut nodes = Self {
-            runtime,
-            keeper,
-            addresses: Vec::new(),
-            running: Vec::new(),
-        };
-        for _ in 0..count {
-            let any = (Ipv4Addr::LOCALHOST, 0).into();
-            let server = nodes.runtime.block_on(nodes.keeper.start_beside(any))?;
-            nodes.addresses.push(server.local_address());
-            nodes.running.push(Some(server));
-        }
-        Ok(nodes)
-    }
-
-    fn kill(&mut self, node: usize) {
-        if let Some(server) = self.running[node].take() {
-            self.runtime.block_on(server.kill());
-        }
-    }
-
-    fn start_again(&mut self, node: usize) -> anyhow::Result<()> {
-        let beside = self.keeper.start_beside(self.addresses[node]);
-        self.running[node] = Some(self.runtime.block_on(beside)?);
-        Ok(())
-    }
-}
+/// Between two changes of the gateway.
+const BETWEEN_MOVES: Duration = Duration::from_millis(50);
 
 #[test]
 fn gateways_die_one_after_another_and_come_back() -> anyhow::Result<()> {
     let mut nodes = Nodes::start(3)?;
-    let mounted = Mounted::start_with(&["--address", &nodes.addresses[0].to_string()])?;
+    let mounted = Mounted::start_with(&["--address", &nodes.address(0)])?;
     let volume = mounted.create("failover", "32M object_size=1M")?;
     let mut fio = Fio::sixteen_jobs(&volume, 8)?;
     for node in [0, 1, 2, 0] {
@@ -77,9 +42,26 @@ fn gateways_die_one_after_another_and_come_back() -> anyhow::Result<()> {
 }
 
 #[test]
+fn the_gateway_may_be_changed_under_load() -> anyhow::Result<()> {
+    let nodes = Nodes::start(2)?;
+    let mounted = Mounted::start_with(&["--address", &nodes.address(0)])?;
+    let volume = mounted.create("moved", "32M object_size=1M")?;
+    let mut fio = Fio::sixteen_jobs(&volume, 6)?;
+    let mut moves = 0;
+    while !fio.ends_within(BETWEEN_MOVES)? {
+        moves += 1;
+        mounted.command("config/sheep_info", nodes.address(moves % 2))?;
+        let known = mounted.report("config/sheep_info")?;
+        ensure!(known.trim_end() == nodes.address(moves % 2), "{known}");
+    }
+    ensure!(moves > 1, "fio ended too soon");
+    fio.report(&format!("{moves} changes of the gateway"))
+}
+
+#[test]
 fn a_slow_network_is_only_slow() -> anyhow::Result<()> {
     let nodes = Nodes::start(1)?;
-    let server = nodes.running[0].as_ref().context("it runs")?;
+    let server = nodes.server(0)?;
     let random = std::sync::Mutex::new(tests::seeded());
     server.inject(move |_| {
         let mut random = random.lock().expect("no one panics with it");
@@ -89,7 +71,7 @@ fn a_slow_network_is_only_slow() -> anyhow::Result<()> {
             false => Fault::DelayAnswer(Duration::from_micros(micros)),
         })
     });
-    let mounted = Mounted::start_with(&["--address", &nodes.addresses[0].to_string()])?;
+    let mounted = Mounted::start_with(&["--address", &nodes.address(0)])?;
     let volume = mounted.create("slow", "32M object_size=1M")?;
     Fio::sixteen_jobs(&volume, 4)?.report("answers up to 40 ms late")
 }
