@@ -1,0 +1,131 @@
+//! Nothing is reachable for longer than `--retry-for`: errors, and nobody waits.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::statvfs::statvfs;
+use tests::{Mounted, TestCluster, is_mounted, run, wait_until};
+
+/// What is promised for the end.
+const AT_MOST: Duration = Duration::from_secs(10);
+/// Longest wait for what should take a moment.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A mount whose sheep has been away for longer than it is waited for, and a
+/// volume that is open since before.
+fn given_up(cluster: &mut TestCluster, arguments: &[&str]) -> anyhow::Result<(Mounted, File)> {
+    let mounted = Mounted::start(cluster, &[&["--retry-for", "1"], arguments].concat())?;
+    let path = mounted.create("v", "16M object_size=1M")?;
+    let file = File::options().read(true).write(true).open(path)?;
+    file.write_all_at(&[1; 4096], 0)?;
+    file.sync_all()?;
+    cluster.own_sheep()?.kill()?;
+    // In the page cache a write succeeds, and its fsync tells.
+    let written = file.write_all_at(&[2; 4096], 8 << 20);
+    let error = written.and_then(|()| file.sync_all()).err();
+    ensure!(error.context("no error")?.raw_os_error() == Some(Errno::EIO as i32));
+    Ok((mounted, file))
+}
+
+/// Threads of a process that no signal reaches.
+fn stuck_in(process: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut stuck = Vec::new();
+    for task in fs::read_dir(process.join("task"))? {
+        let task = task?.path();
+        // One that ended meanwhile is not stuck.
+        let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        if state.is_some_and(|state| state.starts_with('D')) {
+            stuck.push(task);
+        }
+    }
+    Ok(stuck)
+}
+
+#[test]
+fn every_call_returns_and_the_mount_recovers_by_itself() -> anyhow::Result<()> {
+    let mut cluster = TestCluster::start_own()?;
+    let (mounted, file) = given_up(&mut cluster, &[])?;
+    let (tell, told) = mpsc::channel();
+    let calls: [fn(&Path, &File); 8] = [
+        |_, file| drop(file.read_at(&mut [0; 4096], 0)),
+        |_, file| drop(file.write_at(&[2; 4096], 4096)),
+        |_, file| drop(file.sync_all()),
+        |_, file| drop(file.set_len(32 << 20)),
+        |tree, _| drop(fs::metadata(tree.join("volume/v"))),
+        |tree, _| drop(fs::read(tree.join("vdi/list"))),
+        |tree, _| drop(fs::write(tree.join("vdi/create"), "w 16M")),
+        |tree, _| {
+            let _ = statvfs(tree);
+        },
+    ];
+    for (number, call) in calls.into_iter().enumerate() {
+        let (tree, file, tell) = (mounted.mountpoint(), file.try_clone()?, tell.clone());
+        thread::spawn(move || {
+            call(&tree, &file);
+            // Nobody listens when the test has failed meanwhile.
+            let _ = tell.send(number);
+        });
+    }
+    let mut left: Vec<usize> = (0..calls.len()).collect();
+    while !left.is_empty() {
+        let returned = told.recv_timeout(LIMIT);
+        let returned = returned.with_context(|| format!("calls {left:?} do not return"))?;
+        left.retain(|number| *number != returned);
+    }
+    for process in ["self".to_owned(), mounted.process_id().to_string()] {
+        let process = Path::new("/proc").join(process);
+        wait_until("no thread is stuck", LIMIT, || {
+            Ok(stuck_in(&process)?.is_empty())
+        })?;
+    }
+
+    cluster.own_sheep()?.start_again()?;
+    wait_until("the volume answers", LIMIT, || {
+        Ok(file.write_all_at(&[3; 4096], 4096).is_ok())
+    })?;
+    let mut found = [0; 8192];
+    file.read_exact_at(&mut found, 0)?;
+    ensure!(found[..4096] == [1; 4096] && found[4096..] == [3; 4096]);
+    drop(file);
+    mounted.stop()
+}
+
+fn ends(arguments: &[&str], unmount: bool) -> anyhow::Result<()> {
+    let mut cluster = TestCluster::start_own()?;
+    let (mut mounted, file) = given_up(&mut cluster, arguments)?;
+    drop(file);
+    let asked = Instant::now();
+    if unmount {
+        run(Command::new("umount").arg(mounted.mountpoint()))?;
+    } else {
+        mounted.signal(Signal::SIGTERM)?;
+    }
+    let status = mounted.wait()?;
+    let took = asked.elapsed();
+    println!("{arguments:?}, umount {unmount}: {status} after {took:?}");
+    ensure!(took < AT_MOST, "it took {took:?}");
+    ensure!(!is_mounted(&mounted.mountpoint())?, "its mount is left");
+    ensure!(status.success(), "it ended with {status}");
+    Ok(())
+}
+
+#[test]
+fn it_can_be_unmounted() -> anyhow::Result<()> {
+    ends(&[], true)?;
+    ends(&["--pagecache"], true)
+}
+
+#[test]
+fn it_ends_on_sigterm() -> anyhow::Result<()> {
+    ends(&[], false)?;
+    ends(&["--pagecache"], false)
+}
