@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod ending;
+mod lies;
 mod logs;
 mod mount;
 mod service;
+mod sockets;
 mod start;
 mod support;

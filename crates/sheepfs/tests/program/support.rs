@@ -21,7 +21,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(15);
 
 /// A sheep in this process, its data in memory.
 pub(crate) struct Sheep {
-    server: Server,
+    pub(crate) server: Server,
     _runtime: Runtime,
 }
 
@@ -114,6 +114,13 @@ impl Wire {
             // Wakes the listener, which then goes.
             drop(TcpStream::connect(self.address));
         }
+    }
+
+    /// Sends `bytes` to the client on one of its connections, as if the sheep had.
+    pub(crate) fn say(&self, bytes: &[u8]) {
+        let shared = self.shared.0.lock().unwrap();
+        let mut near = shared.1.first().expect("a client is connected");
+        near.write_all(bytes).unwrap();
     }
 }
 

@@ -1,0 +1,58 @@
+//! A sheep that answers what no sheep answers: the reader gets the right bytes
+//! elsewhere, and the log names the sheep, once.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
+
+use sheep_embedded::{Fault, faults};
+use sheep_proto::Opcode;
+
+use crate::support::{Place, Running, Sheep, Wire, program, until};
+
+fn mounted(place: &Place, sheep: SocketAddr) -> (Running, File) {
+    let mut command = program("sheepfs");
+    command.args(["-a", &sheep.to_string()]);
+    let running = Running::start(place, command);
+    let file = File::open(place.volume("v")).unwrap();
+    (running, file)
+}
+
+fn is_read(file: &File) {
+    let mut found = vec![0; 1 << 16];
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert_eq!(found, vec![1; 1 << 16]);
+}
+
+/// Everything but the ordinary that was logged is one line with these words.
+fn names(running: &Running, words: &[&str]) {
+    let log = running.log();
+    let odd: Vec<_> = log.lines().filter(|line| !line.contains("INFO")).collect();
+    let [line] = odd[..] else { panic!("{log}") };
+    for word in words {
+        assert!(line.contains(word), "no {word} in: {line}");
+    }
+}
+
+#[test]
+fn an_answer_to_a_question_that_nobody_asked() {
+    let (place, sheep) = (Place::new(), Sheep::start());
+    let (running, file) = mounted(&place, sheep.address());
+    let lie = faults::on(Opcode::ReadObj, 0..1, Fault::WrongId);
+    sheep.server.inject(lie);
+    is_read(&file);
+    is_read(&file);
+    names(&running, &["WARN", &sheep.address().to_string(), "id"]);
+}
+
+#[test]
+fn garbage() {
+    let (place, sheep) = (Place::new(), Sheep::start());
+    let wire = Wire::to(sheep.address());
+    let (running, file) = mounted(&place, wire.address);
+    wire.say(&b"SSH-2.0-OpenSSH_9.2\r\n".repeat(8));
+    until("the log has a line", || running.log().contains("WARN"));
+    is_read(&file);
+    fs::read(place.mnt.join("vdi/list")).unwrap();
+    names(&running, &["WARN", &wire.address.to_string(), "dropped"]);
+}
