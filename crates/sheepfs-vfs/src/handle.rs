@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 
+use crate::error::FsError;
 use crate::ino::{HandleId, Ino};
 use crate::node::{Command, Setting};
-use crate::volume::Volume;
+use crate::volume::{Losses, Volume};
 
 /// What a handle leads to.
 #[derive(Clone, Debug)]
@@ -22,12 +23,50 @@ pub(crate) enum OpenFile {
 }
 
 /// Whether a handle goes through the kernel's page cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Caching {
     /// What is answered is on the cluster.
     Direct,
-    /// What is answered is on the cluster after the next sync.
-    Cached,
+    /// What is answered is on the cluster after the next flush or sync. Losses up
+    /// to these were said by a sync of this handle, or were before it.
+    Cached(Arc<Mutex<Losses>>),
+}
+
+impl Caching {
+    /// A cached handle that answers for what is lost from now on.
+    pub(crate) fn from_now_on(volume: &Volume) -> Self {
+        Self::Cached(Arc::new(Mutex::new(volume.losses())))
+    }
+
+    /// Waits until what was written is on the cluster.
+    ///
+    /// # Errors
+    /// As [`Volume::flush`], until a sync has said it.
+    pub(crate) async fn flush(&self, volume: &Volume) -> Result<(), FsError> {
+        match self {
+            Self::Direct => Ok(()),
+            Self::Cached(said) => volume.flush(known(said)).await,
+        }
+    }
+
+    /// Waits until what was written is as durable as the cluster makes it.
+    ///
+    /// # Errors
+    /// As [`Volume::flush`], once, and as [`Volume::sync`].
+    pub(crate) async fn sync(&self, volume: &Volume) -> Result<(), FsError> {
+        if let Self::Cached(said) = self {
+            let flushed = volume.flush(known(said)).await;
+            if flushed.is_err() {
+                *said.lock().expect("no one panics with the losses") = volume.losses();
+                return flushed;
+            }
+        }
+        volume.sync().await
+    }
+}
+
+fn known(said: &Mutex<Losses>) -> Losses {
+    *said.lock().expect("no one panics with the losses")
 }
 
 /// All open files of a tree.

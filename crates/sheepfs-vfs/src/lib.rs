@@ -38,4 +38,4 @@ pub use attributes::{
 pub use error::FsError;
 pub use ino::{HandleId, Ino};
 pub use tree::{LockMode, Tree, TreeConfig};
-pub use volume::{Done, Volume, VolumeOptions};
+pub use volume::{Done, Losses, Volume, VolumeOptions};

@@ -294,9 +294,10 @@ impl Tree {
     pub async fn open(&self, ino: Ino, mode: OpenMode) -> Result<Opened, FsError> {
         let node = self.node(ino)?;
         let caching = match &node {
-            Node::Volume(_) if self.settings().page_cache => Caching::Cached,
+            Node::Volume(volume) if self.settings().page_cache => Caching::from_now_on(volume),
             _ => Caching::Direct,
         };
+        let direct_io = matches!(caching, Caching::Direct);
         let file = match node {
             Node::Directory(_) => return Err(FsError::IsDirectory),
             Node::Report(..) if mode.write => return Err(FsError::Access),
@@ -325,7 +326,7 @@ impl Tree {
         }
         Ok(Opened {
             handle: self.handles.insert(ino, file),
-            direct_io: caching == Caching::Direct,
+            direct_io,
         })
     }
 
@@ -370,10 +371,9 @@ impl Tree {
         let file = match self.handles.get(handle) {
             None => return done(Err(FsError::BadHandle)),
             Some(OpenFile::Volume(volume, caching)) => {
-                return if caching == Caching::Cached && !direct {
-                    volume.write_behind(offset, data, done)
-                } else {
-                    volume.write(offset, data, done)
+                return match caching {
+                    Caching::Cached(_) if !direct => volume.write_behind(offset, data, done),
+                    Caching::Cached(_) | Caching::Direct => volume.write(offset, data, done),
                 };
             }
             Some(OpenFile::Text(_)) => return done(Err(FsError::Access)),
@@ -396,7 +396,7 @@ impl Tree {
     /// `BadHandle`, and as [`Volume::sync`].
     pub async fn sync(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, _) => volume.sync().await,
+            OpenFile::Volume(volume, caching) => caching.sync(&volume).await,
             OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
@@ -407,7 +407,7 @@ impl Tree {
     /// `BadHandle`, and as [`Volume::flush`].
     pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, _) => volume.flush().await,
+            OpenFile::Volume(volume, caching) => caching.flush(&volume).await,
             OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
@@ -451,8 +451,7 @@ impl Tree {
     /// `Unsupported` on other files, `NothingThere`.
     pub async fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
         let volume = self.open_volume(handle)?;
-        // What could not be written is no data, and said elsewhere.
-        let _said_by_sync = volume.flush().await;
+        volume.settle_behind().await;
         match to {
             SeekTo::Data => volume.next_data(offset),
             SeekTo::Hole => volume.next_hole(offset),

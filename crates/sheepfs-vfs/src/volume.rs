@@ -39,6 +39,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use self::behind::Behind;
+pub use self::behind::Losses;
 use self::doubt::{Doubts, is_absent};
 use self::published::PublishedSlots;
 use crate::error::FsError;
@@ -391,13 +392,14 @@ impl Volume {
     /// the cluster makes it.
     ///
     /// A sheep answers a write when it is (protocol 7.7), so what is left is to
-    /// wait for those on their way, and to see that none of them was overtaken
-    /// by a snapshot.
+    /// wait for those on their way, gathered ones included, and to see that none
+    /// of them was overtaken by a snapshot. What became of gathered ones is said
+    /// by [`Volume::flush`].
     ///
     /// # Errors
     /// `VolumeIo` when the cluster does not answer, `Stale`.
     pub async fn sync(&self) -> Result<(), FsError> {
-        self.flush_and_forget().await?;
+        self.settle_behind().await;
         self.usable()?;
         self.writes.wait_for_earlier().await;
         let _one_at_a_time = self.syncing.lock().await;
@@ -450,7 +452,8 @@ impl Volume {
         Ok(self.client.release(self.vid()).await?)
     }
 
-    /// First byte at or behind `offset` that an object holds.
+    /// First byte at or behind `offset` that an object holds. Gathered writes
+    /// count once they were flushed.
     ///
     /// # Errors
     /// `NothingThere` when only holes follow.
@@ -470,7 +473,8 @@ impl Volume {
         }
     }
 
-    /// First byte at or behind `offset` that no object holds, or the end.
+    /// First byte at or behind `offset` that no object holds, or the end. Gathered
+    /// writes count once they were flushed.
     ///
     /// # Errors
     /// `NothingThere` at or past the end.

@@ -30,8 +30,9 @@ const WORKERS: usize = 2;
 /// A process that is told to end is out within ten seconds. These are the steps
 /// of its end, one after the other.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
-const OPEN_PATIENCE: Duration = Duration::from_secs(2);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+const OPEN_PATIENCE: Duration = Duration::from_secs(1);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+const WRITE_PATIENCE: Duration = Duration::from_secs(2);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -184,9 +185,13 @@ impl Served {
     ///
     /// # Errors
     /// What there was no time for. A file that is still open is none of it:
-    /// whoever has it open cannot use it any more, and nothing else is lost.
+    /// whoever has it open cannot use it any more.
     async fn end(self) -> anyhow::Result<()> {
         let mut unfinished = unmount(&self.mount).await;
+        let settled = self.tree.settle_all();
+        if !within("writing what was gathered", WRITE_PATIENCE, settled).await {
+            unfinished.push("writing what was gathered");
+        }
         if !within("giving locks back", CLOSE_PATIENCE, self.tree.close()).await {
             unfinished.push("giving locks back");
         }

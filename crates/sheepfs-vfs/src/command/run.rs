@@ -40,7 +40,7 @@ impl Tree {
             Command::Snapshot => {
                 let (name, tag) = two_words(line, "NAME TAG")?;
                 let (name, tag) = (VdiName::new(name)?, SnapshotTag::new(tag)?);
-                self.flush_all(&working(name.clone())).await?;
+                self.settle(&working(name.clone())).await;
                 client.snapshot(&name, &tag).await?;
                 Ok(())
             }

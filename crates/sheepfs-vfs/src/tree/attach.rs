@@ -241,7 +241,8 @@ impl Tree {
         selector: &VdiSelector,
         change: impl Future<Output = Result<(), FsError>>,
     ) -> Result<(), FsError> {
-        if self.config.lock == LockMode::Off || selector.which != WhichVersion::Working {
+        let locks = self.config.lock != LockMode::Off && self.cluster_locks().await?;
+        if !locks || selector.which != WhichVersion::Working {
             return change.await;
         }
         let vid = match self.client.lock(selector).await {
@@ -284,12 +285,18 @@ impl Tree {
         Ok(())
     }
 
-    /// Waits until what was written to an attached VDI is on the cluster.
-    pub(crate) async fn flush_all(&self, selector: &VdiSelector) -> Result<(), FsError> {
+    /// Waits until what was written to an attached VDI is on the cluster, or lost;
+    /// those who wrote it are told.
+    pub(crate) async fn settle(&self, selector: &VdiSelector) {
         for (_, volume) in self.volumes_of(selector) {
-            volume.flush().await?;
+            volume.settle_behind().await;
         }
-        Ok(())
+    }
+
+    /// Waits until nothing that was written waits for being sent.
+    pub async fn settle_all(&self) {
+        let volumes: Vec<_> = self.attached().by_ino.values().map(Arc::clone).collect();
+        join_all(volumes.iter().map(|volume| volume.settle_behind())).await;
     }
 
     fn volumes_of(&self, selector: &VdiSelector) -> Vec<(Ino, Arc<Volume>)> {

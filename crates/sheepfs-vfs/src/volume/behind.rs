@@ -11,14 +11,15 @@
 //!
 //! What a run or a write under way holds is not read from the cluster, and not
 //! written a second time, before it is there: whoever touches these bytes waits
-//! first. How much is held is bounded; a writer that is faster than the cluster
-//! waits for it. What could not be written is said by the next sync, and by
-//! every close until then.
+//! first. How much is held is bounded, for one volume and for all of a process;
+//! a writer that is faster than the cluster waits for it. What could not be
+//! written is counted, and whoever has seen a lower count is told. After a loss
+//! nothing is gathered until a write has succeeded again.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -32,8 +33,19 @@ use crate::error::FsError;
 const RUN_BYTES: usize = 1 << 20;
 /// Bytes held before writers wait.
 const MAX_HELD: usize = 16 << 20;
+/// Bytes held by all volumes of this process before writers wait.
+const MAX_HELD_BY_ALL: usize = 256 << 20;
+/// Writes under way before writers wait; more would only queue in the client.
+const MAX_UNDER_WAY: usize = 256;
 /// Age at which a run goes to the cluster although nobody asks.
 const RUN_AGE: Duration = Duration::from_millis(200);
+
+/// What all volumes hold: memory is the process's.
+static HELD_BY_ALL: AtomicUsize = AtomicUsize::new(0);
+
+/// How many gathered writes of a volume could not be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Losses(u64);
 
 /// What a volume still has to write.
 #[derive(Debug, Default)]
@@ -52,8 +64,11 @@ struct State {
     /// Writes on their way, in the order they were sent.
     under_way: BTreeMap<u64, Range<u64>>,
     next: u64,
-    /// What the next sync must say.
-    failed: Option<FsError>,
+    losses: Losses,
+    /// Why the last one was lost.
+    last_loss: Option<FsError>,
+    /// Nothing has been written since.
+    failing: bool,
     /// Whether a task looks after the age of the run.
     watched: bool,
 }
@@ -134,6 +149,23 @@ impl Behind {
         self.held.load(Ordering::Acquire) == 0
     }
 
+    fn hold(&self, len: usize) {
+        HELD_BY_ALL.fetch_add(len, Ordering::Relaxed);
+        self.held.fetch_add(len, Ordering::Release);
+    }
+
+    fn let_go(&self, len: usize) {
+        self.held.fetch_sub(len, Ordering::Release);
+        HELD_BY_ALL.fetch_sub(len, Ordering::Relaxed);
+    }
+
+    /// Whether a share of the bounds, one in `parts`, is used up.
+    fn is_full(&self, state: &State, parts: usize) -> bool {
+        state.under_way.len() >= MAX_UNDER_WAY / parts
+            || self.held.load(Ordering::Acquire) >= MAX_HELD / parts
+            || HELD_BY_ALL.load(Ordering::Relaxed) >= MAX_HELD_BY_ALL
+    }
+
     /// Whether any byte of the range is not on the cluster yet.
     pub(super) fn holds(&self, offset: u64, len: u64) -> bool {
         if self.is_empty() {
@@ -146,11 +178,19 @@ impl Behind {
     }
 }
 
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.let_go(self.held.load(Ordering::Acquire));
+    }
+}
+
 impl Volume {
     /// Takes `data` at byte `offset` to write it soon, and runs `done` with the
     /// number of bytes taken, as [`Volume::write`] does with those written.
     ///
-    /// Does not block. `done` has to wait while as much is held as may be.
+    /// Does not block. `done` has to wait while as much is held as may be. The
+    /// data is safe when [`Volume::flush`], [`Volume::sync`] or [`Volume::close`]
+    /// has returned; a volume that is dropped before loses it.
     pub fn write_behind(&self, offset: u64, data: Bytes, done: Done<u32>) {
         let (data, len) = match self.accept(offset, data) {
             Ok(accepted) => accepted,
@@ -163,7 +203,12 @@ impl Volume {
         let mut taken = Vec::new();
         {
             let mut state = self.behind.state();
-            let full = self.behind.held.load(Ordering::Acquire) >= MAX_HELD;
+            let full = self.behind.is_full(&state, 1);
+            // Or there is nothing here to wait for: it is others who hold so much.
+            if state.failing || full && self.behind.is_empty() {
+                drop(state);
+                return self.write_at_once(offset, data, done);
+            }
             if full || state.is_under_way(&range) {
                 drop(state);
                 return self.write_behind_later(offset, data, done);
@@ -191,7 +236,7 @@ impl Volume {
                     });
                 }
             }
-            self.behind.held.fetch_add(grown, Ordering::Release);
+            self.behind.hold(grown);
             let complete = state.run.as_ref().is_some_and(|run| {
                 run.data.len() >= RUN_BYTES || !self.in_one_object(run.offset, run.range().end + 1)
             });
@@ -209,22 +254,41 @@ impl Volume {
     fn write_behind_later(&self, offset: u64, data: Bytes, done: Done<u32>) {
         let volume = self.arc();
         self.runtime.spawn(async move {
-            let len = data.len() as u64;
-            let in_the_way = || {
-                let range = offset..offset + len;
-                let full = volume.behind.held.load(Ordering::Acquire) > MAX_HELD / 2;
-                full || volume.behind.state().is_under_way(&range)
-            };
+            let range = offset..offset + data.len() as u64;
             loop {
                 let ended = volume.behind.ended.notified();
-                if !in_the_way() {
+                let (in_the_way, nothing_ends) = {
+                    let state = volume.behind.state();
+                    let full = volume.behind.is_full(&state, 2) && !volume.behind.is_empty();
+                    let in_the_way = full || state.is_under_way(&range);
+                    (in_the_way, state.under_way.is_empty())
+                };
+                if !in_the_way {
                     break;
                 }
-                // The run may be all that is held.
-                volume.write_run_out();
+                if nothing_ends {
+                    // The run is all that is held.
+                    volume.write_run_out();
+                }
                 ended.await;
             }
             volume.write_behind(offset, data, done);
+        });
+    }
+
+    /// Writes behind what was taken before, and answers with what becomes of it.
+    fn write_at_once(&self, offset: u64, data: Bytes, done: Done<u32>) {
+        let volume = self.arc();
+        self.runtime.spawn(async move {
+            volume.settle_behind().await;
+            let recovering = Arc::clone(&volume);
+            let done = move |written: Result<u32, FsError>| {
+                if written.is_ok() {
+                    recovering.behind.state().failing = false;
+                }
+                done(written);
+            };
+            volume.write_through(offset, data, Box::new(done));
         });
     }
 
@@ -238,24 +302,23 @@ impl Volume {
     fn watch_run(&self) {
         let volume = self.me.clone();
         self.runtime.spawn(async move {
+            let mut old = Instant::now() + RUN_AGE;
             loop {
-                tokio::time::sleep(RUN_AGE).await;
-                // A volume that is gone was closed before.
+                tokio::time::sleep_until(old).await;
+                // Who drops a volume without closing it gives this up.
                 let Some(volume) = volume.upgrade() else {
                     return;
                 };
-                let old = {
+                let taken = {
                     let mut state = volume.behind.state();
-                    match &state.run {
-                        None => {
-                            state.watched = false;
-                            return;
-                        }
-                        Some(run) if run.since.elapsed() < RUN_AGE => None,
-                        Some(_) => state.take_run(),
-                    }
+                    let Some(run) = &state.run else {
+                        state.watched = false;
+                        return;
+                    };
+                    old = run.since + RUN_AGE;
+                    (old <= Instant::now()).then(|| state.take_run()).flatten()
                 };
-                volume.write_out(old);
+                volume.write_out(taken);
             }
         });
     }
@@ -280,29 +343,22 @@ impl Volume {
                     Ok(written) => Some(FsError::PastEnd(offset + u64::from(written))),
                     Err(error) => Some(error),
                 };
-                let behind = &volume.behind;
                 {
-                    let mut state = behind.state();
+                    let mut state = volume.behind.state();
                     state.under_way.remove(&number);
-                    behind.held.fetch_sub(len, Ordering::Release);
+                    volume.behind.let_go(len);
                     if let Some(error) = failed {
-                        tracing::error!(
-                            offset,
-                            len,
-                            "lost what was written to {}: {error}",
-                            volume.selector
-                        );
-                        state.failed.get_or_insert(error);
+                        volume.note_loss(&mut state, offset, len, error);
                     }
                 }
-                behind.ended.notify_waiters();
+                volume.behind.ended.notify_waiters();
             };
             self.write_through(offset, data, Box::new(done));
         }
     }
 
     /// Waits until what was taken before is on the cluster, or cannot be.
-    pub(super) async fn settle_behind(&self) {
+    pub(crate) async fn settle_behind(&self) {
         if self.behind.is_empty() {
             return;
         }
@@ -318,24 +374,36 @@ impl Volume {
         }
     }
 
+    /// The first of several in a row is worth a line in the log.
+    fn note_loss(&self, state: &mut State, offset: u64, len: usize, error: FsError) {
+        if !std::mem::replace(&mut state.failing, true) {
+            tracing::error!(
+                offset,
+                len,
+                "lost what was written to {}: {error}; more may be lost until a write succeeds",
+                self.selector
+            );
+        }
+        state.losses.0 += 1;
+        state.last_loss = Some(error);
+    }
+
+    /// How much was lost so far, for [`Volume::flush`].
+    pub fn losses(&self) -> Losses {
+        self.behind.state().losses
+    }
+
     /// Waits until what was taken before is on the cluster.
     ///
     /// # Errors
-    /// Why something taken since the last [`Volume::sync`] could not be written.
-    pub async fn flush(&self) -> Result<(), FsError> {
+    /// When a gathered write was lost since there were `known` losses: why the
+    /// last one was.
+    pub async fn flush(&self, known: Losses) -> Result<(), FsError> {
         self.settle_behind().await;
-        match &self.behind.state().failed {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
-    }
-
-    /// As [`Volume::flush`]; the error is not said again.
-    pub(super) async fn flush_and_forget(&self) -> Result<(), FsError> {
-        self.settle_behind().await;
-        match self.behind.state().failed.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
+        let state = self.behind.state();
+        match &state.last_loss {
+            Some(error) if state.losses > known => Err(error.clone()),
+            _ => Ok(()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Writes that are answered before they are on the cluster.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,9 +9,9 @@ use fastrand::Rng;
 use nix::errno::Errno;
 use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, VdiSelector};
+use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Volume};
+use sheepfs_vfs::{FsError, Ino, LockMode, OpenMode, Tree, TreeConfig, Volume};
 use tokio::sync::{oneshot, watch};
 
 use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag};
@@ -139,32 +139,95 @@ async fn a_writer_faster_than_the_cluster_waits_for_it() {
     assert!(found.iter().all(|&byte| byte == 3));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_written_is_said_by_close_and_by_one_sync() {
-    let cluster = Cluster::start().await;
-    let name = filled(&cluster, "behind-failing", MIB).await;
-    let failing = Arc::new(Mutex::new(true));
+/// A client whose data writes fail with NO_SPACE while the switch is on.
+async fn failing_client(cluster: &Cluster) -> (Client, Arc<AtomicBool>) {
+    let failing = Arc::new(AtomicBool::new(true));
     let fails = Arc::clone(&failing);
     let client = cluster
         .client_through(|inner| {
             Faulty::new(inner, move |call| {
-                (is_data_write(call) && *fails.lock().unwrap())
+                (is_data_write(call) && fails.load(Ordering::SeqCst))
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             })
         })
         .await;
+    (client, failing)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_loss_every_write_hears_what_becomes_of_it() {
+    let cluster = Cluster::start().await;
+    let name = filled(&cluster, "behind-failing", MIB).await;
+    let (client, failing) = failing_client(&cluster).await;
     let volume = open(&client, &name).await;
+    let before = volume.losses();
     write_behind(&volume, 0, pattern(5, 4096)).await.unwrap();
     for _ in 0..2 {
-        let said = volume.flush().await.unwrap_err();
+        let said = volume.flush(before).await.unwrap_err();
         assert_eq!(said.errno(), Errno::ENOSPC);
     }
-    assert_eq!(volume.sync().await.unwrap_err().errno(), Errno::ENOSPC);
-    *failing.lock().unwrap() = false;
-    volume.sync().await.unwrap();
-    write_behind(&volume, 0, pattern(6, 4096)).await.unwrap();
+    volume.flush(volume.losses()).await.unwrap();
+    let refused = write_behind(&volume, 4096, pattern(5, 4096)).await;
+    assert_eq!(refused.unwrap_err().errno(), Errno::ENOSPC);
+
+    failing.store(false, Ordering::SeqCst);
+    let known = volume.losses();
+    for block in 0..3 {
+        let data = pattern(6, 4096);
+        write_behind(&volume, block * SMALL, data).await.unwrap();
+    }
+    volume.flush(known).await.unwrap();
     volume.close().await.unwrap();
-    assert_eq!(read_back(&cluster, &name).await[0], 6);
+    let found = read_back(&cluster, &name).await;
+    assert_eq!(found[..3 * 4096], [6; 3 * 4096]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_handle_is_told_of_what_was_lost_while_it_was_open() {
+    let cluster = Cluster::start().await;
+    let name = filled(&cluster, "behind-handles", MIB).await;
+    let (client, failing) = failing_client(&cluster).await;
+    let config = TreeConfig {
+        page_cache: true,
+        object_cache: false,
+        read_only: false,
+        lock: LockMode::Auto,
+    };
+    let tree = Tree::new(client, config);
+    tree.attach(name.as_bytes()).await.unwrap();
+    let volumes = tree.lookup(Ino::ROOT, b"volume").await.unwrap();
+    let file = tree.lookup(volumes.ino, name.as_bytes()).await.unwrap();
+    let mode = OpenMode {
+        read: true,
+        write: true,
+    };
+    let writer = tree.open(file.ino, mode).await.unwrap().handle;
+    let other = tree.open(file.ino, mode).await.unwrap().handle;
+    let (done, taken) = oneshot::channel();
+    let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
+    tree.write(writer, 0, pattern(5, 4096), false, done);
+    taken.await.unwrap().unwrap();
+
+    // Who syncs first does not take the news from who wrote.
+    for handle in [other, writer] {
+        for _ in 0..2 {
+            let said = tree.flush(handle).await.unwrap_err();
+            assert_eq!(said.errno(), Errno::ENOSPC);
+        }
+        let said = tree.sync(handle).await.unwrap_err();
+        assert_eq!(said.errno(), Errno::ENOSPC);
+        tree.flush(handle).await.unwrap();
+        tree.sync(handle).await.unwrap();
+    }
+    // It is nobody else's business.
+    let later = tree.open(file.ino, mode).await.unwrap().handle;
+    tree.flush(later).await.unwrap();
+    tree.sync(later).await.unwrap();
+    for handle in [writer, other, later] {
+        tree.release(handle);
+    }
+    failing.store(false, Ordering::SeqCst);
+    tree.detach(name.as_bytes()).await.unwrap();
 }
 
 #[tokio::test]
@@ -247,7 +310,7 @@ async fn check_against_bytes(cluster: &Cluster, random: &mut Rng) {
             95..97 => volume.sync().await.unwrap(),
             97..99 => {
                 // What was flushed is in the snapshot, and stays as it was.
-                volume.flush().await.unwrap();
+                volume.flush(volume.losses()).await.unwrap();
                 let name_of_it = tag(format!("step-{step}"));
                 cluster.client.snapshot(&name, &name_of_it).await.unwrap();
                 let frozen = VdiSelector::tag(name.clone(), name_of_it);
