@@ -46,7 +46,7 @@ pub(crate) trait Observer: Send + Sync {
     /// lives for as long as its owner keeps it.
     fn worn_out(&self, connection: &Arc<Shared>);
 
-    /// The connection is no more; its calls end after this.
+    /// The connection is no more; its calls have ended before this.
     fn closed(&self, connection: &Arc<Shared>, why: &Hangup);
 }
 
@@ -286,7 +286,7 @@ impl Drop for Reader {
         let left = shared.in_flight().drain();
         self.writer.abort();
         let why = Arc::new(std::mem::replace(&mut self.why, Hangup::Closed));
-        self.observer.closed(shared, &why);
+        // First, so that what is learnt of the sheep from now on is newer.
         for pending in left {
             let lost = ClientError::Lost {
                 call: pending.call.name(),
@@ -295,6 +295,7 @@ impl Drop for Reader {
             };
             self.observer.ended(pending, Err(lost));
         }
+        self.observer.closed(shared, &why);
         shared.fewer.notify_waiters();
     }
 }

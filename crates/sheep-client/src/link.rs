@@ -10,6 +10,7 @@
 //! A gateway that lets itself be connected to but is silent is not left for
 //! another sheep: what was sent to it may still be queued there.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ use crate::pool::Core;
 
 /// Longest wait for a TCP connection, the look-up of its name included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a refused connection is remembered: longer than any call is kept.
+const REFUSAL_KEPT: Duration = Duration::from_secs(300);
 /// Nodes of the cluster remembered as gateways to fall back on.
 const MAX_FALLBACKS: usize = 64;
 
@@ -45,10 +48,10 @@ pub(crate) struct Link {
     open: Vec<Arc<Connection>>,
     /// Since when `open` is empty.
     down_since: Option<Instant>,
-    /// Since when it is not, or was not lately.
+    /// When `open` last ceased to be empty.
     up_since: Instant,
-    /// The sheep that turned a connection down last, and when.
-    refused: Option<(SocketAddr, Instant)>,
+    /// The sheep that turned a connection down lately, and when each last did.
+    refused: HashMap<SocketAddr, Instant>,
     /// Counts moves to another address, so that what was begun before is not
     /// mistaken for the present.
     moves: u64,
@@ -80,7 +83,7 @@ impl Link {
             open: Vec::new(),
             down_since: Some(Instant::now()),
             up_since: Instant::now(),
-            refused: None,
+            refused: HashMap::new(),
             moves: 0,
         }
     }
@@ -103,8 +106,7 @@ impl Link {
 
     /// True when nothing listened at a sheep's address at some time after `when`.
     pub(crate) fn is_dead_since(&self, sheep: SocketAddr, when: Instant) -> bool {
-        self.refused
-            .is_some_and(|(refused, at)| refused == sheep && at >= when)
+        self.refused.get(&sheep).is_some_and(|&at| at >= when)
     }
 
     /// Takes a connection into use.
@@ -253,7 +255,8 @@ impl Core {
 
     fn note_refusal(&self, peer: SocketAddr) {
         self.link.send_if_modified(|link| {
-            link.refused = Some((peer, Instant::now()));
+            link.refused.retain(|_, at| at.elapsed() < REFUSAL_KEPT);
+            link.refused.insert(peer, Instant::now());
             false
         });
     }
