@@ -13,6 +13,9 @@ use crate::cluster::Cluster;
 use crate::sheep::Sheep;
 use crate::sync::lock;
 
+/// Bytes of an object that are digested at once: an object can have 2 GiB.
+const DIGEST_PIECE: usize = 1 << 20;
+
 /// Settings that are only shown again; forgotten with the process, as in a sheep.
 #[derive(Default)]
 pub(crate) struct Settings(Mutex<Values>);
@@ -64,9 +67,12 @@ impl Sheep {
     /// GET_HASH, which dog compares between nodes: the SHA-1 of a whole object.
     pub(crate) fn object_digest(&self, call: &Call<'_>) -> Outcome {
         let oid = Oid::from_raw(call.object().oid.get());
-        let content = self.store.read_payload(oid, 0, self.object_len(oid)?)?;
+        let len = self.object_len(oid)?;
         let mut digest = Sha1::new();
-        for piece in content.pieces() {
+        let mut piece = vec![0; len.min(DIGEST_PIECE)];
+        for offset in (0..len).step_by(DIGEST_PIECE) {
+            let piece = &mut piece[..DIGEST_PIECE.min(len - offset)];
+            self.store.read(oid, offset as u64, piece)?;
             digest.update(piece);
         }
         Ok(Answer::body(ResponseBody::Hash(HashResponse {

@@ -72,6 +72,18 @@ pub(crate) struct Unsent {
     writer: Option<OwnedMutexGuard<OwnedWriteHalf>>,
 }
 
+impl Unsent {
+    /// Bytes of all its answers.
+    pub(crate) fn len(&self) -> usize {
+        self.answers.iter().map(Finished::len).sum()
+    }
+
+    /// True when nobody else can write before these have left.
+    pub(crate) fn keeps_the_socket(&self) -> bool {
+        self.writer.is_some()
+    }
+}
+
 impl Connection {
     pub(crate) fn new(node: Node, origin: Origin, writer: OwnedWriteHalf) -> Self {
         Self {
@@ -269,7 +281,7 @@ impl Connection {
     }
 
     /// Writes what [`Connection::try_write`] has left, and what its requests hold until then.
-    pub(crate) async fn write_rest(self: Arc<Self>, unsent: Unsent, held: Held) {
+    pub(crate) async fn write_rest(self: Arc<Self>, unsent: Unsent, held: Option<Held>) {
         let written = async {
             let writer = match unsent.writer {
                 Some(writer) => writer,

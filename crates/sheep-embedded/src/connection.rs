@@ -130,7 +130,8 @@ impl Serving {
             && header.data_length.get() as usize <= SMALL_LEN
             && let Some(payload) = self.reader.small_payload(payload_len)
         {
-            // One at a time for each connection: not worth a share of the limits.
+            // Written at once: only what the socket does not take is worth a share
+            // of the limits.
             let finished = self.connection.run_here(&header, payload, None);
             self.add(finished).await?;
             return Ok(true);
@@ -188,13 +189,23 @@ impl Serving {
             let batch = std::mem::take(&mut self.batch);
             self.unsent = self.connection.try_write(batch)?;
         }
-        if self.unsent.is_some() {
-            // Taken only now: this future may be dropped while it waits.
-            let held = self.budget.request().await?;
-            if let Some(unsent) = self.unsent.take() {
-                let rest = Arc::clone(&self.connection).write_rest(unsent, held);
-                self.requests.spawn(rest);
-            }
+        let Some(unsent) = &self.unsent else {
+            return Ok(());
+        };
+        // Requests in flight hold the limits until they have written, so whoever
+        // keeps them from it must not wait for the limits.
+        let held = if unsent.keeps_the_socket() {
+            None
+        } else {
+            let len = unsent.len();
+            let mut held = self.budget.request().await?;
+            self.budget.take(&mut held, len).await?;
+            Some(held)
+        };
+        // Taken only now: this future may be dropped while it waits.
+        if let Some(unsent) = self.unsent.take() {
+            let rest = Arc::clone(&self.connection).write_rest(unsent, held);
+            self.requests.spawn(rest);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! A VDI is deleted from the moment its inode has no name: that one durable
 //! write decides. What follows only gives space back (the objects nobody else
 //! names, then the index) and is repeated at the next start when a crash
-//! interrupts it, as long as anything is left in the index.
+//! interrupts it, as long as anything is left in the index or of the objects.
 
 use std::sync::Arc;
 

@@ -132,7 +132,6 @@ impl Sheep {
             cluster: cluster.as_ref(),
         };
         let outcome = opcode.and_then(|opcode| {
-            // Nothing is read once the node stops; what was read before is done.
             if cluster.is_none() && !opcode.is_forced() {
                 Err(ResultCode::WaitForFormat)
             } else {
