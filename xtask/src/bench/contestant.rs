@@ -15,7 +15,7 @@ use super::files;
 use super::process;
 use super::results::{Measured, Results};
 use super::wire::Wire;
-use super::work::{Kind, Work};
+use super::work::{FILL, Kind, Work};
 
 pub(crate) const WIRE: &str = "wire";
 pub(crate) const SHEEPFS: &str = "sheepfs";
@@ -72,11 +72,7 @@ impl Stand {
         };
         let mounted = Mounted::start_with(&["--address", &address])?;
         let path = mounted.create(VOLUME, &size.to_string())?;
-        let fill = Work {
-            block: 4 << 20,
-            ..super::work::ALL[8]
-        };
-        files::fill(&path, size, &fill).context("filling the volume")?;
+        files::fill(&path, size, &FILL).context("filling the volume")?;
         Ok(Self {
             mounted,
             server,
@@ -275,7 +271,7 @@ fn served(
     wait_until("its file is there", START_LIMIT, || {
         Ok(fs::metadata(&file).is_ok_and(|found| found.len() == SIZE_IN_MEMORY))
     })?;
-    files::fill(&file, SIZE_IN_MEMORY, &super::work::ALL[8]).context("filling its file")?;
+    files::fill(&file, SIZE_IN_MEMORY, &FILL).context("filling its file")?;
     Ok(Contestant {
         name,
         size: SIZE_IN_MEMORY,

@@ -10,7 +10,7 @@ use super::contestant::{Stand, tell};
 use super::files;
 use super::process::{open_files, peak_resident, resident};
 use super::results::Results;
-use super::work::ALL;
+use super::work::{MANY_READERS, Work};
 
 /// Numbers of attached volumes to look at.
 const ATTACHED: [usize; 4] = [10, 50, 100, 1000];
@@ -85,7 +85,10 @@ pub(crate) fn measure(stand: &Stand, results: &mut Results) -> anyhow::Result<()
 fn jobs(stand: &Stand, results: &mut Results) -> anyhow::Result<()> {
     for jobs in JOBS {
         eprintln!("costs: {jobs} jobs");
-        let work = super::work::Work { jobs, ..ALL[1] };
+        let work = Work {
+            jobs,
+            ..MANY_READERS
+        };
         let path = stand.volume();
         let speed = files::fio(&path, stand.size(), &work, TIME)?;
         results.cost(

@@ -52,9 +52,14 @@ const fn pass(name: &'static str, kind: Kind, write: bool, block: u32) -> Work {
     }
 }
 
+/// Writing all of a volume once, before it is measured.
+pub(crate) const FILL: Work = pass("filling", Kind::Thin, true, 4 << 20);
+/// Many who read a little each.
+pub(crate) const MANY_READERS: Work = direct("4 KiB random read, 16 jobs", false, true, SMALL, 16);
+
 pub(crate) const ALL: [Work; 11] = [
     direct("4 KiB random read, 1 job", false, true, SMALL, 1),
-    direct("4 KiB random read, 16 jobs", false, true, SMALL, 16),
+    MANY_READERS,
     direct("1 MiB sequential read, 1 job", false, false, LARGE, 1),
     direct(READ_4_JOBS, false, false, LARGE, 4),
     direct("4 KiB random write, 1 job", true, true, SMALL, 1),
