@@ -9,6 +9,8 @@ use clap::Args;
 use crate::root;
 use crate::step::run_cargo;
 
+mod seeds;
+
 /// Crates with a `fuzz` directory, which is a workspace of its own.
 const CRATES: [&str; 4] = ["sheep-proto", "sheep-embedded", "sheepfs-vfs", "sheepfs"];
 
@@ -22,8 +24,9 @@ pub(crate) struct Options {
     seconds: u32,
 }
 
-/// Stops at the first target that finds something; cargo-fuzz says how to run
-/// that input again. Needs cargo-fuzz and a compiler that takes `-Z` flags: the
+/// Every target begins with the captured frames and with what it found before.
+/// Stops at the first that finds something; cargo-fuzz says how to run that
+/// input again. Needs cargo-fuzz and a compiler that takes `-Z` flags: the
 /// toolchain that runs this is told to, whatever its channel.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut ran = false;
@@ -34,6 +37,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 continue;
             }
             ran = true;
+            let corpus = root().join(&directory).join("corpus").join(&target);
+            seeds::write(&target, &corpus)?;
             let limit = format!("-max_total_time={}", options.seconds);
             let arguments = [
                 "fuzz",
