@@ -30,6 +30,7 @@ mod program;
 mod raw_sheep;
 mod real_cluster;
 mod test_cluster;
+mod volume_file;
 mod wait;
 
 pub use binaries::{sheep_embedded_binary, sheepfs_binary};
@@ -49,4 +50,5 @@ pub use program::{Finished, output, run, run_within};
 pub use raw_sheep::RawSheep;
 pub use real_cluster::{RealCluster, RealSheep};
 pub use test_cluster::{DOG_VARIABLE, SHEEP_BINARY_VARIABLE, SHEEP_VARIABLE, TestCluster};
+pub use volume_file::{errno, open};
 pub use wait::{free_ports, wait_until};

@@ -3,13 +3,12 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::Path;
 use std::thread;
 
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use tests::{Mounted, RawSheep, TestCluster};
+use tests::{Mounted, RawSheep, TestCluster, errno, open};
 
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
@@ -17,18 +16,6 @@ const TIB: u64 = 1 << 40;
 const HYPER_OBJECT: u64 = 4 * MIB;
 /// Most slots that the root of a hypervolume's index has room for.
 const ROOT_SLOTS: u32 = 524_287;
-
-fn open(path: &Path) -> anyhow::Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .with_context(|| path.display().to_string())
-}
-
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
-    Some(Errno::from_raw(result.err()?.raw_os_error()?))
-}
 
 fn holds(file: &File, offset: u64, expected: &[u8]) -> anyhow::Result<()> {
     let mut found = vec![0; expected.len()];

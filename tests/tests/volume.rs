@@ -11,22 +11,9 @@ use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
-use tests::{DOG_VARIABLE, Model, Mounted, TestCluster, run, seeded};
+use tests::{DOG_VARIABLE, Model, Mounted, TestCluster, errno, open, run, seeded};
 
 const MIB: usize = 1 << 20;
-
-fn open(path: &Path) -> anyhow::Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .with_context(|| path.display().to_string())
-}
-
-/// The errno of an operation that must fail.
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
-    Some(Errno::from_raw(result.err()?.raw_os_error()?))
-}
 
 /// Random reads and writes, checked at once, after a remount, and by dog.
 fn is_a_big_file(options: &str, len: usize, arguments: &[&str]) -> anyhow::Result<()> {

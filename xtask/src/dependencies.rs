@@ -1,12 +1,12 @@
 //! Where dependencies come from and what their licences ask for.
 //!
 //! The part of `cargo deny` that needs no network, so that it runs everywhere;
-//! `deny.toml` says the same, and more, to those who have the tool.
+//! `.cargo/deny.toml` says the same, and more, to those who have the tool.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::step::cargo;
+use crate::step::cargo_metadata;
 
 /// Licences that go with MIT in one program.
 const LICENCES: [&str; 8] = [
@@ -23,16 +23,7 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Describes every dependency that must not be one.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
-    let output = cargo(&["metadata", "--locked", "--format-version=1"])
-        .output()
-        .context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+    let metadata = cargo_metadata(&["--locked"])?;
     let packages = metadata["packages"].as_array().context("no packages")?;
     Ok(packages.iter().filter_map(problem).collect())
 }

@@ -1,9 +1,9 @@
 //! Who may depend on whom: the workspace's one-way street.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::step::cargo;
+use crate::step::cargo_metadata;
 
 /// The members that a member's normal and build dependencies may name.
 ///
@@ -49,16 +49,7 @@ const NEVER: [(&str, &str); 1] = [("sheep-embedded", "sheep-client")];
 
 /// Describes every forbidden edge of the workspace.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
-    let output = cargo(&["metadata", "--no-deps", "--format-version=1"])
-        .output()
-        .context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+    let metadata = cargo_metadata(&["--no-deps"])?;
     forbidden(&metadata)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 
 use crate::root;
-use crate::step::run_cargo;
+use crate::step::{cargo, run_cargo};
 
 mod seeds;
 
@@ -29,6 +29,11 @@ pub(crate) struct Options {
 /// input again. Needs cargo-fuzz and a compiler that takes `-Z` flags: the
 /// toolchain that runs this is told to, whatever its channel.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let found = cargo(&["fuzz", "--version"]).output();
+    ensure!(
+        found.is_ok_and(|answer| answer.status.success()),
+        "fuzzing needs `cargo install cargo-fuzz`"
+    );
     let mut ran = false;
     for name in CRATES {
         let directory = format!("crates/{name}/fuzz");
@@ -49,8 +54,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 "--",
                 &limit,
             ];
-            run_cargo(&arguments, &[("RUSTC_BOOTSTRAP", "1")])
-                .context("fuzzing needs `cargo install cargo-fuzz`")?;
+            run_cargo(&arguments, &[("RUSTC_BOOTSTRAP", "1")])?;
         }
     }
     ensure!(ran, "no fuzz target has that in its name");

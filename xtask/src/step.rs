@@ -4,12 +4,28 @@ use std::env;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
+use serde_json::Value;
 
 /// The cargo that runs us, at the workspace's root.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(crate::root());
     command
+}
+
+/// What `cargo metadata` with `arguments` says.
+pub(crate) fn cargo_metadata(arguments: &[&str]) -> anyhow::Result<Value> {
+    let output = cargo(&["metadata", "--format-version=1"])
+        .args(arguments)
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata")
 }
 
 /// Runs `cargo` with `arguments`; anything but success is an error.
