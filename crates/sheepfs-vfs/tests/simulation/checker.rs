@@ -57,6 +57,14 @@ impl Checker {
         }
     }
 
+    /// Whoever wrote is gone: nobody will hear how it ended.
+    pub(crate) fn forget_pending(&self) {
+        for cell in self.cells().iter_mut() {
+            let pending = cell.pending.take();
+            cell.unknown.extend(pending);
+        }
+    }
+
     pub(crate) fn now(&self) -> Since {
         let cells = self.cells();
         Since(

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     /// Cluster operations run one after another.
     pub(crate) cluster_operation: tokio::sync::Mutex<()>,
     sheep: Vec<Sheep>,
+    /// Those whose process is gone.
+    ended: Mutex<Vec<usize>>,
     /// Longest time that a sheep usually takes for each step of a request.
     pub(crate) slowest: Duration,
 }
@@ -76,6 +78,7 @@ impl Cluster {
                     goes_on: Notify::new(),
                 })
                 .collect(),
+            ended: Mutex::default(),
             slowest,
         }))
     }
@@ -133,6 +136,17 @@ impl Cluster {
         });
     }
 
+    /// Ends a client as `kill -9` does: its connections are reset, and nothing
+    /// that is left of it opens others.
+    pub(crate) fn end_client(&self, client: usize) {
+        self.0
+            .ended
+            .lock()
+            .expect("no one panics with it")
+            .push(client);
+        (0..self.0.sheep.len()).for_each(|number| self.cut(number, |whose| whose == client));
+    }
+
     /// How a client numbered `client` reaches the sheep.
     pub(crate) fn network(&self, client: usize) -> Arc<dyn Network> {
         Arc::new(ClientNetwork {
@@ -142,6 +156,10 @@ impl Cluster {
     }
 
     fn connect(&self, peer: SocketAddr, client: usize) -> Option<Stream> {
+        let ended = self.0.ended.lock().expect("no one panics with it");
+        if ended.contains(&client) {
+            return None;
+        }
         let (number, sheep) = (0..)
             .zip(&self.0.sheep)
             .find(|(_, sheep)| sheep.address == peer)?;

@@ -24,6 +24,10 @@ const BEFORE: usize = 2;
 const WRITERS: usize = 4;
 const STEPS: usize = 12;
 const SHEEP: u8 = 3;
+/// Latest end of a client that crashes: its work takes about that long.
+const LONGEST_LIFE: Duration = Duration::from_secs(20);
+/// Longer than any sheep takes over a request that it has read.
+const AFTERMATH: Duration = Duration::from_secs(30);
 /// Longest time that anything takes, in simulated time.
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -36,6 +40,7 @@ pub(crate) struct Totals {
     pub(crate) reads: u64,
     pub(crate) snapshots: u64,
     pub(crate) faults: u64,
+    pub(crate) crashes: u64,
     pub(crate) trace: u64,
     pub(crate) longest: Duration,
 }
@@ -48,6 +53,7 @@ impl Totals {
         self.reads += run.reads;
         self.snapshots += run.snapshots;
         self.faults += run.faults;
+        self.crashes += run.crashes;
         self.longest = self.longest.max(run.longest);
     }
 }
@@ -109,13 +115,38 @@ impl World {
         writers.spawn(Arc::clone(&world).read_often(Arc::clone(&volume)));
         let administrator = tokio::spawn(Arc::clone(&world).administer());
         let fate = tokio::spawn(Arc::clone(&world).strike());
-        while let Some(done) = writers.join_next().await {
-            done.unwrap();
+        let all_end = async {
+            while let Some(done) = writers.join_next().await {
+                done.unwrap();
+            }
+        };
+        let crashed = match world.dice.one_in(4) {
+            true => {
+                let life = world.dice.pause(LONGEST_LIFE);
+                tokio::time::timeout(life, all_end).await.is_err()
+            }
+            false => {
+                all_end.await;
+                false
+            }
+        };
+        if crashed {
+            world.cluster.end_client(1);
+            writers.shutdown().await;
+            world.checker.forget_pending();
+            world.dice.note("crash");
+            world.count(|totals| totals.crashes += 1);
         }
         world.over.store(true, Ordering::Relaxed);
         let tags = administrator.await.unwrap();
         fate.await.unwrap();
-        world.judge(&volume, tags).await;
+        if crashed {
+            // What the sheep had read before may still run.
+            tokio::time::sleep(AFTERMATH).await;
+        } else {
+            world.check_own(&volume).await;
+        }
+        world.judge(tags).await;
         let mut totals = std::mem::take(&mut *world.counts.lock().unwrap());
         totals.runs = 1;
         totals.trace = world.dice.trace();
@@ -299,12 +330,16 @@ impl World {
         }
     }
 
-    /// Looks at everything once more, through the volume and from afar.
-    async fn judge(&self, volume: &Volume, tags: Vec<(SnapshotTag, Since)>) {
+    /// Looks at everything once more, through the volume, and closes it.
+    async fn check_own(&self, volume: &Volume) {
         volume.sync().await.unwrap();
         self.check_all(volume, &self.checker.now(), "the same volume")
             .await;
         volume.close().await.unwrap();
+    }
+
+    /// Looks at everything from afar.
+    async fn judge(&self, tags: Vec<(SnapshotTag, Since)>) {
         let client = self.client(3).await;
         let again = self.open(&client).await;
         self.check_all(&again, &self.checker.now(), "another client")
