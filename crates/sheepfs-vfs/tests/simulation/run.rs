@@ -21,6 +21,8 @@ const OBJECTS: u64 = 5;
 const PER_BORDER: usize = 8;
 /// Those before it.
 const BEFORE: usize = 2;
+/// The first number that is written, by whoever is first.
+const TEMPLATE: u64 = 1;
 const WRITERS: usize = 4;
 const STEPS: usize = 12;
 const SHEEP: u8 = 3;
@@ -41,6 +43,7 @@ pub(crate) struct Totals {
     pub(crate) snapshots: u64,
     pub(crate) faults: u64,
     pub(crate) crashes: u64,
+    pub(crate) clones: u64,
     pub(crate) trace: u64,
     pub(crate) longest: Duration,
 }
@@ -54,6 +57,7 @@ impl Totals {
         self.snapshots += run.snapshots;
         self.faults += run.faults;
         self.crashes += run.crashes;
+        self.clones += run.clones;
         self.longest = self.longest.max(run.longest);
     }
 }
@@ -94,19 +98,20 @@ impl World {
             name: VdiName::new("disk").unwrap(),
             checker: Checker::new(cells),
             objects: (0..OBJECTS).map(|_| RwLock::default()).collect(),
-            numbers: AtomicU64::new(1),
+            numbers: AtomicU64::new(TEMPLATE),
             over: AtomicBool::new(false),
             counts: std::sync::Mutex::default(),
             dice,
             cluster,
         });
         let client = world.client(1).await;
-        let new = NewVdi {
-            object_shift: Some(20),
-            ..NewVdi::new(world.name.clone(), OBJECTS * OBJECT)
-        };
-        client.create_vdi(&new).await.unwrap();
-        let volume = world.open(&client).await;
+        let cloned = world.dice.one_in(3);
+        if cloned {
+            world.clone_template(&client).await;
+        } else {
+            client.create_vdi(&new_vdi(&world.name)).await.unwrap();
+        }
+        let volume = world.open(&client, &world.name).await;
 
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..WRITERS {
@@ -146,7 +151,7 @@ impl World {
         } else {
             world.check_own(&volume).await;
         }
-        world.judge(tags).await;
+        world.judge(tags, cloned).await;
         let mut totals = std::mem::take(&mut *world.counts.lock().unwrap());
         totals.runs = 1;
         totals.trace = world.dice.trace();
@@ -175,12 +180,48 @@ impl World {
         }
     }
 
-    async fn open(&self, client: &Client) -> Arc<Volume> {
+    /// Makes the disk a clone of a snapshot whose every cell is written.
+    async fn clone_template(&self, client: &Client) {
+        let (name, tag) = template();
+        client.create_vdi(&new_vdi(&name)).await.unwrap();
+        let volume = self.open(client, &name).await;
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(number, TEMPLATE);
+        self.checker.begin(0..self.cells(), number);
+        for cell in 0..self.cells() {
+            let data = Bytes::from(number.to_le_bytes().repeat(CELL / 8));
+            volume.write_at(offset(cell), data).await.unwrap();
+        }
+        self.checker.end(0..self.cells(), true);
+        volume.close().await.unwrap();
+        client.snapshot(&name, &tag).await.unwrap();
+        let snapshot = VdiSelector::tag(name, tag);
+        client.clone_vdi(&snapshot, &self.name).await.unwrap();
+        self.count(|totals| totals.clones += 1);
+    }
+
+    async fn open(&self, client: &Client, name: &VdiName) -> Arc<Volume> {
         let options = VolumeOptions {
             read_only: false,
             lock: false,
         };
-        let selector = VdiSelector::working(self.name.clone());
+        let selector = VdiSelector::working(name.clone());
+        Volume::open(client.clone(), selector, options)
+            .await
+            .unwrap()
+    }
+
+    async fn open_snapshot(
+        &self,
+        client: &Client,
+        name: &VdiName,
+        tag: &SnapshotTag,
+    ) -> Arc<Volume> {
+        let options = VolumeOptions {
+            read_only: true,
+            lock: false,
+        };
+        let selector = VdiSelector::tag(name.clone(), tag.clone());
         Volume::open(client.clone(), selector, options)
             .await
             .unwrap()
@@ -269,10 +310,7 @@ impl World {
             tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
             let cell = self.dice.up_to(self.cells() - 1);
             let since = self.checker.now();
-            let found = volume
-                .read_at(offset(cell), u32::try_from(CELL).unwrap())
-                .await
-                .unwrap();
+            let found = read_cell(&volume, cell).await;
             self.dice.note(("read", cell, &found[..8]));
             self.checker.check(cell, &since, &found, "a read");
             self.count(|totals| totals.reads += 1);
@@ -339,22 +377,24 @@ impl World {
     }
 
     /// Looks at everything from afar.
-    async fn judge(&self, tags: Vec<(SnapshotTag, Since)>) {
+    async fn judge(&self, tags: Vec<(SnapshotTag, Since)>, cloned: bool) {
         let client = self.client(3).await;
-        let again = self.open(&client).await;
+        let again = self.open(&client, &self.name).await;
         self.check_all(&again, &self.checker.now(), "another client")
             .await;
         for (tag, since) in &tags {
-            let selector = VdiSelector::tag(self.name.clone(), tag.clone());
-            let options = VolumeOptions {
-                read_only: true,
-                lock: false,
-            };
-            let snapshot = Volume::open(client.clone(), selector, options)
-                .await
-                .unwrap();
+            let snapshot = self.open_snapshot(&client, &self.name, tag).await;
             self.check_all(&snapshot, since, &format!("snapshot {tag:?}"))
                 .await;
+        }
+        if cloned {
+            let (name, tag) = template();
+            let snapshot = self.open_snapshot(&client, &name, &tag).await;
+            for cell in 0..self.cells() {
+                let found = read_cell(&snapshot, cell).await;
+                let untouched = TEMPLATE.to_le_bytes().repeat(CELL / 8);
+                assert_eq!(found, untouched, "cell {cell} of the template");
+            }
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(
@@ -366,13 +406,29 @@ impl World {
 
     async fn check_all(&self, volume: &Volume, since: &Since, whose: &str) {
         for cell in 0..self.cells() {
-            let found = volume
-                .read_at(offset(cell), u32::try_from(CELL).unwrap())
-                .await
-                .unwrap();
+            let found = read_cell(volume, cell).await;
             self.checker.check(cell, since, &found, whose);
         }
     }
+}
+
+/// The disk, or the template, before anything is in it.
+fn new_vdi(name: &VdiName) -> NewVdi {
+    NewVdi {
+        object_shift: Some(20),
+        ..NewVdi::new(name.clone(), OBJECTS * OBJECT)
+    }
+}
+
+/// The snapshot that the disk is a clone of.
+fn template() -> (VdiName, SnapshotTag) {
+    let name = VdiName::new("template").unwrap();
+    (name, SnapshotTag::new("done").unwrap())
+}
+
+async fn read_cell(volume: &Volume, cell: usize) -> Bytes {
+    let len = u32::try_from(CELL).unwrap();
+    volume.read_at(offset(cell), len).await.unwrap()
 }
 
 /// Where a cell begins. Those of the first border lie in the middle of the first
