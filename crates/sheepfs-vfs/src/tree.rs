@@ -401,7 +401,8 @@ impl Tree {
         }
     }
 
-    /// Waits until everything written before is on the cluster, as close(2) does.
+    /// Waits until everything written before is on the cluster, or no sheep is
+    /// reachable, as close(2) does.
     ///
     /// # Errors
     /// `BadHandle`, and as [`Volume::flush`].

@@ -104,7 +104,7 @@ pub(crate) struct Cli {
     /// Use the kernel's page cache for volumes
     ///
     /// Reads are cached and read ahead; writes are gathered, and on the cluster
-    /// when fsync(2) or close(2) returns. The cache of a file starts empty at
+    /// when fsync(2) returns. The cache of a file starts empty at
     /// each open. Off by default: then a write that was answered is on the
     /// cluster, and other clients' changes are seen at once.
     #[arg(short = 'k', long = "pagecache", help_heading = "Volumes")]

@@ -40,6 +40,9 @@ const MAX_UNDER_WAY: usize = 256;
 /// Age at which a run goes to the cluster although nobody asks.
 const RUN_AGE: Duration = Duration::from_millis(200);
 
+/// Between two looks whether a sheep is still reachable.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
 /// What all volumes hold: memory is the process's.
 static HELD_BY_ALL: AtomicUsize = AtomicUsize::new(0);
 
@@ -400,6 +403,29 @@ impl Volume {
     /// last one was.
     pub async fn flush(&self, known: Losses) -> Result<(), FsError> {
         self.settle_behind().await;
+        self.lost_since(known)
+    }
+
+    /// As [`Volume::flush`] for close(2), which does not wait while no sheep is
+    /// reachable: every exec(2) closes files, that of a sheep as well.
+    ///
+    /// # Errors
+    /// As [`Volume::flush`], as far as it is known.
+    pub(crate) async fn flush_while_reachable(&self, known: Losses) -> Result<(), FsError> {
+        let unreachable = async {
+            while self.client.peer().is_some() {
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.settle_behind() => {}
+            () = unreachable => {}
+        }
+        self.lost_since(known)
+    }
+
+    fn lost_since(&self, known: Losses) -> Result<(), FsError> {
         let state = self.behind.state();
         match &state.last_loss {
             Some(error) if state.losses > known => Err(error.clone()),
