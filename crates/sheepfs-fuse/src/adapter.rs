@@ -9,8 +9,9 @@
 //!   not kept: `touch`, `rsync --times` and the kernel after mmap(2) all do it,
 //!   and nothing is lost, because a volume's time is when it was made until this
 //!   mount writes to it.
-//! * `close(2)` waits for nothing but what a cached volume still has to write:
-//!   otherwise what write(2) acknowledged is on the cluster.
+//! * `close(2)` waits for nothing but what a cached volume still has to write,
+//!   and only while a sheep is reachable; otherwise what write(2) acknowledged is
+//!   on the cluster.
 //! * ENOSYS means "do it yourself, and do not ask again" to the kernel: access,
 //!   copying within the mount, polling.
 
