@@ -93,7 +93,11 @@ impl Client {
         tokio::time::sleep(self.gateway.settle_time()).await;
     }
 
-    async fn wait(&self, submit: impl FnOnce(Completion)) -> Result<Response, ClientError> {
+    /// Waits for what `submit` passes to the completion it is given.
+    pub(crate) async fn wait<T: Send + 'static>(
+        &self,
+        submit: impl FnOnce(Box<dyn FnOnce(Result<T, ClientError>) + Send>),
+    ) -> Result<T, ClientError> {
         let (outcome, answer) = oneshot::channel();
         // A caller that gave up does not hear of the end; the call still ends.
         submit(Box::new(move |result| drop(outcome.send(result))));

@@ -15,7 +15,8 @@
 //! methods are `async` and may be dropped at any time: what was sent still
 //! runs, and nobody else gets its answer. Who needs every microsecond uses
 //! [`Client::submit`], which sends from the calling thread and completes where
-//! the answer was read.
+//! the answer was read. Large reads and writes of objects go in pieces, several
+//! at a time, because that is what a sheep is fastest at.
 //!
 //! # What is sent again
 //!
@@ -23,10 +24,11 @@
 //! again when their connection dies, to the same sheep or the next, and when a
 //! refusal is one that passes (a cluster that waits for a node, say), for as
 //! long as [`ClientConfig::retry_for`] allows. When the client itself hung up on
-//! a sheep that answered nonsense, only what changes nothing is, see [`pool`]. Operations that would not do the
-//! same a second time ([`Client::create_vdi`], [`Client::lock`], ...) are not:
-//! they fail with [`ClientError::Lost`], and the caller looks what became of
-//! them. Nothing is ever sent elsewhere while a sheep is merely silent; after
+//! a sheep that answered nonsense, only what changes nothing is, see [`pool`].
+//! Operations that would not do the same a second time
+//! ([`Client::create_vdi`], [`Client::lock`], ...) are not: they fail with
+//! [`ClientError::Lost`], and the caller looks what became of them. Nothing is
+//! ever sent elsewhere while a sheep is merely silent; after
 //! `retry_for` without an answer a call ends with [`ClientError::Unreachable`]
 //! and may still run.
 //!
@@ -74,6 +76,7 @@ mod lookup;
 pub mod network;
 mod object;
 mod outbox;
+mod pieces;
 pub mod pool;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -19,9 +19,8 @@ impl Client {
     ///
     /// Source: protocol 7.2.
     pub async fn read_object(&self, oid: Oid, offset: u32, len: u32) -> Result<Bytes, ClientError> {
-        self.ask(Call::read_object(oid, offset, len))
-            .await?
-            .object_bytes(len)
+        self.wait(|done| self.submit_read(oid, offset, len, done))
+            .await
     }
 
     /// Overwrites `data.len()` bytes at byte `offset` of an existing object.
@@ -45,9 +44,8 @@ impl Client {
         offset: u32,
         data: Bytes,
     ) -> Result<(), ClientError> {
-        self.call(Call::write_object(oid, offset, data))
+        self.wait(|done| self.submit_write(oid, offset, data, done))
             .await
-            .map(drop)
     }
 
     /// Makes an object with `data` at byte `offset` and zeros elsewhere, or the

@@ -10,6 +10,7 @@ mod given_up;
 mod keep_alive;
 mod lies;
 mod peer;
+mod pieces;
 mod reconnect;
 mod silence;
 mod slots;

@@ -127,10 +127,9 @@ async fn a_connection_that_dies_with_a_backlog_sends_all_of_it_again() {
     let writes: Vec<_> = (0..WRITES)
         .map(|number| {
             let data = vec![number.to_le_bytes()[0]; 1 << 20];
+            let write = Call::write_object(object(), number, data.into());
             let client = client.clone();
-            tokio::spawn(
-                async move { within(client.write_object(object(), number, data.into())).await },
-            )
+            tokio::spawn(async move { within(client.call(write)).await })
         })
         .collect();
     tokio::task::yield_now().await;

@@ -2,7 +2,6 @@
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use sheep_client::Call;
 use sheep_proto::{Oid, ResultCode};
 
 use super::doubt::is_absent;
@@ -44,21 +43,16 @@ impl Volume {
             (Some(_), None) => done(Ok(zeros(len))),
             (Some(chunk), Some(owner)) => {
                 let volume = self.arc();
-                let call =
-                    Call::read_object(Oid::data(owner, chunk.index), chunk.offset, chunk.len);
-                self.client.submit(
-                    call,
-                    Box::new(move |result| {
-                        match result.and_then(|response| response.object_bytes(len)) {
-                            Ok(bytes) => done(Ok(bytes)),
-                            // Finds out what to do about it.
-                            Err(error) if is_absent(&error) => {
-                                volume.spawn_read(offset, len, done);
-                            }
-                            Err(error) => done(Err(volume.failed(error))),
+                let oid = Oid::data(owner, chunk.index);
+                self.client
+                    .submit_read(oid, chunk.offset, chunk.len, move |read| match read {
+                        Ok(bytes) => done(Ok(bytes)),
+                        // Finds out what to do about it.
+                        Err(error) if is_absent(&error) => {
+                            volume.spawn_read(offset, len, done);
                         }
-                    }),
-                );
+                        Err(error) => done(Err(volume.failed(error))),
+                    });
             }
         }
     }

@@ -56,19 +56,19 @@ impl Volume {
             });
             return;
         };
-        let call = Call::write_object(Oid::data(vid, chunk.index), chunk.offset, data.clone());
-        self.client.submit(
-            call,
-            Box::new(move |result| {
-                match result.and_then(sheep_client::Response::accepted) {
-                    Ok(_) if volume.vid() == vid => {
+        let oid = Oid::data(vid, chunk.index);
+        let again = data.clone();
+        self.client
+            .submit_write(oid, chunk.offset, data, move |written| {
+                match written {
+                    Ok(()) if volume.vid() == vid => {
                         volume.written();
                         drop(token);
                         return done(Ok(len));
                     }
                     // A volume that has moved on may have copied the object
                     // before this write reached it.
-                    Ok(_) => {}
+                    Ok(()) => {}
                     Err(error) if is_moved(&error) => {}
                     // It may still run: sent again, it could land on something newer.
                     Err(error) => {
@@ -78,12 +78,11 @@ impl Volume {
                 }
                 let runtime = volume.runtime.clone();
                 runtime.spawn(async move {
-                    let written = volume.write_range(offset, data).await;
+                    let written = volume.write_range(offset, again).await;
                     drop(token);
                     done(written.map(|()| len));
                 });
-            }),
-        );
+            });
     }
 
     /// Writes `data` at byte `offset`; returns the number of bytes written,

@@ -1,0 +1,202 @@
+//! Large reads and writes of objects, in pieces that are sent all at once.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::{Bytes, BytesMut};
+use sheep_proto::Oid;
+
+use crate::call::{Call, Response};
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::gateway::Completion;
+
+/// Bytes of a piece, which ends where a multiple of this does.
+///
+/// A C sheep takes memory for every payload, and with more than this its C
+/// library fetches it from the kernel and gives it back each time: 256 page
+/// faults for a mebibyte, which cost more than everything else it does with it.
+/// Smaller pieces cost more requests. Several of them keep its threads busy.
+const PIECE_LEN: u64 = 256 << 10;
+
+/// First byte and length of each piece of `[offset, offset + len)`; one that is
+/// empty when the range is.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "inside a range of 32-bit numbers"
+)]
+fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
+    let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(len));
+    let last = end.saturating_sub(1).max(start) / PIECE_LEN;
+    (start / PIECE_LEN..=last).map(move |piece| {
+        let from = start.max(piece * PIECE_LEN);
+        let to = end.min((piece + 1) * PIECE_LEN);
+        (from as u32, (to - from) as u32)
+    })
+}
+
+/// The results of all pieces.
+struct Gathering<D> {
+    payloads: Vec<Bytes>,
+    left: usize,
+    error: Option<ClientError>,
+    /// Nothing once it has run.
+    done: Option<D>,
+}
+
+impl<D: FnOnce(Result<Vec<Bytes>, ClientError>)> Gathering<D> {
+    fn new(pieces: usize, done: D) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            payloads: vec![Bytes::new(); pieces],
+            left: pieces,
+            error: None,
+            done: Some(done),
+        }))
+    }
+
+    /// Notes what became of a piece, and returns what became of all when it was
+    /// the last.
+    fn note(
+        &mut self,
+        number: usize,
+        result: Result<Bytes, ClientError>,
+    ) -> Option<(D, Result<Vec<Bytes>, ClientError>)> {
+        match result {
+            Ok(payload) => self.payloads[number] = payload,
+            // One that was not even refused may still run, and counts more.
+            Err(error) => match &self.error {
+                Some(known) if known.code().is_none() => {}
+                _ => self.error = Some(error),
+            },
+        }
+        self.left -= 1;
+        if self.left > 0 {
+            return None;
+        }
+        let payloads = std::mem::take(&mut self.payloads);
+        let outcome = self.error.take().map_or(Ok(payloads), Err);
+        Some((self.done.take()?, outcome))
+    }
+}
+
+impl Client {
+    /// Reads `len` bytes at byte `offset` of an object and runs `done` with them,
+    /// where the last answer is read.
+    ///
+    /// Does not block. Asks for more than 256 KiB in several requests, between
+    /// which a writer may come.
+    pub fn submit_read(
+        &self,
+        oid: Oid,
+        offset: u32,
+        len: u32,
+        done: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
+    ) {
+        let calls = pieces(offset, len)
+            .map(|(offset, len)| Call::read_object(oid, offset, len))
+            .collect();
+        self.submit_pieces(
+            calls,
+            |response, want| response.object_bytes(want),
+            move |pieces| {
+                done(pieces.map(|pieces| join(pieces, len as usize)));
+            },
+        );
+    }
+
+    /// Overwrites `data.len()` bytes at byte `offset` of an existing object and
+    /// runs `done` where the last answer is read.
+    ///
+    /// Does not block. Sends more than 256 KiB in several requests: when one
+    /// fails, others may have written their part. None is under way any more
+    /// then, unless the error is [`ClientError::Unreachable`].
+    ///
+    /// # Panics
+    /// When `data` reaches behind 4 GiB of the object.
+    pub fn submit_write(
+        &self,
+        oid: Oid,
+        offset: u32,
+        data: Bytes,
+        done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
+    ) {
+        let len = u32::try_from(data.len()).expect("less than an object");
+        let calls = pieces(offset, len)
+            .map(|(at, len)| {
+                let from = (at - offset) as usize;
+                Call::write_object(oid, at, data.slice(from..from + len as usize))
+            })
+            .collect();
+        self.submit_pieces(
+            calls,
+            |response, _| response.accepted().map(|_| Bytes::new()),
+            move |pieces| {
+                done(pieces.map(drop));
+            },
+        );
+    }
+
+    fn submit_pieces(
+        &self,
+        calls: Vec<Call>,
+        result: fn(Response, u32) -> Result<Bytes, ClientError>,
+        done: impl FnOnce(Result<Vec<Bytes>, ClientError>) + Send + 'static,
+    ) {
+        let gathering = Gathering::new(calls.len(), done);
+        for (number, call) in calls.into_iter().enumerate() {
+            let want = call.want();
+            let gathering = Arc::clone(&gathering);
+            let completion: Completion = Box::new(move |outcome| {
+                let piece = outcome.and_then(|response| result(response, want));
+                let all = gathering
+                    .lock()
+                    .expect("no one panics with the pieces")
+                    .note(number, piece);
+                if let Some((done, outcome)) = all {
+                    done(outcome);
+                }
+            });
+            self.submit(call, completion);
+        }
+    }
+}
+
+/// One after the other, without a copy when there is one.
+fn join(mut pieces: Vec<Bytes>, len: usize) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.remove(0);
+    }
+    let mut whole = BytesMut::with_capacity(len);
+    pieces
+        .iter()
+        .for_each(|piece| whole.extend_from_slice(piece));
+    whole.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pieces_tile_the_range(offset in 0..1u32 << 31, len in 1..64u32 << 20) {
+            let mut at = offset;
+            for (start, len) in pieces(offset, len) {
+                prop_assert_eq!(start, at);
+                prop_assert!(len > 0);
+                let last = start + len - 1;
+                prop_assert_eq!(u64::from(start) / PIECE_LEN, u64::from(last) / PIECE_LEN);
+                at += len;
+            }
+            prop_assert_eq!(at, offset + len);
+        }
+    }
+
+    #[test]
+    fn an_empty_range_is_one_piece() {
+        for offset in [0, 1, 256 << 10, u32::MAX] {
+            assert!(pieces(offset, 0).eq([(offset, 0)]), "{offset}");
+        }
+    }
+}

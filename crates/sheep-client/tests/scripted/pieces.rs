@@ -1,0 +1,120 @@
+//! Reads and writes that are so large that they go in pieces.
+
+use std::time::Duration;
+
+use sheep_client::{Client, ClientConfig, ClientError};
+use sheep_proto::ResultCode;
+
+use crate::peer::{Peer, Request, Script};
+use crate::{config, connected, object, read, within};
+
+/// Bytes of a piece.
+const PIECE: u32 = 256 << 10;
+/// A range of four pieces, the first and the last of which are shorter.
+const START: u32 = PIECE - 1000;
+const LEN: u32 = 2 * PIECE + 3000;
+const PIECES: [(u32, u32); 4] = [
+    (START, 1000),
+    (PIECE, PIECE),
+    (2 * PIECE, PIECE),
+    (3 * PIECE, 2000),
+];
+
+fn content() -> Vec<u8> {
+    (0u32..)
+        .flat_map(u32::to_le_bytes)
+        .take(LEN as usize)
+        .collect()
+}
+
+/// The part of [`content`] that a request is about.
+fn part(request: &Request) -> Vec<u8> {
+    let (offset, len) = PIECES
+        .into_iter()
+        .find(|&(offset, _)| offset == request.offset())
+        .expect("a piece");
+    let from = (offset - START) as usize;
+    content()[from..from + len as usize].to_vec()
+}
+
+async fn requests(peer: &mut Peer) -> Vec<Request> {
+    let mut all = Vec::new();
+    for _ in PIECES {
+        all.push(peer.request().await);
+    }
+    all.sort_unstable_by_key(Request::offset);
+    all
+}
+
+fn write(client: &Client) -> tokio::task::JoinHandle<Result<(), ClientError>> {
+    let client = client.clone();
+    let data = content().into();
+    tokio::spawn(async move { within(client.write_object(object(), START, data)).await })
+}
+
+#[tokio::test]
+async fn what_is_read_in_pieces_is_put_together_whatever_the_order_of_the_answers() {
+    let (mut peer, client) = connected(Script::default(), 2).await;
+    let reading = read(&client, START, LEN);
+    let requests = requests(&mut peer).await;
+    for (request, (offset, len)) in requests.iter().zip(PIECES) {
+        assert_eq!(
+            (request.offset(), request.header.data_length.get()),
+            (offset, len)
+        );
+    }
+    for number in [2, 0, 3, 1] {
+        assert!(!reading.is_finished());
+        requests[number].answer(&part(&requests[number])).await;
+    }
+    assert_eq!(reading.await.unwrap().unwrap(), content());
+}
+
+#[tokio::test]
+async fn a_write_in_pieces_ends_with_the_last_of_them() {
+    let (mut peer, client) = connected(Script::default(), 2).await;
+    let writing = write(&client);
+    let requests = requests(&mut peer).await;
+    for number in [3, 1, 0, 2] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(!writing.is_finished());
+        assert_eq!(requests[number].payload, part(&requests[number]));
+        requests[number].answer(&[]).await;
+    }
+    writing.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_piece_that_is_refused_fails_the_whole_but_not_before_the_others_have_ended() {
+    let (mut peer, client) = connected(Script::default(), 2).await;
+    let writing = write(&client);
+    let requests = requests(&mut peer).await;
+    requests[1].respond(ResultCode::ReadOnly, &[]).await;
+    for number in [0, 2, 3] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(!writing.is_finished());
+        requests[number].answer(&[]).await;
+    }
+    let error = writing.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(ResultCode::ReadOnly));
+}
+
+#[tokio::test]
+async fn a_piece_that_may_still_run_counts_more_than_one_that_was_refused() {
+    for silent in 0..PIECES.len() {
+        let mut peer = Peer::start(Script::default()).await;
+        let config = ClientConfig {
+            retry_for: Duration::from_millis(100),
+            ..config(&peer, 2)
+        };
+        let client = within(Client::connect(config)).await.unwrap();
+        let writing = write(&client);
+        for (number, request) in requests(&mut peer).await.iter().enumerate() {
+            if number != silent {
+                request.respond(ResultCode::ReadOnly, &[]).await;
+            }
+        }
+        let error = writing.await.unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    }
+}
