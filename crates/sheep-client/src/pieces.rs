@@ -10,13 +10,13 @@ use crate::client::Client;
 use crate::error::ClientError;
 use crate::gateway::Completion;
 
-/// Bytes of a piece, which ends where a multiple of this does.
+/// Bytes of a piece of a large read or write, which ends at a multiple of this.
 ///
 /// A C sheep takes memory for every payload, and with more than this its C
 /// library fetches it from the kernel and gives it back each time: 256 page
 /// faults for a mebibyte, which cost more than everything else it does with it.
 /// Smaller pieces cost more requests. Several of them keep its threads busy.
-const PIECE_LEN: u64 = 256 << 10;
+pub const PIECE_LEN: u32 = 256 << 10;
 
 /// First byte and length of each piece of `[offset, offset + len)`; one that is
 /// empty when the range is.
@@ -26,10 +26,11 @@ const PIECE_LEN: u64 = 256 << 10;
 )]
 fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
     let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(len));
-    let last = end.saturating_sub(1).max(start) / PIECE_LEN;
-    (start / PIECE_LEN..=last).map(move |piece| {
-        let from = start.max(piece * PIECE_LEN);
-        let to = end.min((piece + 1) * PIECE_LEN);
+    let piece_len = u64::from(PIECE_LEN);
+    let last = end.saturating_sub(1).max(start) / piece_len;
+    (start / piece_len..=last).map(move |piece| {
+        let from = start.max(piece * piece_len);
+        let to = end.min((piece + 1) * piece_len);
         (from as u32, (to - from) as u32)
     })
 }
@@ -186,7 +187,7 @@ mod tests {
                 prop_assert_eq!(start, at);
                 prop_assert!(len > 0);
                 let last = start + len - 1;
-                prop_assert_eq!(u64::from(start) / PIECE_LEN, u64::from(last) / PIECE_LEN);
+                prop_assert_eq!(start / PIECE_LEN, last / PIECE_LEN);
                 at += len;
             }
             prop_assert_eq!(at, offset + len);

@@ -9,8 +9,22 @@ pub(crate) struct Chunk {
     pub(crate) index: ObjectIndex,
     /// First byte in the object.
     pub(crate) offset: u32,
-    /// Bytes, at least 1.
+    /// Bytes.
     pub(crate) len: u32,
+}
+
+impl Chunk {
+    /// The first `len` bytes, as far as there are so many, and what follows.
+    pub(crate) fn split_at(self, len: u32) -> (Self, Self) {
+        let len = len.min(self.len);
+        let first = Self { len, ..self };
+        let rest = Self {
+            offset: self.offset + len,
+            len: self.len - len,
+            ..self
+        };
+        (first, rest)
+    }
 }
 
 /// Yields the chunks of `[offset, offset + len)` in ascending order.

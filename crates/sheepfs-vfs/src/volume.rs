@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! read:    slot 0       -> zeros, no request
-//!          slot V or P  -> one READ_OBJ
-//! write:   slot V       -> one WRITE_OBJ                     (one round trip)
+//!          slot V or P  -> READ_OBJ
+//! write:   slot V       -> WRITE_OBJ                         (one round trip)
 //!          slot 0 or P  -> guard, CREATE (copy of P), index  (three in sequence)
 //! ```
 //!

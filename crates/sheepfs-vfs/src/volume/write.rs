@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use sheep_client::{Call, ClientError};
+use sheep_client::{Call, ClientError, PIECE_LEN};
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
@@ -20,6 +20,15 @@ use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
 use crate::index_writer::Published;
 use crate::slot_guard::SharedGuard;
+
+/// Where a write to an object has gone.
+enum Placed {
+    /// To the volume.
+    Here,
+    /// To what was the volume until it moved on to another VDI, which may have
+    /// copied the object before.
+    Behind,
+}
 
 impl Volume {
     /// Writes `data` at byte `offset` and runs `done` with the number of bytes
@@ -164,21 +173,12 @@ impl Volume {
         *self.modified.lock().expect("no one panics with the time") = Some(SystemTime::now());
     }
 
-    async fn write_chunk(&self, chunk: Chunk, data: Bytes) -> Result<(), FsError> {
+    async fn write_chunk(&self, mut chunk: Chunk, mut data: Bytes) -> Result<(), FsError> {
         let mut refused_since = None;
         loop {
             let mut seen = self.slot(chunk.index)?;
             let outcome = if seen.1 == Some(seen.0) {
-                let oid = Oid::data(seen.0, chunk.index);
-                let written = self
-                    .client
-                    .write_object(oid, chunk.offset, data.clone())
-                    .await;
-                if written.is_ok() && self.vid() != seen.0 {
-                    // The object may have been copied before this reached it.
-                    continue;
-                }
-                written
+                self.overwrite(seen.0, chunk, data.clone()).await
             } else {
                 let guard = self.guard(chunk.index).await?;
                 seen = self.certain_slot(chunk.index).await?;
@@ -189,9 +189,23 @@ impl Volume {
                 if seen.1.is_none() {
                     self.settle(seen.0, chunk.index).await?;
                 }
-                match self.create(seen, chunk, data.clone(), &guard).await {
+                // Made with no more than one piece: the rest is quicker written in place.
+                let (first, rest) = chunk.split_at(PIECE_LEN - chunk.offset % PIECE_LEN);
+                let part = data.slice(..first.len as usize);
+                match self.create(seen, first, part, &guard).await {
                     // Published under the guard, so that nobody creates it again.
-                    Ok(()) => return self.publish(seen.0, chunk.index, guard).await,
+                    Ok(()) if rest.len == 0 => {
+                        return self.publish(seen.0, chunk.index, guard).await;
+                    }
+                    Ok(()) => {
+                        (chunk, data) = (rest, data.slice(first.len as usize..));
+                        let (published, written) = tokio::join!(
+                            self.publish(seen.0, chunk.index, guard),
+                            self.overwrite(seen.0, chunk, data.clone())
+                        );
+                        published?;
+                        written
+                    }
                     Err(error) => {
                         guard.leave_with(&error);
                         Err(error)
@@ -199,7 +213,8 @@ impl Volume {
                 }
             };
             let error = match outcome {
-                Ok(()) => return Ok(()),
+                Ok(Placed::Here) => return Ok(()),
+                Ok(Placed::Behind) => continue,
                 Err(error) => error,
             };
             // Not from the beginning: it may have waited for a sheep until now.
@@ -218,6 +233,16 @@ impl Volume {
                 _ => return Err(self.failed(error)),
             }
         }
+    }
+
+    /// Writes to an object of `vid`.
+    async fn overwrite(&self, vid: Vid, chunk: Chunk, data: Bytes) -> Result<Placed, ClientError> {
+        let oid = Oid::data(vid, chunk.index);
+        self.client.write_object(oid, chunk.offset, data).await?;
+        Ok(match self.vid() == vid {
+            true => Placed::Here,
+            false => Placed::Behind,
+        })
     }
 
     async fn create(
