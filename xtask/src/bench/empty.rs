@@ -10,6 +10,7 @@ use fuser::{
     InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen,
     ReplyWrite, Request, WriteFlags,
 };
+use nix::libc::O_DIRECT;
 
 /// The one file in it.
 pub(crate) const FILE: &str = "volume";
@@ -72,9 +73,13 @@ impl Filesystem for Empty {
         reply.attr(&LIFETIME, &self.attributes(ino));
     }
 
-    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        reply.opened(FileHandle(0), flags);
+    fn open(&self, _request: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let how = if flags.0 & O_DIRECT == 0 {
+            FopenFlags::empty()
+        } else {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+        };
+        reply.opened(FileHandle(0), how);
     }
 
     fn read(

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::O_DIRECT;
 use serde_json::Value;
 use tests::output;
@@ -67,9 +68,11 @@ pub(crate) fn fill(path: &Path, size: u64, work: &Work) -> anyhow::Result<f64> {
     pass(size, work, || Ok(file.write_all(block)?))
 }
 
-/// One pass of reads through the page cache; operations per second.
+/// One pass of reads through the page cache, with nothing in it at first;
+/// operations per second.
 pub(crate) fn read_cached(path: &Path, size: u64, work: &Work) -> anyhow::Result<f64> {
     let mut file = File::open(path)?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
     let mut block = vec![0; work.block as usize];
     pass(size, work, || Ok(file.read_exact(&mut block)?))
 }

@@ -4,13 +4,14 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::contestant::{EMBEDDED, EMBEDDED_WIRE, NBDFUSE, ORIGINAL, QEMU, SHEEPFS, WIRE};
+use super::contestant::{EMBEDDED, EMBEDDED_WIRE, EMPTY, NBDFUSE, ORIGINAL, QEMU, SHEEPFS, WIRE};
 use super::work::Work;
 
 /// Whose speed is held against whose.
-const RATIOS: [(&str, &str); 6] = [
+const RATIOS: [(&str, &str); 7] = [
     (SHEEPFS, WIRE),
     (SHEEPFS, ORIGINAL),
+    (SHEEPFS, EMPTY),
     (EMBEDDED, EMBEDDED_WIRE),
     (EMBEDDED, NBDFUSE),
     (EMBEDDED, QEMU),
