@@ -72,9 +72,11 @@ pub(crate) fn fill(path: &Path, size: u64, work: &Work) -> anyhow::Result<f64> {
 /// operations per second.
 pub(crate) fn read_cached(path: &Path, size: u64, work: &Work) -> anyhow::Result<f64> {
     let mut file = File::open(path)?;
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    forget_pages(&file)?;
     let mut block = vec![0; work.block as usize];
-    pass(size, work, || Ok(file.read_exact(&mut block)?))
+    let speed = pass(size, work, || Ok(file.read_exact(&mut block)?));
+    forget_pages(&file)?;
+    speed
 }
 
 /// One pass of writes through the page cache, and `fsync`; operations per second.
@@ -82,14 +84,27 @@ pub(crate) fn write_cached(path: &Path, size: u64, work: &Work) -> anyhow::Resul
     let mut file = File::options().write(true).open(path)?;
     let block = vec![0x5a; work.block as usize];
     let mut left = size / u64::from(work.block);
-    pass(size, work, || {
+    let speed = pass(size, work, || {
         file.write_all(&block)?;
         left -= 1;
         if left == 0 {
             file.sync_all()?;
         }
         Ok(())
-    })
+    });
+    forget_pages(&file)?;
+    speed
+}
+
+/// Empties the page cache of a file. All contestants then use the same memory:
+/// some that a virtual machine has not used for a while is slow at first.
+fn forget_pages(file: &File) -> anyhow::Result<()> {
+    Ok(posix_fadvise(
+        file,
+        0,
+        0,
+        PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    )?)
 }
 
 fn pass(
