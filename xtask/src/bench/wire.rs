@@ -1,6 +1,7 @@
 //! The raw wire: blocking sockets, one for each job, straight to the sheep.
 //!
-//! Nothing can be faster over this protocol with as many requests in flight.
+//! Nothing can be faster over this protocol with the same requests. A block is
+//! one request here, whatever its size; sheepfs cuts large ones.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
