@@ -17,8 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
-use sheep_client::ClientError;
 use sheep_client::call::KeepAlive;
+use sheep_client::{ClientError, VdiInfo};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::time::Instant;
 
@@ -160,16 +160,18 @@ impl Volume {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             let vid = self.vid();
-            if self.became_snapshot(vid).await? {
+            // Cleared in a VDI that is becoming a snapshot, a slot may come back,
+            // and is left there by a crash.
+            if self.is_frozen(vid, indexes[0]).await? {
                 self.reload(vid).await?;
             }
+            let VdiInfo { vid, parent, .. } = self.info();
             if let Some((oldest, held)) = &first
-                && let Err(error) = self.clear_snapshots(*oldest, held, &guards).await
+                && let Err(error) = self.clear_snapshots(*oldest, parent, held, &guards).await
             {
                 guards.iter().for_each(|guard| guard.leave_with(&error));
                 return Err(self.failed(error));
             }
-            let vid = self.vid();
             // Holes here before they are holes in the cluster: a reload must
             // not take a slot that is being cleared for one that was lost.
             let Some(held) = self.forget_slots(vid, indexes) else {
@@ -236,8 +238,8 @@ impl Volume {
         join_all(runs).await.into_iter().collect()
     }
 
-    /// Clears slots once more, in the snapshots from `oldest` up to the working
-    /// VDI.
+    /// Clears slots once more, in the snapshots from `oldest` to `newest`, which
+    /// descends from it.
     ///
     /// A server that reads the inode for a snapshot before slots are cleared
     /// writes them back after that, and they name objects that go. The hole was
@@ -245,6 +247,7 @@ impl Volume {
     async fn clear_snapshots(
         &self,
         oldest: Vid,
+        newest: Option<Vid>,
         held: &[(ObjectIndex, Vid)],
         guards: &[SharedGuard],
     ) -> Result<(), ClientError> {
@@ -252,7 +255,7 @@ impl Volume {
             .iter()
             .map(|guard| Arc::clone(guard) as KeepAlive)
             .collect();
-        let mut snapshot = self.info().parent;
+        let mut snapshot = newest;
         for _ in 0..MAX_GENERATIONS {
             let Some(vid) = snapshot else {
                 break;
@@ -286,13 +289,6 @@ impl Volume {
             Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(false),
             Err(error) => Err(self.failed(error)),
         }
-    }
-
-    async fn became_snapshot(&self, vid: Vid) -> Result<bool, FsError> {
-        self.client
-            .is_snapshot(vid)
-            .await
-            .map_err(|error| self.failed(error))
     }
 
     /// Waits until an object without a slot is gone, so that it can be made.
@@ -339,7 +335,7 @@ impl Volume {
         }
     }
 
-    async fn exists(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
+    pub(super) async fn exists(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
         match self.client.read_object(Oid::data(vid, index), 0, 1).await {
             Ok(_) => Ok(true),
             Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(false),

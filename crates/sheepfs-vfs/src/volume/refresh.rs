@@ -132,6 +132,8 @@ impl Volume {
 
     /// Asks for a slot again, after the cached one led to a missing object.
     ///
+    /// The caller does not hold the slot's guard.
+    ///
     /// # Errors
     /// `error` when the slot is what it was: the object is lost.
     pub(super) async fn refresh_slot(
@@ -149,7 +151,16 @@ impl Volume {
             .await
             .map_err(|error| self.failed(error))?;
         if (info.vid, slot) == seen {
-            return Err(self.failed(error));
+            // It may be about to go: who frees it has the guard until no slot names it
+            // any more, those in new snapshots included. Or it has come back.
+            let _alone = self.guard(index).await?;
+            let now = self.slot(index)?;
+            return match now.1 {
+                Some(owner) if now == seen && !self.exists(owner, index).await? => {
+                    Err(self.failed(error))
+                }
+                _ => Ok(()),
+            };
         }
         let mut head = self.head.write().expect("no one panics with the head");
         // Otherwise someone who makes objects knows better; the caller looks again.
