@@ -9,8 +9,8 @@ use super::{Done, PARALLEL_CHUNKS, Volume, zeros};
 use crate::chunk::{Chunk, chunks};
 use crate::error::FsError;
 
-/// How often a read follows a slot that changes under it.
-const MAX_MOVES: u32 = 8;
+/// How often a request follows a slot that changes under it.
+pub(super) const MAX_MOVES: u32 = 8;
 
 impl Volume {
     /// Reads up to `len` bytes at byte `offset`, fewer at the end of the

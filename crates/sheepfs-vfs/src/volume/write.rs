@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::doubt::is_absent;
+use super::read::MAX_MOVES;
 use super::reload::PATIENCE;
 use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only};
 use crate::chunk::{Chunk, chunks};
@@ -175,6 +176,7 @@ impl Volume {
 
     async fn write_chunk(&self, mut chunk: Chunk, mut data: Bytes) -> Result<(), FsError> {
         let mut refused_since = None;
+        let mut moves = 0;
         loop {
             let mut seen = self.slot(chunk.index)?;
             let outcome = if seen.1 == Some(seen.0) {
@@ -227,8 +229,9 @@ impl Volume {
             }
             match error.code() {
                 Some(ResultCode::ReadOnly) => self.reload(seen.0).await?,
-                Some(ResultCode::NoObj | ResultCode::NoVdi) => {
+                Some(ResultCode::NoObj | ResultCode::NoVdi) if moves < MAX_MOVES => {
                     self.refresh_slot(chunk.index, seen, error).await?;
+                    moves += 1;
                 }
                 _ => return Err(self.failed(error)),
             }
