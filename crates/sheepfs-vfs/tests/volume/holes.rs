@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use nix::errno::Errno;
 use sheep_client::VdiSelector;
+use sheep_proto::{ObjectIndex, Oid};
 
 use crate::support::{Cluster, open, open_version, pattern, read_all, tag};
 
@@ -51,6 +53,29 @@ async fn a_hole_in_the_head_leaves_the_snapshot_its_data() {
         .await
         .unwrap();
     assert!(read_all(&full).await == pattern(9, 3 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_object_is_an_error_until_its_space_is_given_back() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("lost", 2 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(9, 2 << 20)).await.unwrap();
+    let lost = Oid::data(volume.info().vid, ObjectIndex(0));
+    cluster.client.remove_object(lost).await.unwrap();
+    for volume in [&volume, &open(&cluster.client, &name).await] {
+        let error = volume.read_at(0, 10).await.unwrap_err();
+        assert_eq!(error.errno(), Errno::EIO, "{error}");
+        let error = volume.write_at(5, pattern(8, 10)).await.unwrap_err();
+        assert_eq!(error.errno(), Errno::EIO, "{error}");
+    }
+    volume.punch_hole(0, MIB).await.unwrap();
+    assert_eq!(volume.read_at(0, 10).await.unwrap(), pattern(0, 10));
+    volume.write_at(5, pattern(8, 10)).await.unwrap();
+    let mut expected = vec![9; 2 << 20];
+    expected[..1 << 20].fill(0);
+    expected[5..15].fill(8);
+    assert!(read_all(&*open(&cluster.client, &name).await).await == expected);
 }
 
 /// A server removes an object some time after its slot was cleared.
