@@ -17,6 +17,9 @@ impl Client {
     /// `Refused(NoObj)` for an object never created, `Malformed` when the answer
     /// has not exactly `len` bytes, otherwise as [`Client::call`].
     ///
+    /// # Panics
+    /// When the range reaches beyond 4 GiB.
+    ///
     /// Source: protocol 7.2.
     pub async fn read_object(&self, oid: Oid, offset: u32, len: u32) -> Result<Bytes, ClientError> {
         self.wait(|done| self.submit_read(oid, offset, len, done))
@@ -35,7 +38,7 @@ impl Client {
     /// one never created, otherwise as [`Client::call`].
     ///
     /// # Panics
-    /// When `data` is longer than 64 MiB.
+    /// When the range reaches beyond 4 GiB.
     ///
     /// Source: protocol 7.3.
     pub async fn write_object(

@@ -20,10 +20,9 @@ pub const PIECE_LEN: u32 = 256 << 10;
 
 /// First byte and length of each piece of `[offset, offset + len)`; one that is
 /// empty when the range is.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "inside a range of 32-bit numbers"
-)]
+///
+/// # Panics
+/// When the range reaches beyond any object.
 fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
     let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(len));
     let piece_len = u64::from(PIECE_LEN);
@@ -31,7 +30,8 @@ fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
     (start / piece_len..=last).map(move |piece| {
         let from = start.max(piece * piece_len);
         let to = end.min((piece + 1) * piece_len);
-        (from as u32, (to - from) as u32)
+        let number = |number| u32::try_from(number).expect("an object has less than 4 GiB");
+        (number(from), number(to - from))
     })
 }
 
@@ -85,6 +85,9 @@ impl Client {
     ///
     /// Does not block. Asks for more than 256 KiB in several requests, between
     /// which a writer may come.
+    ///
+    /// # Panics
+    /// When the range reaches beyond 4 GiB.
     pub fn submit_read(
         &self,
         oid: Oid,
@@ -112,7 +115,7 @@ impl Client {
     /// then, unless the error is [`ClientError::Unreachable`].
     ///
     /// # Panics
-    /// When `data` reaches behind 4 GiB of the object.
+    /// When the range reaches beyond 4 GiB.
     pub fn submit_write(
         &self,
         oid: Oid,
@@ -120,7 +123,7 @@ impl Client {
         data: Bytes,
         done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
     ) {
-        let len = u32::try_from(data.len()).expect("less than an object");
+        let len = u32::try_from(data.len()).expect("an object has less than 4 GiB");
         let calls = pieces(offset, len)
             .map(|(at, len)| {
                 let from = (at - offset) as usize;
