@@ -15,6 +15,7 @@ use crate::error::FsError;
 const FRESH_FOR: Duration = Duration::from_secs(1);
 /// Longest wait for those facts while the cluster is slow; the known ones serve.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
 impl Volume {
     /// Notices what others did to the VDI, unless that was asked a moment ago.
     ///

@@ -1,11 +1,12 @@
 //! Giving space back.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::join_all;
 use nix::errno::Errno;
 use sheep_client::VdiSelector;
-use sheep_proto::{ObjectIndex, Oid};
+use sheep_client::testing::{Fault, Faulty};
+use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode};
 
 use crate::support::{Cluster, open, open_version, pattern, read_all, tag};
 
@@ -76,6 +77,35 @@ async fn a_lost_object_is_an_error_until_its_space_is_given_back() {
     expected[..1 << 20].fill(0);
     expected[5..15].fill(8);
     assert!(read_all(&*open(&cluster.client, &name).await).await == expected);
+}
+
+/// Who asks in between is told that there is no such object.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_freed_and_made_again_is_not_taken_for_a_lost_one() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("again", 2 * MIB).await;
+    let missed = Arc::new(Mutex::new(None));
+    let plan = Arc::clone(&missed);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                let mut missed = plan.lock().unwrap();
+                let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+                (data && missed.take_if(|opcode| *opcode == call.opcode()).is_some())
+                    .then_some(Fault::Refuse(ResultCode::NoObj))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    volume.write_at(0, pattern(9, 100)).await.unwrap();
+    *missed.lock().unwrap() = Some(Opcode::ReadObj);
+    assert_eq!(volume.read_at(0, 100).await.unwrap(), pattern(9, 100));
+    assert_eq!(*missed.lock().unwrap(), None);
+    *missed.lock().unwrap() = Some(Opcode::WriteObj);
+    volume.write_at(0, pattern(8, 100)).await.unwrap();
+    assert_eq!(*missed.lock().unwrap(), None);
+    let again = open(&cluster.client, &name).await;
+    assert_eq!(again.read_at(0, 100).await.unwrap(), pattern(8, 100));
 }
 
 /// A server removes an object some time after its slot was cleared.
