@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sheep_proto::header::{ObjectRequest, RequestBody, RequestHeader};
 use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
 use sheep_proto::{
@@ -45,6 +45,7 @@ pub struct Call {
     body: RequestBody,
     payload: Bytes,
     want: u32,
+    room: BytesMut,
     resend: Resend,
     patience: Option<Duration>,
     held: Vec<KeepAlive>,
@@ -59,6 +60,7 @@ impl Call {
             body,
             payload: Bytes::new(),
             want: 0,
+            room: BytesMut::new(),
             resend: Resend::Never,
             patience: None,
             held: Vec::new(),
@@ -85,6 +87,14 @@ impl Call {
     #[must_use]
     pub fn wanting(mut self, want: u32) -> Self {
         self.want = want;
+        self
+    }
+
+    /// The call with memory for the payload of its response, which is used when
+    /// all of it fits. A clone has none.
+    #[must_use]
+    pub(crate) fn with_room(mut self, room: BytesMut) -> Self {
+        self.room = room;
         self
     }
 
@@ -177,9 +187,16 @@ impl Call {
         self
     }
 
-    /// Gives the memory of a payload back that will not be sent again.
-    pub(crate) fn forget_payload(&mut self) {
+    /// Gives the memory of a payload back that will not be sent again, and of
+    /// one that nobody will look at.
+    pub(crate) fn forget_payloads(&mut self) {
         self.payload = Bytes::new();
+        self.room = BytesMut::new();
+    }
+
+    /// The memory for the payload of the response, for who receives it.
+    pub(crate) fn take_room(&mut self) -> BytesMut {
+        std::mem::take(&mut self.room)
     }
 
     /// True while it keeps something alive.
@@ -282,7 +299,7 @@ pub struct Response {
     /// The header.
     pub header: ResponseHeader,
     /// The payload, never more than the call wanted.
-    pub payload: Bytes,
+    pub payload: BytesMut,
 }
 
 impl Response {
@@ -304,7 +321,7 @@ impl Response {
     ///
     /// # Errors
     /// `Refused`, or `Malformed` when there are not exactly as many.
-    pub fn object_bytes(self, len: u32) -> Result<Bytes, ClientError> {
+    pub fn object_bytes(self, len: u32) -> Result<BytesMut, ClientError> {
         let response = self.accepted()?;
         if response.payload.len() != len as usize {
             return Err(response.malformed("object", "not as many bytes as were asked for"));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use futures_util::StreamExt as _;
 use sheep_proto::ResponseHeader;
 use tokio::io::AsyncRead;
@@ -29,7 +29,7 @@ use crate::outbox::Outbox;
 
 /// Bytes read at once at most while no payload is awaited: several answers of
 /// the usual 4 KiB, each with its header.
-const READ_BUFFER: usize = 16 << 10;
+pub(crate) const READ_BUFFER: usize = 16 << 10;
 /// How often a connection looks for calls that have waited too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Calls without an answer that a connection may have before it is replaced.
@@ -190,7 +190,7 @@ impl Shared {
         self.accepting.store(false, Ordering::Release);
     }
 
-    fn complete(&self, header: ResponseHeader, payload: Bytes, observer: &dyn Observer) {
+    fn complete(&self, header: ResponseHeader, payload: BytesMut, observer: &dyn Observer) {
         let Some(pending) = self.in_flight().remove(header.id.get()) else {
             return;
         };

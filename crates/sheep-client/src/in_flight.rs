@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -99,6 +100,12 @@ impl InFlight {
         (call.opcode() as u8 == opcode).then(|| call.want())
     }
 
+    /// Takes the memory set aside for the payload of a response, if any was.
+    pub(crate) fn take_room(&mut self, id: u32) -> BytesMut {
+        let pending = self.calls.get_mut(&id);
+        pending.map_or_else(BytesMut::new, |pending| pending.call.take_room())
+    }
+
     /// Takes the call that a response answers.
     pub(crate) fn remove(&mut self, id: u32) -> Option<Pending> {
         self.calls.remove(&id)
@@ -128,7 +135,7 @@ impl InFlight {
                 let done = pending.done.take()?;
                 let wire_len = pending.call.wire_len();
                 pending.permit = None;
-                pending.call.forget_payload();
+                pending.call.forget_payloads();
                 Some(GivenUp {
                     id,
                     done,

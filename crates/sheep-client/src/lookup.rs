@@ -175,7 +175,7 @@ impl Client {
             .with_patience(QUERY_PATIENCE);
         let name = call.name();
         let response = self.call(call).await?;
-        VidBitmap::parse(response.payload)
+        VidBitmap::parse(response.payload.freeze())
             .map_err(|source| ClientError::Malformed { call: name, source })
     }
 }

@@ -7,6 +7,7 @@ use sheep_proto::Oid;
 
 use crate::call::{Call, Response};
 use crate::client::Client;
+use crate::connection::READ_BUFFER;
 use crate::error::ClientError;
 use crate::gateway::Completion;
 
@@ -37,17 +38,17 @@ fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
 
 /// The results of all pieces.
 struct Gathering<D> {
-    payloads: Vec<Bytes>,
+    payloads: Vec<BytesMut>,
     left: usize,
     error: Option<ClientError>,
     /// Nothing once it has run.
     done: Option<D>,
 }
 
-impl<D: FnOnce(Result<Vec<Bytes>, ClientError>)> Gathering<D> {
+impl<D: FnOnce(Result<Vec<BytesMut>, ClientError>)> Gathering<D> {
     fn new(pieces: usize, done: D) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self {
-            payloads: vec![Bytes::new(); pieces],
+            payloads: vec![BytesMut::new(); pieces],
             left: pieces,
             error: None,
             done: Some(done),
@@ -59,8 +60,8 @@ impl<D: FnOnce(Result<Vec<Bytes>, ClientError>)> Gathering<D> {
     fn note(
         &mut self,
         number: usize,
-        result: Result<Bytes, ClientError>,
-    ) -> Option<(D, Result<Vec<Bytes>, ClientError>)> {
+        result: Result<BytesMut, ClientError>,
+    ) -> Option<(D, Result<Vec<BytesMut>, ClientError>)> {
         match result {
             Ok(payload) => self.payloads[number] = payload,
             // One that was not even refused may still run, and counts more.
@@ -95,14 +96,23 @@ impl Client {
         len: u32,
         done: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
     ) {
+        // Every piece is received into its part of the whole.
+        let mut room = BytesMut::new();
+        if len as usize > READ_BUFFER {
+            room.reserve(len as usize);
+        }
         let calls = pieces(offset, len)
-            .map(|(offset, len)| Call::read_object(oid, offset, len))
+            .map(|(offset, len)| {
+                let rest = room.split_off(room.capacity().min(len as usize));
+                let room = std::mem::replace(&mut room, rest);
+                Call::read_object(oid, offset, len).with_room(room)
+            })
             .collect();
         self.submit_pieces(
             calls,
             |response, want| response.object_bytes(want),
             move |pieces| {
-                done(pieces.map(|pieces| join(pieces, len as usize)));
+                done(pieces.map(join));
             },
         );
     }
@@ -132,7 +142,7 @@ impl Client {
             .collect();
         self.submit_pieces(
             calls,
-            |response, _| response.accepted().map(|_| Bytes::new()),
+            |response, _| response.accepted().map(|_| BytesMut::new()),
             move |pieces| {
                 done(pieces.map(drop));
             },
@@ -142,8 +152,8 @@ impl Client {
     fn submit_pieces(
         &self,
         calls: Vec<Call>,
-        result: fn(Response, u32) -> Result<Bytes, ClientError>,
-        done: impl FnOnce(Result<Vec<Bytes>, ClientError>) + Send + 'static,
+        result: fn(Response, u32) -> Result<BytesMut, ClientError>,
+        done: impl FnOnce(Result<Vec<BytesMut>, ClientError>) + Send + 'static,
     ) {
         let gathering = Gathering::new(calls.len(), done);
         for (number, call) in calls.into_iter().enumerate() {
@@ -164,16 +174,13 @@ impl Client {
     }
 }
 
-/// One after the other, without a copy when there is one.
-fn join(mut pieces: Vec<Bytes>, len: usize) -> Bytes {
-    if pieces.len() == 1 {
-        return pieces.remove(0);
-    }
-    let mut whole = BytesMut::with_capacity(len);
-    pieces
-        .iter()
-        .for_each(|piece| whole.extend_from_slice(piece));
-    whole.freeze()
+/// One after the other, without a copy when they lie there like that already.
+fn join(pieces: Vec<BytesMut>) -> Bytes {
+    let whole = pieces.into_iter().reduce(|mut whole, piece| {
+        whole.unsplit(piece);
+        whole
+    });
+    whole.unwrap_or_default().freeze()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
 use tokio::runtime::Handle;
 
@@ -133,7 +133,7 @@ impl Faulty {
                 done(Ok(Response {
                     call: name,
                     header,
-                    payload: Bytes::new(),
+                    payload: BytesMut::new(),
                 }));
             }
         }

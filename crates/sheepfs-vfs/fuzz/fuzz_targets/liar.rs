@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use sheep_client::gateway::BoxFuture;
 use sheep_client::{Call, Client, ClientError, Completion, Gateway, GatewayAddress, Response};
 use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
@@ -70,7 +70,7 @@ impl Liar {
         Response {
             call: call.name(),
             header,
-            payload: Bytes::from(payload),
+            payload: BytesMut::from(&payload[..]),
         }
     }
 }

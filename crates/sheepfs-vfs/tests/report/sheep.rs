@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use serde_json::Value;
 use sheep_client::cluster::StoreSpace;
 use sheep_client::gateway::BoxFuture;
@@ -204,7 +204,7 @@ impl Sheep {
         Response {
             call: call.name(),
             header: ResponseHeader::answer(&call.header(0), self.epoch(), len, body),
-            payload: Bytes::from(payload),
+            payload: BytesMut::from(&payload[..]),
         }
     }
 }

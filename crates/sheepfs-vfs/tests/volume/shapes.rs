@@ -304,21 +304,16 @@ impl Gateway for BeforeReferenceCounts {
             return self.0.submit(call, done);
         }
         let start = body.offset.get() as usize;
-        let as_before = move |response: Response| {
+        let as_before = move |mut response: Response| {
             assert!(start + response.payload.len() <= INODE_GREF_OFFSET + 8);
-            let mut bytes = response.payload.to_vec();
-            for (at, byte) in (start..).zip(&mut bytes) {
+            for (at, byte) in (start..).zip(&mut response.payload[..]) {
                 if at == OBJECT_SHIFT_OFFSET {
                     *byte = 0;
                 } else if CHILDREN.contains(&at) {
                     *byte = 0x5a;
                 }
             }
-            let payload = bytes.into();
-            Response {
-                payload,
-                ..response
-            }
+            response
         };
         let done = Box::new(move |result: Result<Response, _>| done(result.map(as_before)));
         self.0.submit(call, done);
