@@ -179,7 +179,9 @@ impl Objects {
         let behind = &entries[at + 1];
         let mut slots = self.leaf(behind);
         let index = slot.index.get();
-        let is_in_reach = index <= entries[at].max_index.get()
+        // With a maximum of 0, slot 0 would not be taken for missing.
+        let is_in_reach = index > 0
+            && index <= entries[at].max_index.get()
             && (at == 0 || index > entries[at - 1].max_index.get());
         if slots.len() == self.capacity.leaf || !is_in_reach {
             return false;
