@@ -89,6 +89,6 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use error::ClientError;
 pub use gateway::{Completion, Gateway};
-pub use pieces::PIECE_LEN;
+pub use pieces::pieces;
 pub use tree::{IndexTree, TreeWrite};
 pub use vdi::{NewVdi, VdiInfo, VdiSelector, WhichVersion};

@@ -8,16 +8,14 @@ use sheep_proto::ResultCode;
 use crate::peer::{Peer, Request, Script};
 use crate::{config, connected, object, read, within};
 
-/// Bytes of a piece.
-const PIECE: u32 = 256 << 10;
-/// A range of four pieces, the first and the last of which are shorter.
-const START: u32 = PIECE - 1000;
-const LEN: u32 = 2 * PIECE + 3000;
+/// A range of four pieces, whose borders lie between blocks of 4 KiB.
+const START: u32 = 5000;
+const LEN: u32 = 4 * 448 << 10;
 const PIECES: [(u32, u32); 4] = [
-    (START, 1000),
-    (PIECE, PIECE),
-    (2 * PIECE, PIECE),
-    (3 * PIECE, 2000),
+    (START, 457_848),
+    (462_848, 458_752),
+    (921_600, 458_752),
+    (1_380_352, 459_656),
 ];
 
 fn content() -> Vec<u8> {

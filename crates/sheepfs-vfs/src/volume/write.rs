@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use sheep_client::{Call, ClientError, PIECE_LEN};
+use sheep_client::{Call, ClientError, pieces};
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
@@ -192,7 +192,8 @@ impl Volume {
                     self.settle(seen.0, chunk.index).await?;
                 }
                 // Made with no more than one piece: the rest is quicker written in place.
-                let (first, rest) = chunk.split_at(PIECE_LEN - chunk.offset % PIECE_LEN);
+                let first = pieces(chunk.offset, chunk.len).next();
+                let (first, rest) = chunk.split_at(first.map_or(0, |(_, len)| len));
                 let part = data.slice(..first.len as usize);
                 match self.create(seen, first, part, &guard).await {
                     // Published under the guard, so that nobody creates it again.
