@@ -10,7 +10,7 @@ use crate::{config, connected, object, read, within};
 
 /// A range of four pieces, whose borders lie between blocks of 4 KiB.
 const START: u32 = 5000;
-const LEN: u32 = 4 * 448 << 10;
+const LEN: u32 = 4 * (448 << 10);
 const PIECES: [(u32, u32); 4] = [
     (START, 457_848),
     (462_848, 458_752),
