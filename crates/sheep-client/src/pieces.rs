@@ -93,7 +93,7 @@ impl Client {
     /// where the last answer is read.
     ///
     /// Does not block. Asks for more than 480 KiB in several requests, between
-    /// which a writer may come.
+    /// which a writer may come. Memory for all of it is taken at once.
     ///
     /// # Panics
     /// When the range reaches beyond 4 GiB.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sheep_client::{Client, ClientConfig, ClientError};
 use sheep_proto::ResultCode;
+use zerocopy::IntoBytes as _;
 
 use crate::peer::{Peer, Request, Script};
 use crate::{config, connected, object, read, within};
@@ -64,6 +65,26 @@ async fn what_is_read_in_pieces_is_put_together_whatever_the_order_of_the_answer
     for number in [2, 0, 3, 1] {
         assert!(!reading.is_finished());
         requests[number].answer(&part(&requests[number])).await;
+    }
+    assert_eq!(reading.await.unwrap().unwrap(), content());
+}
+
+#[tokio::test]
+async fn what_a_dying_connection_has_delivered_in_part_comes_over_the_next() {
+    let (mut peer, client) = connected(Script::default(), 1).await;
+    let reading = read(&client, START, LEN);
+    let first = requests(&mut peer).await;
+    first[1].answer(&part(&first[1])).await;
+    let payload = part(&first[2]);
+    let wire = &first[2].wire;
+    wire.send(first[2].success(payload.len()).as_bytes()).await;
+    wire.send(&payload[..payload.len() / 2]).await;
+    // Not before the client has begun to read it.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    wire.close();
+    for _ in 1..PIECES.len() {
+        let again = peer.request().await;
+        again.answer(&part(&again)).await;
     }
     assert_eq!(reading.await.unwrap().unwrap(), content());
 }
