@@ -176,21 +176,25 @@ impl Volume {
                 let head = self.head();
                 (head.info.vid, head.map.changes(), self.guards.is_idle())
             };
+            // A write that was made meanwhile knows better, and one under way is
+            // seen apart by the cluster and the map.
+            let is_as_before = |head: &Head| {
+                let unchanged = head.info.vid == vid && head.map.changes() == changes;
+                unchanged && idle && self.guards.is_idle()
+            };
             let loaded = Head::load(&self.client, vid).await;
             let (new, tree) = match loaded {
                 Ok(Some(loaded)) => loaded,
                 Ok(None) => continue,
+                // What a writer changes meanwhile need not fit together.
+                Err(ClientError::Malformed { .. }) if !is_as_before(&self.head()) => continue,
                 Err(error) => return Err(self.failed(error)),
             };
             if new.info.is_snapshot() && self.selector.which == WhichVersion::Working {
                 continue;
             }
             let mut head = self.head.write().expect("no one panics with the head");
-            // A write that was made meanwhile knows better.
-            let unchanged = head.info.vid == vid && head.map.changes() == changes;
-            // Nor is one under way that the cluster and the map see apart.
-            let unchanged = unchanged && idle && self.guards.is_idle();
-            if unchanged && self.index_writer.replace_tree(tree) {
+            if is_as_before(&head) && self.index_writer.replace_tree(tree) {
                 head.map.replace(new.map);
                 return Ok(());
             }

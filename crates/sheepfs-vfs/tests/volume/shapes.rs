@@ -215,9 +215,19 @@ async fn a_hypervolumes_index_grows_by_a_level_under_load() {
             }
         });
     }
+    // Who opens the volume at the same time reads the index that they change.
+    let opening = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move {
+            for _ in 0..10 {
+                volume.reread().await.unwrap();
+            }
+        }
+    });
     while let Some(done) = writers.join_next().await {
         done.unwrap();
     }
+    opening.await.unwrap();
     let (depth, leaves) = root(&cluster.client, vid).await;
     assert_eq!(depth, 2);
     assert!(leaves >= 2);
