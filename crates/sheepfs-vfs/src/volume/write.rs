@@ -183,16 +183,12 @@ impl Volume {
                 self.overwrite(seen.0, chunk, data.clone()).await
             } else {
                 let guard = self.guard(chunk.index).await?;
-                let (slot, lingers) = tokio::join!(
-                    self.certain_slot(chunk.index),
-                    self.lingers(seen.0, chunk.index)
-                );
-                let before = std::mem::replace(&mut seen, slot?);
+                seen = self.certain_slot(chunk.index).await?;
                 if seen.1 == Some(seen.0) {
                     // Another writer made it meanwhile.
                     continue;
                 }
-                if seen.1.is_none() && (lingers? || seen.0 != before.0) {
+                if seen.1.is_none() {
                     self.settle(seen.0, chunk.index).await?;
                 }
                 // Made with no more than one piece: the rest is quicker written in place.
