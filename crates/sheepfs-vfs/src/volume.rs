@@ -9,14 +9,18 @@
 //!
 //! V is the attached VDI's own VID, P an ancestor's. Data goes first, then the
 //! index, then the answer: a crash in between leaves an object nobody names,
-//! never a slot that names nothing. Requests of one object are sent from the
-//! calling thread and completed where the answer is read; everything longer
-//! runs as a task, which finishes even when nobody waits for it any more.
+//! never a slot that names nothing. A writer that begins one object after the
+//! other finds the next one made [`ahead`] of it.
+//!
+//! Requests of one object are sent from the calling thread and completed where
+//! the answer is read; everything longer runs as a task, which finishes even
+//! when nobody waits for it any more.
 //!
 //! Someone may take a snapshot at any moment. Then V is read-only, and
 //! [`reload`] moves the volume to the new working VDI without losing a write
 //! that was acknowledged. A hypervolume cannot have snapshots.
 
+mod ahead;
 mod behind;
 mod doubt;
 mod facts;
@@ -39,6 +43,7 @@ use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use self::ahead::Streams;
 use self::behind::Behind;
 pub use self::behind::Losses;
 use self::doubt::Doubts;
@@ -81,6 +86,7 @@ pub struct Volume {
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
     behind: Behind,
+    streams: Streams,
     /// Objects whose slots were cleared, when, and that the server may not have
     /// removed yet; they must not be made before it has.
     reclaimed: Mutex<BTreeMap<(Vid, ObjectIndex), Instant>>,
@@ -184,6 +190,7 @@ impl Volume {
             syncing: tokio::sync::Mutex::default(),
             writes: WriteTracker::default(),
             behind: Behind::default(),
+            streams: Streams::default(),
             reclaimed: Mutex::default(),
             dirty: AtomicBool::new(false),
             stale: AtomicBool::new(false),

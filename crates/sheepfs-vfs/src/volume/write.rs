@@ -56,6 +56,7 @@ impl Volume {
             Ok(accepted) => accepted,
             Err(error) => return done(Err(error)),
         };
+        self.look_ahead(offset, len);
         let token = self.begin_write();
         let volume = self.arc();
         let Some((vid, chunk)) = self.in_place(offset, len) else {
@@ -249,7 +250,7 @@ impl Volume {
         })
     }
 
-    async fn create(
+    pub(super) async fn create(
         &self,
         (vid, owner): (Vid, Option<Vid>),
         chunk: Chunk,
@@ -269,7 +270,7 @@ impl Volume {
     ///
     /// `guard` is the slot's. When the volume has moved on to another VDI
     /// meanwhile, the object is brought there.
-    async fn publish(
+    pub(super) async fn publish(
         &self,
         mut vid: Vid,
         index: ObjectIndex,

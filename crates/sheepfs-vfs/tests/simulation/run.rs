@@ -1,6 +1,7 @@
 //! One run: writers, readers, an administrator and bad luck.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +19,9 @@ use crate::dice::Dice;
 
 const OBJECT: u64 = 1 << 20;
 const OBJECTS: u64 = 5;
+/// Objects behind them, in some runs, that one writer begins one after the other:
+/// so many that the volume makes the next ones ahead.
+const STREAM: u64 = 22;
 /// Cells around each border between two objects: two before it, six behind.
 const PER_BORDER: usize = 8;
 /// Those before it.
@@ -96,11 +100,12 @@ impl World {
     async fn run(seed: u64) -> Totals {
         let dice = Dice::new(seed);
         let cluster = Cluster::start(dice.clone(), SHEEP);
-        let cells = usize::try_from(OBJECTS).unwrap() * PER_BORDER;
+        let streams = dice.one_in(4);
+        let objects = OBJECTS + if streams { STREAM } else { 0 };
         let world = Arc::new(Self {
             name: VdiName::new("disk").unwrap(),
-            checker: Checker::new(cells),
-            objects: (0..OBJECTS).map(|_| RwLock::default()).collect(),
+            checker: Checker::new(usize::try_from(objects).unwrap() * PER_BORDER),
+            objects: (0..objects).map(|_| RwLock::default()).collect(),
             freeing: std::sync::Mutex::default(),
             numbers: AtomicU64::new(TEMPLATE),
             over: AtomicBool::new(false),
@@ -109,11 +114,14 @@ impl World {
             cluster,
         });
         let client = world.client(1).await;
-        let cloned = world.dice.one_in(3);
+        let cloned = !streams && world.dice.one_in(3);
         if cloned {
             world.clone_template(&client).await;
         } else {
-            client.create_vdi(&new_vdi(&world.name)).await.unwrap();
+            client
+                .create_vdi(&world.new_vdi(&world.name))
+                .await
+                .unwrap();
         }
         let volume = world.open(&client, &world.name).await;
 
@@ -122,6 +130,9 @@ impl World {
             writers.spawn(Arc::clone(&world).write_often(Arc::clone(&volume), writer));
         }
         writers.spawn(Arc::clone(&world).read_often(Arc::clone(&volume)));
+        if streams {
+            writers.spawn(Arc::clone(&world).write_on_and_on(Arc::clone(&volume)));
+        }
         let administrator = tokio::spawn(Arc::clone(&world).administer());
         let fate = tokio::spawn(Arc::clone(&world).strike());
         let all_end = async {
@@ -184,12 +195,20 @@ impl World {
         }
     }
 
+    /// The disk, or the template, before anything is in it.
+    fn new_vdi(&self, name: &VdiName) -> NewVdi {
+        NewVdi {
+            object_shift: Some(20),
+            ..NewVdi::new(name.clone(), self.objects.len() as u64 * OBJECT)
+        }
+    }
+
     /// Makes the disk a clone of a snapshot whose every cell is written.
     async fn clone_template(&self, client: &Client) {
         let (name, tag) = template();
-        client.create_vdi(&new_vdi(&name)).await.unwrap();
+        client.create_vdi(&self.new_vdi(&name)).await.unwrap();
         let volume = self.open(client, &name).await;
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number();
         assert_eq!(number, TEMPLATE);
         self.checker.begin(0..self.cells(), number);
         for cell in 0..self.cells() {
@@ -252,45 +271,76 @@ impl World {
                 let first = self.dice.up_to(1);
                 own[first]..=own[first + self.dice.up_to(1 - first)]
             };
-            let cells =
-                *cells.start() + object * PER_BORDER..*cells.end() + 1 + object * PER_BORDER;
-            let mut shared = vec![self.objects[object].read().await];
-            if let Some(before) = object.checked_sub(1) {
-                shared.push(self.objects[before].read().await);
-            }
-            self.dice.note(("writes", writer, &cells));
-            let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-            let (number, punch) = if self.dice.one_in(15) {
-                (0, true)
-            } else {
-                (number, false)
+            let number = match self.dice.one_in(15) {
+                true => 0,
+                false => self.next_number(),
             };
-            self.checker.begin(cells.clone(), number);
-            let began = tokio::time::Instant::now();
-            let len = cells.len() * CELL;
-            let outcome = if punch {
-                volume.punch_hole(offset(cells.start), len as u64).await
-            } else {
-                let data = Bytes::from(number.to_le_bytes().repeat(len / 8));
-                volume
-                    .write_at(offset(cells.start), data)
-                    .await
-                    .map(|written| assert_eq!(written as usize, len))
-            };
-            self.dice
-                .note(("written", &cells, number, format!("{outcome:?}")));
-            self.checker.end(cells, outcome.is_ok());
-            self.count(|totals| {
-                totals.writes += 1;
-                totals.failed += u64::from(outcome.is_err());
-                totals.longest = totals.longest.max(began.elapsed());
-            });
+            self.write_cells(&volume, object, cells, number).await;
             if self.dice.one_in(10) {
                 volume.sync().await.unwrap();
                 self.dice.note(("synced", writer));
             }
         }
         self.dice.note(("ended", writer));
+    }
+
+    /// Goes through the last objects twice, one after the other.
+    async fn write_on_and_on(self: Arc<Self>, volume: Arc<Volume>) {
+        let all = self.objects.len();
+        let once = usize::try_from(OBJECTS).unwrap()..all;
+        for object in once.clone().chain(once) {
+            tokio::time::sleep(self.dice.pause(Duration::from_millis(500))).await;
+            // At the border or across it.
+            let first = BEFORE - self.dice.up_to(1);
+            let number = self.next_number();
+            self.write_cells(&volume, object, first..=BEFORE, number)
+                .await;
+            if self.dice.one_in(10) {
+                let near = object - 1 + self.dice.up_to(3);
+                self.free(&volume, near.min(all - 1)).await;
+            }
+        }
+        self.dice.note(("ended", WRITERS));
+    }
+
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Writes a number to some cells around the beginning of an object; 0 is a hole.
+    async fn write_cells(
+        &self,
+        volume: &Volume,
+        object: usize,
+        cells: RangeInclusive<usize>,
+        number: u64,
+    ) {
+        let cells = *cells.start() + object * PER_BORDER..*cells.end() + 1 + object * PER_BORDER;
+        let mut shared = vec![self.objects[object].read().await];
+        if let Some(before) = object.checked_sub(1) {
+            shared.push(self.objects[before].read().await);
+        }
+        self.dice.note(("writes", &cells, number));
+        self.checker.begin(cells.clone(), number);
+        let began = tokio::time::Instant::now();
+        let len = cells.len() * CELL;
+        let outcome = if number == 0 {
+            volume.punch_hole(offset(cells.start), len as u64).await
+        } else {
+            let data = Bytes::from(number.to_le_bytes().repeat(len / 8));
+            volume
+                .write_at(offset(cells.start), data)
+                .await
+                .map(|written| assert_eq!(written as usize, len))
+        };
+        self.dice
+            .note(("written", &cells, number, format!("{outcome:?}")));
+        self.checker.end(cells, outcome.is_ok());
+        self.count(|totals| {
+            totals.writes += 1;
+            totals.failed += u64::from(outcome.is_err());
+            totals.longest = totals.longest.max(began.elapsed());
+        });
     }
 
     /// Frees a whole object.
@@ -308,7 +358,7 @@ impl World {
     }
 
     fn cells(&self) -> usize {
-        usize::try_from(OBJECTS).unwrap() * PER_BORDER
+        self.objects.len() * PER_BORDER
     }
 
     async fn read_often(self: Arc<Self>, volume: Arc<Volume>) {
@@ -425,14 +475,6 @@ impl World {
             };
             self.checker.check(cell, since, &found, whose);
         }
-    }
-}
-
-/// The disk, or the template, before anything is in it.
-fn new_vdi(name: &VdiName) -> NewVdi {
-    NewVdi {
-        object_shift: Some(20),
-        ..NewVdi::new(name.clone(), OBJECTS * OBJECT)
     }
 }
 

@@ -1,0 +1,299 @@
+//! The object that is made before a writer gets there.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use sheep_client::gateway::BoxFuture;
+use sheep_client::testing::{Fault, Faulty};
+use sheep_client::{Call, VdiSelector};
+use sheep_proto::{ObjectKind, Oid, Opcode, ResultCode, VdiName};
+use sheepfs_vfs::{FsError, Volume};
+use tokio::sync::Notify;
+
+use crate::races::is_index_update;
+use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
+
+const MIB: u64 = 1 << 20;
+/// Objects that a writer begins before one is made ahead of it.
+const RUN: u64 = 16;
+
+/// Begins objects, one after the other.
+async fn begin(volume: &Volume, objects: impl IntoIterator<Item = u64>) {
+    for object in objects {
+        let written = volume.write_at(object * MIB, pattern(1, 100)).await;
+        assert_eq!(written.unwrap(), 100);
+    }
+}
+
+/// Objects of the volume that exist, once nothing is on its way.
+async fn allocated(volume: &Volume) -> u64 {
+    volume.sync().await.unwrap();
+    volume.allocated() / MIB
+}
+
+/// Checks that a volume holds what [`begin`] wrote to its first objects.
+async fn assert_begun(cluster: &Cluster, name: &VdiName, objects: u64) {
+    let volume = open(&cluster.client, name).await;
+    let bytes = read_all(&volume).await;
+    for (object, bytes) in (0..).zip(bytes.chunks(1 << 20)) {
+        let (start, rest) = bytes.split_at(100);
+        let expected = u8::from(object < objects);
+        assert!(
+            start.iter().all(|&byte| byte == expected),
+            "object {object}"
+        );
+        assert!(rest.iter().all(|&byte| byte == 0), "object {object}");
+    }
+    volume.close().await.unwrap();
+}
+
+/// The data object that a call makes, if any.
+fn creates(call: &Call) -> Option<Oid> {
+    call.name().oid.filter(|oid| {
+        call.opcode() == Opcode::CreateAndWriteObj && oid.kind() == Some(ObjectKind::Data)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_goes_on_and_on_finds_its_next_object_made() {
+    for cluster in Cluster::each().await {
+        let name = cluster.create("ahead", 24 * MIB).await;
+        let creates_seen = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&creates_seen);
+        let client = cluster
+            .client_through(|inner| {
+                Faulty::new(inner, move |call| {
+                    *count.lock().unwrap() += u32::from(creates(call).is_some());
+                    None
+                })
+            })
+            .await;
+        let volume = open(&client, &name).await;
+        begin(&volume, 0..RUN - 1).await;
+        assert_eq!(allocated(&volume).await, RUN - 1);
+        for object in RUN - 1..RUN + 3 {
+            let before = *creates_seen.lock().unwrap();
+            begin(&volume, [object]).await;
+            assert_eq!(allocated(&volume).await, object + 2);
+            let made = *creates_seen.lock().unwrap() - before;
+            // Its own, and from then on only the one ahead.
+            let expected = if object == RUN - 1 { 2 } else { 1 };
+            assert_eq!(made, expected, "object {object}");
+        }
+        volume.close().await.unwrap();
+        assert_begun(&cluster, &name, RUN + 3).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_writers_at_once_are_followed_each_by_itself() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("ahead-several", 200 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    for object in 0..RUN {
+        begin(&volume, (0..4).map(|writer| writer * 50 + object)).await;
+    }
+    assert_eq!(allocated(&volume).await, 4 * (RUN + 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_for_writers_that_do_not_go_on() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("ahead-not", 100 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    // Every other object.
+    begin(&volume, (0..20).map(|number| 2 * number)).await;
+    assert_eq!(allocated(&volume).await, 20);
+    // Backwards.
+    begin(&volume, (60..90).rev()).await;
+    assert_eq!(allocated(&volume).await, 50);
+    // Into the middle of each.
+    for object in 40..60 {
+        let written = volume.write_at(object * MIB + 512, pattern(1, 10)).await;
+        assert_eq!(written.unwrap(), 10);
+    }
+    assert_eq!(allocated(&volume).await, 70);
+    // Where the next object is there, and at the end of the volume.
+    begin(&volume, 40..89).await;
+    assert_eq!(allocated(&volume).await, 70);
+    begin(&volume, 89..100).await;
+    assert_eq!(allocated(&volume).await, 80);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_copied_ahead() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("ahead-base", 24 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(2, 24 << 20)).await.unwrap();
+    volume.close().await.unwrap();
+    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    let (clone, parent) = (unique_name("ahead-clone"), VdiSelector::tag(name, tag("s")));
+    cluster.client.clone_vdi(&parent, &clone).await.unwrap();
+    let made = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&made);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                *count.lock().unwrap() += u64::from(creates(call).is_some());
+                None
+            })
+        })
+        .await;
+    let volume = open(&client, &clone).await;
+    begin(&volume, 0..RUN + 4).await;
+    volume.sync().await.unwrap();
+    assert_eq!(*made.lock().unwrap(), RUN + 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_has_made_meanwhile_is_left_alone() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("ahead-other", 24 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    begin(&volume, 0..RUN - 1).await;
+    // The volume has not heard of it.
+    let other = open(&cluster.client, &name).await;
+    begin(&other, [RUN]).await;
+    begin(&volume, [RUN - 1]).await;
+    assert_eq!(allocated(&volume).await, RUN + 1);
+    assert_begun(&cluster, &name, RUN + 1).await;
+}
+
+/// The request for the object ahead that waits for the test.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// The object.
+    Create,
+    /// Its slot.
+    Index,
+    /// The question whether the VDI is still a working one.
+    Question,
+}
+
+const MOMENTS: [Moment; 3] = [Moment::Create, Moment::Index, Moment::Question];
+
+impl Moment {
+    fn is(self, call: &Call) -> bool {
+        let kind = call.name().oid.and_then(Oid::kind);
+        match self {
+            Self::Create => creates(call).is_some(),
+            Self::Index => is_index_update(call),
+            Self::Question => {
+                call.opcode() == Opcode::WriteObj
+                    && kind == Some(ObjectKind::Data)
+                    && call.payload().is_empty()
+            }
+        }
+    }
+}
+
+/// A volume whose object ahead is being made; the request waits for the signal.
+async fn being_made(cluster: &Cluster, moment: Moment) -> (VdiName, Arc<Volume>, Arc<Notify>) {
+    let name = cluster.create("ahead-moment", 24 * MIB).await;
+    let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
+    let armed = Arc::new(AtomicBool::new(false));
+    let arm = Arc::clone(&armed);
+    let client = cluster
+        .client_through(|inner| Hold {
+            inner,
+            until: move |call: &Call| {
+                if !moment.is(call) || !armed.swap(false, Ordering::AcqRel) {
+                    return None;
+                }
+                tell.notify_one();
+                let wait = Arc::clone(&wait);
+                let ready: BoxFuture<'static, ()> = Box::pin(async move { wait.notified().await });
+                Some(ready)
+            },
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    begin(&volume, 0..RUN - 1).await;
+    // The last one of the run is there, so that only the next is to be made.
+    let last = (RUN - 1) * MIB;
+    volume.write_at(last + 4096, pattern(0, 1)).await.unwrap();
+    arm.store(true, Ordering::Release);
+    begin(&volume, [RUN - 1]).await;
+    held.notified().await;
+    (name, volume, release)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_comes_while_its_object_is_made_ahead_stays() {
+    let cluster = Cluster::start().await;
+    for moment in MOMENTS {
+        let (name, volume, release) = being_made(&cluster, moment).await;
+        let write = begin(&volume, [RUN]);
+        tokio::pin!(write);
+        // One that goes past the maker would not wait for it.
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(50), &mut write);
+        assert!(waits.await.is_err(), "{moment:?}");
+        release.notify_one();
+        write.await;
+        volume.close().await.unwrap();
+        assert_begun(&cluster, &name, RUN + 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_waits_for_the_object_that_is_made_ahead() {
+    let cluster = Cluster::start().await;
+    for moment in MOMENTS {
+        let (name, volume, release) = being_made(&cluster, moment).await;
+        let close = volume.close();
+        tokio::pin!(close);
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(50), &mut close);
+        assert!(waits.await.is_err(), "{moment:?}");
+        release.notify_one();
+        close.await.unwrap();
+        assert_begun(&cluster, &name, RUN).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_while_an_object_is_made_ahead_hurts_neither() {
+    let cluster = Cluster::start().await;
+    for moment in MOMENTS {
+        let (name, volume, release) = being_made(&cluster, moment).await;
+        cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+        release.notify_one();
+        begin(&volume, [RUN, RUN + 1]).await;
+        volume.close().await.unwrap();
+        assert_begun(&cluster, &name, RUN + 2).await;
+        let selector = VdiSelector::tag(name, tag("s"));
+        let snapshot = open_version(&cluster.client, selector).await;
+        let behind = snapshot.read_at(RUN * MIB, 1 << 20).await.unwrap();
+        assert!(behind.iter().all(|&byte| byte == 0), "{moment:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_an_object_cannot_be_made_ahead_is_no_error_before_it_is_written() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("ahead-full", 24 * MIB).await;
+    let full = Arc::new(AtomicBool::new(true));
+    let is_full = Arc::clone(&full);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                let index = creates(call)?.raw() & u64::from(u32::MAX);
+                (index >= RUN && is_full.load(Ordering::Acquire))
+                    .then_some(Fault::Refuse(ResultCode::NoSpace))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    begin(&volume, 0..RUN).await;
+    assert_eq!(allocated(&volume).await, RUN);
+    let refused = volume.write_at(RUN * MIB, pattern(1, 100)).await;
+    let Err(FsError::VolumeIo { source, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(source.code(), Some(ResultCode::NoSpace));
+    full.store(false, Ordering::Release);
+    begin(&volume, RUN..RUN + 3).await;
+    volume.close().await.unwrap();
+    assert_begun(&cluster, &name, RUN + 3).await;
+}
