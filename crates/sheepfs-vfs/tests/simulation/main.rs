@@ -12,10 +12,12 @@
 mod checker;
 mod cluster;
 mod dice;
+mod layout;
 mod network;
 mod operations;
 mod run;
 mod store;
+mod tree;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use sheep_proto::header::{ClusterDefaultResponse, ObjectRequest, VdiRequest, VdiResponse};
+use sheep_proto::inode::STORE_POLICY_HYPERVOLUME;
 use sheep_proto::name::unpad;
 use sheep_proto::{
-    ObjectKind, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody, ResultCode,
-    Vid,
+    ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody,
+    ResultCode, Vid,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -153,6 +154,7 @@ impl Cluster {
                 shared.store().put(oid, object);
                 done()
             }
+            Opcode::DiscardObj => self.discard(number, oid).await,
             _ => Err(ResultCode::InvalidParms),
         }
     }
@@ -181,6 +183,23 @@ impl Cluster {
             };
             tokio::spawn(process.clone().run_until_cancelled_owned(drop));
         }
+        done()
+    }
+
+    /// Clears a slot of a hypervolume, then removes its object.
+    async fn discard(&self, number: usize, oid: Oid) -> Outcome {
+        let shared = self.shared();
+        let vid = oid.vid().ok_or(ResultCode::InvalidParms)?;
+        let read = shared.store().read_slot(vid, ObjectIndex(oid.number()))?;
+        let Some(slot) = read else {
+            return done();
+        };
+        shared.pause().await;
+        self.awake(number).await;
+        shared.store().clear_slot(slot)?;
+        shared.pause().await;
+        self.awake(number).await;
+        shared.store().remove(oid);
         done()
     }
 
@@ -250,7 +269,12 @@ impl Cluster {
             (false, Err(_)) => {}
         }
         let Some(base) = Vid::new(body.base_vdi_id.get()) else {
-            return vdi(shared.store().make(name, size, shift, None));
+            let mut store = shared.store();
+            let vid = store.make(name, size, shift, None);
+            if body.store_policy == STORE_POLICY_HYPERVOLUME {
+                store.make_hypervolume(vid);
+            }
+            return vdi(vid);
         };
         shared.pause().await;
         let mut inode = shared.store().read_base(base)?;

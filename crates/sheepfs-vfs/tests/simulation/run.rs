@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sheep_client::pool::Pool;
 use sheep_client::{Client, ClientConfig, NewVdi, VdiSelector};
+use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
 use sheep_proto::{ResultCode, SnapshotTag, VdiName};
 use sheepfs_vfs::{FsError, Volume, VolumeOptions};
 use tokio::sync::RwLock;
@@ -16,16 +17,12 @@ use tokio::sync::RwLock;
 use crate::checker::{CELL, Checker, Since};
 use crate::cluster::Cluster;
 use crate::dice::Dice;
+use crate::layout::{BEFORE, Layout, PER_BORDER, object_of};
 
-const OBJECT: u64 = 1 << 20;
-const OBJECTS: u64 = 5;
+const OBJECTS: usize = 5;
 /// Objects behind them, in some runs, that one writer begins one after the other:
 /// so many that the volume makes the next ones ahead.
-const STREAM: u64 = 22;
-/// Cells around each border between two objects: two before it, six behind.
-const PER_BORDER: usize = 8;
-/// Those before it.
-const BEFORE: usize = 2;
+const STREAM: usize = 22;
 /// The first number that is written, by whoever is first.
 const TEMPLATE: u64 = 1;
 const WRITERS: usize = 4;
@@ -73,6 +70,8 @@ struct World {
     cluster: Cluster,
     name: VdiName,
     checker: Checker,
+    layout: Layout,
+    hypervolume: bool,
     /// Held to read by who writes into an object, to write by who frees it.
     objects: Vec<RwLock<()>>,
     /// Objects that are being freed, or were at the crash.
@@ -101,11 +100,22 @@ impl World {
         let dice = Dice::new(seed);
         let cluster = Cluster::start(dice.clone(), SHEEP);
         let streams = dice.one_in(4);
-        let objects = OBJECTS + if streams { STREAM } else { 0 };
+        let hypervolume = dice.one_in(4);
+        let layout = Layout {
+            objects: OBJECTS + if streams { STREAM } else { 0 },
+            object_size: 1
+                << if hypervolume {
+                    DEFAULT_BLOCK_SIZE_SHIFT
+                } else {
+                    20
+                },
+        };
         let world = Arc::new(Self {
             name: VdiName::new("disk").unwrap(),
-            checker: Checker::new(usize::try_from(objects).unwrap() * PER_BORDER),
-            objects: (0..objects).map(|_| RwLock::default()).collect(),
+            checker: Checker::new(layout.cells()),
+            layout,
+            hypervolume,
+            objects: (0..layout.objects).map(|_| RwLock::default()).collect(),
             freeing: std::sync::Mutex::default(),
             numbers: AtomicU64::new(TEMPLATE),
             over: AtomicBool::new(false),
@@ -114,14 +124,15 @@ impl World {
             cluster,
         });
         let client = world.client(1).await;
-        let cloned = !streams && world.dice.one_in(3);
+        let cloned = !streams && !hypervolume && world.dice.one_in(3);
         if cloned {
             world.clone_template(&client).await;
         } else {
-            client
-                .create_vdi(&world.new_vdi(&world.name))
-                .await
-                .unwrap();
+            let new = world.new_vdi(&world.name);
+            let vid = client.create_vdi(&new).await.unwrap();
+            if hypervolume && world.dice.one_in(2) {
+                world.cluster.shared().store().deepen(vid);
+            }
         }
         let volume = world.open(&client, &world.name).await;
 
@@ -198,8 +209,9 @@ impl World {
     /// The disk, or the template, before anything is in it.
     fn new_vdi(&self, name: &VdiName) -> NewVdi {
         NewVdi {
-            object_shift: Some(20),
-            ..NewVdi::new(name.clone(), self.objects.len() as u64 * OBJECT)
+            object_shift: (!self.hypervolume).then_some(20),
+            hypervolume: self.hypervolume,
+            ..NewVdi::new(name.clone(), self.layout.size())
         }
     }
 
@@ -210,12 +222,15 @@ impl World {
         let volume = self.open(client, &name).await;
         let number = self.next_number();
         assert_eq!(number, TEMPLATE);
-        self.checker.begin(0..self.cells(), number);
-        for cell in 0..self.cells() {
+        self.checker.begin(0..self.layout.cells(), number);
+        for cell in 0..self.layout.cells() {
             let data = Bytes::from(number.to_le_bytes().repeat(CELL / 8));
-            volume.write_at(offset(cell), data).await.unwrap();
+            volume
+                .write_at(self.layout.offset(cell), data)
+                .await
+                .unwrap();
         }
-        self.checker.end(0..self.cells(), true);
+        self.checker.end(0..self.layout.cells(), true);
         volume.close().await.unwrap();
         client.snapshot(&name, &tag).await.unwrap();
         let snapshot = VdiSelector::tag(name, tag);
@@ -259,7 +274,7 @@ impl World {
         let own = [[1, 2], [3, 4], [5, 6], [0, 7]][writer];
         for _ in 0..STEPS {
             tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
-            let object = self.dice.up_to(usize::try_from(OBJECTS).unwrap() - 1);
+            let object = self.dice.up_to(OBJECTS - 1);
             if self.dice.one_in(20) {
                 self.free(&volume, object).await;
                 continue;
@@ -286,8 +301,8 @@ impl World {
 
     /// Goes through the last objects twice, one after the other.
     async fn write_on_and_on(self: Arc<Self>, volume: Arc<Volume>) {
-        let all = self.objects.len();
-        let once = usize::try_from(OBJECTS).unwrap()..all;
+        let all = self.layout.objects;
+        let once = OBJECTS..all;
         for object in once.clone().chain(once) {
             tokio::time::sleep(self.dice.pause(Duration::from_millis(500))).await;
             // At the border or across it.
@@ -325,11 +340,13 @@ impl World {
         let began = tokio::time::Instant::now();
         let len = cells.len() * CELL;
         let outcome = if number == 0 {
-            volume.punch_hole(offset(cells.start), len as u64).await
+            volume
+                .punch_hole(self.layout.offset(cells.start), len as u64)
+                .await
         } else {
             let data = Bytes::from(number.to_le_bytes().repeat(len / 8));
             volume
-                .write_at(offset(cells.start), data)
+                .write_at(self.layout.offset(cells.start), data)
                 .await
                 .map(|written| assert_eq!(written as usize, len))
         };
@@ -347,26 +364,31 @@ impl World {
     async fn free(&self, volume: &Volume, object: usize) {
         let _alone = self.objects[object].write().await;
         let first = object * PER_BORDER + if object == 0 { 0 } else { BEFORE };
-        let cells = first..((object + 1) * PER_BORDER + BEFORE).min(self.cells());
+        let cells = first..((object + 1) * PER_BORDER + BEFORE).min(self.layout.cells());
         self.checker.begin(cells.clone(), 0);
-        let start = object as u64 * OBJECT;
+        let (start, len) = (self.layout.start(object), self.layout.object_size);
         self.freeing.lock().unwrap().insert(object);
-        let outcome = volume.punch_hole(start, OBJECT).await;
+        let outcome = volume.punch_hole(start, len).await;
         self.freeing.lock().unwrap().remove(&object);
         self.dice.note(("freed", object, format!("{outcome:?}")));
         self.checker.end(cells, outcome.is_ok());
     }
 
-    fn cells(&self) -> usize {
-        self.objects.len() * PER_BORDER
+    async fn read_cell(&self, volume: &Volume, cell: usize) -> Bytes {
+        self.try_read_cell(volume, cell).await.unwrap()
+    }
+
+    async fn try_read_cell(&self, volume: &Volume, cell: usize) -> Result<Bytes, FsError> {
+        let len = u32::try_from(CELL).unwrap();
+        volume.read_at(self.layout.offset(cell), len).await
     }
 
     async fn read_often(self: Arc<Self>, volume: Arc<Volume>) {
         for _ in 0..STEPS {
             tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
-            let cell = self.dice.up_to(self.cells() - 1);
+            let cell = self.dice.up_to(self.layout.cells() - 1);
             let since = self.checker.now();
-            let found = read_cell(&volume, cell).await;
+            let found = self.read_cell(&volume, cell).await;
             self.dice.note(("read", cell, &found[..8]));
             self.checker.check(cell, &since, &found, "a read");
             self.count(|totals| totals.reads += 1);
@@ -378,7 +400,7 @@ impl World {
     async fn administer(self: Arc<Self>) -> Vec<(SnapshotTag, Since)> {
         let client = self.client(2).await;
         let mut tags = Vec::new();
-        if self.dice.one_in(3) {
+        if self.hypervolume || self.dice.one_in(3) {
             return tags;
         }
         while !self.over.load(Ordering::Relaxed) && tags.len() < 8 {
@@ -446,8 +468,8 @@ impl World {
         if cloned {
             let (name, tag) = template();
             let snapshot = self.open_snapshot(&client, &name, &tag).await;
-            for cell in 0..self.cells() {
-                let found = read_cell(&snapshot, cell).await;
+            for cell in 0..self.layout.cells() {
+                let found = self.read_cell(&snapshot, cell).await;
                 let untouched = TEMPLATE.to_le_bytes().repeat(CELL / 8);
                 assert_eq!(found, untouched, "cell {cell} of the template");
             }
@@ -466,9 +488,9 @@ impl World {
     }
 
     async fn check_all(&self, volume: &Volume, since: &Since, whose: &str) {
-        for cell in 0..self.cells() {
-            let found = match try_read_cell(volume, cell).await {
-                Err(error) if is_lost(&error) && objects(cell).any(|at| self.may_be_gone(at)) => {
+        for cell in 0..self.layout.cells() {
+            let found = match self.try_read_cell(volume, cell).await {
+                Err(error) if is_lost(&error) && self.may_be_gone(object_of(cell)) => {
                     continue;
                 }
                 found => found.unwrap(),
@@ -484,33 +506,7 @@ fn template() -> (VdiName, SnapshotTag) {
     (name, SnapshotTag::new("done").unwrap())
 }
 
-async fn read_cell(volume: &Volume, cell: usize) -> Bytes {
-    try_read_cell(volume, cell).await.unwrap()
-}
-
-async fn try_read_cell(volume: &Volume, cell: usize) -> Result<Bytes, FsError> {
-    let len = u32::try_from(CELL).unwrap();
-    volume.read_at(offset(cell), len).await
-}
-
 /// True when a slot named an object that is not there.
 fn is_lost(error: &FsError) -> bool {
     matches!(error, FsError::VolumeIo { source, .. } if source.code() == Some(ResultCode::NoObj))
-}
-
-/// The objects that have part in a cell.
-fn objects(cell: usize) -> impl Iterator<Item = usize> {
-    let (first, last) = (offset(cell), offset(cell) + CELL as u64 - 1);
-    (first / OBJECT..=last / OBJECT).map(|object| usize::try_from(object).unwrap())
-}
-
-/// Where a cell begins. Those of the first border lie in the middle of the first
-/// object, as there is nothing before it.
-fn offset(cell: usize) -> u64 {
-    let (border, cell) = (cell / PER_BORDER, cell % PER_BORDER);
-    let start = match border {
-        0 => OBJECT / 2,
-        _ => border as u64 * OBJECT - (BEFORE * CELL) as u64,
-    };
-    start + (cell * CELL) as u64
 }

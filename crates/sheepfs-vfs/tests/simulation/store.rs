@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sheep_proto::hash::first_vid;
-use sheep_proto::inode::InodeHeader;
+use sheep_proto::inode::{InodeHeader, STORE_POLICY_HYPERVOLUME};
 use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
 use sheep_proto::name::unpad;
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, ResultCode, Vid};
@@ -117,7 +117,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    fn object(&self, oid: Oid) -> Result<&Object, ResultCode> {
+    pub(crate) fn object(&self, oid: Oid) -> Result<&Object, ResultCode> {
         self.objects.get(&oid.raw()).ok_or(ResultCode::NoObj)
     }
 
@@ -146,6 +146,10 @@ impl Store {
 
     pub(crate) fn put(&mut self, oid: Oid, object: Object) {
         self.objects.insert(oid.raw(), object);
+    }
+
+    pub(crate) fn remove(&mut self, oid: Oid) {
+        self.objects.remove(&oid.raw());
     }
 
     pub(crate) fn has(&self, oid: Oid) -> bool {
@@ -322,6 +326,20 @@ impl Store {
         vid
     }
 
+    /// Makes a new VDI a hypervolume.
+    pub(crate) fn make_hypervolume(&mut self, vid: Vid) {
+        self.change_header(vid, |header| header.store_policy = STORE_POLICY_HYPERVOLUME);
+        self.plant(vid);
+    }
+
+    pub(crate) fn change_header(&mut self, vid: Vid, change: impl FnOnce(&mut InodeHeader)) {
+        let inode = self.objects.get_mut(&Oid::inode(vid).raw());
+        let inode = inode.expect("a VDI that exists");
+        let mut header = inode.header();
+        change(&mut header);
+        inode.set_header(&header);
+    }
+
     /// Blanks the inode of a deleted VDI.
     pub(crate) fn blank(&mut self, vid: Vid) {
         if let Some(inode) = self.objects.get_mut(&Oid::inode(vid).raw()) {
@@ -342,7 +360,11 @@ impl Store {
             else {
                 continue;
             };
-            for (index, owner) in inode.slots() {
+            let slots = match Vid::new(vid) {
+                Some(vid) if inode.header().is_hypervolume() => self.tree_slots(vid),
+                _ => inode.slots(),
+            };
+            for (index, owner) in slots {
                 let oid = Vid::new(owner).map(|owner| Oid::data(owner, ObjectIndex(index)));
                 if !oid.is_some_and(|oid| self.has(oid)) {
                     lost.push((vid, index, owner));

@@ -278,7 +278,7 @@ async fn that_an_object_cannot_be_made_ahead_is_no_error_before_it_is_written() 
     let client = cluster
         .client_through(|inner| {
             Faulty::new(inner, move |call| {
-                let index = creates(call)?.raw() & u64::from(u32::MAX);
+                let index = u64::from(creates(call)?.number());
                 (index >= RUN && is_full.load(Ordering::Acquire))
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             })
