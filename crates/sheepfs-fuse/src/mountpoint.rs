@@ -14,7 +14,7 @@ const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 #[derive(Debug, thiserror::Error)]
 pub enum MountpointError {
     /// No such directory.
-    #[error("mountpoint {} does not exist", .0.display())]
+    #[error("mountpoint {} does not exist: make it with `mkdir {}`", .0.display(), .0.display())]
     Missing(PathBuf),
     /// There is a file of that name.
     #[error("mountpoint {} is not a directory", .0.display())]
@@ -206,7 +206,11 @@ mod tests {
         let text = |path: &Path| check_mountpoint(path).unwrap_err().to_string();
         assert_eq!(
             text(&missing),
-            format!("mountpoint {} does not exist", missing.display())
+            format!(
+                "mountpoint {} does not exist: make it with `mkdir {}`",
+                missing.display(),
+                missing.display()
+            )
         );
         assert_eq!(
             text(&file),
