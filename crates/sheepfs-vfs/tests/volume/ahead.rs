@@ -1,17 +1,16 @@
 //! The object that is made before a writer gets there.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, VdiSelector};
+use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{FsError, Volume};
 use tokio::sync::Notify;
 
-use crate::races::is_index_update;
-use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
+use crate::moments::Moment;
+use crate::support::{Cluster, open, open_version, pattern, read_all, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
 /// Objects that a writer begins before one is made ahead of it.
@@ -47,38 +46,47 @@ async fn assert_begun(cluster: &Cluster, name: &VdiName, objects: u64) {
     volume.close().await.unwrap();
 }
 
-/// The data object that a call makes, if any.
-fn creates(call: &Call) -> Option<Oid> {
-    call.name().oid.filter(|oid| {
-        call.opcode() == Opcode::CreateAndWriteObj && oid.kind() == Some(ObjectKind::Data)
-    })
+/// The data object that a call is about, if any.
+fn data_object(call: &Call) -> Option<Oid> {
+    let oid = call.name().oid;
+    oid.filter(|oid| oid.kind() == Some(ObjectKind::Data))
+}
+
+fn creates(call: &Call) -> bool {
+    call.opcode() == Opcode::CreateAndWriteObj
+}
+
+/// A client, and how many objects it has made.
+async fn counting(cluster: &Cluster) -> (Client, Arc<AtomicU64>) {
+    let made = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&made);
+    let client = cluster
+        .client_through(|inner| {
+            Faulty::new(inner, move |call| {
+                count.fetch_add(u64::from(creates(call)), Ordering::Relaxed);
+                None
+            })
+        })
+        .await;
+    (client, made)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_that_goes_on_and_on_finds_its_next_object_made() {
     for cluster in Cluster::each().await {
         let name = cluster.create("ahead", 24 * MIB).await;
-        let creates_seen = Arc::new(Mutex::new(0));
-        let count = Arc::clone(&creates_seen);
-        let client = cluster
-            .client_through(|inner| {
-                Faulty::new(inner, move |call| {
-                    *count.lock().unwrap() += u32::from(creates(call).is_some());
-                    None
-                })
-            })
-            .await;
+        let (client, made) = counting(&cluster).await;
         let volume = open(&client, &name).await;
         begin(&volume, 0..RUN - 1).await;
         assert_eq!(allocated(&volume).await, RUN - 1);
         for object in RUN - 1..RUN + 3 {
-            let before = *creates_seen.lock().unwrap();
+            let before = made.load(Ordering::Relaxed);
             begin(&volume, [object]).await;
             assert_eq!(allocated(&volume).await, object + 2);
-            let made = *creates_seen.lock().unwrap() - before;
             // Its own, and from then on only the one ahead.
             let expected = if object == RUN - 1 { 2 } else { 1 };
-            assert_eq!(made, expected, "object {object}");
+            let now = made.load(Ordering::Relaxed);
+            assert_eq!(now - before, expected, "object {object}");
         }
         volume.close().await.unwrap();
         assert_begun(&cluster, &name, RUN + 3).await;
@@ -130,20 +138,11 @@ async fn nothing_is_copied_ahead() {
     cluster.client.snapshot(&name, &tag("s")).await.unwrap();
     let (clone, parent) = (unique_name("ahead-clone"), VdiSelector::tag(name, tag("s")));
     cluster.client.clone_vdi(&parent, &clone).await.unwrap();
-    let made = Arc::new(Mutex::new(0));
-    let count = Arc::clone(&made);
-    let client = cluster
-        .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                *count.lock().unwrap() += u64::from(creates(call).is_some());
-                None
-            })
-        })
-        .await;
+    let (client, made) = counting(&cluster).await;
     let volume = open(&client, &clone).await;
     begin(&volume, 0..RUN + 4).await;
     volume.sync().await.unwrap();
-    assert_eq!(*made.lock().unwrap(), RUN + 4);
+    assert_eq!(made.load(Ordering::Relaxed), RUN + 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,53 +159,17 @@ async fn what_somebody_else_has_made_meanwhile_is_left_alone() {
     assert_begun(&cluster, &name, RUN + 1).await;
 }
 
-/// The request for the object ahead that waits for the test.
-#[derive(Clone, Copy, Debug)]
-enum Moment {
-    /// The object.
-    Create,
-    /// Its slot.
-    Index,
-    /// The question whether the VDI is still a working one.
-    Question,
-}
-
-const MOMENTS: [Moment; 3] = [Moment::Create, Moment::Index, Moment::Question];
-
-impl Moment {
-    fn is(self, call: &Call) -> bool {
-        let kind = call.name().oid.and_then(Oid::kind);
-        match self {
-            Self::Create => creates(call).is_some(),
-            Self::Index => is_index_update(call),
-            Self::Question => {
-                call.opcode() == Opcode::WriteObj
-                    && kind == Some(ObjectKind::Data)
-                    && call.payload().is_empty()
-            }
-        }
-    }
-}
+const MOMENTS: [Moment; 3] = [Moment::Data, Moment::Index, Moment::Question];
 
 /// A volume whose object ahead is being made; the request waits for the signal.
 async fn being_made(cluster: &Cluster, moment: Moment) -> (VdiName, Arc<Volume>, Arc<Notify>) {
     let name = cluster.create("ahead-moment", 24 * MIB).await;
-    let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
     let armed = Arc::new(AtomicBool::new(false));
     let arm = Arc::clone(&armed);
-    let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |call: &Call| {
-                if !moment.is(call) || !armed.swap(false, Ordering::AcqRel) {
-                    return None;
-                }
-                tell.notify_one();
-                let wait = Arc::clone(&wait);
-                let ready: BoxFuture<'static, ()> = Box::pin(async move { wait.notified().await });
-                Some(ready)
-            },
+    let (client, held, release) = cluster
+        .client_held_at(move |call| {
+            let before = data_object(call).is_some_and(|oid| u64::from(oid.number()) < RUN);
+            moment.is(call) && !before && armed.load(Ordering::Acquire)
         })
         .await;
     let volume = open(&client, &name).await;
@@ -278,8 +241,8 @@ async fn that_an_object_cannot_be_made_ahead_is_no_error_before_it_is_written() 
     let client = cluster
         .client_through(|inner| {
             Faulty::new(inner, move |call| {
-                let index = u64::from(creates(call)?.number());
-                (index >= RUN && is_full.load(Ordering::Acquire))
+                let index = u64::from(data_object(call)?.number());
+                (creates(call) && index >= RUN && is_full.load(Ordering::Acquire))
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             })
         })

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
-use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, Client, VdiSelector};
+use sheep_client::{Call, VdiSelector};
 use sheep_proto::{ClusterFlags, ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{Volume, VolumeOptions};
 use tokio::sync::Notify;
 
 use crate::races::is_index_update;
-use crate::support::{Cluster, Hold, formatted, open, open_version, pattern, tag, unique_name};
+use crate::support::{Cluster, formatted, open, open_version, pattern, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
 /// Where the write under test goes, and what is around it in the object.
@@ -30,7 +29,7 @@ enum Before {
 
 /// The request of the write that waits until the snapshots have been taken.
 #[derive(Clone, Copy, Debug)]
-enum Moment {
+pub(crate) enum Moment {
     /// The object's data; of one that is owned already, the whole write.
     Data,
     /// The slot.
@@ -40,7 +39,7 @@ enum Moment {
 }
 
 impl Moment {
-    fn is(self, call: &Call) -> bool {
+    pub(crate) fn is(self, call: &Call) -> bool {
         let kind = call.name().oid.and_then(Oid::kind);
         let data = kind == Some(ObjectKind::Data) && call.opcode() != Opcode::ReadObj;
         match self {
@@ -49,28 +48,6 @@ impl Moment {
             Self::Question => data && call.payload().is_empty(),
         }
     }
-}
-
-/// A client whose first call of that kind tells and waits for the test.
-async fn waiting_at(cluster: &Cluster, moment: Moment) -> (Client, Arc<Notify>, Arc<Notify>) {
-    let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
-    let armed = AtomicBool::new(true);
-    let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |call: &Call| {
-                if !moment.is(call) || !armed.swap(false, Ordering::AcqRel) {
-                    return None;
-                }
-                tell.notify_one();
-                let wait = Arc::clone(&wait);
-                let ready: BoxFuture<'static, ()> = Box::pin(async move { wait.notified().await });
-                Some(ready)
-            },
-        })
-        .await;
-    (client, held, release)
 }
 
 /// A VDI of two objects, the first of which is as told.
@@ -113,7 +90,7 @@ async fn find(volume: &Volume, before: Before) -> bool {
 async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: u32) {
     let case = format!("{before:?}, {moment:?}, {count} snapshots");
     let name = prepare(cluster, before).await;
-    let (client, held, release) = waiting_at(cluster, moment).await;
+    let (client, held, release) = cluster.client_held_at(move |call| moment.is(call)).await;
     let volume = open(&client, &name).await;
     let writer = tokio::spawn({
         let volume = Arc::clone(&volume);

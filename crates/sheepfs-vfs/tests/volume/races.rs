@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
-use sheep_client::gateway::BoxFuture;
+use crate::support::{Cluster, open, open_version, pattern, read_all, tag, unique_name};
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, VdiSelector};
 use sheep_proto::limits::INODE_HEADER_LEN;
@@ -135,29 +134,12 @@ pub(crate) fn is_index_update(call: &Call) -> bool {
         && body.offset.get() as usize >= INODE_HEADER_LEN
 }
 
-/// A volume whose next index update waits for the returned signal, and one
-/// that tells when it does.
+/// A volume whose next index update waits, see [`Cluster::client_held_at`].
 async fn with_late_index_update(
     cluster: &Cluster,
     name: &sheep_proto::VdiName,
 ) -> (Arc<sheepfs_vfs::Volume>, Arc<Notify>, Arc<Notify>) {
-    let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
-    let armed = AtomicBool::new(true);
-    let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |call: &Call| {
-                if !is_index_update(call) || !armed.swap(false, Ordering::AcqRel) {
-                    return None;
-                }
-                tell.notify_one();
-                let wait = Arc::clone(&wait);
-                let ready: BoxFuture<'static, ()> = Box::pin(async move { wait.notified().await });
-                Some(ready)
-            },
-        })
-        .await;
+    let (client, held, release) = cluster.client_held_at(is_index_update).await;
     (open(&client, name).await, held, release)
 }
 

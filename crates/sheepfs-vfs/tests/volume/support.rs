@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
 use sheepfs_vfs::{Volume, VolumeOptions};
 use tempfile::TempDir;
+use tokio::sync::Notify;
 
 /// A cluster, and a client of it.
 pub(crate) struct Cluster {
@@ -81,6 +82,33 @@ impl Cluster {
             .await
             .expect("the sheep answers");
         Client::over(Arc::new(wrap(Arc::new(pool))))
+    }
+
+    /// A client whose first call of a kind is held back: the first signal tells
+    /// that it was made, the second lets it go.
+    pub(crate) async fn client_held_at(
+        &self,
+        kind: impl Fn(&Call) -> bool + Send + Sync + 'static,
+    ) -> (Client, Arc<Notify>, Arc<Notify>) {
+        let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
+        let armed = AtomicBool::new(true);
+        let client = self
+            .client_through(|inner| Hold {
+                inner,
+                until: move |call: &Call| {
+                    if !kind(call) || !armed.swap(false, Ordering::AcqRel) {
+                        return None;
+                    }
+                    tell.notify_one();
+                    let wait = Arc::clone(&wait);
+                    let ready: BoxFuture<'static, ()> =
+                        Box::pin(async move { wait.notified().await });
+                    Some(ready)
+                },
+            })
+            .await;
+        (client, held, release)
     }
 
     /// Makes a VDI of some kind with a name nobody else has.
