@@ -14,7 +14,7 @@ const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 #[derive(Debug, thiserror::Error)]
 pub enum MountpointError {
     /// No such directory.
-    #[error("mountpoint {} does not exist: make it with `mkdir {}`", .0.display(), .0.display())]
+    #[error("mountpoint {} does not exist: make it with `mkdir -p`", .0.display())]
     Missing(PathBuf),
     /// There is a file of that name.
     #[error("mountpoint {} is not a directory", .0.display())]
@@ -207,8 +207,7 @@ mod tests {
         assert_eq!(
             text(&missing),
             format!(
-                "mountpoint {} does not exist: make it with `mkdir {}`",
-                missing.display(),
+                "mountpoint {} does not exist: make it with `mkdir -p`",
                 missing.display()
             )
         );
