@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     sheep: Vec<Sheep>,
     /// Those whose process is gone.
     ended: Mutex<Vec<usize>>,
+    /// Objects made by nobody's write: those hold more than a few cells.
+    pub(crate) made_ahead: AtomicU64,
     /// Longest time that a sheep usually takes for each step of a request.
     pub(crate) slowest: Duration,
 }
@@ -79,6 +81,7 @@ impl Cluster {
                 })
                 .collect(),
             ended: Mutex::default(),
+            made_ahead: AtomicU64::new(0),
             slowest,
         }))
     }

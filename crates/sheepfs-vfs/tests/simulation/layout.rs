@@ -1,5 +1,7 @@
 //! Where the cells of a volume lie: around the borders between its objects.
 
+use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
+
 use crate::checker::CELL;
 
 /// Cells around each border between two objects: two before it, six behind.
@@ -11,13 +13,21 @@ pub(crate) const BEFORE: usize = 2;
 #[derive(Clone, Copy)]
 pub(crate) struct Layout {
     pub(crate) objects: usize,
-    /// Bytes of each.
-    pub(crate) object_size: u64,
+    pub(crate) hypervolume: bool,
 }
 
 impl Layout {
     pub(crate) fn cells(&self) -> usize {
         self.objects * PER_BORDER
+    }
+
+    /// Bytes of each object.
+    pub(crate) fn object_size(&self) -> u64 {
+        1 << if self.hypervolume {
+            DEFAULT_BLOCK_SIZE_SHIFT
+        } else {
+            20
+        }
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -26,7 +36,7 @@ impl Layout {
 
     /// Where an object begins.
     pub(crate) fn start(&self, object: usize) -> u64 {
-        object as u64 * self.object_size
+        object as u64 * self.object_size()
     }
 
     /// Where a cell begins. Those of the first border lie in the middle of the
@@ -34,7 +44,7 @@ impl Layout {
     pub(crate) fn offset(&self, cell: usize) -> u64 {
         let (border, cell) = (cell / PER_BORDER, cell % PER_BORDER);
         let start = match border {
-            0 => self.object_size / 2,
+            0 => self.object_size() / 2,
             _ => self.start(border) - (BEFORE * CELL) as u64,
         };
         start + (cell * CELL) as u64

@@ -1,5 +1,6 @@
 //! What a simulated sheep does for each operation, step by step.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sheep_proto::header::{ClusterDefaultResponse, ObjectRequest, VdiRequest, VdiResponse};
@@ -11,11 +12,15 @@ use sheep_proto::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::checker::CELL;
 use crate::cluster::Cluster;
 use crate::store::{Dropped, Object, Store};
 
 /// Longest time between the end of an index write and that of the objects it freed.
 const RECLAIM_TIME: Duration = Duration::from_secs(2);
+
+/// The most that one write covers.
+const MOST_CELLS: usize = 2;
 
 /// What goes back to the client.
 pub(crate) struct Answer {
@@ -151,6 +156,10 @@ impl Cluster {
                 shared.pause().await;
                 self.awake(number).await;
                 object.write(offset, payload);
+                let is_ahead = payload.len() > MOST_CELLS * CELL;
+                shared
+                    .made_ahead
+                    .fetch_add(u64::from(is_ahead), Ordering::Relaxed);
                 shared.store().put(oid, object);
                 done()
             }

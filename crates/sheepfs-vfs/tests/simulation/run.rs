@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use sheep_client::pool::Pool;
 use sheep_client::{Client, ClientConfig, NewVdi, VdiSelector};
-use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
 use sheep_proto::{ResultCode, SnapshotTag, VdiName};
 use sheepfs_vfs::{FsError, Volume, VolumeOptions};
 use tokio::sync::RwLock;
@@ -46,6 +45,8 @@ pub(crate) struct Totals {
     pub(crate) faults: u64,
     pub(crate) crashes: u64,
     pub(crate) clones: u64,
+    /// Objects made ahead of a writer.
+    pub(crate) made_ahead: u64,
     pub(crate) trace: u64,
     pub(crate) longest: Duration,
 }
@@ -60,6 +61,7 @@ impl Totals {
         self.faults += run.faults;
         self.crashes += run.crashes;
         self.clones += run.clones;
+        self.made_ahead += run.made_ahead;
         self.longest = self.longest.max(run.longest);
     }
 }
@@ -71,7 +73,6 @@ struct World {
     name: VdiName,
     checker: Checker,
     layout: Layout,
-    hypervolume: bool,
     /// Held to read by who writes into an object, to write by who frees it.
     objects: Vec<RwLock<()>>,
     /// Objects that are being freed, or were at the crash.
@@ -103,18 +104,12 @@ impl World {
         let hypervolume = dice.one_in(4);
         let layout = Layout {
             objects: OBJECTS + if streams { STREAM } else { 0 },
-            object_size: 1
-                << if hypervolume {
-                    DEFAULT_BLOCK_SIZE_SHIFT
-                } else {
-                    20
-                },
+            hypervolume,
         };
         let world = Arc::new(Self {
             name: VdiName::new("disk").unwrap(),
             checker: Checker::new(layout.cells()),
             layout,
-            hypervolume,
             objects: (0..layout.objects).map(|_| RwLock::default()).collect(),
             freeing: std::sync::Mutex::default(),
             numbers: AtomicU64::new(TEMPLATE),
@@ -180,6 +175,7 @@ impl World {
         world.judge(tags, cloned).await;
         let mut totals = std::mem::take(&mut *world.counts.lock().unwrap());
         totals.runs = 1;
+        totals.made_ahead = world.cluster.shared().made_ahead.load(Ordering::Relaxed);
         totals.trace = world.dice.trace();
         totals
     }
@@ -209,8 +205,8 @@ impl World {
     /// The disk, or the template, before anything is in it.
     fn new_vdi(&self, name: &VdiName) -> NewVdi {
         NewVdi {
-            object_shift: (!self.hypervolume).then_some(20),
-            hypervolume: self.hypervolume,
+            object_shift: (!self.layout.hypervolume).then_some(20),
+            hypervolume: self.layout.hypervolume,
             ..NewVdi::new(name.clone(), self.layout.size())
         }
     }
@@ -274,7 +270,13 @@ impl World {
         let own = [[1, 2], [3, 4], [5, 6], [0, 7]][writer];
         for _ in 0..STEPS {
             tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
-            let object = self.dice.up_to(OBJECTS - 1);
+            // The first writer's cells in the others are the streamer's.
+            let objects = if writer == 0 {
+                OBJECTS
+            } else {
+                self.layout.objects
+            };
+            let object = self.dice.up_to(objects - 1);
             if self.dice.one_in(20) {
                 self.free(&volume, object).await;
                 continue;
@@ -366,7 +368,7 @@ impl World {
         let first = object * PER_BORDER + if object == 0 { 0 } else { BEFORE };
         let cells = first..((object + 1) * PER_BORDER + BEFORE).min(self.layout.cells());
         self.checker.begin(cells.clone(), 0);
-        let (start, len) = (self.layout.start(object), self.layout.object_size);
+        let (start, len) = (self.layout.start(object), self.layout.object_size());
         self.freeing.lock().unwrap().insert(object);
         let outcome = volume.punch_hole(start, len).await;
         self.freeing.lock().unwrap().remove(&object);
@@ -400,7 +402,7 @@ impl World {
     async fn administer(self: Arc<Self>) -> Vec<(SnapshotTag, Since)> {
         let client = self.client(2).await;
         let mut tags = Vec::new();
-        if self.hypervolume || self.dice.one_in(3) {
+        if self.layout.hypervolume || self.dice.one_in(3) {
             return tags;
         }
         while !self.over.load(Ordering::Relaxed) && tags.len() < 8 {
@@ -484,7 +486,7 @@ impl World {
     /// just then brings slots back whose objects go, and there was nobody left to
     /// clear them again.
     fn may_be_gone(&self, object: usize) -> bool {
-        self.freeing.lock().unwrap().contains(&object)
+        !self.layout.hypervolume && self.freeing.lock().unwrap().contains(&object)
     }
 
     async fn check_all(&self, volume: &Volume, since: &Since, whose: &str) {

@@ -12,12 +12,13 @@ use crate::store::{Object, Store};
 /// holes, and others lie between and behind them.
 const OLD_LEAVES: [[u32; 2]; 2] = [[1, 2], [4, 7]];
 
-/// The slot of an object as a server that is about to change it has read it.
+/// The slot of an object, and what a server that is about to change it has read.
 pub(crate) struct ReadSlot {
-    /// The inode or B-tree object that it is in.
+    inode: Oid,
+    /// The inode from its start to the end of the root.
+    start: Vec<u8>,
+    /// The inode or B-tree object that the slot is in, and where its owner is.
     oid: Oid,
-    /// The node, and where in it the owner is.
-    node: Vec<u8>,
     owner_at: usize,
 }
 
@@ -53,8 +54,9 @@ impl Store {
         vid: Vid,
         index: ObjectIndex,
     ) -> Result<Option<ReadSlot>, ResultCode> {
-        let mut oid = Oid::inode(vid);
-        let mut node = self.node(oid)?;
+        let inode = Oid::inode(vid);
+        let (mut oid, mut node) = (inode, self.node(inode)?);
+        let start = self.read(inode, 0, node_start(inode) + node.len())?;
         if let Node::Root(entries) = parse(&node) {
             let Some(leaf) = root_lookup(entries, index) else {
                 return Ok(None);
@@ -67,19 +69,25 @@ impl Store {
         let at = slots
             .iter()
             .position(|slot| slot.index.get() == index.0 && slot.vid.get() != 0);
-        let owner_at = |at| size_of::<NodeHeader>() + at * size_of::<LeafEntry>() + 4;
+        let owner_at =
+            |at| node_start(oid) + size_of::<NodeHeader>() + at * size_of::<LeafEntry>() + 4;
         Ok(at.map(owner_at).map(|owner_at| ReadSlot {
+            inode,
+            start,
             oid,
-            node,
             owner_at,
         }))
     }
 
-    /// Makes a slot a hole: the node it is in becomes what it was when the slot
-    /// was read.
+    /// Makes a slot a hole, as a C sheep does: header and root become what they
+    /// were when it read them.
     pub(crate) fn clear_slot(&mut self, mut slot: ReadSlot) -> Result<(), ResultCode> {
-        slot.node[slot.owner_at..][..4].fill(0);
-        self.write(slot.oid, node_start(slot.oid), &slot.node)
+        if slot.oid == slot.inode {
+            slot.start[slot.owner_at..][..4].fill(0);
+        } else {
+            self.write(slot.oid, slot.owner_at, &[0; 4])?;
+        }
+        self.write(slot.inode, 0, &slot.start)
     }
 
     /// Slots of a tree that name an owner.
