@@ -88,8 +88,8 @@ impl Client {
             .accepted()
     }
 
-    /// Waits until a call that was lost does not run any more.
-    pub(crate) async fn settle(&self) {
+    /// Waits until a call that ended with [`ClientError::Lost`] does not run any more.
+    pub async fn settle(&self) {
         tokio::time::sleep(self.gateway.settle_time()).await;
     }
 

@@ -38,13 +38,17 @@ impl Caching {
         Self::Cached(Arc::new(Mutex::new(volume.losses())))
     }
 
-    /// Waits until what was written is on the cluster, or no sheep is reachable.
+    /// Waits until what was written is on the cluster and nothing is under way
+    /// any more, or no sheep is reachable.
     ///
     /// # Errors
     /// As [`Volume::flush`], until a sync has said it.
     pub(crate) async fn flush(&self, volume: &Volume) -> Result<(), FsError> {
         match self {
-            Self::Direct => Ok(()),
+            Self::Direct => {
+                volume.settle_while_reachable().await;
+                Ok(())
+            }
             Self::Cached(said) => volume.flush_while_reachable(known(said)).await,
         }
     }

@@ -43,7 +43,7 @@ use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use self::ahead::Streams;
+use self::ahead::Ahead;
 use self::behind::Behind;
 pub use self::behind::Losses;
 use self::doubt::Doubts;
@@ -86,7 +86,7 @@ pub struct Volume {
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
     behind: Behind,
-    streams: Streams,
+    ahead: Ahead,
     /// Objects whose slots were cleared, when, and that the server may not have
     /// removed yet; they must not be made before it has.
     reclaimed: Mutex<BTreeMap<(Vid, ObjectIndex), Instant>>,
@@ -190,7 +190,7 @@ impl Volume {
             syncing: tokio::sync::Mutex::default(),
             writes: WriteTracker::default(),
             behind: Behind::default(),
-            streams: Streams::default(),
+            ahead: Ahead::default(),
             reclaimed: Mutex::default(),
             dirty: AtomicBool::new(false),
             stale: AtomicBool::new(false),
@@ -292,6 +292,7 @@ impl Volume {
         self.settle_behind().await;
         self.usable()?;
         self.writes.wait_for_earlier().await;
+        self.ahead.settle().await;
         let _one_at_a_time = self.syncing.lock().await;
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());

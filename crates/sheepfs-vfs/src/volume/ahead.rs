@@ -11,30 +11,36 @@
 //! until then is zeros, as the hole did. An object that is not needed after all
 //! stays, as with file systems that reserve space behind the end of a file:
 //! taking it back could take back what somebody has just written there.
+//!
+//! Nobody has asked for the object, so it must not get in anybody's way. It does
+//! not take the space that the write which leads to it may still need. And it is
+//! over before a file is closed or synced: the next user of the VDI may be on
+//! another host, and a late object would wipe what is written there.
 
-use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
+use sheep_client::ClientError;
 use sheep_proto::ObjectIndex;
 
-use super::{Volume, zeros};
+use super::{Done, Volume, zeros};
 use crate::chunk::Chunk;
 use crate::error::FsError;
+use crate::write_tracker::WriteTracker;
 
-/// Objects begun one after the other before the next is made ahead: for so many
-/// that are written, one may be made in vain.
+/// Objects begun one after the other before the next is made ahead.
 const MIN_RUN: u64 = 16;
 /// Writers that are followed at once.
 const MAX_STREAMS: usize = 16;
 /// Zeros that an object is made with; a server takes space for all of it.
 const BLOCK: u32 = 4096;
 
-/// The writers that have begun an object lately.
+/// Where writers are heading, and what is made ahead of them.
 #[derive(Debug, Default)]
-pub(super) struct Streams {
-    /// Whoever has not been seen for longest comes first.
-    streams: Mutex<VecDeque<Stream>>,
+pub(super) struct Ahead {
+    /// Whoever was seen last is the last.
+    streams: Mutex<Vec<Stream>>,
+    under_way: WriteTracker,
 }
 
 #[derive(Debug)]
@@ -45,76 +51,161 @@ struct Stream {
     run: u64,
 }
 
-impl Streams {
+impl Ahead {
+    fn streams(&self) -> MutexGuard<'_, Vec<Stream>> {
+        self.streams.lock().expect("no one panics with the streams")
+    }
+
     /// Notes that objects were begun, at least one. True when the one behind
     /// them is likely to be begun soon.
     fn note(&self, begun: &Range<u64>) -> bool {
-        let mut streams = self.streams.lock().expect("no one panics with the streams");
-        let known = streams
-            .iter()
-            .position(|stream| stream.next == begun.start)
-            .and_then(|at| streams.remove(at));
+        let mut streams = self.streams();
+        let longest_to = |next: u64| {
+            let there = streams.iter().filter(|stream| stream.next == next);
+            there.map(|stream| stream.run).max()
+        };
+        let run = match (longest_to(begun.start), longest_to(begun.end)) {
+            // Begun once more.
+            (None, Some(_)) => return false,
+            (before, there) => {
+                let run = before.unwrap_or(0) + begun.end - begun.start;
+                run.max(there.unwrap_or(0))
+            }
+        };
+        streams.retain(|stream| stream.next != begun.start && stream.next != begun.end);
         if streams.len() == MAX_STREAMS {
-            streams.pop_front();
+            let shortest = (0..MAX_STREAMS).min_by_key(|&at| streams[at].run);
+            shortest.map(|at| streams.remove(at));
         }
-        let run = known.map_or(0, |stream| stream.run) + begun.end - begun.start;
-        streams.push_back(Stream {
+        streams.push(Stream {
             next: begun.end,
             run,
         });
         run >= MIN_RUN
     }
+
+    /// True until somebody has begun an object that was expected.
+    fn is_expected(&self, index: ObjectIndex) -> bool {
+        let next = u64::from(index.0);
+        self.streams().iter().any(|stream| stream.next == next)
+    }
+
+    /// Waits for the objects that are being made.
+    pub(super) async fn settle(&self) {
+        self.under_way.wait_for_earlier().await;
+    }
 }
 
 impl Volume {
-    /// Looks at a write that is about to start, and makes the object behind it
-    /// when that will be wanted soon. Does not block.
-    pub(super) fn look_ahead(&self, offset: u64, len: u32) {
+    /// Looks at a write that is about to start, and has the object behind it
+    /// made when that will be wanted soon. Returns the write's completion.
+    pub(super) fn look_ahead(&self, offset: u64, len: u32, done: Done<u32>) -> Done<u32> {
         let Some(next) = self.expected(offset, len) else {
-            return;
+            return done;
         };
-        let token = self.begin_write();
-        let volume = self.arc();
-        self.runtime.spawn(async move {
-            // Nobody has asked for it: the writer will hear of what is wrong.
+        let token = self.ahead.under_way.begin();
+        let (volume, runtime) = (self.arc(), self.runtime.clone());
+        let make = async move {
+            // The writer will hear of what is wrong.
             if let Err(error) = volume.make_empty(next).await {
                 tracing::debug!("cannot make an object ahead: {error}");
             }
             drop(token);
-        });
+        };
+        if self.in_place(offset, len).is_some() {
+            runtime.spawn(make);
+            return done;
+        }
+        Box::new(move |written| {
+            if written.is_ok() {
+                runtime.spawn(make);
+            }
+            done(written);
+        })
     }
 
-    /// The object that writers will want next, and that is not there yet.
+    /// The object that the writer will want next, and that is not there yet.
     fn expected(&self, offset: u64, len: u32) -> Option<ObjectIndex> {
         let head = self.head();
-        let size = head.info.object_size();
+        let (size, end) = (head.info.object_size(), offset + u64::from(len));
         // Those whose first byte is written.
-        let begun = offset.div_ceil(size)..(offset + u64::from(len)).div_ceil(size);
-        let in_volume = begun.end < head.info.object_count();
-        if begun.is_empty() || !self.streams.note(&begun) || !in_volume {
+        let begun = offset.div_ceil(size)..end.div_ceil(size);
+        if begun.is_empty() || !self.ahead.note(&begun) {
             return None;
         }
+        // A writer that has reached the next one already makes it itself.
+        let is_ahead = end % size != 0 && begun.end < head.info.object_count();
         let next = ObjectIndex(u32::try_from(begun.end).ok()?);
-        head.map.get(next).is_none().then_some(next)
+        (is_ahead && head.map.get(next).is_none()).then_some(next)
     }
 
-    /// Makes the object of an empty slot.
+    /// Makes the object of an empty slot, unless somebody wants it already.
     async fn make_empty(&self, index: ObjectIndex) -> Result<(), FsError> {
-        let guard = self.guard(index).await?;
-        let seen = self.certain_slot(index).await?;
-        if seen.1.is_some() {
+        if !self.ahead.is_expected(index) {
             return Ok(());
         }
-        self.settle(seen.0, index).await?;
+        let guard = self.guard(index).await?;
+        let seen = self.certain_slot(index).await?;
+        // Whoever writes there waits for what lingers; those who sync now should not.
+        if seen.1.is_some() || self.lingers(seen.0, index).await? {
+            return Ok(());
+        }
         let block = Chunk {
             index,
             offset: 0,
             len: BLOCK,
         };
         if let Err(error) = self.create(seen, block, zeros(BLOCK), &guard).await {
+            if matches!(error, ClientError::Lost { .. }) {
+                // No error tells the next writer that it may still run.
+                self.client.settle().await;
+            }
             guard.leave_with(&error);
             return Err(self.failed(error));
         }
         self.publish(seen.0, index, guard).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Begins objects; returns those that made the next one expected.
+    fn begin(ahead: &Ahead, objects: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        objects
+            .into_iter()
+            .filter(|&object| ahead.note(&(object..object + 1)))
+            .collect()
+    }
+
+    #[test]
+    fn the_next_object_is_expected_from_the_sixteenth_on() {
+        let ahead = Ahead::default();
+        assert_eq!(begin(&ahead, 100..118), [115, 116, 117]);
+        assert!(ahead.note(&(118..121)));
+        assert!(ahead.is_expected(ObjectIndex(121)));
+        assert!(!ahead.is_expected(ObjectIndex(120)));
+    }
+
+    #[test]
+    fn what_is_begun_again_ends_no_run() {
+        let ahead = Ahead::default();
+        // A journal's head, and somebody who was here before.
+        begin(&ahead, [3; 100]);
+        begin(&ahead, [20]);
+        assert!(begin(&ahead, 0..15).is_empty());
+        begin(&ahead, [14, 14]);
+        begin(&ahead, [3; 100]);
+        assert_eq!(begin(&ahead, 15..25), Vec::from_iter(15..25));
+    }
+
+    #[test]
+    fn others_who_begin_objects_do_not_displace_a_long_run() {
+        let ahead = Ahead::default();
+        begin(&ahead, 0..15);
+        begin(&ahead, (0..1000).map(|number| 1000 + 2 * number));
+        assert_eq!(begin(&ahead, [15]), [15]);
+        assert_eq!(ahead.streams().len(), MAX_STREAMS);
     }
 }

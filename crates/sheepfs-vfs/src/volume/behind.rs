@@ -412,6 +412,17 @@ impl Volume {
     /// # Errors
     /// As [`Volume::flush`], as far as it is known.
     pub(crate) async fn flush_while_reachable(&self, known: Losses) -> Result<(), FsError> {
+        self.while_reachable(self.settle_behind()).await;
+        self.settle_while_reachable().await;
+        self.lost_since(known)
+    }
+
+    /// Waits for what nobody has asked for: objects that are made ahead.
+    pub(crate) async fn settle_while_reachable(&self) {
+        self.while_reachable(self.ahead.settle()).await;
+    }
+
+    async fn while_reachable(&self, work: impl Future<Output = ()>) {
         let unreachable = async {
             while self.client.peer().is_some() {
                 tokio::time::sleep(LOOK_PAUSE).await;
@@ -419,10 +430,9 @@ impl Volume {
         };
         tokio::select! {
             biased;
-            () = self.settle_behind() => {}
+            () = work => {}
             () = unreachable => {}
         }
-        self.lost_since(known)
     }
 
     fn lost_since(&self, known: Losses) -> Result<(), FsError> {

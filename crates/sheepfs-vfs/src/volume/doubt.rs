@@ -170,6 +170,7 @@ impl Volume {
     /// cluster does not answer.
     pub async fn reread(&self) -> Result<(), FsError> {
         self.usable()?;
+        self.ahead.settle().await;
         for _ in 0..REREAD_TRIES {
             self.check().await?;
             let (vid, changes, idle) = {

@@ -294,26 +294,36 @@ impl Volume {
     /// Waits until an object without a slot is gone, so that it can be made.
     /// The caller holds the slot's guard and has just asked for the slot.
     ///
-    /// One whose slot was cleared is given time to go. Shortly after the volume
-    /// was attached any object may be one that an earlier user cleared. What
-    /// stays was left over by a crash, and making it replaces it.
+    /// One whose slot was cleared is given time to go. What stays was left over
+    /// by a crash, and making it replaces it.
     pub(super) async fn settle(&self, vid: Vid, index: ObjectIndex) -> Result<(), FsError> {
         let cleared = self.reclaimed().get(&(vid, index)).copied();
-        if cleared.is_none() && (self.opened.elapsed() > RECLAIM_TIMEOUT || self.info().hypervolume)
-        {
-            return Ok(());
-        }
         let deadline = match cleared {
             Some(when) => when + RECLAIM_TIMEOUT,
             None => Instant::now() + LEFT_OVER_AFTER,
         };
         let mut pause = RECLAIM_PAUSES.0;
-        while self.exists(vid, index).await? && Instant::now() < deadline {
+        while self.lingers(vid, index).await? && Instant::now() < deadline {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RECLAIM_PAUSES.1);
         }
         self.reclaimed().remove(&(vid, index));
         Ok(())
+    }
+
+    /// True while an object without a slot is there that may still go.
+    ///
+    /// Shortly after the volume was attached any object may be one that an
+    /// earlier user cleared.
+    pub(super) async fn lingers(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
+        let cleared = self.reclaimed().contains_key(&(vid, index));
+        let attached_lately = self.opened.elapsed() <= RECLAIM_TIMEOUT;
+        let suspected = cleared || (attached_lately && !self.info().hypervolume);
+        if suspected && self.exists(vid, index).await? {
+            return Ok(true);
+        }
+        self.reclaimed().remove(&(vid, index));
+        Ok(false)
     }
 
     /// Waits a moment for all objects whose slots were cleared to go, so that

@@ -56,7 +56,7 @@ impl Volume {
             Ok(accepted) => accepted,
             Err(error) => return done(Err(error)),
         };
-        self.look_ahead(offset, len);
+        let done = self.look_ahead(offset, len, done);
         let token = self.begin_write();
         let volume = self.arc();
         let Some((vid, chunk)) = self.in_place(offset, len) else {
@@ -132,7 +132,7 @@ impl Volume {
     }
 
     /// The one object of a range, when the volume owns it already.
-    fn in_place(&self, offset: u64, len: u32) -> Option<(Vid, Chunk)> {
+    pub(super) fn in_place(&self, offset: u64, len: u32) -> Option<(Vid, Chunk)> {
         let head = self.head();
         let mut parts = chunks(offset, u64::from(len), head.info.object_shift);
         match (parts.next(), parts.next()) {

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, Client, VdiSelector};
-use sheep_proto::{ObjectKind, Oid, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Volume};
-use tokio::sync::Notify;
+use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
+use sheepfs_vfs::{FsError, Ino, LockMode, OpenMode, Tree, TreeConfig, Volume};
+use tokio::sync::{Notify, oneshot};
 
 use crate::moments::Moment;
 use crate::support::{Cluster, open, open_version, pattern, read_all, tag, unique_name};
@@ -129,6 +131,18 @@ async fn nothing_is_made_for_writers_that_do_not_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_writer_of_whole_objects_makes_them_itself() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("ahead-whole", 24 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    for object in 0..RUN + 4 {
+        let written = volume.write_at(object * MIB, pattern(1, 1 << 20)).await;
+        assert_eq!(written.unwrap(), 1 << 20);
+    }
+    assert_eq!(allocated(&volume).await, RUN + 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_copied_ahead() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-base", 24 * MIB).await;
@@ -159,11 +173,29 @@ async fn what_somebody_else_has_made_meanwhile_is_left_alone() {
     assert_begun(&cluster, &name, RUN + 1).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_may_still_go_is_not_made_ahead() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("ahead-lingers", 24 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    let next = Oid::data(volume.info().vid, ObjectIndex(16));
+    let left_over = Call::create_object(next, 0, pattern(9, 100), None);
+    cluster.client.call(left_over).await.unwrap();
+    begin(&volume, 0..RUN).await;
+    assert_eq!(allocated(&volume).await, RUN);
+    begin(&volume, [RUN]).await;
+    volume.close().await.unwrap();
+    assert_begun(&cluster, &name, RUN + 1).await;
+}
+
 const MOMENTS: [Moment; 3] = [Moment::Data, Moment::Index, Moment::Question];
 
-/// A volume whose object ahead is being made; the request waits for the signal.
-async fn being_made(cluster: &Cluster, moment: Moment) -> (VdiName, Arc<Volume>, Arc<Notify>) {
-    let name = cluster.create("ahead-moment", 24 * MIB).await;
+/// A client whose request of that moment, for the object behind the run, is
+/// held back once the switch is on, see [`Cluster::client_held_at`].
+async fn held_client(
+    cluster: &Cluster,
+    moment: Moment,
+) -> (Client, Arc<AtomicBool>, Arc<Notify>, Arc<Notify>) {
     let armed = Arc::new(AtomicBool::new(false));
     let arm = Arc::clone(&armed);
     let (client, held, release) = cluster
@@ -172,6 +204,13 @@ async fn being_made(cluster: &Cluster, moment: Moment) -> (VdiName, Arc<Volume>,
             moment.is(call) && !before && armed.load(Ordering::Acquire)
         })
         .await;
+    (client, arm, held, release)
+}
+
+/// A volume whose object ahead is being made; the request waits for the signal.
+async fn being_made(cluster: &Cluster, moment: Moment) -> (VdiName, Arc<Volume>, Arc<Notify>) {
+    let name = cluster.create("ahead-moment", 24 * MIB).await;
+    let (client, arm, held, release) = held_client(cluster, moment).await;
     let volume = open(&client, &name).await;
     begin(&volume, 0..RUN - 1).await;
     // The last one of the run is there, so that only the next is to be made.
@@ -179,8 +218,23 @@ async fn being_made(cluster: &Cluster, moment: Moment) -> (VdiName, Arc<Volume>,
     volume.write_at(last + 4096, pattern(0, 1)).await.unwrap();
     arm.store(true, Ordering::Release);
     begin(&volume, [RUN - 1]).await;
-    held.notified().await;
+    soon(held.notified()).await;
     (name, volume, release)
+}
+
+/// What must happen by itself.
+async fn soon<T>(event: impl Future<Output = T>) -> T {
+    let event = tokio::time::timeout(Duration::from_secs(20), event);
+    event.await.expect("it happens")
+}
+
+/// Checks that something waits for the signal, and gives it.
+async fn waits_for<T>(release: &Notify, event: impl Future<Output = T>) -> T {
+    tokio::pin!(event);
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut event);
+    assert!(early.await.is_err(), "it does not wait");
+    release.notify_one();
+    soon(event).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,30 +242,68 @@ async fn a_write_that_comes_while_its_object_is_made_ahead_stays() {
     let cluster = Cluster::start().await;
     for moment in MOMENTS {
         let (name, volume, release) = being_made(&cluster, moment).await;
-        let write = begin(&volume, [RUN]);
-        tokio::pin!(write);
-        // One that goes past the maker would not wait for it.
-        let waits = tokio::time::timeout(std::time::Duration::from_millis(50), &mut write);
-        assert!(waits.await.is_err(), "{moment:?}");
-        release.notify_one();
-        write.await;
+        waits_for(&release, begin(&volume, [RUN])).await;
         volume.close().await.unwrap();
         assert_begun(&cluster, &name, RUN + 1).await;
     }
 }
 
+/// Another host may be the next to write, and a late object would wipe that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detach_waits_for_the_object_that_is_made_ahead() {
+async fn nothing_is_being_made_once_a_volume_was_synced_closed_or_read_anew() {
+    type End = fn(&Volume) -> BoxFuture<'_, Result<(), FsError>>;
+    let ends: [End; 3] = [
+        |volume| Box::pin(volume.sync()),
+        |volume| Box::pin(volume.close()),
+        |volume| Box::pin(volume.reread()),
+    ];
     let cluster = Cluster::start().await;
     for moment in MOMENTS {
-        let (name, volume, release) = being_made(&cluster, moment).await;
-        let close = volume.close();
-        tokio::pin!(close);
-        let waits = tokio::time::timeout(std::time::Duration::from_millis(50), &mut close);
-        assert!(waits.await.is_err(), "{moment:?}");
-        release.notify_one();
-        close.await.unwrap();
+        for end in ends {
+            let (name, volume, release) = being_made(&cluster, moment).await;
+            waits_for(&release, end(&volume)).await.unwrap();
+            let other = open(&cluster.client, &name).await;
+            assert_eq!(allocated(&other).await, RUN + 1, "{moment:?}");
+            begin(&other, [RUN]).await;
+            assert_begun(&cluster, &name, RUN + 1).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_being_made_once_a_file_was_closed() {
+    let cluster = Cluster::start().await;
+    for page_cache in [false, true] {
+        let name = cluster.create("ahead-file", 24 * MIB).await;
+        let (client, arm, held, release) = held_client(&cluster, Moment::Data).await;
+        let config = TreeConfig {
+            page_cache,
+            object_cache: false,
+            read_only: false,
+            lock: LockMode::Auto,
+        };
+        let tree = Tree::new(client, config);
+        tree.attach(name.as_bytes()).await.unwrap();
+        let volumes = tree.lookup(Ino::ROOT, b"volume").await.unwrap();
+        let file = tree.lookup(volumes.ino, name.as_bytes()).await.unwrap();
+        let mode = OpenMode {
+            read: true,
+            write: true,
+        };
+        let handle = tree.open(file.ino, mode).await.unwrap().handle;
+        arm.store(true, Ordering::Release);
+        for object in 0..RUN {
+            let (done, written) = oneshot::channel();
+            let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
+            tree.write(handle, object * MIB, pattern(1, 100), false, done);
+            assert_eq!(soon(written).await.unwrap().unwrap(), 100);
+        }
+        // Gathered writes go out by themselves after a moment.
+        soon(held.notified()).await;
+        waits_for(&release, tree.flush(handle)).await.unwrap();
         assert_begun(&cluster, &name, RUN).await;
+        tree.release(handle);
+        tree.detach(name.as_bytes()).await.unwrap();
     }
 }
 
@@ -229,6 +321,32 @@ async fn a_snapshot_while_an_object_is_made_ahead_hurts_neither() {
         let snapshot = open_version(&cluster.client, selector).await;
         let behind = snapshot.read_at(RUN * MIB, 1 << 20).await.unwrap();
         assert!(behind.iter().all(|&byte| byte == 0), "{moment:?}");
+    }
+}
+
+/// The last of the space is for what somebody writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_object_there_is_room_for_goes_to_the_writer() {
+    let cluster = Cluster::start().await;
+    for _ in 0..20 {
+        let name = cluster.create("ahead-room", 24 * MIB).await;
+        let room = AtomicU64::new(RUN);
+        let client = cluster
+            .client_through(|inner| {
+                Faulty::new(inner, move |call| {
+                    let full = creates(call) && {
+                        let less = |room: u64| room.checked_sub(1);
+                        let taken = room.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+                        taken.is_err()
+                    };
+                    full.then_some(Fault::Refuse(ResultCode::NoSpace))
+                })
+            })
+            .await;
+        let volume = open(&client, &name).await;
+        begin(&volume, 0..RUN).await;
+        volume.close().await.unwrap();
+        assert_begun(&cluster, &name, RUN).await;
     }
 }
 

@@ -210,6 +210,10 @@ impl<F: Fn(&Call) -> Option<BoxFuture<'static, ()>> + Send + Sync> Gateway for H
         self.inner.address()
     }
 
+    fn peer(&self) -> Option<SocketAddr> {
+        self.inner.peer()
+    }
+
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         self.inner.move_to(address)
     }
