@@ -38,7 +38,7 @@ const BLOCK: u32 = 4096;
 /// Where writers are heading, and what is made ahead of them.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    /// Whoever was seen last is the last.
+    /// Whoever has not been seen for longest comes first, and goes first.
     streams: Mutex<Vec<Stream>>,
     under_way: WriteTracker,
 }
@@ -74,8 +74,7 @@ impl Ahead {
         };
         streams.retain(|stream| stream.next != begun.start && stream.next != begun.end);
         if streams.len() == MAX_STREAMS {
-            let shortest = (0..MAX_STREAMS).min_by_key(|&at| streams[at].run);
-            shortest.map(|at| streams.remove(at));
+            streams.remove(0);
         }
         streams.push(Stream {
             next: begun.end,
@@ -201,11 +200,18 @@ mod tests {
     }
 
     #[test]
-    fn others_who_begin_objects_do_not_displace_a_long_run() {
+    fn as_many_writers_as_there_is_room_for_are_followed() {
         let ahead = Ahead::default();
-        begin(&ahead, 0..15);
-        begin(&ahead, (0..1000).map(|number| 1000 + 2 * number));
-        assert_eq!(begin(&ahead, [15]), [15]);
+        // Long ago.
+        for writer in 1000..1000 + MAX_STREAMS as u64 {
+            begin(&ahead, writer * 1000..writer * 1000 + 50);
+        }
+        for object in 0..20 {
+            for writer in 0..MAX_STREAMS as u64 {
+                let expected = begin(&ahead, [writer * 100 + object]);
+                assert_eq!(expected.is_empty(), object < 15, "object {object}");
+            }
+        }
         assert_eq!(ahead.streams().len(), MAX_STREAMS);
     }
 }
