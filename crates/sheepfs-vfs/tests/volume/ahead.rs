@@ -8,11 +8,11 @@ use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Ino, LockMode, OpenMode, Tree, TreeConfig, Volume};
+use sheepfs_vfs::{FsError, Volume};
 use tokio::sync::{Notify, oneshot};
 
 use crate::moments::Moment;
-use crate::support::{Cluster, open, open_version, pattern, read_all, tag, unique_name};
+use crate::support::{Cluster, attached, open, open_version, pattern, read_all, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
 /// Objects that a writer begins before one is made ahead of it.
@@ -276,21 +276,8 @@ async fn nothing_is_being_made_once_a_file_was_closed() {
     for page_cache in [false, true] {
         let name = cluster.create("ahead-file", 24 * MIB).await;
         let (client, arm, held, release) = held_client(&cluster, Moment::Data).await;
-        let config = TreeConfig {
-            page_cache,
-            object_cache: false,
-            read_only: false,
-            lock: LockMode::Auto,
-        };
-        let tree = Tree::new(client, config);
-        tree.attach(name.as_bytes()).await.unwrap();
-        let volumes = tree.lookup(Ino::ROOT, b"volume").await.unwrap();
-        let file = tree.lookup(volumes.ino, name.as_bytes()).await.unwrap();
-        let mode = OpenMode {
-            read: true,
-            write: true,
-        };
-        let handle = tree.open(file.ino, mode).await.unwrap().handle;
+        let (tree, file, mode) = attached(client, &name, page_cache).await;
+        let handle = tree.open(file, mode).await.unwrap().handle;
         arm.store(true, Ordering::Release);
         for object in 0..RUN {
             let (done, written) = oneshot::channel();

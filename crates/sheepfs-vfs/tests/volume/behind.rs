@@ -11,10 +11,10 @@ use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Ino, LockMode, OpenMode, Tree, TreeConfig, Volume};
+use sheepfs_vfs::{FsError, Volume};
 use tokio::sync::{oneshot, watch};
 
-use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag};
+use crate::support::{Cluster, Hold, attached, open, open_version, pattern, read_all, tag};
 
 const MIB: u64 = 1 << 20;
 const SMALL: u64 = 4096;
@@ -187,22 +187,9 @@ async fn every_handle_is_told_of_what_was_lost_while_it_was_open() {
     let cluster = Cluster::start().await;
     let name = filled(&cluster, "behind-handles", MIB).await;
     let (client, failing) = failing_client(&cluster).await;
-    let config = TreeConfig {
-        page_cache: true,
-        object_cache: false,
-        read_only: false,
-        lock: LockMode::Auto,
-    };
-    let tree = Tree::new(client, config);
-    tree.attach(name.as_bytes()).await.unwrap();
-    let volumes = tree.lookup(Ino::ROOT, b"volume").await.unwrap();
-    let file = tree.lookup(volumes.ino, name.as_bytes()).await.unwrap();
-    let mode = OpenMode {
-        read: true,
-        write: true,
-    };
-    let writer = tree.open(file.ino, mode).await.unwrap().handle;
-    let other = tree.open(file.ino, mode).await.unwrap().handle;
+    let (tree, file, mode) = attached(client, &name, true).await;
+    let writer = tree.open(file, mode).await.unwrap().handle;
+    let other = tree.open(file, mode).await.unwrap().handle;
     let (done, taken) = oneshot::channel();
     let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
     tree.write(writer, 0, pattern(5, 4096), false, done);
@@ -220,7 +207,7 @@ async fn every_handle_is_told_of_what_was_lost_while_it_was_open() {
         tree.sync(handle).await.unwrap();
     }
     // It is nobody else's business.
-    let later = tree.open(file.ino, mode).await.unwrap().handle;
+    let later = tree.open(file, mode).await.unwrap().handle;
     tree.flush(later).await.unwrap();
     tree.sync(later).await.unwrap();
     for handle in [writer, other, later] {

@@ -16,7 +16,7 @@ use sheep_client::{
 };
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
-use sheepfs_vfs::{Volume, VolumeOptions};
+use sheepfs_vfs::{Ino, LockMode, OpenMode, Tree, TreeConfig, Volume, VolumeOptions};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
@@ -166,6 +166,32 @@ pub(crate) async fn open_version(client: &Client, selector: VdiSelector) -> Arc<
     Volume::open(client.clone(), selector, options)
         .await
         .expect("the VDI is there")
+}
+
+/// A tree with a volume attached, the volume's file, and how to open it.
+pub(crate) async fn attached(
+    client: Client,
+    name: &VdiName,
+    page_cache: bool,
+) -> (Arc<Tree>, Ino, OpenMode) {
+    let config = TreeConfig {
+        page_cache,
+        object_cache: false,
+        read_only: false,
+        lock: LockMode::Auto,
+    };
+    let tree = Tree::new(client, config);
+    tree.attach(name.as_bytes())
+        .await
+        .expect("it can be attached");
+    let volumes = tree.lookup(Ino::ROOT, b"volume").await;
+    let volumes = volumes.expect("every tree has it").ino;
+    let file = tree.lookup(volumes, name.as_bytes()).await;
+    let mode = OpenMode {
+        read: true,
+        write: true,
+    };
+    (tree, file.expect("it was attached").ino, mode)
 }
 
 /// Everything the volume holds.
