@@ -5,8 +5,7 @@ use std::thread;
 
 use crate::client::{Client, OBJECT_LEN, Sheep, based_on, data_oid, field, object, sized};
 use sheep_proto::cluster::parse_epoch_log;
-use sheep_proto::limits::{CLUSTER_INFO_LEN, INODE_LEN, NODE_LIST_LEN, VDI_STATE_LEN};
-use sheep_proto::vdi_state::{LockState, VdiState};
+use sheep_proto::limits::{CLUSTER_INFO_LEN, INODE_LEN, NODE_LIST_LEN};
 use sheep_proto::{
     ClusterFlags, ClusterRequest, Oid, Opcode, RequestBody, RequestFlags, ResultCode, VdiRequest,
     Vid,
@@ -157,26 +156,6 @@ fn repeating_an_inherited_entry_harms_nobody() {
         assert_eq!(client.bytes(data_oid(old, 1), 0, 1), b"1");
         assert_eq!(client.bytes(data_oid(old, 0), 0, 1), b"0");
     });
-}
-
-#[test]
-fn references_are_counted_again_after_a_restart() {
-    let sheep = Sheep::in_directory();
-    let mut client = sheep.connect();
-    let old = client.new_vdi("demo");
-    client.first_write(old, 0, b"0");
-    client.first_write(old, 900_000, b"far");
-    let new = client.snapshot("demo", old, "one");
-    drop(client);
-    let sheep = sheep.restart();
-    let mut client = sheep.connect();
-    assert_eq!(client.set_slot(new, 0, None), ResultCode::Success);
-    assert_eq!(client.bytes(data_oid(old, 0), 0, 1), b"0");
-    assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "one", 0).vid(), old);
-    assert!(!client.exists(data_oid(old, 0)));
-    assert_eq!(client.bytes(data_oid(old, 900_000), 0, 3), b"far");
-    assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "", 0).vid(), new);
-    assert!(!client.exists(data_oid(old, 900_000)));
 }
 
 #[test]
@@ -338,102 +317,6 @@ fn discard_clears_the_entry_and_refuses_snapshots() {
         let unknown = data_oid(Vid::new(0x999).unwrap(), 0);
         assert_eq!(client.discard(unknown), ResultCode::NoObj);
     });
-}
-
-fn lock(client: &mut Client, lock_type: u32) -> ResultCode {
-    let body = RequestBody::Vdi(VdiRequest {
-        lock_type: lock_type.into(),
-        ..VdiRequest::default()
-    });
-    let name = field("demo");
-    client
-        .tell(Opcode::LockVdi, RequestFlags::empty(), body, &name)
-        .result()
-}
-
-fn release(client: &mut Client, vid: Vid, lock_type: u32) -> ResultCode {
-    let body = RequestBody::Vdi(VdiRequest {
-        base_vdi_id: vid.get().into(),
-        lock_type: lock_type.into(),
-        ..VdiRequest::default()
-    });
-    client.ask(Opcode::ReleaseVdi, 0, body).result()
-}
-
-fn lock_state(client: &mut Client) -> LockState {
-    let answer = client.ask(Opcode::GetVdiCopies, VDI_STATE_LEN, RequestBody::NONE);
-    VdiState::parse_list(&answer.payload).unwrap()[0].lock_state()
-}
-
-#[test]
-fn locks_belong_to_the_node_and_survive_the_connection() {
-    const NORMAL: u32 = 0;
-    const SHARED: u32 = 1;
-    for (_store, sheep) in Sheep::on_both_stores() {
-        let client = &mut sheep.connect();
-        let vid = client.new_vdi("demo");
-        assert_eq!(lock(client, NORMAL), ResultCode::Success);
-        assert_eq!(
-            lock(client, NORMAL),
-            ResultCode::Success,
-            "no locking, no locks"
-        );
-        assert_eq!(
-            client.format(ClusterFlags::USE_LOCK, 1),
-            ResultCode::Success
-        );
-        assert_eq!(client.new_vdi("demo"), vid);
-        assert_eq!(lock(client, 7), ResultCode::VdiLocked);
-        assert_eq!(lock_state(client), LockState::Unlocked);
-        for (held, other, state) in [
-            (NORMAL, SHARED, LockState::Locked),
-            (SHARED, NORMAL, LockState::Shared),
-        ] {
-            assert_eq!(lock(&mut sheep.connect(), held), ResultCode::Success);
-            assert_eq!(lock_state(client), state);
-            assert_eq!(lock(client, held), ResultCode::VdiLocked);
-            assert_eq!(lock(client, other), ResultCode::VdiLocked);
-            assert_eq!(release(client, vid, other), ResultCode::Success);
-            assert_eq!(lock_state(client), state, "the wrong type releases nothing");
-            assert_eq!(release(client, vid, held), ResultCode::Success);
-            assert_eq!(lock_state(client), LockState::Unlocked);
-        }
-    }
-}
-
-#[test]
-fn what_was_answered_is_there_after_a_restart() {
-    let sheep = Sheep::in_directory();
-    let mut client = sheep.connect();
-    let old = client.new_vdi("demo");
-    client.first_write(old, 0, b"old");
-    let new = client.snapshot("demo", old, "one");
-    client.copy_on_write(new, old, 0, b"new");
-    client.new_vdi("gone");
-    client.on_vdi(Opcode::DelVdi, "gone", "", 0).vid();
-    let info = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
-    let (used, deleted) = (
-        client.vids(Opcode::ReadVdis),
-        client.vids(Opcode::ReadDelVdis),
-    );
-    drop(client);
-    let sheep = sheep.restart();
-    let mut client = sheep.connect();
-    assert_eq!(client.vids(Opcode::ReadVdis), used);
-    assert_eq!(client.vids(Opcode::ReadDelVdis), deleted);
-    assert_eq!(
-        client.on_vdi(Opcode::GetVdiInfo, "demo", "one", 0).vid(),
-        old
-    );
-    assert_eq!(client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid(), new);
-    assert_eq!(client.bytes(data_oid(old, 0), 0, 3), b"old");
-    assert_eq!(client.bytes(data_oid(new, 0), 0, 3), b"new");
-    assert_eq!(
-        client.write(data_oid(old, 0), 0, b"x"),
-        ResultCode::ReadOnly
-    );
-    let again = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
-    assert_eq!(again.payload[..48], info.payload[..48]);
 }
 
 #[test]
@@ -621,40 +504,4 @@ fn no_acknowledged_index_update_is_lost_to_a_snapshot() {
             assert_eq!(client.slot(vid, index), Some(vid));
         }
     }
-}
-
-#[test]
-fn a_full_store_says_so_and_goes_on() {
-    let sheep = Sheep::start(None, |config| config.memory_limit = 1 << 20);
-    let client = &mut sheep.connect();
-    let vid = client.new_vdi("demo");
-    let big = vec![1; 2 << 20];
-    assert_eq!(
-        client.create(data_oid(vid, 0), 0, &big),
-        ResultCode::NoSpace
-    );
-    assert!(!client.exists(data_oid(vid, 0)));
-    client.first_write(vid, 0, b"small");
-    assert_eq!(client.write(data_oid(vid, 0), 0, &big), ResultCode::NoSpace);
-    assert_eq!(client.discard(data_oid(vid, 0)), ResultCode::Success);
-    assert_eq!(
-        client.create(data_oid(vid, 0), 0, &big[..900_000]),
-        ResultCode::Success
-    );
-}
-
-#[test]
-fn two_servers_do_not_share_a_directory() {
-    let sheep = Sheep::in_directory();
-    let config = sheep_embedded::Config::new(sheep_embedded::StoreKind::Directory(
-        sheep.path().to_path_buf(),
-    ));
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let error = runtime
-        .block_on(sheep_embedded::Server::start(config))
-        .unwrap_err();
-    assert!(
-        error.to_string().ends_with("is in use by another server"),
-        "{error}"
-    );
 }

@@ -8,5 +8,7 @@ mod crash;
 mod faults;
 mod hostile;
 mod kills;
+mod locks;
 mod model;
 mod program;
+mod storage;
