@@ -1,6 +1,7 @@
 //! Names to files, and what can be done with them.
 
 mod attach;
+mod open_files;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
@@ -13,15 +14,13 @@ use sheep_client::{Client, ClientError};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::attributes::{
-    AllocateMode, Attributes, Capacity, Entry, FileKind, Invalidation, OpenMode, Opened, SeekTo,
-};
+use crate::attributes::{Attributes, Capacity, Entry, FileKind, Invalidation};
 use crate::error::FsError;
-use crate::handle::{Caching, Handles, OpenFile};
-use crate::ino::{HandleId, Ino};
+use crate::handle::Handles;
+use crate::ino::Ino;
 use crate::node::{Directory, FIXED, Fixed, Node, Setting};
 use crate::report::{Format, Report, SharedReport};
-use crate::volume::{Done, Volume};
+use crate::volume::Volume;
 
 /// How long the kernel may believe that a fixed entry is there.
 const FIXED_FOR: Duration = Duration::from_secs(3600);
@@ -286,176 +285,12 @@ impl Tree {
         self.attributes(ino).await
     }
 
-    /// Opens a file. A report's text is made now and stays as it is for the handle.
-    ///
-    /// # Errors
-    /// `Access` to write a report, `ReadOnly` to write a snapshot, `Cluster`
-    /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
-    pub async fn open(&self, ino: Ino, mode: OpenMode) -> Result<Opened, FsError> {
-        let node = self.node(ino)?;
-        let caching = match &node {
-            Node::Volume(volume) if self.settings().page_cache => Caching::from_now_on(volume),
-            _ => Caching::Direct,
-        };
-        let direct_io = matches!(caching, Caching::Direct);
-        let file = match node {
-            Node::Directory(_) => return Err(FsError::IsDirectory),
-            Node::Report(..) if mode.write => return Err(FsError::Access),
-            Node::Report(report, format) => {
-                let text = self.reports[&(report, format)].fresh().await;
-                OpenFile::Text(text.map_err(FsError::Cluster)?)
-            }
-            Node::Command(command) => OpenFile::Command(command),
-            Node::Setting(setting) => OpenFile::Setting(setting, self.setting_text(setting)),
-            Node::Volume(volume) => {
-                if mode.write && !volume.is_writable() {
-                    return Err(FsError::ReadOnly(volume.selector().to_string()));
-                }
-                if self.handles.is_open(ino) {
-                    volume.refresh().await?;
-                } else {
-                    volume.reread().await?;
-                }
-                OpenFile::Volume(volume, caching)
-            }
-        };
-        // Held so that the volume is not detached between look and entry.
-        let attached = self.attached();
-        if matches!(file, OpenFile::Volume(..)) && !attached.by_ino.contains_key(&ino) {
-            return Err(FsError::NoEntry);
-        }
-        Ok(Opened {
-            handle: self.handles.insert(ino, file),
-            direct_io,
-        })
-    }
-
     fn setting_text(&self, setting: Setting) -> Bytes {
         let switch = |on| Bytes::from_static(if on { b"1\n" } else { b"0\n" });
         match setting {
             Setting::PageCache => switch(self.settings().page_cache),
             Setting::ObjectCache => switch(self.settings().object_cache),
             Setting::SheepInfo => Bytes::from(format!("{}\n", self.client.address())),
-        }
-    }
-
-    /// Reads up to `len` bytes at byte `offset` and runs `done` with them;
-    /// fewer at the end of the file, none behind it. Does not block.
-    pub fn read(&self, handle: HandleId, offset: u64, len: u32, done: Done<Bytes>) {
-        match self.handles.get(handle) {
-            None => done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume, _)) => volume.read(offset, len, done),
-            Some(OpenFile::Text(text) | OpenFile::Setting(_, text)) => {
-                let start = usize::try_from(offset)
-                    .unwrap_or(usize::MAX)
-                    .min(text.len());
-                let end = start.saturating_add(len as usize).min(text.len());
-                done(Ok(text.slice(start..end)));
-            }
-            Some(OpenFile::Command(_)) => done(Ok(Bytes::new())),
-        }
-    }
-
-    /// Writes `data` at byte `offset` and runs `done` with the number of bytes
-    /// taken. Does not block. A command file takes one line, at any offset. What
-    /// is written to a cached volume may still be on its way then, unless the
-    /// write is `direct`.
-    pub fn write(
-        self: &Arc<Self>,
-        handle: HandleId,
-        offset: u64,
-        data: Bytes,
-        direct: bool,
-        done: Done<u32>,
-    ) {
-        let file = match self.handles.get(handle) {
-            None => return done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume, caching)) => {
-                return match caching {
-                    Caching::Cached(_) if !direct => volume.write_behind(offset, data, done),
-                    Caching::Cached(_) | Caching::Direct => volume.write(offset, data, done),
-                };
-            }
-            Some(OpenFile::Text(_)) => return done(Err(FsError::Access)),
-            Some(file) => file,
-        };
-        let tree = Arc::clone(self);
-        self.runtime.spawn(async move {
-            let outcome = match file {
-                OpenFile::Command(command) => tree.command(command, &data).await,
-                OpenFile::Setting(setting, _) => tree.change_setting(setting, &data).await,
-                OpenFile::Volume(..) | OpenFile::Text(_) => Err(FsError::BadHandle),
-            };
-            done(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
-        });
-    }
-
-    /// Waits until everything written before is as durable as the cluster makes it.
-    ///
-    /// # Errors
-    /// `BadHandle`, and as [`Volume::sync`].
-    pub async fn sync(&self, handle: HandleId) -> Result<(), FsError> {
-        match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, caching) => caching.sync(&volume).await,
-            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
-        }
-    }
-
-    /// Waits until everything written before is on the cluster, or no sheep is
-    /// reachable, as close(2) does.
-    ///
-    /// # Errors
-    /// `BadHandle`, and as [`Volume::flush`].
-    pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
-        match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, caching) => caching.flush(&volume).await,
-            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
-        }
-    }
-
-    /// Forgets a handle.
-    pub fn release(&self, handle: HandleId) {
-        self.handles.remove(handle);
-    }
-
-    /// Allocates or zeroes a range of a volume.
-    ///
-    /// # Errors
-    /// `Unsupported` on other files, `PastEnd` to allocate behind the end, and
-    /// as [`Volume::punch_hole`].
-    pub async fn allocate(
-        &self,
-        handle: HandleId,
-        mode: AllocateMode,
-        offset: u64,
-        len: u64,
-    ) -> Result<(), FsError> {
-        let volume = self.open_volume(handle)?;
-        match mode {
-            AllocateMode::Allocate if !volume.is_writable() => {
-                Err(FsError::ReadOnly(volume.selector().to_string()))
-            }
-            AllocateMode::Allocate if offset.saturating_add(len) > volume.size() => {
-                Err(FsError::PastEnd(offset.saturating_add(len)))
-            }
-            // Space is taken when it is written, as the cluster does it.
-            AllocateMode::Allocate => Ok(()),
-            AllocateMode::PunchHole | AllocateMode::ZeroRange => {
-                volume.punch_hole(offset, len).await
-            }
-        }
-    }
-
-    /// Finds data or a hole in a volume, from byte `offset` on.
-    ///
-    /// # Errors
-    /// `Unsupported` on other files, `NothingThere`.
-    pub async fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
-        let volume = self.open_volume(handle)?;
-        volume.settle_behind().await;
-        match to {
-            SeekTo::Data => volume.next_data(offset),
-            SeekTo::Hole => volume.next_hole(offset),
         }
     }
 
@@ -468,15 +303,6 @@ impl Tree {
             Node::Volume(volume) => Ok(volume.facts()),
             Node::Directory(_) | Node::Report(..) | Node::Command(_) | Node::Setting(_) => {
                 Ok(Vec::new())
-            }
-        }
-    }
-
-    fn open_volume(&self, handle: HandleId) -> Result<Arc<Volume>, FsError> {
-        match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, _) => Ok(volume),
-            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => {
-                Err(FsError::Unsupported)
             }
         }
     }
