@@ -72,6 +72,10 @@ impl MadeDirectory {
         match fs::create_dir(path) {
             Ok(()) => Ok(Some(Self(path.into()))),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => anyhow::bail!(
+                "cannot make mountpoint {}: its parent does not exist: make it with `mkdir -p`",
+                path.display()
+            ),
             Err(error) => {
                 Err(error).with_context(|| format!("cannot make mountpoint {}", path.display()))
             }
