@@ -20,7 +20,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
-use sheep_client::ClientError;
 use sheep_proto::ObjectIndex;
 
 use super::{Done, Volume, zeros};
@@ -155,10 +154,6 @@ impl Volume {
             len: BLOCK,
         };
         if let Err(error) = self.create(seen, block, zeros(BLOCK), &guard).await {
-            if matches!(error, ClientError::Lost { .. }) {
-                // No error tells the next writer that it may still run.
-                self.client.settle().await;
-            }
             guard.leave_with(&error);
             return Err(self.failed(error));
         }

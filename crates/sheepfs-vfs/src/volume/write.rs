@@ -250,6 +250,7 @@ impl Volume {
         })
     }
 
+    /// Makes an object, a copy of the one in the slot, and writes to it.
     pub(super) async fn create(
         &self,
         (vid, owner): (Vid, Option<Vid>),
@@ -260,10 +261,12 @@ impl Volume {
         let source = owner.map(|owner| Oid::data(owner, chunk.index));
         let oid = Oid::data(vid, chunk.index);
         let call = Call::create_object(oid, chunk.offset, data, source);
-        self.client
-            .call(call.holding(Arc::clone(guard) as _))
-            .await
-            .map(drop)
+        let created = self.client.call(call.holding(Arc::clone(guard) as _)).await;
+        if matches!(created, Err(ClientError::Lost { .. })) {
+            // It may still run, and would wipe what the guard's next holder writes.
+            self.client.settle().await;
+        }
+        created.map(drop)
     }
 
     /// Sets the slot of an object that was just made under `vid`.
@@ -350,12 +353,13 @@ impl Volume {
         index: ObjectIndex,
         guard: &SharedGuard,
     ) -> Result<(), ClientError> {
-        let source = Oid::data(from, index);
-        let call = Call::create_object(Oid::data(to, index), 0, Bytes::new(), Some(source));
-        self.client
-            .call(call.holding(Arc::clone(guard) as _))
+        let nothing = Chunk {
+            index,
+            offset: 0,
+            len: 0,
+        };
+        self.create((to, Some(from)), nothing, Bytes::new(), guard)
             .await
-            .map(drop)
     }
 }
 

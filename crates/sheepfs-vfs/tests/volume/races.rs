@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::support::{Cluster, open, open_version, pattern, read_all, tag, unique_name};
+use crate::support::{
+    Cluster, Hold, SETTLE_TIME, open, open_version, pattern, read_all, tag, unique_name,
+};
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, VdiSelector};
 use sheep_proto::limits::INODE_HEADER_LEN;
@@ -120,6 +122,42 @@ async fn snapshots_under_a_writer_lose_no_acknowledged_write() {
             );
         }
     }
+}
+
+/// The connection dies, the sheep does not: it makes the object later on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_made_late_does_not_wipe_what_the_next_writer_wrote() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("made-late", MIB).await;
+    let (late, first) = (cluster.client.clone(), AtomicBool::new(true));
+    let client = cluster
+        .client_through(|inner| {
+            let faulty = Faulty::new(inner, move |call| {
+                let creates = call.opcode() == Opcode::CreateAndWriteObj;
+                if !creates || !first.swap(false, Ordering::AcqRel) {
+                    return None;
+                }
+                let (late, oid) = (late.clone(), call.name().oid?);
+                tokio::spawn(async move {
+                    tokio::time::sleep(SETTLE_TIME / 3).await;
+                    let again = Call::create_object(oid, 0, pattern(1, 100), None);
+                    late.call(again).await.unwrap();
+                });
+                Some(Fault::LoseBefore)
+            });
+            Hold {
+                inner: Arc::new(faulty),
+                until: |_call: &Call| None,
+            }
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    let lost = volume.write_at(0, pattern(1, 100)).await.unwrap_err();
+    assert!(lost.to_string().contains("lost sheep"), "{lost}");
+    volume.write_at(500, pattern(2, 100)).await.unwrap();
+    tokio::time::sleep(SETTLE_TIME).await;
+    let other = open(&cluster.client, &name).await;
+    assert_eq!(other.read_at(500, 100).await.unwrap(), pattern(2, 100));
 }
 
 /// A write of index entries.

@@ -204,6 +204,9 @@ pub(crate) async fn read_all(volume: &Volume) -> Vec<u8> {
         .to_vec()
 }
 
+/// How long a lost call may still run here.
+pub(crate) const SETTLE_TIME: Duration = Duration::from_millis(300);
+
 /// A gateway that holds calls back until what the test returned for them is done.
 pub(crate) struct Hold<F> {
     pub(crate) inner: Arc<dyn Gateway>,
@@ -238,6 +241,10 @@ impl<F: Fn(&Call) -> Option<BoxFuture<'static, ()>> + Send + Sync> Gateway for H
 
     fn peer(&self) -> Option<SocketAddr> {
         self.inner.peer()
+    }
+
+    fn settle_time(&self) -> Duration {
+        SETTLE_TIME
     }
 
     fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
