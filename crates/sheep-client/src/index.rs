@@ -80,16 +80,25 @@ impl Client {
         let bytes = self
             .read_object(Oid::inode(vid), offset, count * SLOT_LEN)
             .await?;
-        bytes
-            .chunks_exact(SLOT_LEN as usize)
-            .map(|slot| {
-                let raw = u32::from_le_bytes(slot.try_into().expect("four bytes"));
-                match Vid::new(raw) {
-                    None if raw != 0 => Err(bad_index(vid, "an owner that is no VID")),
-                    owner => Ok(owner),
-                }
-            })
-            .collect()
+        parse_slots(vid, &bytes)
+    }
+
+    /// Reads slots as [`Client::read_slots`] does and runs `done` with them where
+    /// the answer is read. Does not block.
+    pub fn submit_slots(
+        &self,
+        vid: Vid,
+        first: ObjectIndex,
+        count: u32,
+        done: impl FnOnce(Result<Vec<Option<Vid>>, ClientError>) + Send + 'static,
+    ) {
+        let offset = match slots_offset(first, count) {
+            Ok(offset) => offset,
+            Err(error) => return done(Err(error)),
+        };
+        self.submit_read(Oid::inode(vid), offset, count * SLOT_LEN, move |read| {
+            done(read.and_then(|bytes| parse_slots(vid, &bytes)));
+        });
     }
 
     /// Writes the slots of a run of objects from `first` on.
@@ -174,6 +183,19 @@ impl Client {
         }
         Ok(self.read_tree(vdi).await?.slot(index))
     }
+}
+
+fn parse_slots(vid: Vid, bytes: &[u8]) -> Result<Vec<Option<Vid>>, ClientError> {
+    bytes
+        .chunks_exact(SLOT_LEN as usize)
+        .map(|slot| {
+            let raw = u32::from_le_bytes(slot.try_into().expect("four bytes"));
+            match Vid::new(raw) {
+                None if raw != 0 => Err(bad_index(vid, "an owner that is no VID")),
+                owner => Ok(owner),
+            }
+        })
+        .collect()
 }
 
 /// Offset of a run of slots in the inode object.

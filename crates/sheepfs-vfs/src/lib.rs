@@ -24,7 +24,6 @@ mod error;
 mod handle;
 mod index_writer;
 mod ino;
-mod inode_map;
 mod node;
 pub mod report;
 mod slot_guard;

@@ -83,6 +83,11 @@ impl SlotGuards {
         self.slots().is_empty()
     }
 
+    /// True while somebody makes or clears the object, or waits for that.
+    pub(crate) fn is_locked(&self, index: ObjectIndex) -> bool {
+        self.slots().contains_key(&index)
+    }
+
     fn forget_if_unused(&self, index: ObjectIndex) {
         let mut slots = self.slots();
         // Clones are only made under the lock held here: the last one is ours.

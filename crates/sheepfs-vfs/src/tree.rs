@@ -236,7 +236,7 @@ impl Tree {
                     blocks: volume.allocated() / 512,
                     permissions: if volume.is_writable() { 0o644 } else { 0o444 },
                     modified: volume.modified(),
-                    cacheable: CHANGING_FOR,
+                    cacheable: volume.fresh_for(),
                 }
             }
         })

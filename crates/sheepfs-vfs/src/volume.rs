@@ -24,16 +24,16 @@ mod ahead;
 mod behind;
 mod doubt;
 mod facts;
-mod published;
+mod object_map;
 mod punch;
 mod read;
-mod refresh;
 mod reload;
+mod revalidate;
+mod slot_query;
 mod write;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -46,11 +46,11 @@ use tokio::time::Instant;
 use self::ahead::Ahead;
 use self::behind::Behind;
 pub use self::behind::Losses;
-use self::doubt::Doubts;
-use self::published::PublishedSlots;
+use self::object_map::{ObjectMap, Owners};
+use self::revalidate::Freshness;
+use self::slot_query::SlotQueries;
 use crate::error::FsError;
 use crate::index_writer::IndexWriter;
-use crate::inode_map::InodeMap;
 use crate::slot_guard::SlotGuards;
 use crate::write_tracker::WriteTracker;
 
@@ -81,33 +81,28 @@ pub struct Volume {
     /// Guards of the objects that a reload brings over, while those who wait
     /// for it hold the others.
     moving: Arc<SlotGuards>,
-    published: Mutex<PublishedSlots>,
-    doubts: Doubts,
     index_writer: Arc<IndexWriter>,
     writes: WriteTracker,
     behind: Behind,
     ahead: Ahead,
-    /// Objects whose slots were cleared, when, and that the server may not have
-    /// removed yet; they must not be made before it has.
-    reclaimed: Mutex<BTreeMap<(Vid, ObjectIndex), Instant>>,
     /// A write was begun since the last sync.
     dirty: AtomicBool,
     /// The VDI is gone; nothing may be read or written any more.
     stale: AtomicBool,
     opened: Instant,
-    checked: Mutex<Instant>,
-    /// A look at the VDI that someone's stat started is under way.
-    checking: AtomicBool,
+    header_asked: Freshness,
+    index_asked: Freshness,
+    slot_queries: SlotQueries,
     /// One look for a snapshot at a time: who comes second waits for its answer.
     syncing: tokio::sync::Mutex<()>,
-    modified: Mutex<Option<SystemTime>>,
+    modified: Mutex<SystemTime>,
 }
 
 /// The VDI behind a volume at the moment, and its index.
 #[derive(Debug)]
 struct Head {
     info: VdiInfo,
-    map: InodeMap,
+    map: ObjectMap,
 }
 
 /// How to attach a VDI.
@@ -131,26 +126,33 @@ impl Head {
             return Ok(None);
         };
         if !info.hypervolume {
-            let map = Self::load_map(client, &info).await?;
+            let owners = read_index(client, &info).await?;
+            let map = ObjectMap::new(vid, owners);
             return Ok(Some((Self { info, map }, None)));
         }
-        let mut map = InodeMap::default();
         let tree = client.read_tree(&info).await?;
-        let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
-        tree.slots()
-            .filter(|&(index, _)| inside(index))
-            .for_each(|(index, owner)| map.set(index, Some(owner)));
+        let map = ObjectMap::new(vid, tree_owners(&tree, &info));
         Ok(Some((Self { info, map }, Some(tree))))
     }
+}
 
-    /// Reads a flat index.
-    async fn load_map(client: &Client, info: &VdiInfo) -> Result<InodeMap, ClientError> {
-        let mut map = InodeMap::default();
-        client
-            .for_each_slot(info, |index, owner| map.set(index, Some(owner)))
-            .await?;
-        Ok(map)
-    }
+/// Reads a flat index.
+async fn read_index(client: &Client, info: &VdiInfo) -> Result<Owners, ClientError> {
+    let mut owners = Owners::default();
+    client
+        .for_each_slot(info, |index, owner| owners.set(index, Some(owner)))
+        .await?;
+    Ok(owners)
+}
+
+/// The slots of a hypervolume that lie inside it.
+fn tree_owners(tree: &IndexTree, info: &VdiInfo) -> Owners {
+    let mut owners = Owners::default();
+    let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
+    tree.slots()
+        .filter(|&(index, _)| inside(index))
+        .for_each(|(index, owner)| owners.set(index, Some(owner)));
+    owners
 }
 
 impl Volume {
@@ -171,6 +173,10 @@ impl Volume {
         let locked = options.lock && working && !options.read_only;
         let (head, tree) = Self::find_and_load(&client, &selector, locked).await?;
         let writable = working && !options.read_only;
+        let modified = match head.info.snap_ctime {
+            0 => SystemTime::now(),
+            snapped => UNIX_EPOCH + Duration::from_secs(packed_seconds(snapped)),
+        };
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
             index_writer: IndexWriter::new(client.clone(), tree),
@@ -184,19 +190,17 @@ impl Volume {
             lock_asked: tokio::sync::Mutex::default(),
             guards: Arc::default(),
             moving: Arc::default(),
-            published: Mutex::default(),
-            doubts: Doubts::default(),
             opened: Instant::now(),
             syncing: tokio::sync::Mutex::default(),
             writes: WriteTracker::default(),
             behind: Behind::default(),
             ahead: Ahead::default(),
-            reclaimed: Mutex::default(),
             dirty: AtomicBool::new(false),
             stale: AtomicBool::new(false),
-            checked: Mutex::new(Instant::now()),
-            checking: AtomicBool::new(false),
-            modified: Mutex::new(None),
+            header_asked: Freshness::default(),
+            index_asked: Freshness::default(),
+            slot_queries: SlotQueries::default(),
+            modified: Mutex::new(modified),
         }))
     }
 
@@ -264,18 +268,11 @@ impl Volume {
         head.map.allocated().saturating_mul(head.info.object_size())
     }
 
-    /// When it was last written through this volume, else when the VDI was
-    /// made or became a snapshot.
+    /// When it was attached, last written through this volume, or seen to have
+    /// been changed by others, whichever is latest: what others did before cannot
+    /// be known, and a backup must not skip it. A snapshot's is when it was taken.
     pub fn modified(&self) -> SystemTime {
-        let written = *self.modified.lock().expect("no one panics with the time");
-        written.unwrap_or_else(|| {
-            let head = self.head();
-            let packed = match head.info.snap_ctime {
-                0 => head.info.create_time,
-                snapped => snapped,
-            };
-            UNIX_EPOCH + Duration::from_secs(packed_seconds(packed))
-        })
+        *self.modified.lock().expect("no one panics with the time")
     }
 
     /// Returns once every write that was acknowledged before is as durable as
@@ -307,7 +304,7 @@ impl Volume {
     async fn look_for_snapshot(&self) -> Result<(), FsError> {
         let asked = Instant::now();
         self.check().await?;
-        self.published().seen_working(asked);
+        self.head_mut().map.retire_commits(asked);
         Ok(())
     }
 
@@ -355,7 +352,7 @@ impl Volume {
         }
         let shift = head.info.object_shift;
         let start = u32::try_from(offset >> shift).map_err(|_| FsError::NothingThere(offset))?;
-        match head.map.owned(ObjectIndex(start)..).next() {
+        match head.map.allocated_from(ObjectIndex(start)..).next() {
             Some((index, _)) => match u64::from(index.0) << shift {
                 at if at >= head.info.size => Err(FsError::NothingThere(offset)),
                 at => Ok(at.max(offset)),
@@ -377,7 +374,7 @@ impl Volume {
         let shift = head.info.object_shift;
         let first = u32::try_from(offset >> shift).map_err(|_| FsError::NothingThere(offset))?;
         let mut index = u64::from(first);
-        for (owned, _) in head.map.owned(ObjectIndex(first)..) {
+        for (owned, _) in head.map.allocated_from(ObjectIndex(first)..) {
             if u64::from(owned.0) != index {
                 break;
             }
@@ -395,11 +392,15 @@ impl Volume {
         self.head().info.vid
     }
 
+    fn head_mut(&self) -> std::sync::RwLockWriteGuard<'_, Head> {
+        self.head.write().expect("no one panics with the head")
+    }
+
     /// The attached VID and the owner of an object, of one moment.
     fn slot(&self, index: ObjectIndex) -> Result<(Vid, Option<Vid>), FsError> {
         self.usable()?;
         let head = self.head();
-        Ok((head.info.vid, head.map.get(index)))
+        Ok((head.info.vid, head.map.owner(index)))
     }
 
     fn usable(&self) -> Result<(), FsError> {
@@ -420,14 +421,6 @@ impl Volume {
             volume: self.selector.to_string(),
             source: error.into(),
         }
-    }
-
-    fn published(&self) -> MutexGuard<'_, PublishedSlots> {
-        self.published.lock().expect("no one panics with the slots")
-    }
-
-    fn reclaimed(&self) -> MutexGuard<'_, BTreeMap<(Vid, ObjectIndex), Instant>> {
-        self.reclaimed.lock().expect("no one panics with the set")
     }
 
     fn arc(&self) -> Arc<Self> {

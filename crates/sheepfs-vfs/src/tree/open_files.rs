@@ -38,11 +38,7 @@ impl Tree {
                 if mode.write && !volume.is_writable() {
                     return Err(FsError::ReadOnly(volume.selector().to_string()));
                 }
-                if self.handles.is_open(ino) {
-                    volume.refresh().await?;
-                } else {
-                    volume.reread().await?;
-                }
+                volume.reread().await?;
                 OpenFile::Volume(volume, caching)
             }
         };
@@ -171,6 +167,7 @@ impl Tree {
     pub async fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
         let volume = self.open_volume(handle)?;
         volume.settle_behind().await;
+        volume.refresh().await?;
         match to {
             SeekTo::Data => volume.next_data(offset),
             SeekTo::Hole => volume.next_hole(offset),

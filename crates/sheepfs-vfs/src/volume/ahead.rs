@@ -134,7 +134,7 @@ impl Volume {
         // A writer that has reached the next one already makes it itself.
         let is_ahead = end % size != 0 && begun.end < head.info.object_count();
         let next = ObjectIndex(u32::try_from(begun.end).ok()?);
-        (is_ahead && head.map.get(next).is_none()).then_some(next)
+        (is_ahead && head.map.owner(next).is_none()).then_some(next)
     }
 
     /// Makes the object of an empty slot, unless somebody wants it already.

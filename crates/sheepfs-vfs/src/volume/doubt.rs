@@ -6,17 +6,16 @@
 //! until then, since it may have been set all the same; who reads meanwhile
 //! asks the cluster as well, or would see a failed write come and go.
 
-use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use sheep_client::{ClientError, WhichVersion};
+use sheep_client::ClientError;
 use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::time::Instant;
 
-use super::{Head, Volume};
+use super::Volume;
+use super::object_map::Slot;
 use crate::error::FsError;
 use crate::slot_guard::{SharedGuard, SlotGuards};
 
@@ -29,33 +28,6 @@ const GUARD_TIMEOUT: Duration = Duration::from_secs(240);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two looks for them.
 const IDLE_PAUSE: Duration = Duration::from_millis(20);
-/// How often the index is read again when it changes while it is read.
-const REREAD_TRIES: u32 = 8;
-
-/// The slots in doubt.
-#[derive(Debug, Default)]
-pub(super) struct Doubts {
-    slots: Mutex<BTreeSet<ObjectIndex>>,
-    /// Whether there are any, for those who ask with every read.
-    any: AtomicBool,
-}
-
-impl Doubts {
-    fn change<T>(&self, change: impl FnOnce(&mut BTreeSet<ObjectIndex>) -> T) -> T {
-        let mut slots = self.slots.lock().expect("no one panics with the slots");
-        let changed = change(&mut slots);
-        self.any.store(!slots.is_empty(), Ordering::Release);
-        changed
-    }
-
-    fn contains(&self, index: ObjectIndex) -> bool {
-        self.any.load(Ordering::Acquire) && self.change(|slots| slots.contains(&index))
-    }
-
-    fn within(&self, range: RangeInclusive<ObjectIndex>) -> Vec<ObjectIndex> {
-        self.change(|slots| slots.range(range).copied().collect())
-    }
-}
 
 impl Volume {
     /// The right to make an object.
@@ -108,8 +80,11 @@ impl Volume {
         index: ObjectIndex,
     ) -> Result<(Vid, Option<Vid>), FsError> {
         loop {
-            let info = self.info();
-            if info.hypervolume && !self.is_doubted(index) {
+            let (info, slot) = {
+                let head = self.head();
+                (head.info.clone(), head.map.slot(index))
+            };
+            if info.hypervolume && !matches!(slot, Slot::InDoubt { .. }) {
                 // Its index is one tree, which this volume keeps in step.
                 return self.slot(index);
             }
@@ -125,29 +100,10 @@ impl Volume {
                     continue;
                 }
             }
-            let mut head = self.head.write().expect("no one panics with the head");
-            if head.info.vid == info.vid {
-                if head.map.get(index) != owner {
-                    head.map.set(index, owner);
-                    self.published().forget(index);
-                }
-                self.doubts.change(|slots| slots.remove(&index));
-                if owner.is_some() {
-                    // The clearing of it has failed.
-                    self.reclaimed().remove(&(info.vid, index));
-                }
+            if self.head_mut().map.resolve(info.vid, index, owner).is_ok() {
                 return Ok((info.vid, owner));
             }
         }
-    }
-
-    /// Remembers that a slot may not be what memory says.
-    pub(super) fn doubt(&self, index: ObjectIndex) {
-        self.doubts.change(|slots| slots.insert(index));
-    }
-
-    pub(super) fn is_doubted(&self, index: ObjectIndex) -> bool {
-        self.doubts.contains(index)
     }
 
     /// Asks for the slots in doubt between two objects, both included.
@@ -155,53 +111,12 @@ impl Volume {
         &self,
         range: RangeInclusive<ObjectIndex>,
     ) -> Result<(), FsError> {
-        for index in self.doubts.within(range) {
+        let in_doubt = self.head().map.in_doubt(range);
+        for index in in_doubt {
             let _guard = self.guard(index).await?;
             self.certain_slot(index).await?;
         }
         Ok(())
-    }
-
-    /// Reads the index again: the volume was not open, and someone else may
-    /// have written to the VDI.
-    ///
-    /// # Errors
-    /// `Stale` when the VDI was deleted or rolled back, `VolumeIo` when the
-    /// cluster does not answer.
-    pub async fn reread(&self) -> Result<(), FsError> {
-        self.usable()?;
-        self.ahead.settle().await;
-        for _ in 0..REREAD_TRIES {
-            self.check().await?;
-            let (vid, changes, idle) = {
-                let head = self.head();
-                (head.info.vid, head.map.changes(), self.guards.is_idle())
-            };
-            // A write that was made meanwhile knows better, and one under way is
-            // seen apart by the cluster and the map.
-            let is_as_before = |head: &Head| {
-                let unchanged = head.info.vid == vid && head.map.changes() == changes;
-                unchanged && idle && self.guards.is_idle()
-            };
-            let loaded = Head::load(&self.client, vid).await;
-            let (new, tree) = match loaded {
-                Ok(Some(loaded)) => loaded,
-                Ok(None) => continue,
-                // What a writer changes meanwhile need not fit together.
-                Err(ClientError::Malformed { .. }) if !is_as_before(&self.head()) => continue,
-                Err(error) => return Err(self.failed(error)),
-            };
-            if new.info.is_snapshot() && self.selector.which == WhichVersion::Working {
-                continue;
-            }
-            let mut head = self.head.write().expect("no one panics with the head");
-            if is_as_before(&head) && self.index_writer.replace_tree(tree) {
-                head.map.replace(new.map);
-                return Ok(());
-            }
-        }
-        // Writers are at work here, so the index in memory is the newest.
-        self.usable()
     }
 }
 

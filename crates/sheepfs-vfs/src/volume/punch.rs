@@ -76,8 +76,12 @@ impl Volume {
         };
         let len = len.min(size.saturating_sub(offset));
         let object_of = |byte: u64| ObjectIndex(u32::try_from(byte >> shift).unwrap_or(u32::MAX));
-        self.settle_doubts(object_of(offset)..=object_of(offset + len.saturating_sub(1)))
-            .await?;
+        if len == 0 {
+            return Ok(());
+        }
+        let range = object_of(offset)..=object_of(offset + len - 1);
+        self.revalidate_range(range.clone()).await?;
+        self.settle_doubts(range).await?;
         let object_end = |index: ObjectIndex| (u64::from(index.0) + 1) << shift;
         let mut whole = Vec::new();
         for chunk in self.held_chunks(offset, len, shift) {
@@ -107,7 +111,7 @@ impl Volume {
             return Vec::new();
         };
         let head = self.head();
-        let held = head.map.owned(first.index..).map(|(index, _)| {
+        let held = head.map.allocated_from(first.index..).map(|(index, _)| {
             let start = (u64::from(index.0) << shift).max(offset);
             let end = ((u64::from(index.0) + 1) << shift).min(offset + len);
             chunks(start, end.saturating_sub(start), shift).next()
@@ -134,11 +138,7 @@ impl Volume {
             let vid = self.vid();
             // A hole before it is one in the cluster, and when that fails, too:
             // a write makes the object again instead of trusting a lost one.
-            self.head
-                .write()
-                .expect("no one panics with the head")
-                .map
-                .set(index, None);
+            self.head_mut().map.remove(index);
             let request = Arc::clone(&guard);
             if let Err(error) = self.index_writer.discard(vid, index, request).await {
                 guard.leave_with(&error);
@@ -174,12 +174,16 @@ impl Volume {
             }
             // Holes here before they are holes in the cluster: a reload must
             // not take a slot that is being cleared for one that was lost.
-            let Some(held) = self.forget_slots(vid, indexes) else {
+            let Ok(held) = self.head_mut().map.unmap(vid, indexes) else {
                 continue;
             };
             if let Err(error) = self.clear_slots(vid, &held, &guards).await {
-                // Cleared or not, nobody knows.
-                held.iter().for_each(|&(index, _)| self.doubt(index));
+                let mut head = self.head_mut();
+                for &(index, _) in &held {
+                    // When the head has moved on, the update cannot reach it.
+                    let _moved = head.map.mark_in_doubt(vid, index);
+                }
+                drop(head);
                 guards.iter().for_each(|guard| guard.leave_with(&error));
                 return Err(self.failed(error));
             }
@@ -194,34 +198,12 @@ impl Volume {
         Err(FsError::Frozen(self.selector.to_string()))
     }
 
-    /// Turns objects into holes in memory and returns their owners; `None` when
-    /// the volume has left `vid`.
-    fn forget_slots(&self, vid: Vid, indexes: &[ObjectIndex]) -> Option<Vec<(ObjectIndex, Vid)>> {
-        let mut head = self.head.write().expect("no one panics with the head");
-        if head.info.vid != vid {
-            return None;
-        }
-        let owner = |&index| Some((index, head.map.get(index)?));
-        let held: Vec<_> = indexes.iter().filter_map(owner).collect();
-        let mut published = self.published();
-        for &(index, _) in &held {
-            head.map.set(index, None);
-            published.forget(index);
-        }
-        drop(published);
-        Some(held)
-    }
-
     async fn clear_slots(
         &self,
         vid: Vid,
         held: &[(ObjectIndex, Vid)],
         guards: &[SharedGuard],
     ) -> Result<(), ClientError> {
-        let own = held.iter().filter(|&&(_, owner)| owner == vid);
-        let now = Instant::now();
-        self.reclaimed()
-            .extend(own.map(|&(index, _)| ((vid, index), now)));
         let runs = held
             .chunk_by(|a, b| a.0.0 + 1 == b.0.0)
             .map(|run| async move {
@@ -297,7 +279,7 @@ impl Volume {
     /// One whose slot was cleared is given time to go. What stays was left over
     /// by a crash, and making it replaces it.
     pub(super) async fn settle(&self, vid: Vid, index: ObjectIndex) -> Result<(), FsError> {
-        let cleared = self.reclaimed().get(&(vid, index)).copied();
+        let cleared = self.head().map.reclaiming_since(vid, index);
         let deadline = match cleared {
             Some(when) => when + RECLAIM_TIMEOUT,
             None => Instant::now() + LEFT_OVER_AFTER,
@@ -307,7 +289,7 @@ impl Volume {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RECLAIM_PAUSES.1);
         }
-        self.reclaimed().remove(&(vid, index));
+        self.head_mut().map.reclaimed(vid, index);
         Ok(())
     }
 
@@ -316,22 +298,25 @@ impl Volume {
     /// Shortly after the volume was attached any object may be one that an
     /// earlier user cleared.
     pub(super) async fn lingers(&self, vid: Vid, index: ObjectIndex) -> Result<bool, FsError> {
-        let cleared = self.reclaimed().contains_key(&(vid, index));
+        let cleared = self.head().map.reclaiming_since(vid, index).is_some();
         let attached_lately = self.opened.elapsed() <= RECLAIM_TIMEOUT;
         let suspected = cleared || (attached_lately && !self.info().hypervolume);
         if suspected && self.exists(vid, index).await? {
             return Ok(true);
         }
-        self.reclaimed().remove(&(vid, index));
+        self.head_mut().map.reclaimed(vid, index);
         Ok(false)
     }
 
     /// Waits a moment for all objects whose slots were cleared to go, so that
     /// whoever attaches the VDI next need not.
     pub(super) async fn settle_all(&self) {
-        let cleared: Vec<_> = self.reclaimed().keys().copied().collect();
+        let (vid, cleared) = {
+            let head = self.head();
+            (head.info.vid, head.map.reclaiming())
+        };
         let settled = stream::iter(cleared)
-            .map(|(vid, index)| self.settle(vid, index))
+            .map(|index| self.settle(vid, index))
             .buffer_unordered(PARALLEL_CHUNKS)
             .collect::<Vec<_>>();
         if tokio::time::timeout(LEFT_OVER_AFTER, settled)

@@ -21,8 +21,8 @@ use sheep_client::{ClientError, VdiInfo};
 use sheep_proto::{ObjectIndex, ResultCode, Vid};
 use tokio::time::Instant;
 
-use super::published::PublishedSlots;
-use super::{Head, PARALLEL_CHUNKS, Volume, is_read_only};
+use super::object_map::Owners;
+use super::{PARALLEL_CHUNKS, Volume, is_read_only, read_index};
 use crate::error::FsError;
 use crate::index_writer::Published;
 
@@ -91,6 +91,7 @@ impl Volume {
             }
             if moved? {
                 tracing::info!("{} was snapshotted: VDI {old} -> {to}", self.selector);
+                self.changed_elsewhere();
                 return Ok(());
             }
         }
@@ -129,11 +130,11 @@ impl Volume {
     ) -> Result<bool, FsError> {
         let (descends, map) = tokio::join!(
             self.check_descent(&info, descendants),
-            Head::load_map(&self.client, &info)
+            read_index(&self.client, &info)
         );
         descends?;
         let map = map.map_err(|error| self.failed(error))?;
-        self.reconcile(old, &mut Head { info, map }).await
+        self.reconcile(old, info, map).await
     }
 
     /// Locks the new working VDI, which a snapshot leaves unlocked; false when
@@ -196,29 +197,22 @@ impl Volume {
 
     /// Brings over what `new` lacks and makes it the volume's VDI; false when
     /// it became a snapshot itself meanwhile.
-    async fn reconcile(&self, old: Vid, new: &mut Head) -> Result<bool, FsError> {
-        let to = new.info.vid;
+    async fn reconcile(
+        &self,
+        old: Vid,
+        info: VdiInfo,
+        mut owners: Owners,
+    ) -> Result<bool, FsError> {
+        let to = info.vid;
         let mut brought = Vec::new();
         loop {
-            let missing: Vec<(ObjectIndex, Option<Vid>)> = {
-                let mut head = self.head.write().expect("no one panics with the head");
-                let mut published = self.published();
-                // What the new index shows as it was before this volume set it.
-                // Anything else was done by someone else since, and stays.
-                let lacks = |&(index, before): &(ObjectIndex, Option<Vid>)| {
-                    head.map.get(index) == Some(old) && new.map.get(index) == before
-                };
-                let missing: Vec<_> = published.iter().filter(lacks).collect();
+            let missing = {
+                let mut head = self.head_mut();
+                let missing = head.map.missing_in(&owners);
                 if missing.is_empty() {
-                    // Under the same locks, or an update in between would be forgotten.
-                    head.info = new.info.clone();
-                    head.map.replace(std::mem::take(&mut new.map));
-                    *published = PublishedSlots::default();
-                    brought
-                        .iter()
-                        .for_each(|&(index, before)| published.note(index, before));
-                    // They were the old VDI's, and it makes no objects any more.
-                    self.reclaimed().clear();
+                    // Under the same lock, or a commit in between would be forgotten.
+                    head.info = info;
+                    head.map.switch_head(to, owners, brought);
                     return Ok(true);
                 }
                 missing
@@ -240,7 +234,7 @@ impl Volume {
                 }
             }
             for &(index, _) in &missing {
-                new.map.set(index, Some(to));
+                owners.set(index, Some(to));
             }
             brought.extend(missing);
         }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::doubt::is_absent;
+use super::object_map::HeadMoved;
 use super::read::MAX_MOVES;
 use super::reload::PATIENCE;
 use super::{Done, PARALLEL_CHUNKS, Volume, is_read_only};
@@ -136,7 +137,7 @@ impl Volume {
         let head = self.head();
         let mut parts = chunks(offset, u64::from(len), head.info.object_shift);
         match (parts.next(), parts.next()) {
-            (Some(only), None) if head.map.get(only.index) == Some(head.info.vid) => {
+            (Some(only), None) if head.map.owner(only.index) == Some(head.info.vid) => {
                 Some((head.info.vid, only))
             }
             _ => None,
@@ -172,7 +173,7 @@ impl Volume {
     }
 
     pub(super) fn written(&self) {
-        *self.modified.lock().expect("no one panics with the time") = Some(SystemTime::now());
+        *self.modified.lock().expect("no one panics with the time") = SystemTime::now();
     }
 
     async fn write_chunk(&self, mut chunk: Chunk, mut data: Bytes) -> Result<(), FsError> {
@@ -287,34 +288,27 @@ impl Volume {
             let published = match published {
                 Ok(published) => published,
                 Err(error) => {
-                    // It may be set all the same.
-                    self.doubt(index);
+                    // When the head has moved on, the update cannot reach it.
+                    let _moved = self.head_mut().map.mark_in_doubt(vid, index);
                     guard.leave_with(&error);
                     return Err(self.failed(error));
                 }
             };
-            let moved = {
-                let mut head = self.head.write().expect("no one panics with the head");
-                let before = head.map.get(index);
-                if head.info.vid == vid {
-                    head.map.set(index, Some(vid));
-                    let mut slots = self.published();
-                    slots.note(index, before);
-                    if published == Published::Working {
-                        slots.seen_working(Instant::now());
-                    }
-                    None
-                } else {
-                    Some((head.info.vid, before))
+            let committed = {
+                let mut head = self.head_mut();
+                let committed = head.map.commit(vid, index);
+                if committed.is_ok() && published == Published::Working {
+                    head.map.retire_commits(Instant::now());
                 }
+                committed
             };
-            match moved {
-                None if published == Published::Working => return Ok(()),
-                // Now that the slot is known here, reloading looks after it.
-                None => return self.reload(vid).await,
-                // The new working VDI has inherited the object.
-                Some((_, owner)) if owner == Some(vid) => return Ok(()),
-                Some((new, _)) => vid = self.carry_over(vid, new, index, &guard).await?,
+            match committed {
+                Ok(()) if published == Published::Working => return Ok(()),
+                // Now that the slot is known here, following the head brings it along.
+                Ok(()) => return self.reload(vid).await,
+                // The new head has inherited the object.
+                Err(HeadMoved { owner, .. }) if owner == Some(vid) => return Ok(()),
+                Err(HeadMoved { to, .. }) => vid = self.carry_over(vid, to, index, &guard).await?,
             }
         }
     }

@@ -75,6 +75,24 @@ impl Checker {
         )
     }
 
+    /// The same moment for a client that hears of discards of some cells only
+    /// when the cluster has deleted the object: what a cell held before it was
+    /// discarded counts, too.
+    pub(crate) fn before_discards(
+        &self,
+        Since(mut moments): Since,
+        of: impl IntoIterator<Item = usize>,
+    ) -> Since {
+        let cells = self.cells();
+        for cell in of {
+            let count = &mut moments[cell].0;
+            while *count > 1 && cells[cell].acknowledged[*count - 1] == 0 {
+                *count -= 1;
+            }
+        }
+        Since(moments)
+    }
+
     /// Checks what was found in a cell by someone who began to look at `since`.
     pub(crate) fn check(&self, cell: usize, since: &Since, found: &[u8], where_: &str) {
         let numbers: BTreeSet<u64> = found

@@ -23,6 +23,11 @@ const OBJECTS: usize = 5;
 /// Objects behind them, in some runs, that one writer begins one after the other:
 /// so many that the volume makes the next ones ahead.
 const STREAM: usize = 22;
+/// Objects behind all these: one that nobody uses, and one that another host
+/// writes. What the stream's writer has made ahead does not reach it.
+const OTHER_HOST: usize = 2;
+/// After another client's snapshot reads may be as old as this.
+const HEAD_AGE: Duration = Duration::from_secs(1);
 /// The first number that is written, by whoever is first.
 const TEMPLATE: u64 = 1;
 const WRITERS: usize = 4;
@@ -73,6 +78,8 @@ struct World {
     name: VdiName,
     checker: Checker,
     layout: Layout,
+    /// Whether somebody takes snapshots.
+    snapshots: bool,
     /// Held to read by who writes into an object, to write by who frees it.
     objects: Vec<RwLock<()>>,
     /// Objects that are being freed, or were at the crash.
@@ -103,10 +110,12 @@ impl World {
         let streams = dice.one_in(4);
         let hypervolume = dice.one_in(4);
         let layout = Layout {
-            objects: OBJECTS + if streams { STREAM } else { 0 },
+            objects: OBJECTS + if streams { STREAM } else { 0 } + OTHER_HOST,
             hypervolume,
         };
+        let snapshots = !hypervolume && !dice.one_in(3);
         let world = Arc::new(Self {
+            snapshots,
             name: VdiName::new("disk").unwrap(),
             checker: Checker::new(layout.cells()),
             layout,
@@ -136,6 +145,12 @@ impl World {
             writers.spawn(Arc::clone(&world).write_often(Arc::clone(&volume), writer));
         }
         writers.spawn(Arc::clone(&world).read_often(Arc::clone(&volume)));
+        let other = world.client(4).await;
+        let other = world.open(&other, &world.name).await;
+        writers.spawn(Arc::clone(&world).read_elsewhere(Arc::clone(&other)));
+        if !hypervolume {
+            writers.spawn(Arc::clone(&world).write_elsewhere(other));
+        }
         if streams {
             writers.spawn(Arc::clone(&world).write_on_and_on(Arc::clone(&volume)));
         }
@@ -283,7 +298,7 @@ impl World {
     async fn administer(self: Arc<Self>) -> Vec<(SnapshotTag, Since)> {
         let client = self.client(2).await;
         let mut tags = Vec::new();
-        if self.layout.hypervolume || self.dice.one_in(3) {
+        if !self.snapshots {
             return tags;
         }
         while !self.over.load(Ordering::Relaxed) && tags.len() < 8 {
@@ -332,8 +347,12 @@ impl World {
     /// Looks at everything once more, through the volume, and closes it.
     async fn check_own(&self, volume: &Volume) {
         volume.sync().await.unwrap();
-        self.check_all(volume, &self.checker.now(), "the same volume")
-            .await;
+        tokio::time::sleep(HEAD_AGE).await;
+        let all = 0..self.layout.cells();
+        let elsewhere = all.filter(|&cell| object_of(cell) == self.layout.objects - 1);
+        let since = self.checker.now();
+        let since = self.checker.before_discards(since, elsewhere);
+        self.check_all(volume, &since, "the same volume").await;
         volume.close().await.unwrap();
     }
 

@@ -10,6 +10,7 @@ mod holes;
 mod locks;
 mod model;
 mod moments;
+mod multi_client;
 mod others;
 mod races;
 mod shapes;

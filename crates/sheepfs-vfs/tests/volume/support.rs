@@ -73,6 +73,13 @@ impl Cluster {
         }
     }
 
+    /// A client with connections of its own, as on another host.
+    pub(crate) async fn another_client(&self) -> Client {
+        Client::connect(config(&self.address))
+            .await
+            .expect("the sheep answers")
+    }
+
     /// Another client, that calls through what `wrap` makes of its pool.
     pub(crate) async fn client_through<G: Gateway + 'static>(
         &self,

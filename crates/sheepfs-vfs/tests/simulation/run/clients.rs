@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use sheepfs_vfs::Volume;
 
-use super::{OBJECTS, WRITERS, World};
+use super::{HEAD_AGE, OBJECTS, OTHER_HOST, WRITERS, World};
 use crate::checker::CELL;
-use crate::layout::{BEFORE, PER_BORDER};
+use crate::layout::{BEFORE, PER_BORDER, object_of};
 
 /// What each of them does before it ends.
 const STEPS: usize = 12;
@@ -24,7 +24,7 @@ impl World {
             let objects = if writer == 0 {
                 OBJECTS
             } else {
-                self.layout.objects
+                self.layout.objects - OTHER_HOST
             };
             let object = self.dice.up_to(objects - 1);
             if self.dice.one_in(20) {
@@ -53,7 +53,7 @@ impl World {
 
     /// Goes through the last objects twice, one after the other.
     pub(super) async fn write_on_and_on(self: Arc<Self>, volume: Arc<Volume>) {
-        let all = self.layout.objects;
+        let all = self.layout.objects - OTHER_HOST;
         let once = OBJECTS..all;
         for object in once.clone().chain(once) {
             tokio::time::sleep(self.dice.pause(Duration::from_millis(500))).await;
@@ -126,11 +126,52 @@ impl World {
         for _ in 0..STEPS {
             tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
             let cell = self.dice.up_to(self.layout.cells() - 1);
-            let since = self.checker.now();
-            let found = self.read_cell(&volume, cell).await;
-            self.dice.note(("read", cell, &found[..8]));
-            self.checker.check(cell, &since, &found, "a read");
-            self.count(|totals| totals.reads += 1);
+            let elsewhere = object_of(cell) == self.layout.objects - 1;
+            self.read_and_check(&volume, cell, elsewhere, "a read")
+                .await;
         }
+    }
+
+    /// Reads on another host what is written here and there.
+    pub(super) async fn read_elsewhere(self: Arc<Self>, volume: Arc<Volume>) {
+        for _ in 0..2 * STEPS {
+            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
+            let cell = self.dice.up_to(self.layout.cells() - 1);
+            let elsewhere = object_of(cell) != self.layout.objects - 1;
+            self.read_and_check(&volume, cell, elsewhere, "a read on another host")
+                .await;
+        }
+    }
+
+    /// Reads a cell, that another client writes when it is from `elsewhere`.
+    async fn read_and_check(&self, volume: &Volume, cell: usize, elsewhere: bool, what: &str) {
+        let mut since = self.checker.now();
+        if elsewhere {
+            since = self.checker.before_discards(since, [cell]);
+            if self.snapshots {
+                tokio::time::sleep(HEAD_AGE).await;
+            }
+        }
+        let found = self.read_cell(volume, cell).await;
+        self.dice.note((what, cell, &found[..8]));
+        self.checker.check(cell, &since, &found, what);
+        self.count(|totals| totals.reads += 1);
+    }
+
+    /// Writes on another host to an object that nobody here writes to.
+    pub(super) async fn write_elsewhere(self: Arc<Self>, volume: Arc<Volume>) {
+        let object = self.layout.objects - 1;
+        for _ in 0..STEPS {
+            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
+            if self.dice.one_in(5) {
+                self.free(&volume, object).await;
+                continue;
+            }
+            let cell = BEFORE + self.dice.up_to(PER_BORDER - BEFORE - 1);
+            let number = self.next_number();
+            self.write_cells(&volume, object, cell..=cell, number).await;
+        }
+        volume.sync().await.unwrap();
+        self.dice.note("the other host ended");
     }
 }

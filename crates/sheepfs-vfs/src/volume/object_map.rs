@@ -1,0 +1,841 @@
+//! The object map: what is known of each slot of the head's index.
+//!
+//! ```text
+//!              commit                     retire (no snapshot can have missed it)
+//!   Hole ───────────────► Committed ───────────────► Owned
+//!    ▲ ▲                      │                        │
+//!    │ └────── reclaimed ── Reclaiming ◄──── unmap ────┘
+//!    │
+//!   resolve ◄── InDoubt ◄── mark_in_doubt (an update's outcome is unknown)
+//! ```
+//!
+//! A slot is in exactly one state. Owners are kept in pages of 1,024 slots, and
+//! only pages with an owner in them: an untouched volume of any size costs next
+//! to nothing, a full one 4 bytes for each object. The states that pass (recently
+//! committed, in doubt, being reclaimed) are in a table beside them.
+//!
+//! A change that belongs to another head is refused with [`HeadMoved`]: the
+//! caller finds the new head there and decides what becomes of its object.
+//!
+//! What the cluster says of a slot can be older than what this client has done
+//! to it meanwhile. So whoever asks takes a [`Revalidation`] first, and an answer
+//! counts only for slots that nobody here has changed since.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::{RangeFrom, RangeInclusive};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use sheep_proto::{ObjectIndex, Vid};
+use tokio::time::Instant;
+
+const PAGE_SLOTS: u32 = 1024;
+
+/// More time than a server takes between reading an inode for a snapshot and
+/// writing it back. An index update in between is acknowledged and lost
+/// (protocol 7.4), so commits are remembered for that long.
+const SNAPSHOT_RACE_WINDOW: Duration = Duration::from_secs(60);
+
+type Page = [Option<Vid>; PAGE_SLOTS as usize];
+
+/// The owner of each object.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Owners {
+    pages: BTreeMap<u32, Box<Page>>,
+    allocated: u64,
+}
+
+const fn split(index: ObjectIndex) -> (u32, usize) {
+    (index.0 / PAGE_SLOTS, (index.0 % PAGE_SLOTS) as usize)
+}
+
+impl Owners {
+    /// The VID that owns an object; `None` for a hole.
+    pub(crate) fn get(&self, index: ObjectIndex) -> Option<Vid> {
+        let (page, at) = split(index);
+        self.pages.get(&page)?[at]
+    }
+
+    /// Sets a slot.
+    pub(crate) fn set(&mut self, index: ObjectIndex, owner: Option<Vid>) {
+        let (page, at) = split(index);
+        if owner.is_none() && !self.pages.contains_key(&page) {
+            return;
+        }
+        let slot = &mut self
+            .pages
+            .entry(page)
+            .or_insert_with(|| Box::new([None; PAGE_SLOTS as usize]))[at];
+        self.allocated -= u64::from(slot.is_some());
+        self.allocated += u64::from(owner.is_some());
+        *slot = owner;
+    }
+
+    /// The slots with an owner from `range.start` on, in ascending order.
+    pub(crate) fn allocated_from(
+        &self,
+        range: RangeFrom<ObjectIndex>,
+    ) -> impl Iterator<Item = (ObjectIndex, Vid)> + '_ {
+        let first = range.start;
+        self.pages
+            .range(split(first).0..)
+            .flat_map(move |(&page, slots)| {
+                let base = u64::from(page) * u64::from(PAGE_SLOTS);
+                (base..)
+                    .zip(slots.iter())
+                    .filter_map(|(index, owner)| {
+                        Some((ObjectIndex(u32::try_from(index).ok()?), (*owner)?))
+                    })
+                    .filter(move |&(index, _)| index >= first)
+            })
+    }
+}
+
+impl PartialEq for Owners {
+    fn eq(&self, other: &Self) -> bool {
+        let all = |owners: &Self| owners.allocated_from(ObjectIndex(0)..).collect::<Vec<_>>();
+        self.allocated == other.allocated && all(self) == all(other)
+    }
+}
+
+/// The state of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// No object: the range reads as zeros.
+    Hole,
+    /// An ancestor's object, which the first write copies.
+    Inherited(Vid),
+    /// The head's own object, which is written in place.
+    Owned,
+    /// An index update of this client failed and may have been made all the
+    /// same; the owner as it was before is `last`.
+    InDoubt {
+        /// The owner before the update.
+        last: Option<Vid>,
+    },
+    /// A hole whose object the server may not have deleted yet.
+    Reclaiming,
+}
+
+/// What is known of a slot besides its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passing {
+    /// Set by this client `at`; `before` is the owner until then.
+    Committed { before: Option<Vid>, at: Instant },
+    /// An update failed. `cleared` when it was to clear the slot.
+    InDoubt { cleared: Option<Instant> },
+    /// Cleared by this client.
+    Reclaiming { since: Instant },
+}
+
+/// The change is one of a VDI that is not the head any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeadMoved {
+    /// The head now.
+    pub(crate) to: Vid,
+    /// The owner of the slot there.
+    pub(crate) owner: Option<Vid>,
+}
+
+/// A question to the cluster about slots, from before it is sent until its
+/// answer is noted; see [`ObjectMap::observe`].
+#[derive(Debug)]
+pub(crate) struct Revalidation {
+    head: Vid,
+    changed: Arc<Mutex<BTreeSet<ObjectIndex>>>,
+}
+
+impl Revalidation {
+    fn changed(&self) -> MutexGuard<'_, BTreeSet<ObjectIndex>> {
+        lock(&self.changed)
+    }
+
+    /// The head whose slots are asked for.
+    pub(crate) fn head(&self) -> Vid {
+        self.head
+    }
+}
+
+fn lock(changed: &Mutex<BTreeSet<ObjectIndex>>) -> MutexGuard<'_, BTreeSet<ObjectIndex>> {
+    changed
+        .lock()
+        .expect("inserting and looking up do not panic")
+}
+
+/// The slots of the head's index.
+#[derive(Debug)]
+pub(crate) struct ObjectMap {
+    head: Vid,
+    owners: Owners,
+    passing: BTreeMap<ObjectIndex, Passing>,
+    /// Commits in the order they were made.
+    commits: VecDeque<(Instant, ObjectIndex)>,
+    /// The slots that were changed since each question was begun.
+    revalidations: Vec<Weak<Mutex<BTreeSet<ObjectIndex>>>>,
+}
+
+impl ObjectMap {
+    /// The map of `head`, as it was read.
+    pub(crate) fn new(head: Vid, owners: Owners) -> Self {
+        Self {
+            head,
+            owners,
+            passing: BTreeMap::new(),
+            commits: VecDeque::new(),
+            revalidations: Vec::new(),
+        }
+    }
+
+    /// The owners of all objects as last known.
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    /// The owner of an object as last known.
+    pub(crate) fn owner(&self, index: ObjectIndex) -> Option<Vid> {
+        self.owners.get(index)
+    }
+
+    /// The state of a slot.
+    pub(crate) fn slot(&self, index: ObjectIndex) -> Slot {
+        let owner = self.owner(index);
+        match (self.passing.get(&index), owner) {
+            (Some(Passing::InDoubt { .. }), last) => Slot::InDoubt { last },
+            (_, Some(owner)) if owner == self.head => Slot::Owned,
+            (_, Some(owner)) => Slot::Inherited(owner),
+            (Some(Passing::Reclaiming { .. }), None) => Slot::Reclaiming,
+            (_, None) => Slot::Hole,
+        }
+    }
+
+    /// Number of objects that exist, inherited ones included.
+    pub(crate) fn allocated(&self) -> u64 {
+        self.owners.allocated
+    }
+
+    /// The slots with an owner from `range.start` on, in ascending order.
+    pub(crate) fn allocated_from(
+        &self,
+        range: RangeFrom<ObjectIndex>,
+    ) -> impl Iterator<Item = (ObjectIndex, Vid)> + '_ {
+        self.owners.allocated_from(range)
+    }
+
+    /// The slots in doubt between two objects, both included.
+    pub(crate) fn in_doubt(&self, range: RangeInclusive<ObjectIndex>) -> Vec<ObjectIndex> {
+        let in_doubt = |(&index, passing): (&ObjectIndex, &Passing)| {
+            matches!(passing, Passing::InDoubt { .. }).then_some(index)
+        };
+        self.passing.range(range).filter_map(in_doubt).collect()
+    }
+
+    fn check_head(&self, head: Vid, index: ObjectIndex) -> Result<(), HeadMoved> {
+        if head == self.head {
+            return Ok(());
+        }
+        Err(HeadMoved {
+            to: self.head,
+            owner: self.owner(index),
+        })
+    }
+
+    fn set(&mut self, index: ObjectIndex, owner: Option<Vid>) {
+        self.owners.set(index, owner);
+        self.revalidations.retain(|changed| {
+            let Some(changed) = changed.upgrade() else {
+                return false;
+            };
+            lock(&changed).insert(index);
+            true
+        });
+    }
+
+    /// Notes that the slot of an object of `head` was set by this client.
+    ///
+    /// # Errors
+    /// [`HeadMoved`] when `head` is not the head any more; nothing is changed.
+    pub(crate) fn commit(&mut self, head: Vid, index: ObjectIndex) -> Result<(), HeadMoved> {
+        self.check_head(head, index)?;
+        let (before, at) = (self.owner(index), Instant::now());
+        self.set(index, Some(head));
+        self.passing
+            .insert(index, Passing::Committed { before, at });
+        self.commits.push_back((at, index));
+        Ok(())
+    }
+
+    /// Notes that `head` was seen not to be a snapshot by a question that was
+    /// asked at `asked`: commits that are old enough are in every later one.
+    pub(crate) fn retire_commits(&mut self, asked: Instant) {
+        while let Some(&(at, index)) = self.commits.front() {
+            if at + SNAPSHOT_RACE_WINDOW > asked {
+                break;
+            }
+            self.commits.pop_front();
+            if matches!(self.passing.get(&index), Some(Passing::Committed { at: last, .. }) if *last == at)
+            {
+                self.passing.remove(&index);
+            }
+        }
+    }
+
+    /// Notes that an update of a slot of `head` may have been made or not.
+    ///
+    /// # Errors
+    /// [`HeadMoved`] when `head` is not the head any more: a late update cannot
+    /// reach the new one.
+    pub(crate) fn mark_in_doubt(&mut self, head: Vid, index: ObjectIndex) -> Result<(), HeadMoved> {
+        self.check_head(head, index)?;
+        let cleared = match self.passing.get(&index) {
+            Some(Passing::Reclaiming { since }) => Some(*since),
+            Some(Passing::InDoubt { cleared }) => *cleared,
+            Some(Passing::Committed { .. }) | None => None,
+        };
+        self.passing.insert(index, Passing::InDoubt { cleared });
+        Ok(())
+    }
+
+    /// Notes what the cluster says of a slot of `head` while nobody else can
+    /// change it here: the caller holds the object's lock and has asked since.
+    ///
+    /// # Errors
+    /// [`HeadMoved`] when `head` is not the head any more; nothing is changed.
+    pub(crate) fn resolve(
+        &mut self,
+        head: Vid,
+        index: ObjectIndex,
+        owner: Option<Vid>,
+    ) -> Result<(), HeadMoved> {
+        self.check_head(head, index)?;
+        let keep = match (self.passing.get(&index), owner) {
+            (Some(Passing::InDoubt { cleared }), None) => {
+                cleared.map(|since| Passing::Reclaiming { since })
+            }
+            (Some(Passing::InDoubt { .. } | Passing::Reclaiming { .. }), Some(_)) | (None, _) => {
+                None
+            }
+            (Some(passing @ Passing::Reclaiming { .. }), None) => Some(*passing),
+            (Some(passing @ Passing::Committed { .. }), _) => {
+                (owner == self.owner(index)).then_some(*passing)
+            }
+        };
+        if self.owner(index) != owner {
+            self.set(index, owner);
+        }
+        match keep {
+            Some(passing) => self.passing.insert(index, passing),
+            None => self.passing.remove(&index),
+        };
+        Ok(())
+    }
+
+    /// Turns objects of `head` into holes, before their slots are cleared in the
+    /// cluster, and returns those that there were with their owners. The
+    /// server deletes the head's own ones some time after that.
+    ///
+    /// # Errors
+    /// [`HeadMoved`] when `head` is not the head any more; nothing is changed.
+    pub(crate) fn unmap(
+        &mut self,
+        head: Vid,
+        indexes: &[ObjectIndex],
+    ) -> Result<Vec<(ObjectIndex, Vid)>, HeadMoved> {
+        let first = indexes.first().copied().unwrap_or(ObjectIndex(0));
+        self.check_head(head, first)?;
+        let since = Instant::now();
+        let owner = |&index| Some((index, self.owner(index)?));
+        let held: Vec<_> = indexes.iter().filter_map(owner).collect();
+        for &(index, owner) in &held {
+            self.set(index, None);
+            if owner == head {
+                self.passing.insert(index, Passing::Reclaiming { since });
+            } else {
+                self.passing.remove(&index);
+            }
+        }
+        Ok(held)
+    }
+
+    /// Turns an object into a hole whose object is deleted at once, as those of
+    /// a hypervolume are.
+    pub(crate) fn remove(&mut self, index: ObjectIndex) {
+        self.set(index, None);
+        self.passing.remove(&index);
+    }
+
+    /// Since when the server may have an object to delete whose slot this client
+    /// has cleared; `None` for any other, and for another head's.
+    pub(crate) fn reclaiming_since(&self, head: Vid, index: ObjectIndex) -> Option<Instant> {
+        match self.passing.get(&index) {
+            _ if head != self.head => None,
+            Some(Passing::Reclaiming { since }) => Some(*since),
+            Some(Passing::InDoubt { cleared }) => *cleared,
+            Some(Passing::Committed { .. }) | None => None,
+        }
+    }
+
+    /// The objects that the server may still have to delete.
+    pub(crate) fn reclaiming(&self) -> Vec<ObjectIndex> {
+        self.passing
+            .keys()
+            .copied()
+            .filter(|&index| self.reclaiming_since(self.head, index).is_some())
+            .collect()
+    }
+
+    /// Notes that an object whose slot was cleared is gone, or need not go.
+    pub(crate) fn reclaimed(&mut self, head: Vid, index: ObjectIndex) {
+        if head != self.head {
+            return;
+        }
+        match self.passing.get_mut(&index) {
+            Some(Passing::Reclaiming { .. }) => {
+                self.passing.remove(&index);
+            }
+            Some(Passing::InDoubt { cleared }) => *cleared = None,
+            Some(Passing::Committed { .. }) | None => {}
+        }
+    }
+
+    /// Begins a question to the cluster about slots of the head.
+    pub(crate) fn revalidate(&mut self) -> Revalidation {
+        let changed = Arc::default();
+        self.revalidations.retain(|other| other.strong_count() > 0);
+        self.revalidations.push(Arc::downgrade(&changed));
+        Revalidation {
+            head: self.head,
+            changed,
+        }
+    }
+
+    /// Notes what the cluster has answered of some slots; `is_locked` tells which
+    /// objects somebody here is making or clearing. Returns whether that is news.
+    ///
+    /// Not of slots that were changed here since the question was begun; nor of
+    /// those that were committed lately: a snapshot that is being made hides
+    /// them, and following it brings them back.
+    ///
+    /// # Errors
+    /// [`HeadMoved`] when the head is another one than at the question.
+    pub(crate) fn observe(
+        &mut self,
+        question: &Revalidation,
+        slots: impl IntoIterator<Item = (ObjectIndex, Option<Vid>)>,
+        is_locked: impl Fn(ObjectIndex) -> bool,
+    ) -> Result<bool, HeadMoved> {
+        self.check_head(question.head, ObjectIndex(0))?;
+        let mut news = false;
+        for (index, owner) in slots {
+            if self.owner(index) == owner || self.knows_better(question, index, &is_locked) {
+                continue;
+            }
+            news = true;
+            self.set(index, owner);
+            if owner.is_some()
+                && matches!(self.passing.get(&index), Some(Passing::Reclaiming { .. }))
+            {
+                self.passing.remove(&index);
+            }
+        }
+        Ok(news)
+    }
+
+    /// Notes what the cluster has answered of a slot that led to a missing object,
+    /// which is proof enough against a commit of this client, too.
+    ///
+    /// # Errors
+    /// As [`Self::observe`].
+    pub(crate) fn observe_missing(
+        &mut self,
+        question: &Revalidation,
+        index: ObjectIndex,
+        owner: Option<Vid>,
+    ) -> Result<(), HeadMoved> {
+        self.check_head(question.head, index)?;
+        if self.owner(index) != owner && !question.changed().contains(&index) {
+            self.set(index, owner);
+            if matches!(self.passing.get(&index), Some(Passing::Committed { .. })) {
+                self.passing.remove(&index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a whole index that was read, as [`Self::observe`] does.
+    ///
+    /// # Errors
+    /// As [`Self::observe`].
+    pub(crate) fn observe_all(
+        &mut self,
+        question: &Revalidation,
+        read: &Owners,
+        is_locked: impl Fn(ObjectIndex) -> bool,
+    ) -> Result<bool, HeadMoved> {
+        self.check_head(question.head, ObjectIndex(0))?;
+        let here = self.allocated_from(ObjectIndex(0)..);
+        let there = read.allocated_from(ObjectIndex(0)..);
+        let different = |index: &ObjectIndex| self.owner(*index) != read.get(*index);
+        let different: BTreeSet<ObjectIndex> = here
+            .chain(there)
+            .map(|(index, _)| index)
+            .filter(different)
+            .collect();
+        let slots = different.into_iter().map(|index| (index, read.get(index)));
+        self.observe(question, slots, is_locked)
+    }
+
+    fn knows_better(
+        &self,
+        question: &Revalidation,
+        index: ObjectIndex,
+        is_locked: impl Fn(ObjectIndex) -> bool,
+    ) -> bool {
+        matches!(self.passing.get(&index), Some(Passing::Committed { .. }))
+            || question.changed().contains(&index)
+            || is_locked(index)
+    }
+
+    /// Whether any slot was changed here since a question was begun.
+    pub(crate) fn is_changed_since(&self, question: &Revalidation) -> bool {
+        question.head != self.head || !question.changed().is_empty()
+    }
+
+    /// Adds the slots that came with a larger size.
+    pub(crate) fn extend(&mut self, slots: impl IntoIterator<Item = (ObjectIndex, Vid)>) {
+        for (index, owner) in slots {
+            // What was written here meanwhile is newer.
+            if self.owner(index).is_none() && !self.passing.contains_key(&index) {
+                self.set(index, Some(owner));
+            }
+        }
+    }
+
+    /// The objects committed lately to the head that the index of a later one
+    /// does not show, each with its owner before the commit: the snapshot
+    /// between them has swallowed the update. An entry of the later index that
+    /// is not as before the commit was made by somebody else since, and stays.
+    pub(crate) fn missing_in(&self, later: &Owners) -> Vec<(ObjectIndex, Option<Vid>)> {
+        let missing = |(&index, passing): (&ObjectIndex, &Passing)| match *passing {
+            Passing::Committed { before, .. } if later.get(index) == before => {
+                Some((index, before))
+            }
+            _ => None,
+        };
+        self.passing.iter().filter_map(missing).collect()
+    }
+
+    /// Makes `head` the head, whose index is `owners`. `recommitted` are the slots
+    /// that this client has just set there, each with its owner before.
+    pub(crate) fn switch_head(
+        &mut self,
+        head: Vid,
+        owners: Owners,
+        recommitted: impl IntoIterator<Item = (ObjectIndex, Option<Vid>)>,
+    ) {
+        let at = Instant::now();
+        // Everything that passes was the old head's: it makes and deletes no
+        // objects any more, and its late updates do not reach the new one.
+        *self = Self::new(head, owners);
+        for (index, before) in recommitted {
+            self.passing
+                .insert(index, Passing::Committed { before, at });
+            self.commits.push_back((at, index));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OLD: u32 = 7;
+    const HEAD: u32 = 8;
+    const PARENT: u32 = 3;
+
+    fn vid(number: u32) -> Vid {
+        Vid::new(number).expect("a small number")
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Change {
+        Commit,
+        Unmap,
+        Remove,
+        MarkInDoubt,
+        Resolve(Option<u32>),
+        Reclaimed,
+        /// The answer to a question that was begun at this step or before.
+        Observe {
+            owner: Option<u32>,
+            begun: usize,
+            locked: bool,
+        },
+        ObserveMissing {
+            owner: Option<u32>,
+            begun: usize,
+        },
+    }
+
+    fn owner() -> impl Strategy<Value = Option<u32>> {
+        prop_oneof![Just(None), Just(Some(PARENT)), Just(Some(HEAD))]
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            Just(Change::Commit),
+            Just(Change::Unmap),
+            Just(Change::Remove),
+            Just(Change::MarkInDoubt),
+            owner().prop_map(Change::Resolve),
+            Just(Change::Reclaimed),
+            (owner(), any::<prop::sample::Index>(), any::<bool>()).prop_map(
+                |(owner, begun, locked)| Change::Observe {
+                    owner,
+                    begun: begun.index(64),
+                    locked,
+                }
+            ),
+            (owner(), any::<prop::sample::Index>()).prop_map(|(owner, begun)| {
+                Change::ObserveMissing {
+                    owner,
+                    begun: begun.index(64),
+                }
+            }),
+        ]
+    }
+
+    /// What a slot is by the words of the documentation.
+    #[derive(Clone, Copy, Debug, Default)]
+    struct Model {
+        owner: Option<u32>,
+        committed: Option<Option<u32>>,
+        in_doubt: bool,
+        reclaiming: bool,
+        changed_at: usize,
+    }
+
+    impl Model {
+        fn apply(&mut self, change: Change, step: usize) {
+            let before = *self;
+            match change {
+                Change::Commit => {
+                    *self = Self {
+                        owner: Some(HEAD),
+                        committed: Some(before.owner),
+                        ..Self::default()
+                    };
+                }
+                Change::Unmap if before.owner.is_none() => return,
+                Change::Unmap => {
+                    *self = Self {
+                        reclaiming: before.owner == Some(HEAD),
+                        ..Self::default()
+                    };
+                }
+                Change::Remove => *self = Self::default(),
+                Change::MarkInDoubt => {
+                    self.committed = None;
+                    self.in_doubt = true;
+                    return;
+                }
+                Change::Resolve(owner) => {
+                    *self = Self {
+                        owner,
+                        committed: before.committed.filter(|_| owner == before.owner),
+                        in_doubt: false,
+                        reclaiming: before.reclaiming && owner.is_none(),
+                        changed_at: before.changed_at,
+                    };
+                    if owner == before.owner {
+                        return;
+                    }
+                }
+                Change::Reclaimed => {
+                    self.reclaiming = false;
+                    return;
+                }
+                Change::Observe {
+                    owner,
+                    begun,
+                    locked,
+                } => {
+                    let outdated = before.changed_at > begun;
+                    if owner == before.owner || outdated || locked || before.committed.is_some() {
+                        return;
+                    }
+                    self.owner = owner;
+                    // A slot in doubt stays so until it is asked for under the lock.
+                    self.reclaiming &= owner.is_none() || before.in_doubt;
+                }
+                Change::ObserveMissing { owner, begun } => {
+                    if owner == before.owner || before.changed_at > begun {
+                        return;
+                    }
+                    self.owner = owner;
+                    self.committed = None;
+                }
+            }
+            self.changed_at = step;
+        }
+    }
+
+    fn apply(map: &mut ObjectMap, questions: &[Revalidation], index: ObjectIndex, change: Change) {
+        let head = vid(HEAD);
+        match change {
+            Change::Commit => map.commit(head, index).expect("it is the head"),
+            Change::Unmap => drop(map.unmap(head, &[index]).expect("it is the head")),
+            Change::Remove => map.remove(index),
+            Change::MarkInDoubt => map.mark_in_doubt(head, index).expect("it is the head"),
+            Change::Resolve(owner) => map
+                .resolve(head, index, owner.map(vid))
+                .expect("it is the head"),
+            Change::Reclaimed => map.reclaimed(head, index),
+            Change::Observe {
+                owner,
+                begun,
+                locked,
+            } => {
+                map.observe(&questions[begun], [(index, owner.map(vid))], |_| locked)
+                    .expect("it is the head");
+            }
+            Change::ObserveMissing { owner, begun } => map
+                .observe_missing(&questions[begun], index, owner.map(vid))
+                .expect("it is the head"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_slot_is_what_the_model_says(
+            changes in prop::collection::vec((0u32..4, change()), 1..120),
+        ) {
+            let mut map = ObjectMap::new(vid(HEAD), Owners::default());
+            let mut models: HashMap<u32, Model> = HashMap::new();
+            let mut questions = vec![map.revalidate()];
+            for (step, (index, mut change)) in (1usize..).zip(changes) {
+                if let Change::Observe { begun, .. } | Change::ObserveMissing { begun, .. } = &mut change {
+                    *begun %= questions.len();
+                }
+                let model = models.entry(index).or_default();
+                apply(&mut map, &questions, ObjectIndex(index), change);
+                model.apply(change, step);
+                // Question number N is begun behind step N.
+                questions.push(map.revalidate());
+
+                let slot = map.slot(ObjectIndex(index));
+                let expected = match (model.in_doubt, model.owner.map(vid)) {
+                    (true, last) => Slot::InDoubt { last },
+                    (false, Some(owner)) if owner == vid(HEAD) => Slot::Owned,
+                    (false, Some(owner)) => Slot::Inherited(owner),
+                    (false, None) if model.reclaiming => Slot::Reclaiming,
+                    (false, None) => Slot::Hole,
+                };
+                prop_assert_eq!(slot, expected);
+                let owned = models.values().filter(|model| model.owner.is_some()).count();
+                prop_assert_eq!(map.allocated(), owned as u64);
+                prop_assert_eq!(map.allocated_from(ObjectIndex(0)..).count(), owned);
+                let committed: Vec<_> = map.missing_in(&Owners::default());
+                let mut missing: Vec<_> = models
+                    .iter()
+                    .filter(|(_, model)| model.committed == Some(None))
+                    .map(|(&index, _)| (ObjectIndex(index), None))
+                    .collect();
+                missing.sort_unstable();
+                prop_assert_eq!(committed, missing);
+            }
+        }
+
+        #[test]
+        fn owners_hold_what_was_set(
+            changes in prop::collection::vec((0u32..5000, prop::option::of(1u32..9)), 0..200),
+            from in 0u32..5000,
+        ) {
+            let (mut owners, mut model) = (Owners::default(), HashMap::new());
+            for (index, raw) in changes {
+                let owner = raw.and_then(Vid::new);
+                owners.set(ObjectIndex(index), owner);
+                model.insert(index, owner);
+            }
+            let mut expected: Vec<_> = model
+                .iter()
+                .filter_map(|(&index, &owner)| Some((ObjectIndex(index), owner?)))
+                .collect();
+            prop_assert_eq!(owners.allocated, expected.len() as u64);
+            expected.retain(|&(index, _)| index.0 >= from);
+            expected.sort_unstable();
+            let found: Vec<_> = owners.allocated_from(ObjectIndex(from)..).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn changes_of_a_former_head_are_refused() {
+        let mut map = ObjectMap::new(vid(OLD), Owners::default());
+        let question = map.revalidate();
+        map.commit(vid(OLD), ObjectIndex(1)).unwrap();
+        let mut owners = Owners::default();
+        owners.set(ObjectIndex(1), Some(vid(OLD)));
+        map.switch_head(vid(HEAD), owners, []);
+
+        let moved = |index| HeadMoved {
+            to: vid(HEAD),
+            owner: (index == 1).then(|| vid(OLD)),
+        };
+        let one = ObjectIndex(1);
+        assert_eq!(map.commit(vid(OLD), one), Err(moved(1)));
+        assert_eq!(map.unmap(vid(OLD), &[one]), Err(moved(1)));
+        assert_eq!(map.mark_in_doubt(vid(OLD), one), Err(moved(1)));
+        assert_eq!(map.resolve(vid(OLD), one, None), Err(moved(1)));
+        assert_eq!(map.observe_missing(&question, one, None), Err(moved(1)));
+        let none = [(one, None)];
+        assert_eq!(map.observe(&question, none, |_| false), Err(moved(0)));
+        let owners = Owners::default();
+        assert_eq!(
+            map.observe_all(&question, &owners, |_| false),
+            Err(moved(0))
+        );
+        assert_eq!(map.slot(one), Slot::Inherited(vid(OLD)));
+    }
+
+    #[test]
+    fn commits_are_retired_once_no_snapshot_missed_them() {
+        let (mut map, later) = (
+            ObjectMap::new(vid(HEAD), Owners::default()),
+            Owners::default(),
+        );
+        map.commit(vid(HEAD), ObjectIndex(1)).unwrap();
+        map.commit(vid(HEAD), ObjectIndex(2)).unwrap();
+        map.unmap(vid(HEAD), &[ObjectIndex(1)]).unwrap();
+        map.commit(vid(HEAD), ObjectIndex(1)).unwrap();
+        map.retire_commits(Instant::now());
+        assert_eq!(map.missing_in(&later).len(), 2);
+        map.retire_commits(Instant::now() + SNAPSHOT_RACE_WINDOW);
+        assert_eq!(map.missing_in(&later), []);
+        assert!(map.commits.is_empty());
+        assert_eq!(map.slot(ObjectIndex(1)), Slot::Owned);
+    }
+
+    #[test]
+    fn a_whole_index_counts_where_nothing_was_changed_here() {
+        let mut map = ObjectMap::new(vid(HEAD), Owners::default());
+        for index in [1, 2, 3, 2000] {
+            map.extend([(ObjectIndex(index), vid(PARENT))]);
+        }
+        let question = map.revalidate();
+        map.commit(vid(HEAD), ObjectIndex(2)).unwrap();
+        let mut read = Owners::default();
+        read.set(ObjectIndex(1), Some(vid(HEAD)));
+        read.set(ObjectIndex(5000), Some(vid(HEAD)));
+        let locked = |index| index == ObjectIndex(3);
+        assert_eq!(map.observe_all(&question, &read, locked), Ok(true));
+        let all: Vec<_> = map.allocated_from(ObjectIndex(0)..).collect();
+        let expected = [(1, HEAD), (2, HEAD), (3, PARENT), (5000, HEAD)]
+            .map(|(index, owner)| (ObjectIndex(index), vid(owner)));
+        assert_eq!(all, expected);
+        assert_eq!(map.observe_all(&question, &read, locked), Ok(false));
+    }
+}
