@@ -102,9 +102,8 @@ fn churn(address: SocketAddr, begun: &AtomicBool) -> Vec<String> {
 fn a_terminated_server_ends_cleanly_and_so_does_one_shut_down_by_a_client() {
     let directory = tempfile::tempdir().unwrap();
     let mut program = Program::start(directory.path());
-    let pid = program.child.id().to_string();
-    let killed = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-    assert!(killed.success());
+    let pid = i32::try_from(program.child.id()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
     assert_eq!(program.wait(), Some(0));
     let mut program = Program::start(directory.path());
     let mut client = Client::connect(program.address);
