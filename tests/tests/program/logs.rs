@@ -26,7 +26,7 @@ fn logged(place: &Place, socket: Option<&Path>) -> (String, Vec<String>) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         UnixDatagram::bind(path).unwrap()
     });
-    let said = in_private_namespace(place, SCRIPT, &[SHEEPFS.as_ref()]);
+    let said = in_private_namespace(place, SCRIPT, &[SHEEPFS.as_os_str()]);
     assert!(said.status.success());
     let mut lines = Vec::new();
     if let Some(listener) = listener {

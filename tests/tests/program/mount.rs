@@ -1,6 +1,5 @@
 //! Called by mount(8).
 
-use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
@@ -50,7 +49,7 @@ fn a_line_of_fstab_mounts_and_mount_all_finds_it_mounted() {
         umount mnt"
     );
     let address = sheep.address().to_string();
-    let said = in_private_namespace(&place, &script, &[OsStr::new(SHEEPFS), address.as_ref()]);
+    let said = in_private_namespace(&place, &script, &[SHEEPFS.as_os_str(), address.as_ref()]);
     assert!(said.status.success());
     let lines = String::from_utf8(said.stdout).unwrap();
     let lines: Vec<_> = lines
@@ -78,7 +77,7 @@ fn mount_fuse3_finds_the_program_under_its_own_name() {
     // mount(8) of the type fuse.sheepfs falls back on this helper, which
     // runs `sheepfs` from PATH through a shell.
     fs::create_dir(place.path("bin")).unwrap();
-    std::os::unix::fs::symlink(SHEEPFS, place.path("bin/sheepfs")).unwrap();
+    std::os::unix::fs::symlink(&*SHEEPFS, place.path("bin/sheepfs")).unwrap();
     let script = "
         PATH=$PWD/bin:$PATH
         mount.fuse3 \"sheepfs#$1\" \"$PWD/mnt\" -o ro,nosuid
@@ -122,7 +121,7 @@ fn another_mount_namespace_gets_the_mount() {
     let fifo = place.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let address = sheep.address().to_string();
-    let arguments = [OsStr::new(SHEEPFS), address.as_ref(), fifo.as_os_str()];
+    let arguments = [SHEEPFS.as_os_str(), address.as_ref(), fifo.as_os_str()];
     let said = in_private_namespace(&place, &script, &arguments);
     assert_eq!(
         String::from_utf8(said.stdout).unwrap(),

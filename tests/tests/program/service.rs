@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -94,18 +93,4 @@ fn a_command_that_goes_to_the_background_names_the_process_to_watch() {
     kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
     assert_eq!(manager.hears()[0], "STOPPING=1");
     until("it is unmounted", || !place.is_mounted());
-}
-
-#[test]
-fn a_start_that_fails_never_says_ready() {
-    let place = Place::new();
-    let manager = Manager::listen(&place);
-    manager.0.set_nonblocking(true).unwrap();
-    let missing = place.path("missing");
-    let mut command: Command = program("sheepfs");
-    command
-        .env("NOTIFY_SOCKET", place.path("notify"))
-        .arg(missing);
-    assert_eq!(output(&mut command).status.code(), Some(1));
-    assert!(manager.0.recv(&mut [0; 16]).is_err());
 }

@@ -7,15 +7,16 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sheep_embedded::{Config, Server, StoreKind};
 use tempfile::TempDir;
+use tests::sheepfs_binary;
 use tokio::runtime::Runtime;
 
-pub(crate) const SHEEPFS: &str = env!("CARGO_BIN_EXE_sheepfs");
+pub(crate) static SHEEPFS: LazyLock<PathBuf> = LazyLock::new(|| sheepfs_binary().unwrap());
 /// Longest wait for anything that should take a moment.
 pub(crate) const LIMIT: Duration = Duration::from_secs(15);
 
@@ -198,7 +199,7 @@ impl Drop for Place {
 
 /// The program, under any name.
 pub(crate) fn program(name: &str) -> Command {
-    let mut command = Command::new(SHEEPFS);
+    let mut command = Command::new(&*SHEEPFS);
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
         if text.starts_with("SHEEP") || text == "NOTIFY_SOCKET" {

@@ -1,0 +1,24 @@
+//! Starts under systemd that fail. Tests that mount are in the `tests` package.
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+#[test]
+fn a_start_that_fails_never_says_ready() {
+    let directory = TempDir::with_prefix("sheepfs-service-").unwrap();
+    let socket = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let said = Command::new(env!("CARGO_BIN_EXE_sheepfs"))
+        // Variables may name a sheep, which is not what fails here.
+        .env_clear()
+        .env("NOTIFY_SOCKET", &socket)
+        .arg(directory.path().join("missing"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(said.stderr).unwrap();
+    assert_eq!(said.status.code(), Some(1), "{text}");
+    assert!(manager.recv(&mut [0; 16]).is_err());
+}
