@@ -1,10 +1,11 @@
 //! `cargo xtask ci`: everything a change has to pass.
 
 use crate::step::run_cargo;
-use crate::tidy;
+use crate::{requirements, tidy};
 
 /// Stops at the first thing that fails; the quick ones come first.
 pub(crate) fn run() -> anyhow::Result<()> {
+    requirements::check()?;
     run_cargo(&["fmt", "--all", "--check"], &[])?;
     tidy::run()?;
     let clippy = [

@@ -10,6 +10,7 @@ use tests::{
 };
 
 use crate::leftovers::Scratch;
+use crate::requirements;
 use crate::runner::Runner;
 
 /// Two copies of everything, and one node more, so that one may be missing.
@@ -73,6 +74,7 @@ impl Cluster {
 
 /// Fails when a test does; leaves nothing behind, whatever happens.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    requirements::check()?;
     let programs = RealSheep::find(options.sheep.as_deref(), options.dog.as_deref())?;
     let scratch = Scratch::new(&env::temp_dir())?;
     let runner = Runner::new(&scratch)?;

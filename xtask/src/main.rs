@@ -13,6 +13,7 @@ mod fuzz;
 mod integration;
 mod leftovers;
 mod man;
+mod requirements;
 mod runner;
 mod step;
 mod tidy;

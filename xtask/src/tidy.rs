@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::{dependencies, edges, man, root};
+use crate::{dependencies, edges, man, requirements, root};
 
 /// Extensions of the files whose blanks are checked.
 const TEXT: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "8"];
@@ -19,6 +19,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let text =
             fs::read_to_string(root().join(&path)).with_context(|| path.display().to_string())?;
         found.extend(text_problems(&path, &text));
+        if path.iter().any(|part| part == "tests") {
+            found.extend(requirements::forbidden_programs(&path, &text));
+        }
     }
     found.extend(man::stale()?);
     found.extend(man::badly_written()?);
