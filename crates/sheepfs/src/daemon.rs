@@ -8,8 +8,9 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _, stdout};
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
 
 use anyhow::Context as _;
 use nix::unistd::{dup2_stderr, dup2_stdout, setsid};
@@ -25,6 +26,9 @@ const FAILED: &str = "failed ";
 const LONGEST_LINE: u64 = 64 << 10;
 /// Tells the program, as its first argument, that it is the one in the background.
 const FLAG: &str = "--in-background";
+/// The first descriptor that is not standard input, output or error; also the
+/// first one of sd_listen_fds(3).
+const FIRST_FD: RawFd = 3;
 
 /// Why there is no process in the background that serves the tree.
 #[derive(Debug)]
@@ -85,11 +89,27 @@ fn spawn(arguments: &[OsString]) -> anyhow::Result<Child> {
     if let Some((name, rest)) = arguments.split_first() {
         command.arg0(name).arg(FLAG).args(rest);
     }
+    // What we inherited may hold a lock, the end of a pipe, or a file system
+    // that somebody wants to unmount. A daemon would keep it so for months.
+    let passed = passed_fds(|name| env::var(name).ok(), process::id());
+    close_fds::set_fds_cloexec(FIRST_FD, &passed);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {} in the background", program.display()))
+}
+
+/// The descriptors that a service manager passed on purpose: sd_listen_fds(3).
+fn passed_fds(environment: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<RawFd> {
+    let number = |name| environment(name).and_then(|text| text.parse::<u32>().ok());
+    // Variables left over from a parent that is a service itself name its own
+    // descriptors, not ours.
+    if environment("LISTEN_PID").is_some() && number("LISTEN_PID") != Some(pid) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").and_then(|count| u16::try_from(count).ok());
+    (FIRST_FD..).take(count.unwrap_or(0).into()).collect()
 }
 
 /// Whoever waits for this process to serve the tree.
@@ -153,4 +173,26 @@ fn say(what: &str, text: &str) -> io::Result<()> {
     let mut output = stdout().lock();
     writeln!(output, "{what}{text}")?;
     output.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passed_fds;
+
+    #[test]
+    fn passed_descriptors_are_those_listen_fds_names() {
+        let passed = |fds: Option<&str>, pid: Option<&str>| {
+            let variable = |name: &str| match name {
+                "LISTEN_FDS" => fds.map(str::to_owned),
+                _ => pid.map(str::to_owned),
+            };
+            passed_fds(variable, 42)
+        };
+        assert_eq!(passed(Some("2"), Some("42")), [3, 4]);
+        assert_eq!(passed(Some("1"), None), [3]);
+        assert_eq!(passed(Some("2"), Some("41")), []);
+        assert_eq!(passed(Some("2"), Some("x")), []);
+        assert_eq!(passed(None, Some("42")), []);
+        assert_eq!(passed(Some("-1"), Some("42")), []);
+    }
 }
