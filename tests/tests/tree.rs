@@ -151,14 +151,28 @@ fn many_readers_at_once_all_get_a_whole_report() -> anyhow::Result<()> {
 }
 
 #[test]
-fn settings_are_0_or_1_and_refuse_the_rest() -> anyhow::Result<()> {
+fn settings_take_any_whole_number_and_show_0_or_1() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for file in ["config/page_cache", "config/object_cache"] {
         assert_eq!(mounted.report(file)?, "0\n");
-        mounted.command(file, "1")?;
-        assert_eq!(mounted.report(file)?, "1\n");
-        for garbage in ["2", "yes", "-1", "01", "", "1 1"] {
+        for (written, shown) in [
+            ("1", "1\n"),
+            ("0", "0\n"),
+            ("2", "1\n"),
+            ("00", "0\n"),
+            ("-1", "1\n"),
+            (" 0", "0\n"),
+            ("+01", "1\n"),
+            ("0 1", "0\n"),
+            ("1 0\r", "1\n"),
+        ] {
+            mounted
+                .command(file, written)
+                .with_context(|| format!("{file}: {written:?}"))?;
+            assert_eq!(mounted.report(file)?, shown, "{file}: {written:?}");
+        }
+        for garbage in ["yes", "", " ", "-", "x0"] {
             assert_eq!(
                 errno(mounted.command(file, garbage)),
                 Some(Errno::EINVAL),

@@ -142,13 +142,26 @@ fn object_shift(value: &str) -> Result<u8, FsError> {
         .ok_or_else(|| invalid(format!("'{value}': an object has 1M to 2G, a power of two")))
 }
 
-/// `0` or `1`.
+/// A whole number, of which 0 is off and any other is on.
+///
+/// As the original takes it with `%d` of scanf(3): blanks and a sign may stand
+/// before the number, and what follows it is not looked at.
 pub(crate) fn switch(line: &[u8]) -> Result<bool, FsError> {
-    match line {
-        b"0" => Ok(false),
-        b"1" => Ok(true),
-        _ => Err(invalid("expected 0 or 1")),
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t'..=b'\r');
+    let start = line.iter().position(|byte| !blank(byte));
+    let number = &line[start.unwrap_or(line.len())..];
+    let digits = match number {
+        [b'+' | b'-', digits @ ..] => digits,
+        digits => digits,
+    };
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit());
+    let digits = &digits[..end.unwrap_or(digits.len())];
+    if digits.is_empty() {
+        return Err(invalid(
+            "expected a whole number: 0 is off, any other is on",
+        ));
     }
+    Ok(digits.iter().any(|&digit| digit != b'0'))
 }
 
 /// What a selector means before anyone looked: the whole as a name.
@@ -213,6 +226,29 @@ mod tests {
         assert_eq!(line(b"demo").unwrap(), b"demo");
         assert!(line(b"\n").is_err());
         assert!(line(&[b'x'; 2000]).is_err());
+    }
+
+    #[test]
+    fn a_switch_is_off_at_0_and_on_at_any_other_whole_number() {
+        for off in ["0", "-0", "+00", " 0", "0x1", "0.5", "\t\n\x0b\x0c\r0"] {
+            assert!(!switch(off.as_bytes()).unwrap(), "{off:?}");
+        }
+        for on in [
+            "1",
+            "2",
+            "-1",
+            "+1",
+            "01",
+            " 1",
+            "1 \r",
+            "1 0",
+            "4294967296",
+        ] {
+            assert!(switch(on.as_bytes()).unwrap(), "{on:?}");
+        }
+        for neither in ["", " ", "yes", "on", "-", "+-1", "- 1", "x1", "\x001"] {
+            assert!(switch(neither.as_bytes()).is_err(), "{neither:?}");
+        }
     }
 
     proptest! {
