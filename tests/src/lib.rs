@@ -14,6 +14,7 @@
 //! Knows the binaries and what they promise, and no crate of the workspace.
 
 mod binaries;
+mod bind_mount;
 mod embedded_sheep;
 mod file_system;
 mod file_tree;
@@ -25,6 +26,7 @@ mod model;
 mod mounted;
 mod mounts;
 mod numbered;
+mod page_cache;
 mod process;
 mod program;
 mod raw_sheep;
@@ -34,6 +36,7 @@ mod volume_file;
 mod wait;
 
 pub use binaries::{sheep_embedded_binary, sheepfs_binary};
+pub use bind_mount::BindMount;
 pub use embedded_sheep::EmbeddedSheep;
 pub use file_system::FileSystem;
 pub use file_tree::{TreeShape, assert_same_tree, make_tree};
@@ -45,6 +48,7 @@ pub use model::{Model, seeded};
 pub use mounted::Mounted;
 pub use mounts::{is_mounted, mounts_below};
 pub use numbered::{Acknowledge, NumberedWriters, Numbers};
+pub use page_cache::{read_by_mmap, read_by_sendfile, read_by_splice};
 pub use process::{is_running, send_signal, wait_for_exit};
 pub use program::{Finished, output, run, run_within};
 pub use raw_sheep::RawSheep;

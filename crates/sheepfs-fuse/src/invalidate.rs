@@ -2,9 +2,10 @@
 //!
 //! A notification can block: dropping a name takes the directory's lock, which
 //! a lookup that waits for *us* may hold; dropping a cached file first writes
-//! its dirty pages, through us. So they leave from a thread of their own, and
-//! nobody waits for them. Nothing depends on when they arrive: names of files
-//! are looked up at every use anyway (`convert::name_lifetime`).
+//! its dirty pages, through us. So they leave from a thread of their own. An
+//! event loop never waits for them; a task of the tree may. Names of files are
+//! looked up at every use anyway (`convert::name_lifetime`), so nothing depends
+//! on when they are dropped; files go first.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -15,12 +16,15 @@ use std::thread;
 
 use fuser::{INodeNo, Notifier};
 use sheepfs_vfs::Invalidation;
+use tokio::sync::oneshot;
 
-/// What waits to be told. A set: it never holds more than the tree has files.
+/// What waits to be told. Sets: they never hold more than the tree has files.
 #[derive(Debug, Default)]
 struct Waiting {
     names: HashSet<(u64, Vec<u8>)>,
     files: HashSet<u64>,
+    /// Dropped when the kernel was told of the files.
+    asking: Vec<oneshot::Sender<()>>,
     closed: bool,
 }
 
@@ -44,34 +48,46 @@ impl Invalidator {
         Ok(invalidator)
     }
 
-    /// Has the kernel told, soon. Never blocks.
-    pub(crate) fn post(&self, invalidation: Invalidation) {
+    /// Has the kernel told, soon. Never blocks. For a file, the sender of what is
+    /// returned goes when the kernel was told, or the mount has ended.
+    pub(crate) fn post(&self, invalidation: Invalidation) -> oneshot::Receiver<()> {
+        let (tell, told) = oneshot::channel();
         let mut waiting = self.lock();
+        if waiting.closed {
+            return told;
+        }
         match invalidation {
             Invalidation::Entry { parent, name } => {
                 waiting.names.insert((parent.0, name));
             }
             Invalidation::Inode(ino) => {
                 waiting.files.insert(ino.0);
+                waiting.asking.push(tell);
             }
         }
         self.shared.1.notify_one();
+        told
     }
 
     /// Ends the thread; what is still waiting is of no interest any more.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        *self.lock() = Waiting {
+            closed: true,
+            ..Waiting::default()
+        };
         self.shared.1.notify_one();
     }
 
     fn run(&self, notifier: &Notifier) {
         while let Some(told) = self.next() {
+            for ino in told.files {
+                log(notifier.inval_inode(INodeNo(ino), 0, 0));
+            }
+            // A receiver hears when its sender goes.
+            drop(told.asking);
             for (parent, name) in told.names {
                 let name = OsStr::from_bytes(&name);
                 log(notifier.inval_entry(INodeNo(parent), name));
-            }
-            for ino in told.files {
-                log(notifier.inval_inode(INodeNo(ino), 0, 0));
             }
         }
     }

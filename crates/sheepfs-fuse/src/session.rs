@@ -152,7 +152,10 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
     let invalidator = Invalidator::start(session.notifier())
         .map_err(|error| MountError::Session(error.to_string()))?;
     let posting = invalidator.clone();
-    tree.set_invalidator(Box::new(move |invalidation| posting.post(invalidation)));
+    tree.set_invalidator(Box::new(move |invalidation| {
+        let told = posting.post(invalidation);
+        Box::pin(async move { drop(told.await) })
+    }));
 
     let device = mountpoint::mounted_at(&mountpoint).map(|mounted| mounted.device);
     if let Some(device) = &device {

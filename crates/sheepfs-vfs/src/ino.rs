@@ -7,8 +7,7 @@ pub struct Ino(pub u64);
 impl Ino {
     /// The root of the tree.
     pub const ROOT: Self = Self(1);
-    /// The first number for volumes. Each attach takes a new one, so that
-    /// nothing the kernel remembers of a file reaches its successor.
+    /// The first number for volumes; see [`crate::Tree::attach`].
     pub(crate) const FIRST_VOLUME: Self = Self(1 << 16);
 }
 

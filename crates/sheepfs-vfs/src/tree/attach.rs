@@ -2,7 +2,6 @@
 //! them when their VDI is replaced.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,6 +13,7 @@ use super::{LockMode, Tree};
 use crate::attributes::Invalidation;
 use crate::error::FsError;
 use crate::ino::Ino;
+use crate::node::Directory;
 use crate::volume::{Volume, VolumeOptions};
 
 /// How long a volume may still look open: a kernel tells of the last close(2)
@@ -30,6 +30,16 @@ const ATTACH_PARALLEL: usize = 16;
 
 impl Tree {
     /// Attaches `NAME` or `NAME@TAG` under `volume/`. What is attached stays so.
+    ///
+    /// The file gets the number that this name had before, and that no other name
+    /// gets for as long as the tree lives: whatever holds on to the number, such
+    /// as a bind mount or a file handle, finds the volume again. When another VDI
+    /// is behind the name by then, nothing of the former one is seen any more:
+    ///
+    /// - The kernel dropped its attributes when the volume was detached.
+    /// - It drops its pages when the file is opened. Nobody reads them before: a
+    ///   volume that is open or mapped is not detached.
+    /// - A handle leads to the volume it was opened on, not to the number.
     ///
     /// # Errors
     /// `Cluster` when there is no such VDI or its lock is taken, `Invalid` for
@@ -89,16 +99,13 @@ impl Tree {
             volume.selector(),
             target.escape_ascii()
         );
-        let ino = Ino(self.next_ino.fetch_add(1, Ordering::Relaxed));
-        {
-            let mut attached = self
-                .attached
-                .write()
-                .expect("no one panics with the volumes");
-            attached.by_name.insert(target.clone(), ino);
-            attached.by_ino.insert(ino, volume);
-        }
-        self.forget_name(target);
+        let mut attached = self
+            .attached
+            .write()
+            .expect("no one panics with the volumes");
+        let ino = attached.number(&target);
+        attached.by_name.insert(target, ino);
+        attached.by_ino.insert(ino, volume);
         Ok(())
     }
 
@@ -134,7 +141,18 @@ impl Tree {
     /// when the last writes cannot be brought home: then it stays attached.
     pub async fn detach(&self, target: &[u8]) -> Result<(), FsError> {
         let _one_at_a_time = self.changing.lock().await;
-        self.detach_named(target).await
+        self.detach_named(target).await?;
+        self.forget_name(target);
+        Ok(())
+    }
+
+    /// Has the kernel forget a name that is not there any more. A name that is
+    /// attached anew stays: a bind mount of a forgotten one is shown as deleted.
+    fn forget_name(&self, target: &[u8]) {
+        self.forget(Invalidation::Entry {
+            parent: Directory::Volume.ino(),
+            name: target.to_vec(),
+        });
     }
 
     async fn detach_named(&self, target: &[u8]) -> Result<(), FsError> {
@@ -156,8 +174,7 @@ impl Tree {
             return Err(error);
         }
         tracing::info!("detached volume/{}", target.escape_ascii());
-        self.forget(Invalidation::Inode(ino));
-        self.forget_name(target.to_vec());
+        self.forget_attributes(ino).await;
         Ok(())
     }
 
@@ -185,7 +202,8 @@ impl Tree {
                 .attached
                 .write()
                 .expect("no one panics with the volumes");
-            std::mem::take(&mut *attached).by_ino
+            attached.by_name.clear();
+            std::mem::take(&mut attached.by_ino)
         };
         join_all(volumes.values().map(|volume| async move {
             if let Err(error) = volume.close().await {
@@ -224,11 +242,15 @@ impl Tree {
         for name in names {
             let shown = name.escape_ascii().to_string();
             let again = match self.client.find(selector).await {
-                Ok(_) => self.attach_selected(name, selector.clone()).await,
-                Err(error) if is_gone(&error) => Ok(()),
+                Ok(_) => self.attach_selected(name.clone(), selector.clone()).await,
+                Err(error) if is_gone(&error) => {
+                    self.forget_name(&name);
+                    continue;
+                }
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = again {
+                self.forget_name(&name);
                 tracing::warn!("volume/{shown} is not attached any more: {error}");
             }
         }

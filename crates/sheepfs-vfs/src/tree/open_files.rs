@@ -44,8 +44,14 @@ impl Tree {
         };
         // Held so that the volume is not detached between look and entry.
         let attached = self.attached();
-        if matches!(file, OpenFile::Volume(..)) && !attached.by_ino.contains_key(&ino) {
-            return Err(FsError::NoEntry);
+        if let OpenFile::Volume(volume, _) = &file {
+            match attached.by_ino.get(&ino) {
+                Some(now) if Arc::ptr_eq(now, volume) => {}
+                // Another one was attached under the name meanwhile. The kernel
+                // looks the path up again.
+                Some(_) => return Err(FsError::Stale(volume.selector().to_string())),
+                None => return Err(FsError::NoEntry),
+            }
         }
         Ok(Opened {
             handle: self.handles.insert(ino, file),
