@@ -13,6 +13,7 @@ mod fuzz;
 mod integration;
 mod leftovers;
 mod man;
+mod modules;
 mod requirements;
 mod runner;
 mod step;
@@ -43,8 +44,12 @@ enum Task {
     Integration(integration::Options),
     /// Write the man pages and the shell completions
     Man,
-    /// Check what the compiler does not: crate edges, licences, file headers, man pages, completions
-    Tidy,
+    /// Check what the compiler does not: crate and module edges, licences, file headers, man pages, completions
+    Tidy {
+        /// Print the module graph of every crate instead
+        #[arg(long)]
+        graph: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,7 +61,8 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Integration(options) => integration::run(&options),
         Task::Man => man::write(),
-        Task::Tidy => tidy::run(),
+        Task::Tidy { graph: true } => modules::print(),
+        Task::Tidy { graph: false } => tidy::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

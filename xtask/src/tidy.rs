@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::{dependencies, edges, man, requirements, root};
+use crate::{dependencies, edges, man, modules, requirements, root};
 
 /// Extensions of the files whose blanks are checked.
 const TEXT: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "8"];
@@ -15,6 +15,7 @@ const TEXT: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "8"];
 pub(crate) fn run() -> anyhow::Result<()> {
     let mut found = edges::check()?;
     found.extend(dependencies::check()?);
+    found.extend(modules::check()?);
     for path in source_files()? {
         let text =
             fs::read_to_string(root().join(&path)).with_context(|| path.display().to_string())?;
