@@ -1,6 +1,6 @@
 //! The tail of a header in whichever shape its operation gives it.
 
-use super::{
+use super::tail::{
     BODY_LEN, CheckpointRequest, ClusterDefaultResponse, ClusterRequest, CoherenceRequest,
     ForwardRequest, HashResponse, NodeResponse, ObjectRequest, ObjectResponse, ReferenceRequest,
     VdiRequest, VdiResponse, VdiStateRequest,
