@@ -19,6 +19,7 @@ use self::results::Results;
 use self::work::Work;
 use crate::leftovers::Scratch;
 use crate::runner::Runner;
+use crate::step::root;
 
 mod contestant;
 mod costs;
@@ -146,7 +147,7 @@ pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
     drop(stands);
     println!("{results}");
     let json = serde_json::to_string_pretty(&results.json())?;
-    let path = crate::root().join(&options.json);
+    let path = root().join(&options.json);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }

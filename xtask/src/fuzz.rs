@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 
-use crate::root;
-use crate::step::{cargo, run_cargo};
+use crate::step::{cargo, root, run_cargo};
 
 mod seeds;
 

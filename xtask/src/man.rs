@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use clap::{Command, CommandFactory as _};
 use clap_complete::{Shell, generate};
 
-use crate::root;
+use crate::step::root;
 
 #[path = "../../crates/sheepfs/src/mount_cli.rs"]
 mod mount_sheepfs;

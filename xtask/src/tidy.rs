@@ -6,7 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::{dependencies, edges, man, modules, requirements, root};
+use crate::step::root;
+use crate::{dependencies, edges, man, modules, requirements};
 
 /// Extensions of the files whose blanks are checked.
 const TEXT: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "8"];

@@ -15,18 +15,11 @@ use tests::{EmbeddedSheep, Mounted, RealCluster, RealSheep, free_ports, is_mount
 
 use super::files;
 use super::process;
-use super::results::{Measured, Results};
+use super::results::{
+    EMBEDDED, EMBEDDED_WIRE, EMPTY, Measured, NBDFUSE, ORIGINAL, QEMU, Results, SHEEPFS, WIRE,
+};
 use super::wire::Wire;
 use super::work::{FILL, Kind, Work};
-
-pub(crate) const WIRE: &str = "wire";
-pub(crate) const SHEEPFS: &str = "sheepfs";
-pub(crate) const ORIGINAL: &str = "original sheepfs";
-pub(crate) const EMBEDDED_WIRE: &str = "embedded: wire";
-pub(crate) const EMBEDDED: &str = "embedded: sheepfs";
-pub(crate) const NBDFUSE: &str = "nbdfuse";
-pub(crate) const QEMU: &str = "qemu-storage-daemon";
-pub(crate) const EMPTY: &str = "empty FUSE file system";
 
 /// The volume that everybody works on, in turns.
 const VOLUME: &str = "bench";

@@ -4,8 +4,17 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::contestant::{EMBEDDED, EMBEDDED_WIRE, EMPTY, NBDFUSE, ORIGINAL, QEMU, SHEEPFS, WIRE};
 use super::work::Work;
+
+// What is measured, by the names in the results.
+pub(crate) const WIRE: &str = "wire";
+pub(crate) const SHEEPFS: &str = "sheepfs";
+pub(crate) const ORIGINAL: &str = "original sheepfs";
+pub(crate) const EMBEDDED_WIRE: &str = "embedded: wire";
+pub(crate) const EMBEDDED: &str = "embedded: sheepfs";
+pub(crate) const NBDFUSE: &str = "nbdfuse";
+pub(crate) const QEMU: &str = "qemu-storage-daemon";
+pub(crate) const EMPTY: &str = "empty FUSE file system";
 
 /// Whose speed is held against whose.
 const RATIOS: [(&str, &str); 7] = [

@@ -9,7 +9,7 @@ use std::slice;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::root;
+use crate::step::root;
 
 const CAPTURES: &str = "crates/sheep-proto/tests/golden";
 /// More of a payload makes a target slow and finds nothing.
