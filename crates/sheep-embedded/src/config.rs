@@ -16,11 +16,11 @@ pub(crate) const MAX_RUNNING_REQUESTS: usize = 64;
 pub(crate) const MAX_KIB_PER_CONNECTION: usize = 4 * (MAX_PAYLOAD_LEN >> 10);
 /// KiB of payload held for all connections.
 pub(crate) const MAX_KIB: usize = 4 * MAX_KIB_PER_CONNECTION;
-/// Longest request or answer that may run where it was read, in a store in memory.
-pub(crate) const MAX_QUICK_LEN: usize = 4 << 20;
-/// Longest that is counted in none of these limits when it runs there.
-pub(crate) const SMALL_LEN: usize = 64 << 10;
-/// A peer that moves no byte of a frame for this long is cut off; between frames it may be silent for ever.
+/// Longest payload of a request or response that runs inline, in a store in memory.
+pub(crate) const MAX_INLINE_LEN: usize = 4 << 20;
+/// Longest payload of an inline request that takes no permits of these limits.
+pub(crate) const MAX_UNCOUNTED_LEN: usize = 64 << 10;
+/// A peer that moves no byte of a frame for this long is disconnected; between frames it may be silent for ever.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a shutdown waits for the requests in flight.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -25,14 +25,11 @@
 //! sparse, so an overwrite can run out of space), and VIDs used again.
 
 mod administration;
-mod answering;
 mod attribute;
-mod budget;
 mod call;
 mod catalogue;
 mod cluster;
 mod config;
-mod connection;
 mod counters;
 mod deletion;
 mod dispatch;
@@ -44,7 +41,6 @@ mod membership;
 mod node;
 mod object;
 mod payload;
-mod reader;
 mod recovery;
 mod references;
 mod server;

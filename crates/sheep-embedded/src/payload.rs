@@ -65,8 +65,8 @@ impl Payload {
         }
     }
 
-    /// The bytes, in pieces that are not empty.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+    /// The bytes, as slices that are not empty.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = &[u8]> {
         self.parts.iter().map(Part::bytes)
     }
 }

@@ -1,26 +1,33 @@
-//! The listener: starts, accepts, stops.
+//! A server: one node that listens on one address.
+//!
+//! ```text
+//! Server -> listener -> connection -> reader, responder -> limits, error
+//! ```
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 use std::{fmt, io};
 
 use sheep_proto::RequestHeader;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::budget::Limits;
-use crate::config::{Config, DRAIN_TIMEOUT, MAX_CONNECTIONS, StoreKind};
-use crate::connection::{self, Closed};
+use self::limits::ServerLimits;
+use self::node_context::NodeContext;
+use crate::config::{Config, DRAIN_TIMEOUT, StoreKind};
 use crate::faults::{Fault, Faults};
 use crate::sheep::{LoadError, Sheep};
 use crate::store::{DirectoryStore, MemoryStore, OpenError, Store, StoreError};
 
-/// How long to wait after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+mod connection;
+mod error;
+mod limits;
+mod listener;
+mod node_context;
+mod reader;
+mod responder;
 
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +52,7 @@ pub enum StartError {
 pub struct Server {
     accepting: JoinHandle<()>,
     connections: TaskTracker,
-    node: Node,
+    node: NodeContext,
 }
 
 impl fmt::Debug for Server {
@@ -54,19 +61,6 @@ impl fmt::Debug for Server {
             .field("local_address", &self.node.local_address)
             .finish_non_exhaustive()
     }
-}
-
-/// What the connections of a node share.
-#[derive(Clone)]
-pub(crate) struct Node {
-    pub(crate) sheep: Arc<Sheep>,
-    pub(crate) local_address: SocketAddr,
-    pub(crate) faults: Faults,
-    pub(crate) limits: Limits,
-    /// Cancelled when the node must stop, by its owner or by a client.
-    pub(crate) stop: CancellationToken,
-    /// Cancelled when it must not even wait for the requests in flight.
-    pub(crate) abort: CancellationToken,
 }
 
 impl Server {
@@ -106,15 +100,19 @@ impl Server {
             .map_err(|error| StartError::Listen((Ipv4Addr::UNSPECIFIED, 0).into(), error))?;
         let connections = TaskTracker::new();
         sheep.members.join(local_address);
-        let node = Node {
+        let node = NodeContext {
             stop: sheep.stop.child_token(),
             sheep,
             local_address,
             faults: Faults::default(),
-            limits: Limits::new(),
+            limits: ServerLimits::new(),
             abort: CancellationToken::new(),
         };
-        let accepting = tokio::spawn(accept(listener, node.clone(), connections.clone()));
+        let accepting = tokio::spawn(listener::accept(
+            listener,
+            node.clone(),
+            connections.clone(),
+        ));
         Ok(Self {
             accepting,
             connections,
@@ -204,45 +202,4 @@ fn open(config: &Config) -> Result<Box<dyn Store>, OpenError> {
         StoreKind::Memory => Box::new(MemoryStore::new(config.memory_limit)),
         StoreKind::Directory(path) => Box::new(DirectoryStore::open(path, config.sync)?),
     })
-}
-
-/// Accepts until told to stop. At the limit of connections it leaves new ones in the queue.
-async fn accept(listener: TcpListener, node: Node, connections: TaskTracker) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, accepted) = tokio::select! {
-            () = node.stop.cancelled() => return,
-            next = next => next,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let node = node.clone();
-                connections.spawn(async move {
-                    let _slot = slot;
-                    serve(stream, peer, node).await;
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: others must close first.
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn serve(stream: TcpStream, peer: SocketAddr, node: Node) {
-    tracing::debug!(%peer, "connected");
-    match connection::serve(stream, node).await {
-        Ok(()) => tracing::debug!(%peer, "disconnected"),
-        // Clients such as dog often close with an answer still unread.
-        Err(error @ (Closed::Io(_) | Closed::Broken | Closed::Fault)) => {
-            tracing::debug!(%peer, "connection lost: {error}");
-        }
-        Err(error) => tracing::warn!(%peer, "connection closed: {error}"),
-    }
 }

@@ -167,9 +167,9 @@ impl Store for MemoryStore {
     fn read(&self, oid: Oid, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         let payload = self.read_payload(oid, offset, buffer.len())?;
         let mut rest = buffer;
-        for piece in payload.pieces() {
-            let (now, later) = rest.split_at_mut(piece.len());
-            now.copy_from_slice(piece);
+        for slice in payload.slices() {
+            let (now, later) = rest.split_at_mut(slice.len());
+            now.copy_from_slice(slice);
             rest = later;
         }
         Ok(())

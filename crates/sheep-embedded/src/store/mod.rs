@@ -224,7 +224,7 @@ mod tests {
             assert_eq!(read(store, 1, 49_999, 3), [1, 3, 1]);
             assert_eq!(read(store, 1, 79_999, 2), [1; 2]);
             store.remove(oid(0)).unwrap();
-            let bytes: Vec<u8> = was_read.pieces().flatten().copied().collect();
+            let bytes: Vec<u8> = was_read.slices().flatten().copied().collect();
             assert_eq!(bytes.len(), was_read.len());
             assert!(bytes[..100_000].iter().all(|&byte| byte == 1));
             assert!(bytes[100_000..].iter().all(|&byte| byte == 0));

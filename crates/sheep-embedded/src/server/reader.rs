@@ -1,24 +1,25 @@
 //! Frames out of a socket.
 
+use std::io;
+
 use sheep_proto::RequestHeader;
 use sheep_proto::decoder::{self, BadFrame};
 use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
-use std::io;
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedReadHalf;
 
-use crate::budget::{Budget, Held};
-use crate::connection::{Closed, in_time};
+use super::error::{ConnectionError, with_stall_timeout};
+use super::limits::{ConnectionLimits, Permits};
 
 /// Bytes of a connection that are read ahead; a frame with a small payload fits.
 const BUFFER_LEN: usize = 16 << 10;
 /// Bytes of a larger payload for which memory is taken before they arrive.
-const PIECE_LEN: usize = 256 << 10;
+const RESERVE_LEN: usize = 256 << 10;
 
 /// The reading half of a connection.
 ///
-/// A header is read together with what follows it, as far as that is there, so
-/// that a small request costs one system call. A larger payload is read into
+/// A header is read together with the bytes after it that have arrived, so that
+/// a small request costs one system call. A larger payload is read into
 /// its own memory, which grows with the bytes that arrive.
 pub(crate) struct Reader {
     stream: OwnedReadHalf,
@@ -46,14 +47,14 @@ impl Reader {
         match parse(self.buffered()) {
             Ok(Some(header)) => self.buffered().len() - HEADER_LEN >= header.payload_len() as usize,
             Ok(None) => false,
-            Err(_told_later) => true,
+            Err(_reported_by_header) => true,
         }
     }
 
     /// The next header, or `None` when the client has closed between two frames.
     ///
-    /// A client may be silent for ever before a frame, but not within one.
-    pub(crate) async fn header(&mut self) -> Result<Option<RequestHeader>, Closed> {
+    /// Between frames a client may be silent for ever, within one it may not.
+    pub(crate) async fn header(&mut self) -> Result<Option<RequestHeader>, ConnectionError> {
         loop {
             if let Some(header) = parse(self.buffered())? {
                 self.start += HEADER_LEN;
@@ -64,7 +65,7 @@ impl Reader {
             let read = if is_between {
                 read.await?
             } else {
-                in_time(read).await??
+                with_stall_timeout(read).await??
             };
             match read {
                 0 if is_between => return Ok(None),
@@ -74,7 +75,7 @@ impl Reader {
         }
     }
 
-    /// Reads behind what is left, which is less than a header.
+    /// Reads more after the buffered bytes, which are less than a header.
     async fn fill(&mut self) -> io::Result<usize> {
         self.buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;
@@ -92,26 +93,26 @@ impl Reader {
         Some(payload)
     }
 
-    /// The payload of a header just read, taking shares of the limits for it.
+    /// The payload of a header just read, with permits for it.
     pub(crate) async fn payload(
         &mut self,
         len: usize,
-        budget: &Budget,
-        held: &mut Held,
-    ) -> Result<Vec<u8>, Closed> {
+        limits: &ConnectionLimits,
+        permits: &mut Permits,
+    ) -> Result<Vec<u8>, ConnectionError> {
         let mut payload = Vec::new();
         while payload.len() < len {
-            let now = PIECE_LEN.min(len - payload.len());
-            budget.take(held, now).await?;
+            let now = RESERVE_LEN.min(len - payload.len());
+            limits.acquire(permits, now).await?;
             payload.reserve(now);
             let end = payload.len() + now;
-            let ahead = now.min(self.end - self.start);
-            payload.extend_from_slice(&self.buffer[self.start..self.start + ahead]);
-            self.start += ahead;
+            let buffered = now.min(self.end - self.start);
+            payload.extend_from_slice(&self.buffer[self.start..self.start + buffered]);
+            self.start += buffered;
             while payload.len() < end {
                 let left = (end - payload.len()) as u64;
-                let mut piece = (&mut self.stream).take(left);
-                if in_time(piece.read_buf(&mut payload)).await?? == 0 {
+                let mut rest = (&mut self.stream).take(left);
+                if with_stall_timeout(rest.read_buf(&mut payload)).await?? == 0 {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
             }
