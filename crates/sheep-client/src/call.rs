@@ -8,11 +8,10 @@ use bytes::{Bytes, BytesMut};
 use sheep_proto::header::{ObjectRequest, RequestBody, RequestHeader};
 use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
 use sheep_proto::{
-    Malformed, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, ResultCode, Retry,
-    VdiResponse,
+    Malformed, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, ResultCode, VdiResponse,
 };
 
-use crate::error::{CallName, ClientError, Hangup};
+use crate::error::{CallName, ClientError};
 
 /// Version of a READ_OBJ: from 2 on, servers 0.5.3 to 0.7 cut zeros off the
 /// answer, which then cannot be told from one that is too short (protocol 7.2).
@@ -24,7 +23,7 @@ pub enum Resend {
     /// Nothing: a second run would not do the same as the first.
     Never,
     /// Sends it again after a pause when the refusal is one that passes
-    /// ([`Retry::Later`]), but not when it may have run.
+    /// ([`Retry::Later`](sheep_proto::Retry::Later)), but not when it may have run.
     WhenRefused,
     /// Sends it again when the connection died with it in flight. A call that
     /// changes something is not when this side hung up on a sheep that answered
@@ -266,28 +265,27 @@ impl Call {
         2 * HEADER_LEN + self.payload.len() + self.want as usize
     }
 
-    /// True when `code` passes and this call may be asked again.
-    pub(crate) fn may_retry(&self, code: ResultCode) -> bool {
-        matches!(self.resend, Resend::WhenRefused | Resend::WhenLostOrRefused)
-            && code.retry() == Retry::Later
-    }
-
-    /// True when this call may be sent again after its connection ended like that.
-    pub(crate) fn may_resend(&self, why: &Hangup) -> bool {
-        matches!(self.resend, Resend::WhenLost | Resend::WhenLostOrRefused)
-            && !(why.is_ours() && self.changes_something())
-    }
-
-    /// True for the resendable operations of which a late second copy can harm.
-    pub(crate) fn changes_something(&self) -> bool {
-        matches!(
-            self.opcode,
-            Opcode::CreateAndWriteObj
-                | Opcode::WriteObj
-                | Opcode::RemoveObj
-                | Opcode::DiscardObj
-                | Opcode::ReleaseVdi
-        )
+    /// True unless a late second execution can do no harm.
+    pub(crate) fn is_mutating(&self) -> bool {
+        match self.opcode {
+            Opcode::ReadObj
+            | Opcode::GetVdiInfo
+            | Opcode::ReadVdis
+            | Opcode::GetClusterDefault
+            | Opcode::GetNodeList
+            | Opcode::StatSheep
+            | Opcode::StatCluster
+            | Opcode::StatRecovery
+            | Opcode::GetVdiCopies
+            | Opcode::ReadDelVdis
+            | Opcode::ClusterInfo
+            | Opcode::MdInfo
+            | Opcode::Stat => false,
+            Opcode::GetVdiAttr => self
+                .flags
+                .intersects(RequestFlags::CREAT | RequestFlags::DEL),
+            _ => true,
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Which requests a connection waits for, by id.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -11,6 +10,7 @@ use tokio::time::Instant;
 use crate::call::{Call, Response};
 use crate::error::ClientError;
 use crate::gateway::Completion;
+use crate::retry::Attempts;
 
 /// A call on its way, with what is needed to answer or repeat it.
 pub(crate) struct Pending {
@@ -20,13 +20,8 @@ pub(crate) struct Pending {
     /// How long to wait for a sheep, for its answer, and for refusals to pass.
     pub(crate) patience: Duration,
     sent: Option<Instant>,
-    /// When it first failed in a way that may pass.
-    pub(crate) failing_since: Option<Instant>,
-    /// How often it failed in a way that may pass.
-    pub(crate) failures: u32,
-    /// The sheep that may still run an earlier copy of it, and when the
-    /// connection to it ended.
-    pub(crate) lost: Option<(SocketAddr, Instant)>,
+    /// The attempts that failed so far.
+    pub(crate) attempts: Attempts,
     /// Its share of the pool's budget while it is in flight.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
@@ -38,9 +33,7 @@ impl Pending {
             done: Some(done),
             patience,
             sent: None,
-            failing_since: None,
-            failures: 0,
-            lost: None,
+            attempts: Attempts::default(),
             permit: None,
         }
     }

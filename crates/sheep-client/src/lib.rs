@@ -24,7 +24,7 @@
 //! again when their connection dies, to the same sheep or the next, and when a
 //! refusal is one that passes (a cluster that waits for a node, say), for as
 //! long as [`ClientConfig::retry_for`] allows. When the client itself hung up on
-//! a sheep that answered nonsense, only what changes nothing is, see [`pool`].
+//! a sheep that answered nonsense, only what changes nothing is (`retry.rs`).
 //! Operations that would not do the same a second time
 //! ([`Client::create_vdi`], [`Client::lock`], ...) are not: they fail with
 //! [`ClientError::Lost`], and the caller looks what became of them. Nothing is
@@ -78,6 +78,7 @@ mod object;
 mod outbox;
 mod pieces;
 pub mod pool;
+mod retry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tree;

@@ -104,9 +104,9 @@ impl Link {
         self.up_since
     }
 
-    /// True when nothing listened at a sheep's address at some time after `when`.
-    pub(crate) fn is_dead_since(&self, sheep: SocketAddr, when: Instant) -> bool {
-        self.refused.get(&sheep).is_some_and(|&at| at >= when)
+    /// When a sheep last turned a connection down.
+    pub(crate) fn refused_at(&self, sheep: SocketAddr) -> Option<Instant> {
+        self.refused.get(&sheep).copied()
     }
 
     /// Takes a connection into use.

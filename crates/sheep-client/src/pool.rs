@@ -6,23 +6,7 @@
 //! host is dead, and after [`ClientConfig::retry_for`] the caller hears that
 //! there is no answer.
 //!
-//! # After a connection
-//!
-//! A call whose connection ended is sent again if its [`Resend`](crate::Resend)
-//! allows it. Mostly a connection ends because its sheep did, and the old copy
-//! is gone as well. But a sheep that lives runs what it has read from a
-//! connection, after its end too:
-//!
-//! - When this side hung up, on a sheep that answered what no sheep answers,
-//!   only questions are asked again. Whatever changes something ends with
-//!   [`ClientError::Lost`].
-//! - When the network was cut between two hosts that live, nothing tells that
-//!   from the end of the sheep. The old copy of a write could run after the new
-//!   one, and on top of what was written after that. So whatever changes
-//!   something waits for two seconds, from when its connection ended and a sheep
-//!   answers again, unless the old sheep has turned a new connection down, which
-//!   shows that it is gone. The protocol knows no way to be sure: a request that
-//!   the old sheep keeps for longer can still run late.
+//! What is sent again, and when, is decided in `retry.rs`.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -35,7 +19,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::address::GatewayAddress;
-use crate::backoff;
 use crate::call::{Call, Response};
 use crate::config::ClientConfig;
 use crate::connection::{Observer, Shared};
@@ -44,14 +27,12 @@ use crate::gateway::{BoxFuture, Completion, Gateway};
 use crate::in_flight::Pending;
 use crate::link::Link;
 use crate::network::{Network, Tcp};
+use crate::retry::{self, Decision, FENCE_INTERVAL, Fence};
 
 /// The budget is counted in pieces of this many bytes.
 const BUDGET_PIECE: usize = 4 << 10;
 /// Bytes of the calls in flight in the whole pool, both ways.
 const BUDGET_BYTES: usize = 64 << 20;
-/// Longest time that a sheep needs for what it has read from a connection that
-/// has ended. Mostly it is milliseconds.
-const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Least share of the budget: bounds the number of calls in flight to 1,024.
 const LEAST_SHARE: usize = BUDGET_BYTES / 1024;
 
@@ -174,7 +155,7 @@ impl Gateway for Pool {
     }
 
     fn settle_time(&self) -> Duration {
-        SETTLE_TIME
+        FENCE_INTERVAL
     }
 }
 
@@ -212,7 +193,7 @@ impl Core {
             Err(_exhausted) => Err(pending),
         };
         if let Err(unsent) = unsent {
-            self.send_later(unsent);
+            self.send_later(unsent, Duration::ZERO);
         }
     }
 
@@ -228,19 +209,21 @@ impl Core {
 
     /// Sends when a sheep is reachable and the budget allows, or fails the call
     /// when that takes too long.
-    fn send_later(&self, mut pending: Pending) {
+    fn send_later(&self, mut pending: Pending, delay: Duration) {
         let core = self.itself();
         self.runtime.spawn(async move {
+            let sleep = tokio::time::sleep(delay);
+            if !delay.is_zero() && core.closing.run_until_cancelled(sleep).await.is_none() {
+                return pending.finish(Err(core.unreachable(Duration::ZERO)));
+            }
             loop {
                 // Others may use its share while this waits.
                 pending.permit = None;
-                let Pending {
-                    failures,
-                    patience,
-                    lost,
-                    ..
-                } = pending;
-                let ready = core.ready(failures, patience, lost, share(&pending.call));
+                let ready = core.ready(
+                    pending.patience,
+                    pending.attempts.fence(),
+                    share(&pending.call),
+                );
                 let ready = core.closing.run_until_cancelled(ready).await;
                 pending.permit = match ready {
                     Some(Ok(permit)) => Some(permit),
@@ -255,21 +238,16 @@ impl Core {
         });
     }
 
-    /// Waits for the pause that the call's failures ask for, for a sheep, and
-    /// for a share of the budget.
+    /// Waits for a sheep, for the fence, and for a share of the budget.
     async fn ready(
         &self,
-        failures: u32,
         patience: Duration,
-        lost: Option<(SocketAddr, Instant)>,
+        fence: Option<Fence>,
         share: u32,
     ) -> Result<OwnedSemaphorePermit, ClientError> {
-        if failures > 0 {
-            tokio::time::sleep(backoff::pause(failures - 1)).await;
-        }
         self.wait_for_link(patience).await?;
-        if let Some((sheep, when)) = lost {
-            self.settle(sheep, when).await;
+        if let Some(fence) = fence {
+            self.pass_fence(fence).await;
             self.wait_for_link(patience).await?;
         }
         let budget = Arc::clone(&self.budget).acquire_many_owned(share);
@@ -279,17 +257,14 @@ impl Core {
         }
     }
 
-    /// Waits until a sheep must have finished what it had read when a connection
-    /// to it ended.
-    async fn settle(&self, sheep: SocketAddr, when: Instant) {
-        let settled = {
+    async fn pass_fence(&self, fence: Fence) {
+        let ends_at = {
             let link = self.link.borrow();
-            if link.is_dead_since(sheep, when) {
-                return;
-            }
-            when.max(link.up_since()) + SETTLE_TIME
+            fence.ends_at(link.refused_at(fence.node), link.up_since())
         };
-        tokio::time::sleep_until(settled).await;
+        if let Some(ends_at) = ends_at {
+            tokio::time::sleep_until(ends_at).await;
+        }
     }
 
     async fn wait_for_link(&self, patience: Duration) -> Result<(), ClientError> {
@@ -320,38 +295,35 @@ impl Core {
 
 impl Observer for Core {
     fn ended(&self, mut pending: Pending, outcome: Result<Response, ClientError>) {
-        let passes = match &outcome {
-            Ok(response) => {
-                let epoch = response.header.epoch.get();
-                if self.epoch.load(Ordering::Relaxed) != epoch {
-                    self.epoch.store(epoch, Ordering::Relaxed);
-                    self.learn_nodes();
-                }
-                pending.call.may_retry(response.header.result())
+        if let Ok(response) = &outcome {
+            let epoch = response.header.epoch.get();
+            if self.epoch.load(Ordering::Relaxed) != epoch {
+                self.epoch.store(epoch, Ordering::Relaxed);
+                self.learn_nodes();
             }
-            Err(ClientError::Lost { why, .. }) => pending.call.may_resend(why),
-            Err(_) => false,
+        }
+        if pending.is_given_up() || self.closing.is_cancelled() {
+            return pending.finish(outcome);
+        }
+        let now = Instant::now();
+        let Pending {
+            call,
+            attempts,
+            patience,
+            ..
+        } = &pending;
+        let (delay, fence) = match retry::decide(call, attempts, &outcome, *patience, now) {
+            Decision::Complete => return pending.finish(outcome),
+            Decision::RetryAfter { delay, fence } => (delay, fence),
         };
-        if !passes || pending.is_given_up() || self.closing.is_cancelled() {
-            return pending.finish(outcome);
-        }
-        let failing_since = *pending.failing_since.get_or_insert_with(Instant::now);
-        if failing_since.elapsed() > pending.patience {
-            return pending.finish(outcome);
-        }
-        pending.failures += 1;
-        if let Err(ClientError::Lost { gateway, .. }) = &outcome
-            && pending.call.changes_something()
-        {
-            pending.lost = Some((*gateway, Instant::now()));
-        }
+        pending.attempts.record(now, fence);
         match &outcome {
             Ok(response) => {
                 tracing::debug!(code = %response.header.result(), "{} again", response.call);
             }
             Err(error) => tracing::debug!(%error, "sending again"),
         }
-        self.send_later(pending);
+        self.send_later(pending, delay);
     }
 
     fn worn_out(&self, connection: &Arc<Shared>) {
