@@ -81,6 +81,7 @@ pub mod pool;
 mod retry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod topology;
 pub mod tree;
 pub mod vdi;
 

@@ -17,9 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sheep_proto::cluster::ClusterInfoHeader;
 use sheep_proto::limits::CLUSTER_INFO_LEN;
-use sheep_proto::node::NodeRecord;
 use sheep_proto::{Opcode, RequestBody};
 use tokio::time::Instant;
 
@@ -30,21 +28,16 @@ use crate::connection::{ASK_PATIENCE, Connection, Observer, Shared};
 use crate::error::{ClientError, Hangup};
 use crate::in_flight::Pending;
 use crate::pool::Core;
+use crate::topology::{Generation, Membership, Rejected, Topology};
 
 /// Longest wait for a TCP connection, the look-up of its name included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a refused connection is remembered: longer than any call is kept.
 const REFUSAL_KEPT: Duration = Duration::from_secs(300);
-/// Nodes of the cluster remembered as gateways to fall back on.
-const MAX_FALLBACKS: usize = 64;
 
 /// The sheep that are known, and the connections to one of them.
 pub(crate) struct Link {
-    given: Vec<GatewayAddress>,
-    cluster: Membership,
-    /// Where `open` leads to, or led to, or what is being tried instead.
-    gateway: GatewayAddress,
-    peer: Option<SocketAddr>,
+    topology: Topology,
     open: Vec<Arc<Connection>>,
     /// Since when `open` is empty.
     down_since: Option<Instant>,
@@ -52,18 +45,6 @@ pub(crate) struct Link {
     up_since: Instant,
     /// The sheep that turned a connection down lately, and when each last did.
     refused: HashMap<SocketAddr, Instant>,
-    /// Counts moves to another address, so that what was begun before is not
-    /// mistaken for the present.
-    moves: u64,
-}
-
-/// What a sheep says of its cluster.
-#[derive(Clone, Debug, Default)]
-struct Membership {
-    /// When the cluster was formatted, which tells it from others; 0 when it
-    /// was not, or the sheep is too old to say.
-    ctime: u64,
-    nodes: Vec<SocketAddr>,
 }
 
 impl Link {
@@ -73,27 +54,16 @@ impl Link {
     /// Without any address.
     pub(crate) fn new(given: Vec<GatewayAddress>) -> Self {
         Self {
-            gateway: given
-                .first()
-                .expect("a client needs the address of a sheep")
-                .clone(),
-            given,
-            cluster: Membership::default(),
-            peer: None,
+            topology: Topology::new(given),
             open: Vec::new(),
             down_since: Some(Instant::now()),
             up_since: Instant::now(),
             refused: HashMap::new(),
-            moves: 0,
         }
     }
 
-    pub(crate) fn given(&self) -> &GatewayAddress {
-        &self.given[0]
-    }
-
-    pub(crate) fn gateway(&self) -> &GatewayAddress {
-        &self.gateway
+    pub(crate) fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     pub(crate) fn down_since(&self) -> Option<Instant> {
@@ -144,20 +114,21 @@ impl Core {
             if !incomplete(&link.borrow()) {
                 (attempts, failures) = (0, 0);
             }
-            let (moves, peer) = {
+            let (generation, peer) = {
                 let link = link
                     .wait_for(incomplete)
                     .await
                     .expect("self has the sender");
-                (link.moves, link.open.first().map(|open| open.peer()))
+                let peer = link.open.first().map(|open| open.peer());
+                (link.topology.generation(), peer)
             };
             let opened = match peer {
-                None => self.find_sheep(moves).await,
+                None => self.find_sheep(generation).await,
                 // By number: a name may stand for several sheep.
                 Some(peer) => self
                     .dial(&peer.into(), self.itself())
                     .await
-                    .and_then(|connection| self.adopt(connection, moves, None)),
+                    .and_then(|connection| self.adopt(connection, generation, None)),
             };
             attempts += 1;
             if let Err(error) = &opened {
@@ -173,31 +144,20 @@ impl Core {
     }
 
     /// Makes the first known sheep that answers the gateway.
-    pub(crate) async fn find_sheep(&self, moves: u64) -> Result<(), ClientError> {
-        let (last, known) = {
+    pub(crate) async fn find_sheep(&self, generation: Generation) -> Result<(), ClientError> {
+        let (last, candidates) = {
             let link = self.link.borrow();
-            let learned = link.cluster.nodes.iter().map(|&node| node.into());
-            let last = link.peer.map(GatewayAddress::from);
-            let all = last.iter().chain(&link.given).cloned().chain(learned);
-            // A dead host takes its time, every time that it is tried.
-            let mut known = Vec::new();
-            for address in all {
-                if !known.contains(&address) {
-                    known.push(address);
-                }
-            }
-            (last, known)
+            let last = link.topology.gateway_node().map(GatewayAddress::from);
+            (last, link.topology.candidates())
         };
         let mut result = Ok(());
-        for address in &known {
+        for address in &candidates {
             self.link.send_if_modified(|link| {
-                if link.moves == moves {
-                    link.gateway = address.clone();
-                }
+                link.topology.try_gateway(generation, address);
                 false
             });
             result = match self.establish(address).await {
-                Ok((connection, cluster)) => self.adopt(connection, moves, Some(cluster)),
+                Ok((connection, cluster)) => self.adopt(connection, generation, Some(cluster)),
                 Err(error) => Err(error),
             };
             let silent = matches!(result, Err(ClientError::Unreachable { .. }));
@@ -215,7 +175,7 @@ impl Core {
     ) -> Result<(Connection, Membership), ClientError> {
         let connection = self.dial(address, self.itself()).await?;
         match connection.ask(membership_call()).await {
-            Ok(response) => Ok((connection, Membership::read(&response)?)),
+            Ok(response) => Ok((connection, membership(&response)?)),
             Err(error @ ClientError::Lost { .. }) => Err(ClientError::Connect {
                 gateway: address.clone(),
                 source: io::Error::other(error),
@@ -265,7 +225,7 @@ impl Core {
     fn adopt(
         &self,
         connection: Connection,
-        moves: u64,
+        generation: Generation,
         cluster: Option<Membership>,
     ) -> Result<(), ClientError> {
         let peer = connection.peer();
@@ -278,18 +238,18 @@ impl Core {
         self.link.send_if_modified(|link| {
             // A connection that closed before it got here was not found by
             // `closed`, and would stay for ever.
-            if link.moves != moves || !connection.is_accepting() || self.closing.is_cancelled() {
-                result = Err(refuse("the connection is not wanted any more"));
+            let outdated = "the connection is not wanted any more";
+            if !connection.is_accepting() || self.closing.is_cancelled() {
+                result = Err(refuse(outdated));
                 return false;
             }
-            if let Some(cluster) = cluster {
-                if cluster.is_other_than(&link.cluster) {
-                    result = Err(refuse("this sheep belongs to another cluster"));
-                    return false;
-                }
-                link.cluster.update(cluster);
+            if let Err(rejected) = link.topology.connected(generation, peer, cluster) {
+                result = Err(refuse(match rejected {
+                    Rejected::Outdated => outdated,
+                    Rejected::OtherCluster => "this sheep belongs to another cluster",
+                }));
+                return false;
             }
-            link.peer = Some(peer);
             link.enter(connection);
             true
         });
@@ -307,11 +267,7 @@ impl Core {
         tracing::info!(gateway = %address, %peer, "connected");
         let mut old = Vec::new();
         self.link.send_modify(|link| {
-            link.given = vec![address.clone()];
-            link.cluster = cluster;
-            link.gateway = address;
-            link.peer = Some(peer);
-            link.moves += 1;
+            link.topology.switch_gateway(address, peer, cluster);
             old = std::mem::take(&mut link.open);
             if connection.is_accepting() {
                 link.enter(connection);
@@ -356,9 +312,9 @@ impl Core {
     /// Asks for the nodes of the cluster, to have somewhere to go when the
     /// gateway dies.
     pub(crate) fn learn_nodes(&self) {
-        let (moves, connection) = {
+        let (generation, connection) = {
             let link = self.link.borrow();
-            (link.moves, link.least_loaded())
+            (link.topology.generation(), link.least_loaded())
         };
         let Some(connection) = connection else { return };
         // One question at a time, or a sheep with an ever new epoch would breed them.
@@ -368,8 +324,8 @@ impl Core {
         let core = self.itself();
         let learned = move |outcome: Result<Response, ClientError>| {
             core.learning.store(false, Ordering::Relaxed);
-            match outcome.and_then(|response| Membership::read(&response)) {
-                Ok(cluster) => core.learn(moves, cluster),
+            match outcome.and_then(|response| membership(&response)) {
+                Ok(cluster) => core.learn(generation, cluster),
                 Err(error) => tracing::debug!("cannot ask for the nodes: {error}"),
             }
         };
@@ -381,13 +337,10 @@ impl Core {
         }
     }
 
-    fn learn(&self, moves: u64, cluster: Membership) {
+    fn learn(&self, generation: Generation, cluster: Membership) {
         let mut formatted = false;
         self.link.send_if_modified(|link| {
-            if link.moves == moves {
-                formatted = cluster.is_other_than(&link.cluster);
-                link.cluster.update(cluster);
-            }
+            formatted = link.topology.observe(generation, cluster);
             false
         });
         if formatted {
@@ -427,35 +380,9 @@ fn membership_call() -> Call {
     Call::new(Opcode::ClusterInfo, RequestBody::NONE).wanting(want)
 }
 
-impl Membership {
-    fn read(response: &Response) -> Result<Self, ClientError> {
-        if response.clone().accepted().is_err() {
-            return Ok(Self::default());
-        }
-        let (header, nodes) = ClusterInfoHeader::parse(&response.payload)
-            .map_err(|source| response.bad_payload(source))?;
-        Ok(Self {
-            ctime: header.ctime.get(),
-            nodes: nodes
-                .iter()
-                .map(NodeRecord::address)
-                .take(MAX_FALLBACKS)
-                .collect(),
-        })
+fn membership(response: &Response) -> Result<Membership, ClientError> {
+    if response.clone().accepted().is_err() {
+        return Ok(Membership::default());
     }
-
-    /// True when both are known, and differ.
-    fn is_other_than(&self, known: &Self) -> bool {
-        self.ctime != 0 && known.ctime != 0 && self.ctime != known.ctime
-    }
-
-    /// Takes what is new, and keeps what a sheep that knows nothing left out.
-    fn update(&mut self, new: Self) {
-        if new.ctime != 0 {
-            self.ctime = new.ctime;
-        }
-        if !new.nodes.is_empty() {
-            self.nodes = new.nodes;
-        }
-    }
+    Membership::parse(&response.payload).map_err(|source| response.bad_payload(source))
 }

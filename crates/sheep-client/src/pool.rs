@@ -28,6 +28,7 @@ use crate::in_flight::Pending;
 use crate::link::Link;
 use crate::network::{Network, Tcp};
 use crate::retry::{self, Decision, FENCE_INTERVAL, Fence};
+use crate::topology::Generation;
 
 /// The budget is counted in pieces of this many bytes.
 const BUDGET_PIECE: usize = 4 << 10;
@@ -67,7 +68,7 @@ pub(crate) struct Core {
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Core")
-            .field("gateway", self.link.borrow().gateway())
+            .field("gateway", self.link.borrow().topology().gateway())
             .finish_non_exhaustive()
     }
 }
@@ -110,7 +111,7 @@ impl Pool {
         });
         let pool = Self { core };
         let core = &pool.core;
-        core.find_sheep(0).await?;
+        core.find_sheep(Generation::default()).await?;
         let keeper = Arc::clone(core).keep_connected();
         tokio::spawn(core.closing.clone().run_until_cancelled_owned(keeper));
         Ok(pool)
@@ -142,7 +143,7 @@ impl Gateway for Pool {
     }
 
     fn address(&self) -> GatewayAddress {
-        self.core.link.borrow().given().clone()
+        self.core.link.borrow().topology().seed().clone()
     }
 
     fn peer(&self) -> Option<SocketAddr> {
@@ -287,7 +288,7 @@ impl Core {
 
     fn unreachable(&self, waited: Duration) -> ClientError {
         ClientError::Unreachable {
-            gateway: self.link.borrow().gateway().clone(),
+            gateway: self.link.borrow().topology().gateway().clone(),
             waited,
         }
     }
