@@ -5,10 +5,13 @@
 //!    |    Call -> Response
 //! Gateway                                            submit(call, completion)
 //!    |
-//! Pool    several connections to one sheep; budget, resends
-//! Link    finds a sheep of the cluster, reconnects, fails over
+//! Dispatcher  admission, choice of a connection, timeouts
+//!    |------- retry         what is sent again, and when
+//! Supervisor  the connections of each node; reconnects, fails over
+//!    |------- topology      where to look for a sheep, and which cluster it is
+//! Connection  one socket: writes frames, matches responses by id
 //!    |
-//! Connection   one socket: writes frames, matches answers by id
+//! network     TCP, or what a test puts in its place
 //! ```
 //!
 //! A [`Client`] is made with [`Client::connect`] and is cheap to clone. Its
@@ -62,23 +65,21 @@ mod backoff;
 pub mod call;
 mod client;
 pub mod cluster;
-mod codec;
 pub mod config;
 mod connection;
+mod dispatcher;
 pub mod error;
 pub mod gateway;
-mod in_flight;
 mod index;
 mod lifecycle;
-mod link;
 mod lock;
 mod lookup;
 pub mod network;
 mod object;
-mod outbox;
 mod pieces;
 pub mod pool;
 mod retry;
+mod supervisor;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod topology;

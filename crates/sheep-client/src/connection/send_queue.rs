@@ -1,9 +1,9 @@
 //! Frames on their way into a socket, each whole and in order.
 //!
-//! Whoever sends a frame writes it, while the socket has room. When it has not,
-//! what is left of the frame and every frame behind it belong to the task that
-//! runs [`Outbox::write_backlog`]. How much can pile up there is bounded by the
-//! pool's budget: a call that is given up leaves it, see [`Outbox::withdraw`].
+//! While the socket has room, the thread that sends a frame writes it. Without
+//! room, the rest of the frame and every frame after it are queued for the task
+//! that runs [`SendQueue::write_queued`]. The dispatcher's budget bounds the
+//! queue: a request that times out leaves it, see [`SendQueue::cancel_unsent`].
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, IoSlice};
@@ -18,10 +18,10 @@ use zerocopy::IntoBytes;
 use crate::network::SendingHalf;
 
 /// The sending side of a socket.
-pub(crate) struct Outbox {
+pub(super) struct SendQueue {
     socket: Box<dyn SendingHalf>,
-    backlog: Mutex<VecDeque<Frame>>,
-    filled: Notify,
+    queue: Mutex<VecDeque<Frame>>,
+    not_empty: Notify,
 }
 
 /// What is still to be written of a frame.
@@ -33,7 +33,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn is_begun(&self) -> bool {
+    fn is_started(&self) -> bool {
         self.header_written > 0
     }
 
@@ -55,20 +55,19 @@ impl Frame {
     }
 }
 
-impl Outbox {
-    pub(crate) fn new(socket: Box<dyn SendingHalf>) -> Self {
+impl SendQueue {
+    pub(super) fn new(socket: Box<dyn SendingHalf>) -> Self {
         Self {
             socket,
-            backlog: Mutex::default(),
-            filled: Notify::new(),
+            queue: Mutex::default(),
+            not_empty: Notify::new(),
         }
     }
 
-    /// Sends a frame without waiting; what the socket has no room for goes to
-    /// the backlog.
+    /// Sends a frame without waiting; what the socket has no room for is queued.
     ///
-    /// A failure shuts the socket down, and the reader finds out.
-    pub(crate) fn send(&self, header: &RequestHeader, payload: Bytes) {
+    /// A failure shuts the socket down, which ends the reader.
+    pub(super) fn send(&self, header: &RequestHeader, payload: Bytes) {
         let mut frame = Frame {
             id: header.id.get(),
             header: header.as_bytes().try_into().expect("a header has 48 bytes"),
@@ -76,75 +75,76 @@ impl Outbox {
             payload,
         };
         // Held while writing: a frame of another thread must not come between.
-        let mut backlog = self.backlog();
-        if backlog.is_empty() && self.write(&mut frame).is_err() {
+        let mut queue = self.queue();
+        if queue.is_empty() && self.write(&mut frame).is_err() {
             return;
         }
         if !frame.is_written() {
-            backlog.push_back(frame);
-            self.filled.notify_one();
+            queue.push_back(frame);
+            self.not_empty.notify_one();
         }
     }
 
-    /// Takes those of `ids` back of which nothing has been written, and returns them.
-    pub(crate) fn withdraw(&self, ids: &HashSet<u32>) -> Vec<u32> {
-        let mut withdrawn = Vec::new();
-        self.backlog().retain(|frame| {
-            let keep = frame.is_begun() || !ids.contains(&frame.id);
+    /// Removes the frames with `ids` of which nothing has been written, and returns
+    /// their ids.
+    pub(super) fn cancel_unsent(&self, ids: &HashSet<u32>) -> Vec<u32> {
+        let mut cancelled = Vec::new();
+        self.queue().retain(|frame| {
+            let keep = frame.is_started() || !ids.contains(&frame.id);
             if !keep {
-                withdrawn.push(frame.id);
+                cancelled.push(frame.id);
             }
             keep
         });
-        withdrawn
+        cancelled
     }
 
-    /// Writes what callers could not; returns when the socket is broken.
-    pub(crate) async fn write_backlog(&self) {
+    /// Writes what callers could not write; returns when the socket is broken.
+    pub(super) async fn write_queued(&self) {
         loop {
-            self.filled.notified().await;
+            self.not_empty.notified().await;
             loop {
                 if self.socket.writable().await.is_err() {
                     return self.shut_down();
                 }
-                let mut backlog = self.backlog();
-                let Some(frame) = backlog.front_mut() else {
+                let mut queue = self.queue();
+                let Some(frame) = queue.front_mut() else {
                     break;
                 };
                 if self.write(frame).is_err() {
-                    backlog.clear();
+                    queue.clear();
                     return;
                 }
                 if frame.is_written() {
-                    backlog.pop_front();
+                    queue.pop_front();
                 }
             }
         }
     }
 
     /// Ends the connection in both directions, which wakes its reader.
-    pub(crate) fn shut_down(&self) {
+    pub(super) fn shut_down(&self) {
         self.socket.shut_down();
     }
 
-    fn backlog(&self) -> MutexGuard<'_, VecDeque<Frame>> {
-        self.backlog.lock().expect("no one panics with the backlog")
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Frame>> {
+        self.queue.lock().expect("no one panics with the queue")
     }
 
     /// Writes as much of `frame` as the socket takes without waiting.
     fn write(&self, frame: &mut Frame) -> io::Result<()> {
         while !frame.is_written() {
             match self.socket.try_write_vectored(&frame.parts()) {
-                Ok(0) => return self.give_up(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
                 Ok(written) => frame.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return self.give_up(error),
+                Err(error) => return self.fail(error),
             }
         }
         Ok(())
     }
 
-    fn give_up(&self, error: io::Error) -> io::Result<()> {
+    fn fail(&self, error: io::Error) -> io::Result<()> {
         tracing::debug!(%error, "cannot write to a sheep");
         self.shut_down();
         Err(error)

@@ -1,0 +1,312 @@
+//! One socket to one sheep.
+//!
+//! While the socket has room, the thread that sends a request writes its frame,
+//! without a task in between ([`SendQueue`]). The reader task completes the
+//! requests, in whatever order the responses arrive. Anything that a sheep would
+//! not send ends the connection.
+
+mod codec;
+mod pending;
+mod send_queue;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::io::AsyncRead;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
+use tokio_util::codec::FramedRead;
+
+use crate::call::{Call, Response};
+use crate::error::{ClientError, Hangup};
+use crate::gateway::Completion;
+use crate::network::Stream;
+use codec::{Answered, ResponseCodec};
+use pending::InFlight;
+pub(crate) use pending::{Pending, RequestOwner};
+use send_queue::SendQueue;
+
+/// Bytes read at once at most while no payload is awaited: several responses of
+/// the usual 4 KiB, each with its header.
+pub(crate) const READ_BUFFER: usize = 16 << 10;
+/// How often a connection looks for requests that have timed out.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+/// Timed-out requests that a connection may have before it is replaced.
+const MAX_TIMED_OUT: usize = 128;
+/// Longest wait for the response to [`Connection::request`].
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Hears what becomes of a connection.
+pub(crate) trait ConnectionObserver: Send + Sync {
+    /// Too many requests have timed out. The connection accepts no new ones, and
+    /// lives for as long as its owner keeps it.
+    fn unresponsive(&self, connection: &Arc<Shared>);
+
+    /// The connection has ended, and so have its requests, before this.
+    fn closed(&self, connection: &Arc<Shared>, reason: &Hangup);
+}
+
+/// A connection; the socket closes when this is dropped.
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+}
+
+/// What the callers, the writer and the reader share.
+pub(crate) struct Shared {
+    peer: SocketAddr,
+    send_queue: SendQueue,
+    in_flight: Arc<Mutex<InFlight>>,
+    /// Cleared once and for ever, under the lock of `in_flight`: no request is
+    /// added after that.
+    accepting: AtomicBool,
+    bytes_in_flight: AtomicUsize,
+    /// Tells [`Connection::drained`] that requests have ended; only used once
+    /// no new ones are accepted.
+    completed: Notify,
+}
+
+impl Connection {
+    /// Starts the reader and writer tasks of a stream to `peer`.
+    pub(crate) fn start(
+        peer: SocketAddr,
+        stream: Stream,
+        observer: Option<Arc<dyn ConnectionObserver>>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            peer,
+            send_queue: SendQueue::new(stream.writer),
+            in_flight: Arc::default(),
+            accepting: AtomicBool::new(true),
+            bytes_in_flight: AtomicUsize::new(0),
+            completed: Notify::new(),
+        });
+        let writing = Arc::clone(&shared);
+        let writer = tokio::spawn(async move { writing.send_queue.write_queued().await });
+        let reader = Reader {
+            shared: Arc::clone(&shared),
+            observer,
+            writer: writer.abort_handle(),
+            reason: Hangup::Closed,
+        };
+        tokio::spawn(reader.run(stream.reader));
+        Self { shared }
+    }
+
+    /// Sends a request; its owner, or else its caller, hears of its end.
+    ///
+    /// # Errors
+    /// Gives the request back, unsent, when the connection accepts no more.
+    #[expect(clippy::result_large_err, reason = "the error is the request itself")]
+    pub(crate) fn send(&self, pending: Pending) -> Result<(), Pending> {
+        let shared = &*self.shared;
+        let mut header = pending.request.header(0);
+        let payload = pending.request.payload().clone();
+        let wire_len = pending.request.wire_len();
+        {
+            let mut in_flight = shared.in_flight();
+            if !self.is_accepting() {
+                return Err(pending);
+            }
+            header.id = in_flight.insert(pending).into();
+        }
+        shared
+            .bytes_in_flight
+            .fetch_add(wire_len, Ordering::Relaxed);
+        shared.send_queue.send(&header, payload);
+        Ok(())
+    }
+
+    /// Sends a request once and waits a bounded time for its response.
+    ///
+    /// # Errors
+    /// `Lost` when the connection ends, `Unreachable` when no response arrives.
+    pub(crate) async fn request(&self, request: Call) -> Result<Response, ClientError> {
+        let lost = ClientError::Lost {
+            call: request.name(),
+            gateway: self.peer(),
+            why: Arc::new(Hangup::Closed),
+        };
+        let (outcome, answer) = oneshot::channel();
+        // A caller that was dropped does not hear of the end.
+        let forward: Completion = Box::new(move |result| drop(outcome.send(result)));
+        let pending = Pending::new(request, REQUEST_TIMEOUT, forward);
+        if self.send(pending).is_err() {
+            return Err(lost);
+        }
+        answer.await.unwrap_or(Err(lost))
+    }
+
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.shared.peer()
+    }
+
+    /// True until the connection has ended or was retired.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.shared.is_accepting()
+    }
+
+    /// Bytes of the requests in flight, both ways.
+    pub(crate) fn bytes_in_flight(&self) -> usize {
+        self.shared.bytes_in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+
+    /// Accepts no more requests, and returns once no caller waits for a response
+    /// and no request in flight pins a token.
+    pub(crate) async fn drained(&self) {
+        self.shared.retire();
+        loop {
+            let completed = self.shared.completed.notified();
+            if self.shared.in_flight().is_idle() {
+                return;
+            }
+            completed.await;
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shared.send_queue.shut_down();
+    }
+}
+
+impl Shared {
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    fn in_flight(&self) -> MutexGuard<'_, InFlight> {
+        self.in_flight.lock().expect("no one panics with the table")
+    }
+
+    fn is_accepting(&self) -> bool {
+        self.accepting.load(Ordering::Acquire)
+    }
+
+    /// Accepts no more requests from now on.
+    fn retire(&self) {
+        let _adding = self.in_flight();
+        self.accepting.store(false, Ordering::Release);
+    }
+
+    fn complete(&self, answered: Answered) {
+        let Answered {
+            pending,
+            header,
+            payload,
+        } = answered;
+        if !pending.is_expired() {
+            self.bytes_in_flight
+                .fetch_sub(pending.request.wire_len(), Ordering::Relaxed);
+        }
+        pending.respond(header, payload);
+        // Whoever drains the connection has retired it first, and looks at the
+        // table after that.
+        if !self.is_accepting() {
+            self.completed.notify_waiters();
+        }
+    }
+
+    fn expire_overdue(self: &Arc<Self>, observer: Option<&dyn ConnectionObserver>) {
+        let overdue = self.in_flight().expire_overdue();
+        if overdue.is_empty() {
+            return;
+        }
+        let ids = overdue.iter().map(|request| request.id).collect();
+        let unsent = self.send_queue.cancel_unsent(&ids);
+        let (never_sent, expired) = {
+            let mut in_flight = self.in_flight();
+            let never_sent: Vec<_> = unsent.iter().map(|&id| in_flight.remove(id)).collect();
+            (never_sent, in_flight.expired())
+        };
+        // Their tokens are released without the lock.
+        drop(never_sent);
+        if expired >= MAX_TIMED_OUT && self.is_accepting() {
+            self.retire();
+            if let Some(observer) = observer {
+                observer.unresponsive(self);
+            }
+        }
+        for request in overdue {
+            self.bytes_in_flight
+                .fetch_sub(request.wire_len, Ordering::Relaxed);
+            (request.completion)(Err(ClientError::Unreachable {
+                gateway: self.peer.into(),
+                waited: request.waited,
+            }));
+        }
+        self.completed.notify_waiters();
+    }
+}
+
+/// The reader task.
+///
+/// What the end of a connection requires is done on drop, so that no caller
+/// waits for ever even when a completion panics or the runtime ends.
+struct Reader {
+    shared: Arc<Shared>,
+    observer: Option<Arc<dyn ConnectionObserver>>,
+    writer: AbortHandle,
+    reason: Hangup,
+}
+
+impl Reader {
+    /// Completes requests until the connection ends, then fails the rest.
+    async fn run(mut self, socket: Box<dyn AsyncRead + Send + Unpin>) {
+        let codec = ResponseCodec::new(Arc::clone(&self.shared.in_flight));
+        let mut responses = FramedRead::with_capacity(socket, codec, READ_BUFFER);
+        let mut expire = tokio::time::interval(EXPIRE_INTERVAL);
+        expire.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // In this order, or a sheep that never stops sending keeps
+                // requests from timing out.
+                biased;
+                _ = expire.tick() => self.shared.expire_overdue(self.observer.as_deref()),
+                response = responses.next() => match response {
+                    Some(Ok(answered)) => self.shared.complete(answered),
+                    Some(Err(reason)) => {
+                        self.reason = reason;
+                        return;
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.retire();
+        // Before anyone can send these requests elsewhere: a caller that has
+        // just added one and not yet written it finds the socket closed.
+        shared.send_queue.shut_down();
+        let left = shared.in_flight().drain();
+        self.writer.abort();
+        let reason = Arc::new(std::mem::replace(&mut self.reason, Hangup::Closed));
+        // Pending requests end before the close is reported, so that a later
+        // refusal of a connection is seen as newer.
+        for pending in left {
+            let lost = ClientError::Lost {
+                call: pending.request.name(),
+                gateway: shared.peer,
+                why: Arc::clone(&reason),
+            };
+            pending.disconnect(lost);
+        }
+        if let Some(observer) = &self.observer {
+            observer.closed(shared, &reason);
+        }
+        shared.completed.notify_waiters();
+    }
+}

@@ -1,0 +1,349 @@
+//! Sends requests: admission, the choice of a connection, timeouts, retries.
+//!
+//! A request goes to the least loaded connection of the node that the
+//! [`NodePolicy`] prefers, or else of the gateway; as many requests at once as a
+//! budget admits. A node that does not answer is waited for, because what was sent
+//! may still be queued there. TCP keepalive finds out whether its host is dead,
+//! and after the timeout the caller is told that there is no answer. What is sent
+//! again, and when, is decided in [`retry`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::call::{Call, Response};
+use crate::connection::{Pending, RequestOwner};
+use crate::error::ClientError;
+use crate::gateway::Completion;
+use crate::retry::{self, Decision, Fence};
+use crate::supervisor::Supervisor;
+
+/// The unit of the budget, in bytes.
+const PERMIT_LEN: usize = 4 << 10;
+/// Bytes of all requests in flight, both ways.
+const BUDGET_BYTES: usize = 64 << 20;
+/// Smallest charge for a request, in bytes: bounds the requests in flight to
+/// 1,024.
+const MIN_CHARGE: usize = BUDGET_BYTES / 1024;
+
+/// Chooses the node that a request is sent to first.
+///
+/// A choice is only a preference: when the node has no connection the request
+/// goes to the gateway, which forwards it. It is asked anew whenever a request is
+/// sent again.
+pub(crate) trait NodePolicy: Send + Sync {
+    /// The preferred node; `None` for the gateway.
+    fn preferred_node(&self, request: &Call) -> Option<SocketAddr>;
+}
+
+/// Sends every request to the gateway.
+pub(crate) struct GatewayOnly;
+
+impl NodePolicy for GatewayOnly {
+    fn preferred_node(&self, _request: &Call) -> Option<SocketAddr> {
+        None
+    }
+}
+
+/// See the module.
+pub(crate) struct Dispatcher {
+    supervisor: Arc<Supervisor>,
+    policy: Box<dyn NodePolicy>,
+    budget: Arc<Semaphore>,
+    /// Longest timeout of a request.
+    retry_for: Duration,
+    runtime: Handle,
+}
+
+impl Dispatcher {
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub(crate) fn new(
+        supervisor: Arc<Supervisor>,
+        policy: Box<dyn NodePolicy>,
+        retry_for: Duration,
+    ) -> Self {
+        Self {
+            supervisor,
+            policy,
+            budget: Arc::new(Semaphore::new(BUDGET_BYTES / PERMIT_LEN)),
+            retry_for,
+            runtime: Handle::current(),
+        }
+    }
+
+    pub(crate) fn supervisor(&self) -> &Arc<Supervisor> {
+        &self.supervisor
+    }
+
+    /// Sends a request from the calling thread, or leaves it to a task when it
+    /// has to wait.
+    pub(crate) fn submit(self: &Arc<Self>, request: Call, completion: Completion) {
+        let timeout = request.patience().unwrap_or(self.retry_for);
+        let timeout = timeout.min(self.retry_for);
+        let mut pending = Pending::new(request, timeout, completion);
+        let budget = Arc::clone(&self.budget);
+        let unsent = match budget.try_acquire_many_owned(permits(&pending.request)) {
+            Ok(permit) => {
+                pending.permit = Some(permit);
+                self.send(pending)
+            }
+            Err(_exhausted) => Err(pending),
+        };
+        if let Err(unsent) = unsent {
+            self.send_later(unsent, Duration::ZERO);
+        }
+    }
+
+    /// Sends a request to one node, once, on a connection of its own.
+    pub(crate) fn submit_to(
+        self: &Arc<Self>,
+        node: SocketAddr,
+        request: Call,
+        completion: Completion,
+    ) {
+        let dispatcher = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let supervisor = &dispatcher.supervisor;
+            let response = supervisor.until_closed(async {
+                let connection = supervisor.connect(&node.into(), None).await?;
+                connection.request(request).await
+            });
+            let outcome = response.await;
+            completion(outcome.unwrap_or_else(|| Err(dispatcher.closed())));
+        });
+    }
+
+    /// Sends on the best connection, or gives the request back.
+    #[expect(clippy::result_large_err, reason = "the error is the request itself")]
+    fn send(self: &Arc<Self>, pending: Pending) -> Result<(), Pending> {
+        let node = self.policy.preferred_node(&pending.request);
+        match self.supervisor.connection_to(node) {
+            Some(connection) => connection.send(pending.owned_by(Arc::clone(self) as _)),
+            None => Err(pending),
+        }
+    }
+
+    /// Sends a request after `delay`, when its fence has ended, a sheep is
+    /// reachable and the budget admits it; fails it when that takes too long.
+    fn send_later(self: &Arc<Self>, mut pending: Pending, delay: Duration) {
+        let dispatcher = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let supervisor = &dispatcher.supervisor;
+            let sleep = tokio::time::sleep(delay);
+            if !delay.is_zero() && supervisor.until_closed(sleep).await.is_none() {
+                return pending.complete(Err(dispatcher.closed()));
+            }
+            loop {
+                // Others may use its share while this waits.
+                pending.permit = None;
+                let admitted = supervisor.until_closed(dispatcher.admit(
+                    pending.timeout,
+                    pending.attempts.fence(),
+                    permits(&pending.request),
+                ));
+                pending.permit = match admitted.await {
+                    Some(Ok(permit)) => Some(permit),
+                    Some(Err(error)) => return pending.complete(Err(error)),
+                    None => return pending.complete(Err(dispatcher.closed())),
+                };
+                match dispatcher.send(pending) {
+                    Ok(()) => return,
+                    Err(unsent) => pending = unsent,
+                }
+            }
+        });
+    }
+
+    /// Waits for a sheep, for the fence, and for a share of the budget.
+    async fn admit(
+        &self,
+        timeout: Duration,
+        fence: Option<Fence>,
+        permits: u32,
+    ) -> Result<OwnedSemaphorePermit, ClientError> {
+        self.supervisor.wait_connected(timeout).await?;
+        if let Some(fence) = fence {
+            self.pass(fence).await;
+            self.supervisor.wait_connected(timeout).await?;
+        }
+        let budget = Arc::clone(&self.budget).acquire_many_owned(permits);
+        match tokio::time::timeout(timeout, budget).await {
+            Ok(permit) => Ok(permit.expect("the budget is never closed")),
+            Err(_elapsed) => Err(self.supervisor.unreachable(timeout)),
+        }
+    }
+
+    async fn pass(&self, fence: Fence) {
+        let (refused_at, reachable_since) = self.supervisor.reachability(fence.node);
+        if let Some(ends_at) = fence.ends_at(refused_at, reachable_since) {
+            tokio::time::sleep_until(ends_at).await;
+        }
+    }
+
+    /// The error of a request that was not sent because the pool was dropped.
+    fn closed(&self) -> ClientError {
+        self.supervisor.unreachable(Duration::ZERO)
+    }
+}
+
+impl RequestOwner for Dispatcher {
+    fn ended(self: Arc<Self>, mut pending: Pending, outcome: Result<Response, ClientError>) {
+        if let Ok(response) = &outcome {
+            self.supervisor.observe_epoch(response.header.epoch.get());
+        }
+        if pending.is_expired() || self.supervisor.is_closed() {
+            return pending.complete(outcome);
+        }
+        let now = Instant::now();
+        let decision = retry::decide(
+            &pending.request,
+            &pending.attempts,
+            &outcome,
+            pending.timeout,
+            now,
+        );
+        let Decision::RetryAfter { delay, fence } = decision else {
+            return pending.complete(outcome);
+        };
+        pending.attempts.record(now, fence);
+        match &outcome {
+            Ok(response) => {
+                tracing::debug!(code = %response.header.result(), "{} again", response.call);
+            }
+            Err(error) => tracing::debug!(%error, "sending again"),
+        }
+        self.send_later(pending, delay);
+    }
+}
+
+/// The permits of the budget that a request takes.
+fn permits(request: &Call) -> u32 {
+    let charge = request.wire_len().clamp(MIN_CHARGE, BUDGET_BYTES);
+    u32::try_from(charge.div_ceil(PERMIT_LEN)).expect("bounded by the budget")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use sheep_proto::cluster::ClusterInfoHeader;
+    use sheep_proto::limits::HEADER_LEN;
+    use sheep_proto::{Oid, Opcode, RequestHeader, ResponseBody, ResponseHeader, ResultCode};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::oneshot;
+    use tokio_util::sync::{CancellationToken, DropGuard};
+    use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
+
+    use super::*;
+    use crate::network::Tcp;
+
+    /// A sheep that answers everything, and counts the requests for objects.
+    struct Sheep {
+        address: SocketAddr,
+        requests: Arc<Mutex<u32>>,
+        _running: DropGuard,
+    }
+
+    impl Sheep {
+        async fn start() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let requests = Arc::new(Mutex::new(0));
+            let running = CancellationToken::new();
+            let (counter, token) = (Arc::clone(&requests), running.clone());
+            tokio::spawn(running.clone().run_until_cancelled_owned(async move {
+                while let Ok((stream, _peer)) = listener.accept().await {
+                    let answer = answer(stream, Arc::clone(&counter));
+                    tokio::spawn(token.clone().run_until_cancelled_owned(answer));
+                }
+            }));
+            Self {
+                address,
+                requests,
+                _running: running.drop_guard(),
+            }
+        }
+
+        fn requests(&self) -> u32 {
+            *self.requests.lock().unwrap()
+        }
+    }
+
+    async fn answer(mut stream: TcpStream, requests: Arc<Mutex<u32>>) {
+        let mut header = [0; HEADER_LEN];
+        while stream.read_exact(&mut header).await.is_ok() {
+            let request = RequestHeader::read_from_bytes(&header).unwrap();
+            let payload = if request.opcode == Opcode::ClusterInfo as u8 {
+                ClusterInfoHeader::new_zeroed().as_bytes().to_vec()
+            } else {
+                *requests.lock().unwrap() += 1;
+                Vec::new()
+            };
+            let success = ResponseBody::result(ResultCode::Success);
+            let len = u32::try_from(payload.len()).unwrap();
+            let response = ResponseHeader::answer(&request, 1, len, success);
+            let frame = [response.as_bytes(), &payload].concat();
+            stream.write_all(&frame).await.unwrap();
+        }
+    }
+
+    /// Prefers one node for objects.
+    struct Prefer(SocketAddr);
+
+    impl NodePolicy for Prefer {
+        fn preferred_node(&self, request: &Call) -> Option<SocketAddr> {
+            (request.opcode() == Opcode::ReadObj).then_some(self.0)
+        }
+    }
+
+    async fn read(dispatcher: &Arc<Dispatcher>) {
+        let (done, outcome) = oneshot::channel();
+        let read = Call::read_object(Oid::from_raw(1), 0, 0);
+        let completion: Completion = Box::new(move |outcome| done.send(outcome).unwrap());
+        dispatcher.submit(read, completion);
+        let outcome = tokio::time::timeout(Duration::from_secs(30), outcome);
+        outcome.await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn request_goes_to_preferred_node_or_gateway() {
+        let (gateway, node) = (Sheep::start().await, Sheep::start().await);
+        let addresses = vec![gateway.address.into()];
+        let supervisor = Supervisor::start(addresses, 1, Arc::new(Tcp))
+            .await
+            .unwrap();
+        let policy = Box::new(Prefer(node.address));
+        let timeout = Duration::from_secs(30);
+        let dispatcher = Arc::new(Dispatcher::new(supervisor, policy, timeout));
+
+        read(&dispatcher).await;
+        assert_eq!((gateway.requests(), node.requests()), (1, 0));
+
+        let supervisor = dispatcher.supervisor();
+        supervisor.connect_node(node.address).await.unwrap();
+        read(&dispatcher).await;
+        assert_eq!((gateway.requests(), node.requests()), (1, 1));
+
+        let address = node.address;
+        drop(node);
+        tokio::time::timeout(timeout, async {
+            while supervisor
+                .connection_to(Some(address))
+                .is_some_and(|connection| connection.peer() == address)
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+        read(&dispatcher).await;
+        assert_eq!(gateway.requests(), 2);
+        supervisor.close();
+    }
+}

@@ -1,0 +1,540 @@
+//! Keeps a cluster connected: the connections of each node, and which of the
+//! nodes is the gateway.
+//!
+//! A task opens the connections that the gateway lacks. When the last one is
+//! gone it fails over: it tries the addresses of [`Topology::candidates`] until a
+//! sheep of the same cluster answers.
+//!
+//! A gateway that accepts connections but does not answer is not left for
+//! another sheep: what was sent to it may still be queued there.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use sheep_proto::limits::CLUSTER_INFO_LEN;
+use sheep_proto::{Opcode, RequestBody};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::address::GatewayAddress;
+use crate::backoff;
+use crate::call::{Call, Response};
+use crate::connection::{Connection, ConnectionObserver, Pending, REQUEST_TIMEOUT, Shared};
+use crate::error::{ClientError, Hangup};
+use crate::network::Network;
+use crate::topology::{Generation, Membership, Rejected, Topology};
+
+/// Longest wait for a TCP connection, the lookup of its name included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a refused connection is remembered: longer than any request is kept.
+const REFUSAL_KEPT: Duration = Duration::from_secs(300);
+
+/// The connections to a cluster; see the module.
+pub(crate) struct Supervisor {
+    runtime: Handle,
+    network: Arc<dyn Network>,
+    /// Connections to keep open to the gateway.
+    connections: usize,
+    state: Mutex<State>,
+    /// Wakes the requests that wait for a connection, in the order in which they
+    /// came; a `watch` would wake them in any order.
+    connected: Notify,
+    /// Wakes the supervising task when the gateway lacks a connection.
+    incomplete: Notify,
+    /// The epoch in the last response.
+    epoch: AtomicU32,
+    /// Whether a question for the membership is under way.
+    refreshing: AtomicBool,
+    /// Cancelled when the pool is dropped; ends every task.
+    closing: CancellationToken,
+}
+
+struct State {
+    topology: Topology,
+    /// By the address that the node is connected to.
+    nodes: HashMap<SocketAddr, Node>,
+    /// Since when the gateway has no connection.
+    unreachable_since: Option<Instant>,
+    /// When the gateway last got its first connection.
+    reachable_since: Instant,
+}
+
+/// What is known of one node.
+#[derive(Default)]
+struct Node {
+    connections: Vec<Arc<Connection>>,
+    /// When it last refused a connection.
+    refused_at: Option<Instant>,
+}
+
+impl Node {
+    fn accepting(&self) -> impl Iterator<Item = &Arc<Connection>> {
+        self.connections
+            .iter()
+            .filter(|connection| connection.is_accepting())
+    }
+
+    fn least_loaded(&self) -> Option<Arc<Connection>> {
+        self.accepting()
+            .min_by_key(|connection| connection.bytes_in_flight())
+            .cloned()
+    }
+}
+
+impl State {
+    fn gateway(&self) -> Option<&Node> {
+        self.nodes.get(&self.topology.gateway_node()?)
+    }
+
+    /// Connections of the gateway, closed or not.
+    fn gateway_connections(&self) -> usize {
+        self.gateway().map_or(0, |node| node.connections.len())
+    }
+
+    /// Takes a connection into use.
+    fn install(&mut self, connection: Connection) {
+        let node = self.nodes.entry(connection.peer()).or_default();
+        node.connections.push(Arc::new(connection));
+        if self.gateway_connections() > 0 && self.unreachable_since.take().is_some() {
+            self.reachable_since = Instant::now();
+        }
+    }
+
+    /// Takes a connection out of use; `None` when it was already.
+    fn remove(&mut self, connection: &Arc<Shared>) -> Option<Arc<Connection>> {
+        let connections = &mut self.nodes.get_mut(&connection.peer())?.connections;
+        let at = connections.iter().position(|known| known.is(connection))?;
+        let removed = connections.remove(at);
+        if self.gateway_connections() == 0 {
+            self.unreachable_since.get_or_insert_with(Instant::now);
+        }
+        Some(removed)
+    }
+
+    fn note_refusal(&mut self, node: SocketAddr) {
+        let remembered = |at: Instant| at.elapsed() < REFUSAL_KEPT;
+        self.nodes.retain(|_, node| {
+            !node.connections.is_empty() || node.refused_at.is_some_and(remembered)
+        });
+        self.nodes.entry(node).or_default().refused_at = Some(Instant::now());
+    }
+}
+
+impl Supervisor {
+    /// Connects to the first sheep that answers, and keeps connected from then on.
+    ///
+    /// # Errors
+    /// `Connect` or `Unreachable` with the last address tried when none answers.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, or without an address.
+    pub(crate) async fn start(
+        addresses: Vec<GatewayAddress>,
+        connections: usize,
+        network: Arc<dyn Network>,
+    ) -> Result<Arc<Self>, ClientError> {
+        let supervisor = Arc::new(Self {
+            runtime: Handle::current(),
+            network,
+            connections: connections.max(1),
+            state: Mutex::new(State {
+                topology: Topology::new(addresses),
+                nodes: HashMap::new(),
+                unreachable_since: Some(Instant::now()),
+                reachable_since: Instant::now(),
+            }),
+            connected: Notify::new(),
+            incomplete: Notify::new(),
+            epoch: AtomicU32::new(0),
+            refreshing: AtomicBool::new(false),
+            closing: CancellationToken::new(),
+        });
+        supervisor.fail_over(Generation::default()).await?;
+        supervisor.spawn(Arc::clone(&supervisor).supervise());
+        Ok(supervisor)
+    }
+
+    /// Closes every connection and ends every task.
+    pub(crate) fn close(&self) {
+        self.closing.cancel();
+        // Dropping a connection runs no completion, but takes locks.
+        let nodes = std::mem::take(&mut self.state().nodes);
+        drop(nodes);
+    }
+
+    /// True once [`Supervisor::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
+    /// Runs `future` unless, or until, the supervisor is closed.
+    pub(crate) async fn until_closed<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        self.closing.run_until_cancelled(future).await
+    }
+
+    /// Runs a task that ends when the supervisor is closed.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.closing.clone();
+        self.runtime.spawn(closing.run_until_cancelled_owned(task));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no one panics with the state")
+    }
+
+    /// The first address of the configuration, or the one switched to.
+    pub(crate) fn address(&self) -> GatewayAddress {
+        self.state().topology.seed().clone()
+    }
+
+    /// The least loaded connection to `node`, or to the gateway when `node` has
+    /// none or is not given; `None` while the gateway has none either.
+    pub(crate) fn connection_to(&self, node: Option<SocketAddr>) -> Option<Arc<Connection>> {
+        let state = self.state();
+        let preferred = node.and_then(|node| state.nodes.get(&node)?.least_loaded());
+        preferred.or_else(|| state.gateway()?.least_loaded())
+    }
+
+    /// Waits until the gateway has a connection, at most until it had none for
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// `Unreachable`.
+    pub(crate) async fn wait_connected(&self, timeout: Duration) -> Result<(), ClientError> {
+        let since = self.state().unreachable_since;
+        let since = since.unwrap_or_else(Instant::now);
+        let connected = async {
+            loop {
+                let connected = self.connected.notified();
+                if self.connection_to(None).is_some() {
+                    return;
+                }
+                connected.await;
+            }
+        };
+        let left = timeout.saturating_sub(since.elapsed());
+        tokio::time::timeout(left, connected)
+            .await
+            .map_err(|_elapsed| self.unreachable(since.elapsed()))
+    }
+
+    /// When `node` last refused a connection, and since when the gateway has one.
+    pub(crate) fn reachability(&self, node: SocketAddr) -> (Option<Instant>, Instant) {
+        let state = self.state();
+        let refused_at = state.nodes.get(&node).and_then(|node| node.refused_at);
+        (refused_at, state.reachable_since)
+    }
+
+    pub(crate) fn unreachable(&self, waited: Duration) -> ClientError {
+        ClientError::Unreachable {
+            gateway: self.state().topology.gateway().clone(),
+            waited,
+        }
+    }
+
+    /// Opens the connections that the gateway lacks.
+    async fn supervise(self: Arc<Self>) {
+        let (mut attempts, mut failures) = (0, 0);
+        loop {
+            if self.lacking().is_none() {
+                (attempts, failures) = (0, 0);
+            }
+            let (generation, peer) = loop {
+                match self.lacking() {
+                    Some(lacking) => break lacking,
+                    None => self.incomplete.notified().await,
+                }
+            };
+            let opened = match peer {
+                None => self.fail_over(generation).await,
+                // By number: a name may stand for several sheep.
+                Some(peer) => {
+                    let observer = Arc::clone(&self) as Arc<dyn ConnectionObserver>;
+                    self.connect(&peer.into(), Some(observer))
+                        .await
+                        .and_then(|connection| self.install(connection, generation, None))
+                }
+            };
+            attempts += 1;
+            if let Err(error) = &opened {
+                tracing::debug!("{error}");
+            }
+            // Connections that close immediately, as those of a port forwarder
+            // without a sheep behind it, count as failures.
+            if opened.is_err() || attempts > self.connections {
+                tokio::time::sleep(backoff::pause(failures)).await;
+                failures += 1;
+            }
+        }
+    }
+
+    /// The gateway to open one more connection to, if it lacks any; no gateway
+    /// when it has none and any will do.
+    fn lacking(&self) -> Option<(Generation, Option<SocketAddr>)> {
+        let state = self.state();
+        let peer = match state.gateway_connections() {
+            enough if enough >= self.connections => return None,
+            0 => None,
+            _ => state.topology.gateway_node(),
+        };
+        Some((state.topology.generation(), peer))
+    }
+
+    /// Makes the first candidate that answers the gateway.
+    async fn fail_over(self: &Arc<Self>, generation: Generation) -> Result<(), ClientError> {
+        let (last, candidates) = {
+            let state = self.state();
+            let last = state.topology.gateway_node().map(GatewayAddress::from);
+            (last, state.topology.candidates())
+        };
+        let mut result = Ok(());
+        for address in &candidates {
+            self.state().topology.try_gateway(generation, address);
+            result = match self.handshake(address).await {
+                Ok((connection, membership)) => {
+                    self.install(connection, generation, Some(membership))
+                }
+                Err(error) => Err(error),
+            };
+            let silent = matches!(result, Err(ClientError::Unreachable { .. }));
+            if result.is_ok() || silent && last.as_ref() == Some(address) {
+                break;
+            }
+        }
+        result
+    }
+
+    /// Connects to a sheep and asks for its membership.
+    async fn handshake(
+        self: &Arc<Self>,
+        address: &GatewayAddress,
+    ) -> Result<(Connection, Membership), ClientError> {
+        let observer = Arc::clone(self) as Arc<dyn ConnectionObserver>;
+        let connection = self.connect(address, Some(observer)).await?;
+        match connection.request(membership_request()).await {
+            Ok(response) => {
+                self.epoch
+                    .store(response.header.epoch.get(), Ordering::Relaxed);
+                Ok((connection, membership(&response)?))
+            }
+            Err(error @ ClientError::Lost { .. }) => Err(ClientError::Connect {
+                gateway: address.clone(),
+                source: io::Error::other(error),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Connects to a node; it may be one that is not the gateway.
+    pub(crate) async fn connect(
+        &self,
+        address: &GatewayAddress,
+        observer: Option<Arc<dyn ConnectionObserver>>,
+    ) -> Result<Connection, ClientError> {
+        let connect = async {
+            let mut last = io::ErrorKind::NotFound.into();
+            for peer in tokio::net::lookup_host((address.host(), address.port())).await? {
+                match self.network.connect(peer).await {
+                    Ok(stream) => return Ok(Connection::start(peer, stream, observer)),
+                    Err(error) => {
+                        if error.kind() == io::ErrorKind::ConnectionRefused {
+                            self.state().note_refusal(peer);
+                        }
+                        last = error;
+                    }
+                }
+            }
+            Err(last)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connect)
+            .await
+            .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|source| ClientError::Connect {
+                gateway: address.clone(),
+                source,
+            })
+    }
+
+    /// Takes a connection to the gateway into use; `membership` comes with the
+    /// first one to a sheep.
+    fn install(
+        &self,
+        connection: Connection,
+        generation: Generation,
+        membership: Option<Membership>,
+    ) -> Result<(), ClientError> {
+        let peer = connection.peer();
+        let is_first = membership.is_some();
+        {
+            let mut state = self.state();
+            // One that closed before it got here was not found by `closed`, and
+            // would stay for ever.
+            let installed = if !connection.is_accepting() || self.closing.is_cancelled() {
+                Err(Rejected::Outdated)
+            } else {
+                state.topology.connected(generation, peer, membership)
+            };
+            if let Err(rejected) = installed {
+                drop(state);
+                let reason = match rejected {
+                    Rejected::Outdated => "the connection is no longer needed",
+                    Rejected::OtherCluster => "this sheep belongs to another cluster",
+                };
+                return Err(ClientError::Connect {
+                    gateway: peer.into(),
+                    source: io::Error::other(reason),
+                });
+            }
+            state.install(connection);
+        }
+        self.connected.notify_waiters();
+        if is_first {
+            tracing::info!(%peer, "connected");
+        }
+        Ok(())
+    }
+
+    /// Takes a connection to a node that is not the gateway into use.
+    #[cfg(test)]
+    pub(crate) async fn connect_node(
+        self: &Arc<Self>,
+        node: SocketAddr,
+    ) -> Result<(), ClientError> {
+        let observer = Arc::clone(self) as Arc<dyn ConnectionObserver>;
+        let connection = self.connect(&node.into(), Some(observer)).await?;
+        self.state().install(connection);
+        Ok(())
+    }
+
+    /// Makes `address` the gateway, once a sheep has answered there.
+    ///
+    /// # Errors
+    /// `Connect` or `Unreachable`; nothing has changed then.
+    pub(crate) async fn switch_gateway(
+        self: &Arc<Self>,
+        address: GatewayAddress,
+    ) -> Result<(), ClientError> {
+        let (connection, membership) = self.handshake(&address).await?;
+        let peer = connection.peer();
+        tracing::info!(gateway = %address, %peer, "connected");
+        let old: Vec<_> = {
+            let mut state = self.state();
+            state.topology.switch_gateway(address, peer, membership);
+            let old = state.nodes.values_mut();
+            let old = old.flat_map(|node| std::mem::take(&mut node.connections));
+            let old = old.collect();
+            if connection.is_accepting() {
+                state.install(connection);
+            } else {
+                // It closed just now; the supervising task opens another.
+                state.unreachable_since.get_or_insert_with(Instant::now);
+            }
+            old
+        };
+        self.incomplete.notify_one();
+        self.connected.notify_waiters();
+        for connection in old {
+            self.drain(connection);
+        }
+        Ok(())
+    }
+
+    /// Keeps a connection that is out of use for the requests it still has.
+    fn drain(&self, connection: Arc<Connection>) {
+        self.spawn(async move { connection.drained().await });
+    }
+
+    /// Notes the epoch in a response. A new one is a change of membership, about
+    /// which the gateway is asked, for somewhere to go when it dies.
+    pub(crate) fn observe_epoch(self: &Arc<Self>, epoch: u32) {
+        if self.epoch.load(Ordering::Relaxed) != epoch {
+            self.epoch.store(epoch, Ordering::Relaxed);
+            self.refresh_membership();
+        }
+    }
+
+    fn refresh_membership(self: &Arc<Self>) {
+        let (generation, connection) = {
+            let state = self.state();
+            let connection = state.gateway().and_then(Node::least_loaded);
+            (state.topology.generation(), connection)
+        };
+        let Some(connection) = connection else { return };
+        // One at a time, or a sheep with an ever new epoch would multiply them.
+        if self.refreshing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let supervisor = Arc::clone(self);
+        let refreshed = move |outcome: Result<Response, ClientError>| {
+            supervisor.refreshing.store(false, Ordering::Relaxed);
+            match outcome.and_then(|response| membership(&response)) {
+                Ok(membership) => supervisor.observe_membership(generation, membership),
+                Err(error) => tracing::debug!("cannot ask for the nodes: {error}"),
+            }
+        };
+        let request = Pending::new(membership_request(), REQUEST_TIMEOUT, Box::new(refreshed));
+        if let Err(unsent) = connection.send(request) {
+            // It closed this moment; the next one brings the membership along.
+            self.refreshing.store(false, Ordering::Relaxed);
+            drop(unsent);
+        }
+    }
+
+    fn observe_membership(&self, generation: Generation, membership: Membership) {
+        if self.state().topology.observe(generation, membership) {
+            tracing::warn!("the cluster was formatted, everything that was in it is gone");
+        }
+    }
+}
+
+impl ConnectionObserver for Supervisor {
+    fn unresponsive(&self, connection: &Arc<Shared>) {
+        let removed = self.state().remove(connection);
+        if let Some(unresponsive) = removed {
+            let peer = unresponsive.peer();
+            tracing::warn!(%peer, "replacing a connection on which many requests timed out");
+            self.incomplete.notify_one();
+            self.drain(unresponsive);
+        }
+    }
+
+    fn closed(&self, connection: &Arc<Shared>, reason: &Hangup) {
+        let (removed, is_unreachable) = {
+            let mut state = self.state();
+            let removed = state.remove(connection);
+            let is_gateway = state.topology.gateway_node() == Some(connection.peer());
+            (removed, is_gateway && state.gateway_connections() == 0)
+        };
+        if removed.is_none() {
+            return;
+        }
+        self.incomplete.notify_one();
+        let peer = connection.peer();
+        if reason.is_ours() {
+            tracing::warn!(%peer, "dropped a connection: {reason}");
+        }
+        if is_unreachable {
+            tracing::warn!(%peer, "lost the sheep: {reason}");
+        }
+    }
+}
+
+/// The question that any sheep answers at any time. Its response identifies the
+/// cluster and has the nodes; a sheep before 0.9 refuses it.
+fn membership_request() -> Call {
+    let want = u32::try_from(CLUSTER_INFO_LEN).expect("less than 4 GiB");
+    Call::new(Opcode::ClusterInfo, RequestBody::NONE).wanting(want)
+}
+
+fn membership(response: &Response) -> Result<Membership, ClientError> {
+    if response.clone().accepted().is_err() {
+        return Ok(Membership::default());
+    }
+    Membership::parse(&response.payload).map_err(|source| response.bad_payload(source))
+}
