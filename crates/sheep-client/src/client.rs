@@ -74,7 +74,11 @@ impl Client {
 
     /// Sends `call` and returns the answer whatever its result code.
     pub(crate) async fn ask(&self, call: Call) -> Result<Response, ClientError> {
-        self.wait(|done| self.gateway.submit(call, done)).await
+        self.wait(|caller| {
+            self.gateway
+                .submit(call, Box::new(|outcome| wake(caller, outcome)))
+        })
+        .await
     }
 
     /// Sends `call` to one node and returns the answer, unless it is a refusal.
@@ -83,9 +87,12 @@ impl Client {
         node: SocketAddr,
         call: Call,
     ) -> Result<Response, ClientError> {
-        self.wait(|done| self.gateway.submit_to(node, call, done))
-            .await?
-            .accepted()
+        self.wait(|caller| {
+            self.gateway
+                .submit_to(node, call, Box::new(|outcome| wake(caller, outcome)))
+        })
+        .await?
+        .accepted()
     }
 
     /// Waits until a call that ended with [`ClientError::Lost`] does not run any more.
@@ -96,11 +103,10 @@ impl Client {
     /// Waits for what `submit` passes to the completion it is given.
     pub(crate) async fn wait<T: Send + 'static>(
         &self,
-        submit: impl FnOnce(Box<dyn FnOnce(Result<T, ClientError>) + Send>),
+        submit: impl FnOnce(oneshot::Sender<Result<T, ClientError>>),
     ) -> Result<T, ClientError> {
-        let (outcome, answer) = oneshot::channel();
-        // A caller that gave up does not hear of the end; the call still ends.
-        submit(Box::new(move |result| drop(outcome.send(result))));
+        let (caller, answer) = oneshot::channel();
+        submit(caller);
         // Without an outcome the gateway went away with its runtime.
         answer.await.unwrap_or_else(|_| {
             Err(ClientError::Unreachable {
@@ -109,4 +115,10 @@ impl Client {
             })
         })
     }
+}
+
+/// Passes the outcome of a request to its caller. One that was dropped does not
+/// hear of it; the request still runs.
+pub(crate) fn wake<T>(caller: oneshot::Sender<T>, outcome: T) {
+    drop(caller.send(outcome));
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sheep_proto::Oid;
 
 use crate::call::Call;
-use crate::client::Client;
+use crate::client::{Client, wake};
 use crate::error::ClientError;
 
 impl Client {
@@ -22,7 +22,7 @@ impl Client {
     ///
     /// Source: protocol 7.2.
     pub async fn read_object(&self, oid: Oid, offset: u32, len: u32) -> Result<Bytes, ClientError> {
-        self.wait(|done| self.submit_read(oid, offset, len, done))
+        self.wait(|caller| self.submit_read(oid, offset, len, |outcome| wake(caller, outcome)))
             .await
     }
 
@@ -47,7 +47,7 @@ impl Client {
         offset: u32,
         data: Bytes,
     ) -> Result<(), ClientError> {
-        self.wait(|done| self.submit_write(oid, offset, data, done))
+        self.wait(|caller| self.submit_write(oid, offset, data, |outcome| wake(caller, outcome)))
             .await
     }
 

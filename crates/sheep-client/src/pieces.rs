@@ -44,6 +44,14 @@ pub fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
+/// # Panics
+/// When the range reaches beyond any object.
+fn check_range(offset: u32, len: u32) {
+    offset
+        .checked_add(len)
+        .expect("an object has less than 4 GiB");
+}
+
 /// The results of all pieces.
 struct Gathering<D> {
     payloads: Vec<BytesMut>,
@@ -104,11 +112,20 @@ impl Client {
         len: u32,
         done: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
     ) {
-        // Every piece is received into its part of the whole.
         let mut room = BytesMut::new();
         if len as usize > READ_BUFFER {
             room.reserve(len as usize);
         }
+        if len <= MAX_PIECE_LEN {
+            check_range(offset, len);
+            let call = Call::read_object(oid, offset, len).with_room(room);
+            let completion: Completion = Box::new(move |outcome| {
+                let bytes = outcome.and_then(|response| response.object_bytes(len));
+                done(bytes.map(BytesMut::freeze));
+            });
+            return self.submit(call, completion);
+        }
+        // Every piece is received into its part of the whole.
         let calls = pieces(offset, len)
             .map(|(offset, len)| {
                 let rest = room.split_off(room.capacity().min(len as usize));
@@ -142,6 +159,13 @@ impl Client {
         done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
     ) {
         let len = u32::try_from(data.len()).expect("an object has less than 4 GiB");
+        if len <= MAX_PIECE_LEN {
+            check_range(offset, len);
+            let call = Call::write_object(oid, offset, data);
+            let completion: Completion =
+                Box::new(move |outcome| done(outcome.and_then(Response::accepted).map(drop)));
+            return self.submit(call, completion);
+        }
         let calls = pieces(offset, len)
             .map(|(at, len)| {
                 let from = (at - offset) as usize;
