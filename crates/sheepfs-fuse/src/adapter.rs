@@ -171,7 +171,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    /// Copies the payload once: fuser reuses its buffer as soon as this returns.
+    /// The tree copies the payload, once: fuser reuses its buffer as soon as this
+    /// returns.
     fn write(
         &self,
         request: &Request,
@@ -187,7 +188,6 @@ impl Filesystem for Adapter {
         let facts = range("write", request, ino, offset, data.len() as u64);
         self.answers
             .submit(facts, reply, ReplyWrite::written, |done| {
-                let data = Bytes::copy_from_slice(data);
                 let direct = convert::is_direct(flags);
                 let handle = convert::handle(fh);
                 self.tree.write(handle, offset, data, direct, done);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use nix::errno::Errno;
-use sheepfs_vfs::{Done, FsError};
+use sheepfs_vfs::{Completion, FsError};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -229,7 +229,7 @@ impl Answers {
         facts: Facts,
         reply: R,
         succeed: impl FnOnce(R, T) + Send + 'static,
-        submit: impl FnOnce(Done<T>),
+        submit: impl FnOnce(Completion<T>),
     ) {
         let Ok(in_flight) = self.admit() else {
             return refuse(facts, reply, CLOSED);

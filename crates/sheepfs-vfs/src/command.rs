@@ -5,10 +5,10 @@
 
 mod run;
 
-use sheep_client::{ClientError, NewVdi, VdiSelector};
+use sheep_client::{ClientError, NewVdi};
 use sheep_proto::limits::{MAX_BLOCK_SIZE_SHIFT, MIN_BLOCK_SIZE_SHIFT};
 use sheep_proto::name::BadName;
-use sheep_proto::{Redundancy, SnapshotTag, VdiName};
+use sheep_proto::{Redundancy, VdiName};
 
 use crate::error::FsError;
 
@@ -42,23 +42,6 @@ pub(crate) fn line(data: &[u8]) -> Result<&[u8], FsError> {
         return Err(invalid("the line is empty"));
     }
     Ok(line)
-}
-
-/// `NAME` or `NAME@TAG`, cut at the last `@`.
-///
-/// A name may contain an `@`, too: who looks it up tries the whole first.
-pub(crate) fn name_and_tag(
-    text: &[u8],
-) -> Result<(VdiName, Option<(VdiName, SnapshotTag)>), FsError> {
-    let whole = VdiName::new(text)?;
-    let Some(at) = text.iter().rposition(|&byte| byte == b'@') else {
-        return Ok((whole, None));
-    };
-    let (name, tag) = (&text[..at], &text[at + 1..]);
-    if name.is_empty() || tag.is_empty() {
-        return Ok((whole, None));
-    }
-    Ok((whole, Some((VdiName::new(name)?, SnapshotTag::new(tag)?))))
 }
 
 /// The two words of a line.
@@ -164,11 +147,6 @@ pub(crate) fn switch(line: &[u8]) -> Result<bool, FsError> {
     Ok(digits.iter().any(|&digit| digit != b'0'))
 }
 
-/// What a selector means before anyone looked: the whole as a name.
-pub(crate) fn working(name: VdiName) -> VdiSelector {
-    VdiSelector::working(name)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -207,20 +185,6 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_is_what_follows_the_last_at_sign() {
-        let (whole, split) = name_and_tag(b"a@b@c").unwrap();
-        assert_eq!(whole.as_bytes(), b"a@b@c");
-        let (name, tag) = split.unwrap();
-        assert_eq!(
-            (name.as_bytes(), tag.as_bytes()),
-            (b"a@b".as_slice(), b"c".as_slice())
-        );
-        for text in [b"a".as_slice(), b"@a", b"a@"] {
-            assert!(name_and_tag(text).unwrap().1.is_none());
-        }
-    }
-
-    #[test]
     fn one_newline_ends_a_line() {
         assert_eq!(line(b"demo\n").unwrap(), b"demo");
         assert_eq!(line(b"demo").unwrap(), b"demo");
@@ -255,7 +219,7 @@ mod tests {
         #[test]
         fn no_line_panics(data: Vec<u8>) {
             if let Ok(line) = line(&data) {
-                let _ = (create(line), name_and_tag(line), two_words(line, "A B"), switch(line));
+                let _ = (create(line), two_words(line, "A B"), switch(line));
             }
         }
     }

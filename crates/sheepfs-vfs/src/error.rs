@@ -6,8 +6,14 @@ use nix::errno::Errno;
 use sheep_client::ClientError;
 use tracing::Level;
 
-/// Why a call on the tree or on a volume failed. Cheap to clone.
+use crate::volume::VolumeError;
+
+/// Runs once with the outcome of a read or write, on any thread; it must not block.
+pub type Completion<T> = Box<dyn FnOnce(Result<T, FsError>) + Send>;
+
+/// Why a call on the tree failed. Cheap to clone.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FsError {
     /// There is no such entry.
     #[error("no such file")]
@@ -24,25 +30,12 @@ pub enum FsError {
     /// A report cannot be written, and so on.
     #[error("this file cannot be written")]
     Access,
-    /// A snapshot, or a mount that only reads.
-    #[error("{0} is read-only")]
-    ReadOnly(String),
-    /// A write at or past the end of a volume.
-    #[error("the volume ends before byte {0}")]
-    PastEnd(u64),
-    /// SEEK_DATA or SEEK_HOLE found nothing.
-    #[error("there is no data or hole behind byte {0}")]
-    NothingThere(u64),
+    /// The mount only reads.
+    #[error("this mount is read-only")]
+    ReadOnly,
     /// The volume is in use.
     #[error("{0} is open; close it, unmount its file system or detach its loop device first")]
     Busy(String),
-    /// The VDI behind an attached volume was deleted or rolled back.
-    #[error("VDI {0} was deleted or rolled back while attached; detach and attach it again")]
-    Stale(String),
-    /// The cluster refuses writes to a working VDI as if it were a snapshot,
-    /// which a failed snapshot leaves behind.
-    #[error("the cluster takes {0} for a snapshot, which it is not; taking one heals that")]
-    Frozen(String),
     /// Text that is not what the file takes.
     #[error("{0}")]
     Invalid(String),
@@ -52,14 +45,9 @@ pub enum FsError {
     /// The cluster could not answer a question or run a command.
     #[error("{0}")]
     Cluster(Arc<ClientError>),
-    /// Bytes of a volume could not be read or written.
-    #[error("{volume}: {source}")]
-    VolumeIo {
-        /// The volume, as in the tree.
-        volume: String,
-        /// What happened.
-        source: Arc<ClientError>,
-    },
+    /// An operation on a volume failed.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// A line written to a command file was not carried out.
     #[error("{file}: '{line}': {source}")]
     Command {
@@ -81,20 +69,12 @@ impl FsError {
             Self::NotDirectory => Errno::ENOTDIR,
             Self::BadHandle => Errno::EBADF,
             Self::Access => Errno::EACCES,
-            Self::ReadOnly(_) => Errno::EROFS,
-            Self::PastEnd(_) => Errno::ENOSPC,
-            Self::NothingThere(_) => Errno::ENXIO,
+            Self::ReadOnly => Errno::EROFS,
             Self::Busy(_) => Errno::EBUSY,
-            Self::Stale(_) => Errno::ESTALE,
-            Self::Frozen(_) => Errno::EIO,
             Self::Invalid(_) => Errno::EINVAL,
             Self::Unsupported => Errno::EOPNOTSUPP,
             Self::Cluster(error) => error.errno(),
-            Self::VolumeIo { source, .. } => match source.errno() {
-                errno @ (Errno::ENOSPC | Errno::ENOMEM) => errno,
-                // Nothing a program that reads and writes a disk could act on.
-                _ => Errno::EIO,
-            },
+            Self::Volume(error) => error.errno(),
             Self::Command { source, .. } => source.errno(),
         }
     }
@@ -107,17 +87,16 @@ impl FsError {
             | Self::NotDirectory
             | Self::BadHandle
             | Self::Access
-            | Self::ReadOnly(_)
-            | Self::PastEnd(_)
-            | Self::NothingThere(_)
-            | Self::Unsupported => Level::DEBUG,
+            | Self::ReadOnly
+            | Self::Unsupported
+            | Self::Volume(
+                VolumeError::ReadOnly(_) | VolumeError::EndOfDevice(_) | VolumeError::NoMoreData(_),
+            ) => Level::DEBUG,
             Self::Busy(_)
-            | Self::Stale(_)
-            | Self::Frozen(_)
             | Self::Invalid(_)
             | Self::Cluster(_)
             | Self::Command { .. }
-            | Self::VolumeIo { .. } => Level::WARN,
+            | Self::Volume(_) => Level::WARN,
         }
     }
 }

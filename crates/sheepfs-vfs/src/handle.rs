@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 
 use crate::error::FsError;
 use crate::ino::{HandleId, Ino};
 use crate::node::{Command, Setting};
-use crate::volume::{Losses, Volume};
+use crate::volume::{BlockDevice as _, Volume, VolumeWriter};
 
 /// What a handle leads to.
 #[derive(Clone, Debug)]
@@ -19,58 +19,44 @@ pub(crate) enum OpenFile {
     Command(Command),
     /// A setting, and its text when it was opened.
     Setting(Setting, Bytes),
-    Volume(Arc<Volume>, Caching),
+    Volume(Arc<Volume>, IoMode),
 }
 
-/// Whether a handle goes through the kernel's page cache.
+/// How a handle writes.
 #[derive(Clone, Debug)]
-pub(crate) enum Caching {
-    /// What is answered is on the cluster.
+pub(crate) enum IoMode {
+    /// What is acknowledged is on the cluster.
     Direct,
-    /// What is answered is on the cluster after the next flush or sync. Losses up
-    /// to these were said by a sync of this handle, or were before it.
-    Cached(Arc<Mutex<Losses>>),
+    /// Through the kernel's page cache and the volume's write-back cache: what is
+    /// acknowledged is on the cluster after the next flush or sync. The writer
+    /// knows which errors of write-back this handle has reported.
+    Buffered(Arc<VolumeWriter>),
 }
 
-impl Caching {
-    /// A cached handle that answers for what is lost from now on.
-    pub(crate) fn from_now_on(volume: &Volume) -> Self {
-        Self::Cached(Arc::new(Mutex::new(volume.losses())))
-    }
-
-    /// Waits until what was written is on the cluster and nothing is under way
-    /// any more, or no sheep is reachable.
+impl IoMode {
+    /// Waits until what was written is on the cluster and nothing is in flight, or
+    /// no sheep is reachable.
     ///
     /// # Errors
-    /// As [`Volume::flush`], until a sync has said it.
+    /// Those of write-back, until a sync has reported them.
     pub(crate) async fn flush(&self, volume: &Volume) -> Result<(), FsError> {
+        volume.flush_unless_offline().await;
         match self {
-            Self::Direct => {
-                volume.settle_while_reachable().await;
-                Ok(())
-            }
-            Self::Cached(said) => volume.flush_while_reachable(known(said)).await,
+            Self::Direct => Ok(()),
+            Self::Buffered(writer) => Ok(writer.check()?),
         }
     }
 
     /// Waits until what was written is as durable as the cluster makes it.
     ///
     /// # Errors
-    /// As [`Volume::flush`], once, and as [`Volume::sync`].
-    pub(crate) async fn sync(&self, volume: &Volume) -> Result<(), FsError> {
-        if let Self::Cached(said) = self {
-            let flushed = volume.flush(known(said)).await;
-            if flushed.is_err() {
-                *said.lock().expect("no one panics with the losses") = volume.losses();
-                return flushed;
-            }
+    /// Those of write-back, each once, and as [`Volume`]'s flush.
+    pub(crate) async fn sync(&self, volume: &Arc<Volume>) -> Result<(), FsError> {
+        match self {
+            Self::Direct => Ok(volume.flush().await?),
+            Self::Buffered(writer) => Ok(writer.sync().await?),
         }
-        volume.sync().await
     }
-}
-
-fn known(said: &Mutex<Losses>) -> Losses {
-    *said.lock().expect("no one panics with the losses")
 }
 
 /// All open files of a tree.

@@ -13,28 +13,48 @@
 //! ```
 //!
 //! [`Tree`] is what a file system serves; [`Volume`] stands on its own, for
-//! other frontends. Both are asked and answered in bytes and paths: this crate
-//! knows neither FUSE nor a command line, and reaches the cluster only through
-//! [`sheep_client::Client`].
+//! other frontends: [`resolve`] finds what a name means, [`LockPolicy`] whether to
+//! lock it, [`BlockDevice`] is what can be done with it. Both are asked and answered
+//! in bytes and paths: this crate knows neither FUSE nor a command line, and reaches
+//! the cluster only through [`client::Client`].
+//!
+//! ```no_run
+//! use sheepfs_vfs::client::{Client, ClientConfig};
+//! use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions, resolve};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(ClientConfig::new("127.0.0.1:7000".parse()?)).await?;
+//! let selector = resolve::resolve(&client, b"vm1").await?;
+//! let options = VolumeOptions { read_only: false, lock: true };
+//! let volume = Volume::open(client, selector, options).await?;
+//! let boot_sector = volume.read_at(0, 512).await?;
+//! volume.write_at(0, boot_sector).await?;
+//! volume.flush().await?;
+//! volume.close().await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod attributes;
-mod chunk;
 mod command;
 mod error;
 mod handle;
-mod index_writer;
 mod ino;
+mod lock_policy;
 mod node;
 pub mod report;
-mod slot_guard;
+pub mod resolve;
 mod tree;
-mod volume;
-mod write_tracker;
+pub mod volume;
+mod xattrs;
+
+pub use sheep_client as client;
 
 pub use attributes::{
     AllocateMode, Attributes, Capacity, Entry, FileKind, Invalidation, OpenMode, Opened, SeekTo,
 };
-pub use error::FsError;
+pub use error::{Completion, FsError};
 pub use ino::{HandleId, Ino};
-pub use tree::{LockMode, Tree, TreeConfig};
-pub use volume::{Done, Losses, Volume, VolumeOptions};
+pub use lock_policy::{LockMode, LockPolicy};
+pub use tree::{Tree, TreeConfig};
+pub use volume::{BlockDevice, Volume, VolumeError, VolumeOptions};

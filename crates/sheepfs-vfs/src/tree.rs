@@ -11,31 +11,21 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use sheep_client::{Client, ClientError};
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
 use crate::attributes::{Attributes, Capacity, Entry, FileKind, Invalidation};
 use crate::error::FsError;
 use crate::handle::Handles;
 use crate::ino::Ino;
+use crate::lock_policy::{LockMode, LockPolicy};
 use crate::node::{Directory, FIXED, Fixed, Node, Setting};
 use crate::report::{Format, Report, SharedReport};
-use crate::volume::Volume;
+use crate::volume::{BlockDevice as _, Volume};
+use crate::xattrs::xattrs;
 
 /// How long the kernel may believe that a fixed entry is there.
 const FIXED_FOR: Duration = Duration::from_secs(3600);
 /// How long it may believe the size of a volume or report.
 const CHANGING_FOR: Duration = Duration::from_secs(1);
-
-/// What to do about VDI locks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LockMode {
-    /// Lock where the cluster was formatted with locking.
-    Auto,
-    /// Refuse to attach where it was not.
-    Require,
-    /// Never lock.
-    Off,
-}
 
 /// Settings of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +59,7 @@ pub struct Tree {
     attached: RwLock<Attached>,
     /// One attach or detach at a time: each looks, asks, then changes.
     changing: tokio::sync::Mutex<()>,
-    /// Whether the cluster locks VDIs, and when it was asked.
-    locks_known: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    lock_policy: LockPolicy,
     handles: Handles,
     invalidator: OnceLock<Invalidator>,
     runtime: Handle,
@@ -114,7 +103,7 @@ impl Tree {
             }),
             attached: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
-            locks_known: tokio::sync::Mutex::default(),
+            lock_policy: LockPolicy::new(config.lock),
             handles: Handles::default(),
             invalidator: OnceLock::new(),
             runtime: Handle::current(),
@@ -134,6 +123,10 @@ impl Tree {
 
     pub(crate) fn config(&self) -> &TreeConfig {
         &self.config
+    }
+
+    pub(crate) fn lock_policy(&self) -> &LockPolicy {
+        &self.lock_policy
     }
 
     pub(crate) fn settings(&self) -> std::sync::MutexGuard<'_, Settings> {
@@ -317,7 +310,7 @@ impl Tree {
     /// `NoEntry`.
     pub fn extended_attributes(&self, ino: Ino) -> Result<Vec<(String, Vec<u8>)>, FsError> {
         match self.node(ino)? {
-            Node::Volume(volume) => Ok(volume.facts()),
+            Node::Volume(volume) => Ok(xattrs(&volume.info())),
             Node::Directory(_) | Node::Report(..) | Node::Command(_) | Node::Setting(_) => {
                 Ok(Vec::new())
             }

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use sheep_client::VdiSelector;
 use sheep_proto::VdiName;
 use sheepfs_vfs::report::{Format, Report};
-use sheepfs_vfs::{Volume, VolumeOptions};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 
 mod liar;
 
@@ -48,13 +48,13 @@ fuzz_target!(|input: &[u8]| {
         let _ = volume
             .write_at(offset, Bytes::from_static(&[7; 5000]))
             .await;
-        let _ = volume.punch_hole(offset, 1 << 21).await;
+        let _ = volume.discard(offset, 1 << 21).await;
         let _ = (
-            volume.next_data(offset),
-            volume.next_hole(offset),
+            volume.seek_data(offset),
+            volume.seek_hole(offset),
             volume.allocated(),
         );
-        let _ = (volume.refresh_now().await, volume.reread().await);
-        let _ = (volume.sync().await, volume.close().await);
+        let _ = (volume.revalidate_header().await, volume.revalidate().await);
+        let _ = (volume.flush().await, volume.close().await);
     });
 });

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::{ClientError, VdiSelector, WhichVersion};
-use sheep_proto::{ClusterFlags, ResultCode};
+use sheep_client::{VdiSelector, WhichVersion};
+use sheep_proto::ResultCode;
 use tokio::time::Instant;
 
-use super::{LockMode, Tree};
+use super::Tree;
 use crate::attributes::Invalidation;
 use crate::error::FsError;
 use crate::ino::Ino;
 use crate::node::Directory;
+use crate::resolve::{is_unknown, resolve};
 use crate::volume::{Volume, VolumeOptions};
 
 /// How long a volume may still look open: a kernel tells of the last close(2)
@@ -23,8 +24,6 @@ const RELEASE_WAIT: Duration = Duration::from_secs(1);
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 /// Longest wait at the end for a change of what is attached.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
-/// How long it is believed that a cluster locks VDIs or not.
-const LOCKS_KNOWN_FOR: Duration = Duration::from_secs(10);
 /// Volumes attached at once when all are.
 const ATTACH_PARALLEL: usize = 16;
 
@@ -50,7 +49,7 @@ impl Tree {
         if self.attached().by_name.contains_key(target) {
             return Ok(());
         }
-        let selector = self.resolve(target).await?;
+        let selector = resolve(&self.client, target).await?;
         self.attach_selected(target.to_vec(), selector).await
     }
 
@@ -74,7 +73,7 @@ impl Tree {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = outcome {
-                    tracing::warn!("left {name} out: {error}");
+                    tracing::warn!("skipped {name}: {error}");
                 }
             }))
             .await;
@@ -83,15 +82,9 @@ impl Tree {
     }
 
     async fn attach_selected(&self, target: Vec<u8>, selector: VdiSelector) -> Result<(), FsError> {
-        let lock = self.config.lock != LockMode::Off && self.cluster_locks().await?;
-        if self.config.lock == LockMode::Require && !lock {
-            return Err(FsError::Invalid(
-                "the cluster was formatted without locking".to_owned(),
-            ));
-        }
         let options = VolumeOptions {
             read_only: self.config.read_only,
-            lock,
+            lock: self.lock_policy.lock_on_attach(&self.client).await?,
         };
         let volume = Volume::open(self.client.clone(), selector, options).await?;
         tracing::info!(
@@ -107,31 +100,6 @@ impl Tree {
         attached.by_name.insert(target, ino);
         attached.by_ino.insert(ino, volume);
         Ok(())
-    }
-
-    /// Whether the cluster was formatted with locking. Where it was not, locking
-    /// and unlocking would do nothing, and cost a turn of the whole cluster each.
-    async fn cluster_locks(&self) -> Result<bool, FsError> {
-        let mut known = self.locks_known.lock().await;
-        match *known {
-            Some((asked, locks)) if asked.elapsed() < LOCKS_KNOWN_FOR => Ok(locks),
-            _ => {
-                let asked = Instant::now();
-                let locks = match self.client.cluster_info().await {
-                    Ok(info) => info.header.flags().contains(ClusterFlags::USE_LOCK),
-                    // A sheep that is too old to say.
-                    Err(error) if error.code().is_some() => true,
-                    Err(error) => return Err(error.into()),
-                };
-                *known = Some((asked, locks));
-                Ok(locks)
-            }
-        }
-    }
-
-    /// Another cluster may be another one in this, too.
-    pub(crate) async fn forget_locking(&self) {
-        *self.locks_known.lock().await = None;
     }
 
     /// Detaches a volume that nobody has open.
@@ -171,7 +139,7 @@ impl Tree {
                 .expect("no one panics with the volumes");
             attached.by_name.insert(target.to_vec(), ino);
             attached.by_ino.insert(ino, volume);
-            return Err(error);
+            return Err(error.into());
         }
         tracing::info!("detached volume/{}", target.escape_ascii());
         self.forget_attributes(ino).await;
@@ -209,7 +177,7 @@ impl Tree {
             if let Err(error) = volume.close().await {
                 tracing::error!("cannot close {}: {error}", volume.selector());
                 if let Err(error) = volume.release_lock().await {
-                    tracing::error!("the lock of {} stays: {error}", volume.selector());
+                    tracing::error!("{} stays locked: {error}", volume.selector());
                 }
             }
         }))
@@ -243,7 +211,7 @@ impl Tree {
             let shown = name.escape_ascii().to_string();
             let again = match self.client.find(selector).await {
                 Ok(_) => self.attach_selected(name.clone(), selector.clone()).await,
-                Err(error) if is_gone(&error) => {
+                Err(error) if is_unknown(&error) => {
                     self.forget_name(&name);
                     continue;
                 }
@@ -263,8 +231,8 @@ impl Tree {
         selector: &VdiSelector,
         change: impl Future<Output = Result<(), FsError>>,
     ) -> Result<(), FsError> {
-        let locks = self.config.lock != LockMode::Off && self.cluster_locks().await?;
-        if !locks || selector.which != WhichVersion::Working {
+        let locking = self.lock_policy.is_locking(&self.client).await?;
+        if !locking || selector.which != WhichVersion::Working {
             return change.await;
         }
         let vid = match self.client.lock(selector).await {
@@ -281,7 +249,7 @@ impl Tree {
     }
 
     /// One change of what is attached at a time, until the guard is dropped.
-    pub(crate) async fn hold_attached(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(crate) async fn lock_attached(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.changing.lock().await
     }
 
@@ -301,7 +269,7 @@ impl Tree {
     /// Notices what was done to an attached VDI just now.
     pub(crate) async fn refresh(&self, selector: &VdiSelector) -> Result<(), FsError> {
         for (ino, volume) in self.volumes_of(selector) {
-            volume.refresh_now().await?;
+            volume.revalidate_header().await?;
             self.forget(Invalidation::Inode(ino));
         }
         Ok(())
@@ -311,14 +279,14 @@ impl Tree {
     /// those who wrote it are told.
     pub(crate) async fn settle(&self, selector: &VdiSelector) {
         for (_, volume) in self.volumes_of(selector) {
-            volume.settle_behind().await;
+            volume.flush_dirty().await;
         }
     }
 
     /// Waits until nothing that was written waits for being sent.
     pub async fn settle_all(&self) {
         let volumes: Vec<_> = self.attached().by_ino.values().map(Arc::clone).collect();
-        join_all(volumes.iter().map(|volume| volume.settle_behind())).await;
+        join_all(volumes.iter().map(|volume| volume.flush_dirty())).await;
     }
 
     fn volumes_of(&self, selector: &VdiSelector) -> Vec<(Ino, Arc<Volume>)> {
@@ -341,9 +309,4 @@ fn check_file_name(name: &[u8]) -> Result<(), FsError> {
         )));
     }
     Ok(())
-}
-
-/// True when there is no such VDI any more.
-fn is_gone(error: &ClientError) -> bool {
-    matches!(error.code(), Some(ResultCode::NoVdi | ResultCode::NoTag))
 }

@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use super::Tree;
 use crate::attributes::{AllocateMode, OpenMode, Opened, SeekTo};
-use crate::error::FsError;
-use crate::handle::{Caching, OpenFile};
+use crate::error::{Completion, FsError};
+use crate::handle::{IoMode, OpenFile};
 use crate::ino::{HandleId, Ino};
 use crate::node::Node;
-use crate::volume::{Done, Volume};
+use crate::volume::{BlockDevice as _, Volume, VolumeError};
 
 impl Tree {
     /// Opens a file. A report's text is made now and stays as it is for the handle.
@@ -20,11 +20,13 @@ impl Tree {
     /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
     pub async fn open(&self, ino: Ino, mode: OpenMode) -> Result<Opened, FsError> {
         let node = self.node(ino)?;
-        let caching = match &node {
-            Node::Volume(volume) if self.settings().page_cache => Caching::from_now_on(volume),
-            _ => Caching::Direct,
+        let io_mode = match &node {
+            Node::Volume(volume) if self.settings().page_cache => {
+                IoMode::Buffered(Arc::new(volume.writer()))
+            }
+            _ => IoMode::Direct,
         };
-        let direct_io = matches!(caching, Caching::Direct);
+        let direct_io = matches!(io_mode, IoMode::Direct);
         let file = match node {
             Node::Directory(_) => return Err(FsError::IsDirectory),
             Node::Report(..) if mode.write => return Err(FsError::Access),
@@ -36,10 +38,10 @@ impl Tree {
             Node::Setting(setting) => OpenFile::Setting(setting, self.setting_text(setting)),
             Node::Volume(volume) => {
                 if mode.write && !volume.is_writable() {
-                    return Err(FsError::ReadOnly(volume.selector().to_string()));
+                    return Err(read_only(&volume));
                 }
-                volume.reread().await?;
-                OpenFile::Volume(volume, caching)
+                volume.revalidate().await?;
+                OpenFile::Volume(volume, io_mode)
             }
         };
         // Held so that the volume is not detached between look and entry.
@@ -49,7 +51,7 @@ impl Tree {
                 Some(now) if Arc::ptr_eq(now, volume) => {}
                 // Another one was attached under the name meanwhile. The kernel
                 // looks the path up again.
-                Some(_) => return Err(FsError::Stale(volume.selector().to_string())),
+                Some(_) => return Err(VolumeError::Stale(volume.selector().to_string()).into()),
                 None => return Err(FsError::NoEntry),
             }
         }
@@ -61,10 +63,12 @@ impl Tree {
 
     /// Reads up to `len` bytes at byte `offset` and runs `done` with them;
     /// fewer at the end of the file, none behind it. Does not block.
-    pub fn read(&self, handle: HandleId, offset: u64, len: u32, done: Done<Bytes>) {
+    pub fn read(&self, handle: HandleId, offset: u64, len: u32, done: Completion<Bytes>) {
         match self.handles.get(handle) {
             None => done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume, _)) => volume.read(offset, len, done),
+            Some(OpenFile::Volume(volume, _)) => {
+                volume.submit_read(offset, len, |read| done(read.map_err(FsError::from)));
+            }
             Some(OpenFile::Text(text) | OpenFile::Setting(_, text)) => {
                 let start = usize::try_from(offset)
                     .unwrap_or(usize::MAX)
@@ -84,22 +88,26 @@ impl Tree {
         self: &Arc<Self>,
         handle: HandleId,
         offset: u64,
-        data: Bytes,
+        data: &[u8],
         direct: bool,
-        done: Done<u32>,
+        done: Completion<u32>,
     ) {
         let file = match self.handles.get(handle) {
             None => return done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume, caching)) => {
-                return match caching {
-                    Caching::Cached(_) if !direct => volume.write_behind(offset, data, done),
-                    Caching::Cached(_) | Caching::Direct => volume.write(offset, data, done),
+            Some(OpenFile::Volume(volume, io_mode)) => {
+                let done = |written: Result<_, VolumeError>| done(written.map_err(FsError::from));
+                return match io_mode {
+                    IoMode::Buffered(writer) if !direct => writer.submit_write(offset, data, done),
+                    IoMode::Buffered(_) | IoMode::Direct => {
+                        let data = Bytes::copy_from_slice(data);
+                        volume.submit_write(offset, data, done);
+                    }
                 };
             }
             Some(OpenFile::Text(_)) => return done(Err(FsError::Access)),
             Some(file) => file,
         };
-        let tree = Arc::clone(self);
+        let (tree, data) = (Arc::clone(self), data.to_vec());
         self.runtime.spawn(async move {
             let outcome = match file {
                 OpenFile::Command(command) => tree.command(command, &data).await,
@@ -113,10 +121,10 @@ impl Tree {
     /// Waits until everything written before is as durable as the cluster makes it.
     ///
     /// # Errors
-    /// `BadHandle`, and as [`Volume::sync`].
+    /// `BadHandle`, and as [`Volume`]'s flush.
     pub async fn sync(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, caching) => caching.sync(&volume).await,
+            OpenFile::Volume(volume, io_mode) => io_mode.sync(&volume).await,
             OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
@@ -125,10 +133,10 @@ impl Tree {
     /// reachable, as close(2) does.
     ///
     /// # Errors
-    /// `BadHandle`, and as [`Volume::flush`].
+    /// `BadHandle`, and as [`Volume`]'s flush.
     pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, caching) => caching.flush(&volume).await,
+            OpenFile::Volume(volume, io_mode) => io_mode.flush(&volume).await,
             OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
@@ -141,8 +149,8 @@ impl Tree {
     /// Allocates or zeroes a range of a volume.
     ///
     /// # Errors
-    /// `Unsupported` on other files, `PastEnd` to allocate behind the end, and
-    /// as [`Volume::punch_hole`].
+    /// `Unsupported` on other files, `EndOfDevice` to allocate past the end, and
+    /// as [`Volume`]'s discard.
     pub async fn allocate(
         &self,
         handle: HandleId,
@@ -152,16 +160,14 @@ impl Tree {
     ) -> Result<(), FsError> {
         let volume = self.open_volume(handle)?;
         match mode {
-            AllocateMode::Allocate if !volume.is_writable() => {
-                Err(FsError::ReadOnly(volume.selector().to_string()))
-            }
+            AllocateMode::Allocate if !volume.is_writable() => Err(read_only(&volume)),
             AllocateMode::Allocate if offset.saturating_add(len) > volume.size() => {
-                Err(FsError::PastEnd(offset.saturating_add(len)))
+                Err(VolumeError::EndOfDevice(offset.saturating_add(len)).into())
             }
             // Space is taken when it is written, as the cluster does it.
             AllocateMode::Allocate => Ok(()),
             AllocateMode::PunchHole | AllocateMode::ZeroRange => {
-                volume.punch_hole(offset, len).await
+                Ok(volume.discard(offset, len).await?)
             }
         }
     }
@@ -169,15 +175,15 @@ impl Tree {
     /// Finds data or a hole in a volume, from byte `offset` on.
     ///
     /// # Errors
-    /// `Unsupported` on other files, `NothingThere`.
+    /// `Unsupported` on other files, `NoMoreData`.
     pub async fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
         let volume = self.open_volume(handle)?;
-        volume.settle_behind().await;
+        volume.flush_dirty().await;
         volume.refresh().await?;
-        match to {
-            SeekTo::Data => volume.next_data(offset),
-            SeekTo::Hole => volume.next_hole(offset),
-        }
+        Ok(match to {
+            SeekTo::Data => volume.seek_data(offset)?,
+            SeekTo::Hole => volume.seek_hole(offset)?,
+        })
     }
 
     fn open_volume(&self, handle: HandleId) -> Result<Arc<Volume>, FsError> {
@@ -188,4 +194,8 @@ impl Tree {
             }
         }
     }
+}
+
+fn read_only(volume: &Volume) -> FsError {
+    VolumeError::ReadOnly(volume.selector().to_string()).into()
 }

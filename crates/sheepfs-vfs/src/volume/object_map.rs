@@ -19,7 +19,7 @@
 //!
 //! What the cluster says of a slot can be older than what this client has done
 //! to it meanwhile. So whoever asks takes a [`Revalidation`] first, and an answer
-//! counts only for slots that nobody here has changed since.
+//! counts only for slots that nobody here has changed since, or was changing then.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{RangeFrom, RangeInclusive};
@@ -397,9 +397,14 @@ impl ObjectMap {
         }
     }
 
-    /// Begins a question to the cluster about slots of the head.
-    pub(crate) fn revalidate(&mut self) -> Revalidation {
-        let changed = Arc::default();
+    /// Begins a question to the cluster about slots of the head. What is answered of
+    /// the objects that are being made or cleared now, `locked`, does not count:
+    /// it may be older than the end of that.
+    pub(crate) fn revalidate(
+        &mut self,
+        locked: impl IntoIterator<Item = ObjectIndex>,
+    ) -> Revalidation {
+        let changed = Arc::new(Mutex::new(locked.into_iter().collect()));
         self.revalidations.retain(|other| other.strong_count() > 0);
         self.revalidations.push(Arc::downgrade(&changed));
         Revalidation {
@@ -715,7 +720,7 @@ mod tests {
         ) {
             let mut map = ObjectMap::new(vid(HEAD), Owners::default());
             let mut models: HashMap<u32, Model> = HashMap::new();
-            let mut questions = vec![map.revalidate()];
+            let mut questions = vec![map.revalidate([])];
             for (step, (index, mut change)) in (1usize..).zip(changes) {
                 if let Change::Observe { begun, .. } | Change::ObserveMissing { begun, .. } = &mut change {
                     *begun %= questions.len();
@@ -724,7 +729,7 @@ mod tests {
                 apply(&mut map, &questions, ObjectIndex(index), change);
                 model.apply(change, step);
                 // Question number N is begun behind step N.
-                questions.push(map.revalidate());
+                questions.push(map.revalidate([]));
 
                 let slot = map.slot(ObjectIndex(index));
                 let expected = match (model.in_doubt, model.owner.map(vid)) {
@@ -775,7 +780,7 @@ mod tests {
     #[test]
     fn changes_of_a_former_head_are_refused() {
         let mut map = ObjectMap::new(vid(OLD), Owners::default());
-        let question = map.revalidate();
+        let question = map.revalidate([]);
         map.commit(vid(OLD), ObjectIndex(1)).unwrap();
         let mut owners = Owners::default();
         owners.set(ObjectIndex(1), Some(vid(OLD)));
@@ -820,12 +825,25 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_does_not_count_for_objects_locked_at_the_question() {
+        let mut map = ObjectMap::new(vid(HEAD), Owners::default());
+        map.commit(vid(HEAD), ObjectIndex(1)).unwrap();
+        map.unmap(vid(HEAD), &[ObjectIndex(1)]).unwrap();
+        // The slot is being cleared in the cluster, and was not yet when it was read.
+        let question = map.revalidate([ObjectIndex(1)]);
+        let read = [(ObjectIndex(1), Some(vid(HEAD)))];
+        assert_eq!(map.observe(&question, read, |_| false), Ok(false));
+        assert_eq!(map.slot(ObjectIndex(1)), Slot::Reclaiming);
+        assert!(map.is_changed_since(&question));
+    }
+
+    #[test]
     fn a_whole_index_counts_where_nothing_was_changed_here() {
         let mut map = ObjectMap::new(vid(HEAD), Owners::default());
         for index in [1, 2, 3, 2000] {
             map.extend([(ObjectIndex(index), vid(PARENT))]);
         }
-        let question = map.revalidate();
+        let question = map.revalidate([]);
         map.commit(vid(HEAD), ObjectIndex(2)).unwrap();
         let mut read = Owners::default();
         read.set(ObjectIndex(1), Some(vid(HEAD)));

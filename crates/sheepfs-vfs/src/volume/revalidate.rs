@@ -11,19 +11,23 @@
 //! index: nobody else may change it.
 
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use sheep_client::{ClientError, VdiInfo, WhichVersion};
-use sheep_proto::{ObjectIndex, Vid};
+use sheep_client::{ClientError, VdiInfo};
+use sheep_proto::ObjectIndex;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::doubt::is_absent;
+use super::error::VolumeError;
+use super::follow::Follower;
+use super::head::{Head, SlotView};
+use super::head_state::HeadState;
+use super::index_commit::IndexCommitter;
+use super::object_io::{ObjectIo, is_absent};
 use super::object_map::{Revalidation, Slot};
-use super::{Head, Volume};
-use crate::error::FsError;
 
 /// Age up to which what is known of the VDI is believed without asking.
 const FRESH_FOR: Duration = Duration::from_secs(1);
@@ -39,10 +43,10 @@ const MAX_RANGE_READ: u32 = 32 << 10;
 
 /// When something was asked for last, and the question that is under way.
 #[derive(Debug)]
-pub(super) struct Freshness(Mutex<Asked>);
+struct Freshness(Mutex<Asked>);
 
 /// Everyone who waits for it gets it.
-type Answer = Shared<BoxFuture<'static, Result<(), FsError>>>;
+type Answer = Shared<BoxFuture<'static, Result<(), VolumeError>>>;
 
 #[derive(Debug)]
 struct Asked {
@@ -96,10 +100,34 @@ enum Subject {
     Index,
 }
 
-impl Volume {
-    /// Whether nobody else may change the index, so that the cached one is true.
-    pub(super) fn is_index_ours(&self) -> bool {
-        self.locked || self.selector.which != WhichVersion::Working
+/// Asks the cluster what has become of the VDI.
+#[derive(Debug)]
+pub(super) struct Revalidator {
+    head: Arc<Head>,
+    follower: Arc<Follower>,
+    committer: Arc<IndexCommitter>,
+    io: ObjectIo,
+    runtime: Handle,
+    header_asked: Freshness,
+    index_asked: Freshness,
+}
+
+impl Revalidator {
+    pub(super) fn new(
+        head: Arc<Head>,
+        follower: Arc<Follower>,
+        committer: Arc<IndexCommitter>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            io: ObjectIo::new(head.client.clone()),
+            head,
+            follower,
+            committer,
+            runtime,
+            header_asked: Freshness::default(),
+            index_asked: Freshness::default(),
+        })
     }
 
     /// Notices what others did to the VDI up to a second ago.
@@ -107,18 +135,18 @@ impl Volume {
     /// # Errors
     /// `Stale` when the VDI was deleted or rolled back. That the cluster does
     /// not answer is not an error here: what is known stays in use.
-    pub async fn refresh(&self) -> Result<(), FsError> {
+    pub(super) async fn refresh(self: &Arc<Self>) -> Result<(), VolumeError> {
         self.ask_if_old(Subject::Header).await?;
-        if self.is_index_ours() {
+        if self.head.is_index_ours() {
             return Ok(());
         }
         self.ask_if_old(Subject::Index).await
     }
 
     /// How long what is known of the VDI is not older than a second.
-    pub fn fresh_for(&self) -> Duration {
+    pub(super) fn fresh_for(&self) -> Duration {
         let header = self.header_asked.age();
-        let age = match self.is_index_ours() {
+        let age = match self.head.is_index_ours() {
             true => header,
             false => header.max(self.index_asked.age()),
         };
@@ -128,14 +156,14 @@ impl Volume {
     /// Notices a head that moved, the VDI's end and another size, as they were up
     /// to a second before this call.
     ///
-    /// Unlike [`Volume::refresh`] it waits for the answer, however long that
+    /// Unlike [`Self::refresh`] it waits for the answer, however long that
     /// takes: bytes of a former head could be older than what another client was
     /// acknowledged.
     ///
     /// # Errors
-    /// `Stale` when the VDI was deleted or rolled back, `VolumeIo` when the
+    /// `Stale` when the VDI was deleted or rolled back, `Io` when the
     /// cluster does not answer.
-    pub(super) async fn revalidate_for_read(&self) -> Result<(), FsError> {
+    pub(super) async fn revalidate_for_read(self: &Arc<Self>) -> Result<(), VolumeError> {
         if self.is_header_fresh() {
             return Ok(());
         }
@@ -144,7 +172,7 @@ impl Volume {
             let (since, answer) = self.join_question(Subject::Header);
             match answer.await {
                 // A head that cannot be written can be read.
-                Ok(()) | Err(FsError::Frozen(_)) => {}
+                Ok(()) | Err(VolumeError::HeadReadOnly(_)) => {}
                 Err(error) => return Err(error),
             }
             if since + FRESH_FOR >= began {
@@ -155,8 +183,8 @@ impl Volume {
 
     /// Whether a read need not wait for a look at the header. Has it looked at
     /// when that will be due soon.
-    pub(super) fn is_header_fresh(&self) -> bool {
-        if self.selector.which != WhichVersion::Working {
+    pub(super) fn is_header_fresh(self: &Arc<Self>) -> bool {
+        if !self.head.is_head_selected() {
             return true;
         }
         match self.header_asked.age() {
@@ -169,18 +197,18 @@ impl Volume {
         }
     }
 
-    async fn ask_if_old(&self, subject: Subject) -> Result<(), FsError> {
+    async fn ask_if_old(self: &Arc<Self>, subject: Subject) -> Result<(), VolumeError> {
         if self.freshness(subject).age() < FRESH_FOR {
-            return self.usable();
+            return self.head.ensure_live();
         }
         let (since, answer) = self.join_question(subject);
         match tokio::time::timeout_at(since + CHECK_TIMEOUT, answer).await {
-            Ok(Err(error @ FsError::Stale(_))) => Err(error),
+            Ok(Err(error @ VolumeError::Stale(_))) => Err(error),
             Ok(Err(error)) => {
-                tracing::debug!("cannot revalidate {}: {error}", self.selector);
-                self.usable()
+                tracing::debug!("cannot revalidate {}: {error}", self.head.selector);
+                self.head.ensure_live()
             }
-            Ok(Ok(())) | Err(_) => self.usable(),
+            Ok(Ok(())) | Err(_) => self.head.ensure_live(),
         }
     }
 
@@ -192,51 +220,40 @@ impl Volume {
     }
 
     /// The question that is under way, else a new one, and when it was begun.
-    fn join_question(&self, subject: Subject) -> (Instant, Answer) {
+    fn join_question(self: &Arc<Self>, subject: Subject) -> (Instant, Answer) {
         let mut asked = self.freshness(subject).asked();
         if let Some((since, answer)) = &asked.current {
             return (*since, answer.clone());
         }
-        let (begun, volume) = (Instant::now(), self.arc());
+        let (begun, revalidator) = (Instant::now(), Arc::clone(self));
         // As a task: a switch to another head that it starts must run to its end.
         let task = self.runtime.spawn(async move {
-            let about = volume.freshness(subject);
+            let about = revalidator.freshness(subject);
             let _under_way = UnderWay { about, begun };
             match subject {
-                Subject::Header => volume.check().await,
-                Subject::Index => volume.revalidate_index().await,
+                Subject::Header => revalidator.revalidate_header().await,
+                Subject::Index => revalidator.revalidate_index().await,
             }
         });
-        let volume = self.arc();
+        let head = Arc::clone(&self.head);
         let answer = task
-            .map(move |ended| ended.unwrap_or_else(|_| Err(volume.silent(Duration::ZERO))))
+            .map(move |ended| ended.unwrap_or_else(|ended| Err(head.task_error(&ended))))
             .boxed()
             .shared();
         asked.current = Some((begun, answer.clone()));
         (begun, answer)
     }
 
-    /// Notices what was done to the VDI just now: its end, a snapshot, another size.
-    ///
-    /// # Errors
-    /// `Stale` when it was deleted or rolled back, `VolumeIo` when the cluster
-    /// does not answer.
-    pub async fn refresh_now(&self) -> Result<(), FsError> {
-        self.usable()?;
-        self.check().await
-    }
-
     /// Notices everything that was done to the VDI before this call, as opening a
     /// file must.
     ///
     /// # Errors
-    /// `Stale` when the VDI was deleted or rolled back, `VolumeIo` when the
-    /// cluster does not answer.
-    pub async fn reread(&self) -> Result<(), FsError> {
-        self.usable()?;
-        self.ahead.settle().await;
+    /// `Stale` when the VDI was deleted or rolled back, `Io` when the cluster does
+    /// not answer.
+    pub(super) async fn revalidate(&self) -> Result<(), VolumeError> {
+        self.head.ensure_live()?;
         let begun = Instant::now();
-        self.check().await?;
+        self.revalidate_header().await?;
         self.header_asked.note(begun);
         self.revalidate_index().await?;
         self.index_asked.note(begun);
@@ -244,231 +261,231 @@ impl Volume {
     }
 
     /// Reads the whole index.
-    async fn revalidate_index(&self) -> Result<(), FsError> {
+    async fn revalidate_index(&self) -> Result<(), VolumeError> {
         for _ in 0..INDEX_READS {
-            let question = self.head_mut().map.revalidate();
-            let (new, tree) = match Head::load(&self.client, question.head()).await {
+            let question = self.head.begin_question();
+            let (new, tree) = match HeadState::load(&self.head.client, question.head()).await {
                 Ok(Some(loaded)) => loaded,
                 Ok(None) => {
-                    self.check().await?;
+                    self.revalidate_header().await?;
                     continue;
                 }
                 // What a writer changes meanwhile need not fit together.
                 Err(ClientError::Malformed { .. }) if self.is_changed_since(&question) => continue,
-                Err(error) => return Err(self.failed(error)),
+                Err(error) => return Err(self.head.io_error(error)),
             };
-            if new.info.is_snapshot() && self.selector.which == WhichVersion::Working {
-                self.check().await?;
+            if new.info.is_snapshot() && self.head.is_head_selected() {
+                self.revalidate_header().await?;
                 continue;
             }
-            let mut head = self.head_mut();
-            if tree.is_some() {
+            let observed = self.head.update(|map| {
                 // A hypervolume's tree is one thing: as a whole or not at all.
-                let as_before = !head.map.is_changed_since(&question) && self.guards.is_idle();
-                if !as_before || !self.index_writer.replace_tree(tree) {
-                    continue;
+                if tree.is_some() {
+                    let as_before = !map.is_changed_since(&question) && self.head.locks.is_idle();
+                    if !as_before || !self.committer.replace_tree(tree) {
+                        return None;
+                    }
                 }
-            }
-            let is_locked = |index| self.guards.is_locked(index);
-            match head.map.observe_all(&question, new.map.owners(), is_locked) {
-                Ok(false) => return self.usable(),
-                Ok(true) => {
-                    drop(head);
-                    self.changed_elsewhere();
-                    return self.usable();
-                }
-                Err(_moved) => {}
+                let is_locked = |index| self.head.locks.is_locked(index);
+                map.observe_all(&question, new.map.owners(), is_locked).ok()
+            });
+            if let Some(news) = observed {
+                self.head.note_news(Ok(news));
+                return self.head.ensure_live();
             }
         }
         // Writers are at work here, so the index in memory is the newest.
-        self.usable()
+        self.head.ensure_live()
     }
 
     /// Reads the slots of a range, before a change of it relies on them.
     pub(super) async fn revalidate_range(
         &self,
         range: RangeInclusive<ObjectIndex>,
-    ) -> Result<(), FsError> {
-        if self.is_index_ours() {
+    ) -> Result<(), VolumeError> {
+        if self.head.is_index_ours() {
             return Ok(());
         }
-        let (question, hypervolume) = {
-            let mut head = self.head_mut();
-            (head.map.revalidate(), head.info.hypervolume)
-        };
-        if hypervolume {
+        if self.head.state().info.hypervolume {
             return self.revalidate_index().await;
         }
+        let question = self.head.begin_question();
         let (mut first, end) = (range.start().0, range.end().0.saturating_add(1));
         while first < end {
             let count = (end - first).min(MAX_RANGE_READ);
             let read = self
+                .head
                 .client
                 .read_slots(question.head(), ObjectIndex(first), count)
                 .await;
-            let owners = read.map_err(|error| self.failed(error))?;
-            self.observe(&question, (first..).map(ObjectIndex).zip(owners));
+            let owners = read.map_err(|error| self.head.io_error(error))?;
+            self.head
+                .observe(&question, (first..).map(ObjectIndex).zip(owners));
             first += count;
         }
         Ok(())
     }
 
     fn is_changed_since(&self, question: &Revalidation) -> bool {
-        self.head().map.is_changed_since(question) || !self.guards.is_idle()
-    }
-
-    /// Notes what the cluster has answered of some slots.
-    pub(super) fn observe(
-        &self,
-        question: &Revalidation,
-        slots: impl Iterator<Item = (ObjectIndex, Option<Vid>)>,
-    ) {
-        let is_locked = |index| self.guards.is_locked(index);
-        let observed = self.head_mut().map.observe(question, slots, is_locked);
-        // Of a head that was left, nothing is worth noting.
-        if observed == Ok(true) {
-            self.changed_elsewhere();
-        }
-    }
-
-    /// Others have written to the VDI: its time of modification moves, or an
-    /// incremental backup would skip it.
-    pub(super) fn changed_elsewhere(&self) {
-        *self.modified.lock().expect("no one panics with the time") = SystemTime::now();
+        self.head.state().map.is_changed_since(question) || !self.head.locks.is_idle()
     }
 
     /// Looks at the VDI's header: deleted, turned into a snapshot, resized?
-    pub(super) async fn check(&self) -> Result<(), FsError> {
+    ///
+    /// # Errors
+    /// `Stale` when it was deleted or rolled back, `Io` when the cluster does not
+    /// answer.
+    pub(super) async fn revalidate_header(&self) -> Result<(), VolumeError> {
         let (vid, create_time, size) = {
-            let info = &self.head().info;
+            let info = &self.head.state().info;
             (info.vid, info.create_time, info.size)
         };
-        let now = match self.client.info(vid).await {
+        let now = match self.head.client.info(vid).await {
             Ok(Some(now)) if now.create_time == create_time => now,
             // It may have become a snapshot, and have been deleted as such.
-            Ok(None) if self.selector.which == WhichVersion::Working => {
-                return self.reload(vid).await;
+            Ok(None) if self.head.is_head_selected() => {
+                return self.follower.follow(vid).await;
             }
-            Ok(_) => return Err(self.gone()),
+            Ok(_) => return Err(self.head.mark_stale()),
             // Not for good: the node that has it may come back.
             Err(error) if is_absent(&error) => {
-                return Err(FsError::Stale(self.selector.to_string()));
+                return Err(self.head.stale_error());
             }
-            Err(error) => return Err(self.failed(error)),
+            Err(error) => return Err(self.head.io_error(error)),
         };
-        if now.is_snapshot() && self.selector.which == WhichVersion::Working {
-            return self.reload(vid).await;
+        if now.is_snapshot() && self.head.is_head_selected() {
+            return self.follower.follow(vid).await;
         }
         if now.size != size && now.size <= now.max_size() {
-            self.resized(&now).await?;
+            self.apply_resize(&now).await?;
         }
         Ok(())
     }
 
     /// Takes over another size, and the slots that came with it.
-    async fn resized(&self, now: &VdiInfo) -> Result<(), FsError> {
-        let known = self.head().info.object_count();
+    async fn apply_resize(&self, now: &VdiInfo) -> Result<(), VolumeError> {
+        let known = self.head.state().info.object_count();
         let mut added = Vec::new();
-        self.client
+        self.head
+            .client
             .for_each_slot(now, |index, owner| {
                 if u64::from(index.0) >= known {
                     added.push((index, owner));
                 }
             })
             .await
-            .map_err(|error| self.failed(error))?;
-        let mut head = self.head_mut();
-        if head.info.vid == now.vid && head.info.size != now.size {
-            tracing::info!("{} now has {} bytes", self.selector, now.size);
-            head.info.size = now.size;
-            head.map.extend(added);
-            drop(head);
-            self.changed_elsewhere();
+            .map_err(|error| self.head.io_error(error))?;
+        if self.head.resize(now, added) {
+            tracing::info!("{} now has {} bytes", self.head.selector, now.size);
+            self.head.touch_mtime();
         }
         Ok(())
     }
 
-    /// Grows the VDI to `size` bytes; a smaller size is accepted and ignored,
-    /// as on a block device.
+    /// The head and the owner of an object as the cluster has them, which are noted
+    /// in the object map. The caller holds the object's lock.
+    ///
+    /// Another client may have written here since the index was read, and a create
+    /// would wipe that.
     ///
     /// # Errors
-    /// `ReadOnly`; `Cluster` when the cluster refuses or the size is too large.
-    pub async fn set_size(&self, size: u64) -> Result<(), FsError> {
-        if !self.writable {
-            return Err(FsError::ReadOnly(self.selector.to_string()));
-        }
-        self.usable()?;
-        if size <= self.size() {
-            return Ok(());
-        }
-        self.client.resize(&self.selector.name, size).await?;
-        self.check().await
-    }
-
-    /// The head and the owner of an object, no older than this call.
-    ///
-    /// # Errors
-    /// `VolumeIo` when the cluster does not answer, `Stale`.
-    pub(super) async fn current_slot(
+    /// `Stale`, `Io` when the cluster does not answer.
+    pub(super) async fn revalidate_slot(
         &self,
         index: ObjectIndex,
-    ) -> Result<(Vid, Option<Vid>), FsError> {
-        self.usable()?;
-        let (vid, owner, slot) = {
-            let head = self.head();
-            (head.info.vid, head.map.owner(index), head.map.slot(index))
-        };
-        if self.is_believed(slot) {
-            return Ok((vid, owner));
+    ) -> Result<SlotView, VolumeError> {
+        loop {
+            let (info, slot) = {
+                let head = self.head.state();
+                (head.info.clone(), head.map.slot(index))
+            };
+            if info.hypervolume && !matches!(slot, Slot::InDoubt { .. }) {
+                // Its index is one tree, which the committer keeps in step.
+                return self.head.slot_view(index);
+            }
+            let client = &self.head.client;
+            let (header, owner) = tokio::join!(client.info(info.vid), client.slot(&info, index));
+            let owner = owner.map_err(|error| self.head.io_error(error))?;
+            match header.map_err(|error| self.head.io_error(error))? {
+                Some(now) if now.create_time != info.create_time => {
+                    return Err(self.head.mark_stale());
+                }
+                Some(now) if !now.is_snapshot() => {}
+                // A snapshot, or one that has been deleted since.
+                _ => {
+                    self.follower.follow(info.vid).await?;
+                    continue;
+                }
+            }
+            let resolved = self.head.update(|map| map.resolve(info.vid, index, owner));
+            if resolved.is_ok() {
+                return Ok(SlotView {
+                    head: info.vid,
+                    owner,
+                });
+            }
         }
-        let answer = self.arc().queried_slot(index).await?;
-        Ok((answer.head, answer.owner))
     }
 
-    /// Whether a read may use a slot as it is cached.
-    pub(super) fn is_believed(&self, slot: Slot) -> bool {
-        match slot {
-            Slot::Owned => true,
-            Slot::InDoubt { .. } => false,
-            Slot::Hole | Slot::Reclaiming | Slot::Inherited(_) => self.is_index_ours(),
-        }
-    }
-
-    /// Asks for a slot again, after the cached one led to a missing object.
-    ///
-    /// The caller does not hold the slot's guard.
+    /// Resolves the slots in doubt between two objects, both included.
     ///
     /// # Errors
-    /// `error` when the slot is what it was: the object is lost.
-    pub(super) async fn refresh_slot(
+    /// As [`Self::revalidate_slot`].
+    pub(super) async fn resolve_in_doubt(
+        &self,
+        range: RangeInclusive<ObjectIndex>,
+    ) -> Result<(), VolumeError> {
+        let in_doubt = self.head.state().map.in_doubt(range);
+        for index in in_doubt {
+            let _lock = self.head.lock_object(index).await?;
+            self.revalidate_slot(index).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a slot again, after the cached one led to a missing object. The
+    /// caller does not hold the object's lock.
+    ///
+    /// # Errors
+    /// `error` when the slot is what it was: the object is missing.
+    pub(super) async fn revalidate_missing_object(
         &self,
         index: ObjectIndex,
-        seen: (Vid, Option<Vid>),
+        seen: SlotView,
         error: ClientError,
-    ) -> Result<(), FsError> {
-        self.check().await?;
-        let question = self.head_mut().map.revalidate();
-        let info = self.info();
+    ) -> Result<(), VolumeError> {
+        self.revalidate_header().await?;
+        let question = self.head.begin_question();
+        let info = self.head.info();
         let slot = self
+            .head
             .client
             .slot(&info, index)
             .await
-            .map_err(|error| self.failed(error))?;
-        if (info.vid, slot) == seen {
-            // It may be about to go: who frees it has the guard until no slot names it
-            // any more, those in new snapshots included. Or it has come back.
-            let _alone = self.guard(index).await?;
-            let now = self.slot(index)?;
-            return match now.1 {
-                Some(owner) if now == seen && !self.exists(owner, index).await? => {
-                    Err(self.failed(error))
-                }
-                _ => Ok(()),
+            .map_err(|error| self.head.io_error(error))?;
+        let now = SlotView {
+            head: info.vid,
+            owner: slot,
+        };
+        if now == seen {
+            // It may be about to be discarded: that holds the lock until no slot names
+            // the object any more, those in new snapshots included. Or it is back.
+            let _lock = self.head.lock_object(index).await?;
+            let now = self.head.slot_view(index)?;
+            let Some(owner) = now.owner.filter(|_| now == seen) else {
+                return Ok(());
+            };
+            let exists = self.io.exists(owner, index).await;
+            return match exists.map_err(|error| self.head.io_error(error))? {
+                true => Ok(()),
+                false => Err(self.head.io_error(error)),
             };
         }
-        // Where that does not count, someone who makes objects knows better; the
-        // caller looks again.
-        let _counted = self.head_mut().map.observe_missing(&question, index, slot);
+        // Where the answer does not count, a writer here knows better; the caller
+        // looks again.
+        let _counted = self
+            .head
+            .update(|map| map.observe_missing(&question, index, slot));
         Ok(())
     }
 }

@@ -19,11 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use sheep_client::ClientError;
 use sheep_proto::{ObjectIndex, Vid};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::error::VolumeError;
+use super::head::{Head, SlotView};
+use super::head_state::tree_owners;
 use super::object_map::Revalidation;
-use super::{Volume, tree_owners};
-use crate::error::FsError;
 
 /// Questions under way at once: one reader never waits for another's, and
 /// many readers share them.
@@ -34,27 +36,19 @@ const MAX_GAP: u32 = 1024;
 /// Slots in one request: 16 KiB.
 const MAX_RUN: u32 = 4096;
 
-/// A slot as the cluster has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlotAnswer {
-    /// The head that was asked about.
-    pub(super) head: Vid,
-    /// The owner in its index.
-    pub(super) owner: Option<Vid>,
-}
-
-type Done = Box<dyn FnOnce(Result<SlotAnswer, FsError>) + Send>;
+type Done = Box<dyn FnOnce(Result<SlotView, VolumeError>) + Send>;
 
 /// Reads that wait for a slot, and how many questions are under way.
-#[derive(Default)]
 pub(super) struct SlotQueries {
+    head: Arc<Head>,
+    runtime: Handle,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<(ObjectIndex, Done)>,
-    under_way: usize,
+    in_flight: usize,
 }
 
 impl std::fmt::Debug for SlotQueries {
@@ -64,42 +58,34 @@ impl std::fmt::Debug for SlotQueries {
 }
 
 impl SlotQueries {
+    pub(super) fn new(head: Arc<Head>, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            head,
+            runtime,
+            state: Mutex::default(),
+        })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state
             .lock()
             .expect("nothing is called while it is held")
     }
-}
 
-/// The requests of one question until the last is answered.
-struct Question {
-    volume: Arc<Volume>,
-    token: Revalidation,
-    progress: Mutex<Progress>,
-}
-
-struct Progress {
-    requests_left: usize,
-    readers: Vec<(ObjectIndex, Done)>,
-    owners: HashMap<ObjectIndex, Option<Vid>>,
-    error: Option<FsError>,
-}
-
-impl Volume {
     /// Asks the cluster for a slot and runs `done` with the answer, which is no
     /// older than this call. Does not block.
     pub(super) fn query_slot(
         self: &Arc<Self>,
         index: ObjectIndex,
-        done: impl FnOnce(Result<SlotAnswer, FsError>) + Send + 'static,
+        done: impl FnOnce(Result<SlotView, VolumeError>) + Send + 'static,
     ) {
         {
-            let mut state = self.slot_queries.state();
+            let mut state = self.state();
             state.waiting.push((index, Box::new(done)));
-            if state.under_way == MAX_QUESTIONS {
+            if state.in_flight == MAX_QUESTIONS {
                 return;
             }
-            state.under_way += 1;
+            state.in_flight += 1;
         }
         self.send_question();
     }
@@ -107,39 +93,54 @@ impl Volume {
     /// The same as a future.
     ///
     /// # Errors
-    /// `VolumeIo` when the cluster does not answer.
-    pub(super) async fn queried_slot(
-        self: &Arc<Self>,
-        index: ObjectIndex,
-    ) -> Result<SlotAnswer, FsError> {
+    /// `Io` when the cluster does not answer.
+    async fn queried_slot(self: &Arc<Self>, index: ObjectIndex) -> Result<SlotView, VolumeError> {
         let (done, answer) = oneshot::channel();
         // The reader may have gone.
         self.query_slot(index, |result| drop(done.send(result)));
         answer.await.expect("every question is answered")
     }
 
+    /// The head and the owner of an object, no older than this call.
+    ///
+    /// # Errors
+    /// `Io` when the cluster does not answer, `Stale`.
+    pub(super) async fn current_slot(
+        self: &Arc<Self>,
+        index: ObjectIndex,
+    ) -> Result<SlotView, VolumeError> {
+        self.head.ensure_live()?;
+        let (view, slot) = {
+            let head = self.head.state();
+            let (vid, owner) = (head.info.vid, head.map.owner(index));
+            (SlotView { head: vid, owner }, head.map.slot(index))
+        };
+        match self.head.is_believed(slot) {
+            true => Ok(view),
+            false => self.queried_slot(index).await,
+        }
+    }
+
     /// Sends a question for all that wait, or ends the turn when none does.
     fn send_question(self: &Arc<Self>) {
         let readers = {
-            let mut state = self.slot_queries.state();
+            let mut state = self.state();
             let readers = std::mem::take(&mut state.waiting);
             if readers.is_empty() {
-                state.under_way -= 1;
+                state.in_flight -= 1;
                 return;
             }
             readers
         };
-        let (token, hypervolume) = {
-            let mut head = self.head_mut();
-            (head.map.revalidate(), head.info.hypervolume)
-        };
+        let hypervolume = self.head.state().info.hypervolume;
+        let token = self.head.begin_question();
         let runs = match hypervolume {
             true => Vec::new(),
             false => runs(readers.iter().map(|&(index, _)| index.0)),
         };
         let vid = token.head();
         let question = Arc::new(Question {
-            volume: Arc::clone(self),
+            queries: Arc::clone(self),
             token,
             progress: Mutex::new(Progress {
                 requests_left: runs.len(),
@@ -156,10 +157,25 @@ impl Volume {
             let question = Arc::clone(&question);
             let first = ObjectIndex(*run.start());
             let count = run.end() - run.start() + 1;
-            self.client
+            self.head
+                .client
                 .submit_slots(vid, first, count, move |read| question.note(first, read));
         }
     }
+}
+
+/// The requests of one question until the last is answered.
+struct Question {
+    queries: Arc<SlotQueries>,
+    token: Revalidation,
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    requests_left: usize,
+    readers: Vec<(ObjectIndex, Done)>,
+    owners: HashMap<ObjectIndex, Option<Vid>>,
+    error: Option<VolumeError>,
 }
 
 impl Question {
@@ -171,7 +187,7 @@ impl Question {
                 let indexes = (first.0..).map(ObjectIndex);
                 progress.owners.extend(indexes.zip(owners));
             }
-            Err(error) => progress.error = Some(self.volume.failed(error)),
+            Err(error) => progress.error = Some(self.queries.head.io_error(error)),
         }
         progress.requests_left -= 1;
         if progress.requests_left > 0 {
@@ -188,8 +204,8 @@ impl Question {
 
     /// Reads the tree of a hypervolume, which holds all slots.
     async fn ask_tree(self: Arc<Self>) {
-        let info = self.volume.info();
-        let read = self.volume.client.read_tree(&info).await;
+        let info = self.queries.head.info();
+        let read = self.queries.head.client.read_tree(&info).await;
         let answers = match read {
             Ok(tree) => {
                 let owners = tree_owners(&tree, &info);
@@ -197,15 +213,15 @@ impl Question {
                 let wanted = progress.readers.iter().map(|&(index, _)| index);
                 Ok(wanted.map(|index| (index, owners.get(index))).collect())
             }
-            Err(error) => Err(self.volume.failed(error)),
+            Err(error) => Err(self.queries.head.io_error(error)),
         };
         self.answer(answers);
     }
 
-    fn answer(self: Arc<Self>, answers: Result<HashMap<ObjectIndex, Option<Vid>>, FsError>) {
+    fn answer(self: Arc<Self>, answers: Result<HashMap<ObjectIndex, Option<Vid>>, VolumeError>) {
         if let Ok(owners) = &answers {
             let slots = owners.iter().map(|(&index, &owner)| (index, owner));
-            self.volume.observe(&self.token, slots);
+            self.queries.head.observe(&self.token, slots);
         }
         let head = self.token.head();
         let readers = std::mem::take(&mut self.progress().readers);
@@ -214,13 +230,13 @@ impl Question {
                 answers
                     .as_ref()
                     .map_err(Clone::clone)
-                    .map(|owners| SlotAnswer {
+                    .map(|owners| SlotView {
                         head,
                         owner: owners.get(&index).copied().flatten(),
                     }),
             );
         }
-        self.volume.send_question();
+        self.queries.send_question();
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

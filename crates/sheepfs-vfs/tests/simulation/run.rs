@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sheep_client::pool::Pool;
 use sheep_client::{Client, ClientConfig, NewVdi, VdiSelector};
 use sheep_proto::{ResultCode, SnapshotTag, VdiName};
-use sheepfs_vfs::{FsError, Volume, VolumeOptions};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::RwLock;
 
 use crate::checker::{CELL, Checker, Since};
@@ -284,11 +284,11 @@ impl World {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    async fn read_cell(&self, volume: &Volume, cell: usize) -> Bytes {
+    async fn read_cell(&self, volume: &Arc<Volume>, cell: usize) -> Bytes {
         self.try_read_cell(volume, cell).await.unwrap()
     }
 
-    async fn try_read_cell(&self, volume: &Volume, cell: usize) -> Result<Bytes, FsError> {
+    async fn try_read_cell(&self, volume: &Arc<Volume>, cell: usize) -> Result<Bytes, VolumeError> {
         let len = u32::try_from(CELL).unwrap();
         volume.read_at(self.layout.offset(cell), len).await
     }
@@ -345,8 +345,8 @@ impl World {
     }
 
     /// Looks at everything once more, through the volume, and closes it.
-    async fn check_own(&self, volume: &Volume) {
-        volume.sync().await.unwrap();
+    async fn check_own(&self, volume: &Arc<Volume>) {
+        volume.flush().await.unwrap();
         tokio::time::sleep(HEAD_AGE).await;
         let all = 0..self.layout.cells();
         let elsewhere = all.filter(|&cell| object_of(cell) == self.layout.objects - 1);
@@ -389,7 +389,7 @@ impl World {
         !self.layout.hypervolume && self.freeing.lock().unwrap().contains(&object)
     }
 
-    async fn check_all(&self, volume: &Volume, since: &Since, whose: &str) {
+    async fn check_all(&self, volume: &Arc<Volume>, since: &Since, whose: &str) {
         for cell in 0..self.layout.cells() {
             let found = match self.try_read_cell(volume, cell).await {
                 Err(error) if is_lost(&error) && self.may_be_gone(object_of(cell)) => {
@@ -409,6 +409,6 @@ fn template() -> (VdiName, SnapshotTag) {
 }
 
 /// True when a slot named an object that is not there.
-fn is_lost(error: &FsError) -> bool {
-    matches!(error, FsError::VolumeIo { source, .. } if source.code() == Some(ResultCode::NoObj))
+fn is_lost(error: &VolumeError) -> bool {
+    matches!(error, VolumeError::Io { source, .. } if source.code() == Some(ResultCode::NoObj))
 }

@@ -10,6 +10,7 @@ use sheep_proto::{ObjectKind, Opcode, ResultCode};
 
 use crate::races::is_index_update;
 use crate::support::{Cluster, open, pattern};
+use sheepfs_vfs::BlockDevice as _;
 
 const MIB: u64 = 1 << 20;
 

@@ -9,6 +9,7 @@ use sheep_client::testing::{Fault, Faulty};
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode};
 
 use crate::support::{Cluster, open, open_version, pattern, read_all, tag};
+use sheepfs_vfs::BlockDevice as _;
 
 const MIB: u64 = 1 << 20;
 
@@ -19,9 +20,9 @@ async fn whole_objects_go_and_parts_become_zeros() {
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(9, 6 << 20)).await.unwrap();
     assert_eq!(volume.allocated(), 6 * MIB);
-    volume.punch_hole(MIB - 10, 3 * MIB).await.unwrap();
+    volume.discard(MIB - 10, 3 * MIB).await.unwrap();
     assert_eq!(volume.allocated(), 4 * MIB);
-    volume.punch_hole(4 * MIB, 100 * MIB).await.unwrap();
+    volume.discard(4 * MIB, 100 * MIB).await.unwrap();
     assert_eq!(volume.allocated(), 2 * MIB);
 
     let mut expected = vec![0; (5 << 20) + 7];
@@ -41,8 +42,8 @@ async fn a_hole_in_the_head_leaves_the_snapshot_its_data() {
     volume.write_at(0, pattern(9, 3 << 20)).await.unwrap();
     cluster.client.snapshot(&name, &tag("full")).await.unwrap();
     volume.write_at(0, pattern(8, 10)).await.unwrap();
-    volume.punch_hole(0, 2 * MIB).await.unwrap();
-    let head = read_all(&*open(&cluster.client, &name).await).await;
+    volume.discard(0, 2 * MIB).await.unwrap();
+    let head = read_all(&open(&cluster.client, &name).await).await;
     assert!(head[..2 << 20].iter().all(|&byte| byte == 0));
     assert!(head[2 << 20..].iter().all(|&byte| byte == 9));
     let full = VdiSelector::tag(name.clone(), tag("full"));
@@ -70,13 +71,13 @@ async fn a_lost_object_is_an_error_until_its_space_is_given_back() {
         let error = volume.write_at(5, pattern(8, 10)).await.unwrap_err();
         assert_eq!(error.errno(), Errno::EIO, "{error}");
     }
-    volume.punch_hole(0, MIB).await.unwrap();
+    volume.discard(0, MIB).await.unwrap();
     assert_eq!(volume.read_at(0, 10).await.unwrap(), pattern(0, 10));
     volume.write_at(5, pattern(8, 10)).await.unwrap();
     let mut expected = vec![9; 2 << 20];
     expected[..1 << 20].fill(0);
     expected[5..15].fill(8);
-    assert!(read_all(&*open(&cluster.client, &name).await).await == expected);
+    assert!(read_all(&open(&cluster.client, &name).await).await == expected);
 }
 
 /// Who asks in between is told that there is no such object.
@@ -121,7 +122,7 @@ async fn an_object_made_again_in_a_hole_is_not_removed_with_the_old_one() {
                 .write_at(object * MIB, pattern(round, 4096))
                 .await
                 .unwrap();
-            volume.punch_hole(object * MIB, MIB).await.unwrap();
+            volume.discard(object * MIB, MIB).await.unwrap();
             volume
                 .write_at(object * MIB + 8192, pattern(round, 4096))
                 .await
@@ -159,7 +160,7 @@ async fn holes_and_writes_under_snapshots_disturb_nobody() {
                     .write_at(object * MIB, pattern(round, 1 << 20))
                     .await
                     .unwrap();
-                volume.punch_hole(object * MIB, MIB).await.unwrap();
+                volume.discard(object * MIB, MIB).await.unwrap();
                 if object % 2 == 1 {
                     volume
                         .write_at(object * MIB, pattern(round, 1 << 20))
@@ -170,8 +171,8 @@ async fn holes_and_writes_under_snapshots_disturb_nobody() {
         }
     }));
     tokio::join!(work, snapshots);
-    volume.sync().await.unwrap();
-    let content = read_all(&*open(&cluster.client, &name).await).await;
+    volume.flush().await.unwrap();
+    let content = read_all(&open(&cluster.client, &name).await).await;
     for (object, bytes) in content.chunks(1 << 20).enumerate() {
         let expected = if object % 2 == 1 { 11 } else { 0 };
         assert!(

@@ -2,7 +2,7 @@
 
 use sheep_client::{ClientError, VdiSelector};
 use sheep_proto::{ClusterFlags, ResultCode};
-use sheepfs_vfs::{FsError, LockMode, Tree, TreeConfig, Volume, VolumeOptions};
+use sheepfs_vfs::{BlockDevice as _, FsError, LockMode, Tree, TreeConfig, Volume, VolumeOptions};
 
 use crate::support::{Cluster, formatted, open, open_version, pattern, tag};
 
@@ -140,7 +140,7 @@ async fn tell(tree: &std::sync::Arc<Tree>, file: &str, line: &[u8]) -> Result<us
     let opened = tree.open(file.ino, mode).await?;
     let (done, written) = tokio::sync::oneshot::channel();
     let done = Box::new(move |result| done.send(result).expect("someone waits"));
-    tree.write(opened.handle, 0, line.to_vec().into(), false, done);
+    tree.write(opened.handle, 0, line, false, done);
     let written = written.await.expect("every write is answered");
     tree.release(opened.handle);
     written.map(|len| len as usize)

@@ -3,8 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod ahead;
-mod behind;
 mod codes;
 mod holes;
 mod locks;
@@ -12,8 +10,10 @@ mod model;
 mod moments;
 mod multi_client;
 mod others;
+mod preallocation;
 mod races;
 mod shapes;
 mod stress;
 mod support;
 mod wire;
+mod write_back;

@@ -6,7 +6,7 @@ use futures_util::future::{join, join_all};
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Client, NewVdi, VdiSelector};
 use sheep_proto::{Redundancy, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Volume, VolumeOptions};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 
 use crate::support::{Cluster, tag, unique_name};
 
@@ -64,7 +64,7 @@ async fn open(client: &Client, selector: VdiSelector) -> Arc<Volume> {
 }
 
 /// Runs what may fail at random until it does not.
-async fn insist(mut operation: impl AsyncFnMut() -> Result<(), FsError>) {
+async fn insist(mut operation: impl AsyncFnMut() -> Result<(), VolumeError>) {
     for _ in 0..100 {
         match operation().await {
             Ok(()) => return,
@@ -123,7 +123,7 @@ impl<'a> Subject<'a> {
             81..84 => self.clone_newest_snapshot().await,
             84..86 => self.delete_oldest_snapshot().await,
             86..90 => self.grow().await,
-            90..94 => insist(async || self.volume.sync().await).await,
+            90..94 => insist(async || self.volume.flush().await).await,
             _ => self.remount().await,
         }
     }
@@ -142,7 +142,7 @@ impl<'a> Subject<'a> {
     }
 
     async fn punch(&mut self, start: usize, len: usize) {
-        let punched = self.volume.punch_hole(start as u64, len as u64).await;
+        let punched = self.volume.discard(start as u64, len as u64).await;
         match punched {
             Ok(()) => self.bytes[start..start + len].fill(0),
             Err(_) => self.settle(start, &vec![0; len]).await,

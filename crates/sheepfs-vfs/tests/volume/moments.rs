@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, VdiSelector};
 use sheep_proto::{ClusterFlags, ObjectKind, Oid, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{Volume, VolumeOptions};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 use tokio::sync::Notify;
 
 use crate::races::is_index_update;
@@ -74,7 +74,7 @@ async fn prepare(cluster: &Cluster, before: Before) -> VdiName {
 }
 
 /// The write's bytes, if all of them are there, none if none is.
-async fn find(volume: &Volume, before: Before) -> bool {
+async fn find(volume: &Arc<Volume>, before: Before) -> bool {
     let around = u8::from(before != Before::Absent);
     let found = volume.read_at(0, 1 << 20).await.unwrap();
     let start = usize::try_from(OFFSET).unwrap();
@@ -107,7 +107,7 @@ async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: 
     // There at once, in the cluster, and after more has been done.
     assert!(find(&volume, before).await, "{case}");
     volume.write_at(MIB, pattern(8, 10)).await.unwrap();
-    volume.sync().await.unwrap();
+    volume.flush().await.unwrap();
     let options = VolumeOptions {
         read_only: true,
         lock: false,

@@ -11,7 +11,7 @@ use sheep_client::{Call, Client, NewVdi, VdiSelector};
 use sheep_proto::inode::SLOT_LEN;
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ClusterFlags, ObjectKind, Opcode, RequestBody, VdiName};
-use sheepfs_vfs::{FsError, Volume, VolumeOptions};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::oneshot;
 
 use crate::model::KINDS;
@@ -34,9 +34,9 @@ async fn elsewhere(cluster: &Cluster, name: &VdiName) -> Arc<Volume> {
 }
 
 /// Reads as a file system does: without a future.
-async fn read(volume: &Arc<Volume>, offset: u64, len: u32) -> Result<Bytes, FsError> {
+async fn read(volume: &Arc<Volume>, offset: u64, len: u32) -> Result<Bytes, VolumeError> {
     let (done, read) = oneshot::channel();
-    volume.read(offset, len, Box::new(move |result| drop(done.send(result))));
+    volume.submit_read(offset, len, move |result| drop(done.send(result)));
     read.await.unwrap()
 }
 
@@ -136,7 +136,7 @@ async fn multi_client_reads_fail_once_the_vdi_is_gone() {
     cluster.client.delete(&selector).await.unwrap();
     tokio::time::sleep(HEAD_AGE).await;
     let error = read(&there, 0, 4).await.unwrap_err();
-    assert!(matches!(error, FsError::Stale(_)), "{error}");
+    assert!(matches!(error, VolumeError::Stale(_)), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,8 +160,8 @@ async fn multi_client_allocation_shows_within_a_second() {
         tokio::time::sleep(HEAD_AGE).await;
         there.refresh().await.unwrap();
         assert_eq!(there.allocated(), 4 * MIB, "hypervolume: {hyper}");
-        assert_eq!(there.next_data(0).unwrap(), 8 * MIB);
-        assert_eq!(there.next_hole(8 * MIB).unwrap(), 12 * MIB);
+        assert_eq!(there.seek_data(0).unwrap(), 8 * MIB);
+        assert_eq!(there.seek_hole(8 * MIB).unwrap(), 12 * MIB);
         // A backup by time of modification must not skip it.
         assert!(there.modified() > attached);
     }
@@ -177,7 +177,7 @@ async fn multi_client_discard_takes_what_others_wrote() {
     );
     here.write_at(0, pattern(1, 8 << 20)).await.unwrap();
     // The other one has never heard of these objects.
-    there.punch_hole(MIB / 2, 5 * MIB).await.unwrap();
+    there.discard(MIB / 2, 5 * MIB).await.unwrap();
     let mut expected = vec![1; 8 << 20];
     expected[1 << 19..(1 << 19) + (5 << 20)].fill(0);
     let volume = elsewhere(&cluster, &name).await;

@@ -10,7 +10,7 @@ use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, Client, ClientError, Completion, Gateway, GatewayAddress, VdiSelector};
 use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::{ClusterFlags, Oid, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Volume, VolumeOptions};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::Notify;
 
 use crate::races::is_index_update;
@@ -35,7 +35,7 @@ async fn a_volume_that_comes_back_from_another_host_keeps_what_was_written_there
     here.write_at(4096, pattern(9, 4096)).await.unwrap();
     assert_eq!(in_cluster(&cluster, &name, 0).await, 7);
     there.write_at(2 * MIB, pattern(8, 100)).await.unwrap();
-    here.reread().await.unwrap();
+    here.revalidate().await.unwrap();
     assert_eq!(here.read_at(2 * MIB, 100).await.unwrap(), pattern(8, 100));
 }
 
@@ -60,15 +60,15 @@ async fn a_reader_that_follows_snapshots_changes_nothing() {
         let readers = futures_util::future::join_all(readers).await;
         cluster.client.snapshot(&name, &tag("s1")).await.unwrap();
         if punch {
-            writer.punch_hole(0, MIB).await.unwrap();
+            writer.discard(0, MIB).await.unwrap();
         } else {
             writer.write_at(0, pattern(2, 1 << 20)).await.unwrap();
             cluster.client.snapshot(&name, &tag("s2")).await.unwrap();
         }
-        writer.sync().await.unwrap();
+        writer.flush().await.unwrap();
         let expected = if punch { 0 } else { 2 };
         for reader in readers {
-            reader.unwrap().reread().await.unwrap();
+            reader.unwrap().revalidate().await.unwrap();
             assert_eq!(in_cluster(&cluster, &name, 0).await, expected);
         }
     }
@@ -234,7 +234,7 @@ async fn a_hole_that_was_given_up_takes_nothing_when_it_is_made_after_all() {
     let clear = |call: &Call| is_index_update(call) && call.payload().iter().all(|&byte| byte == 0);
     let (volume, release) = giving_up(&cluster, &name, clear, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
-    volume.punch_hole(0, MIB).await.unwrap_err();
+    volume.discard(0, MIB).await.unwrap_err();
     write_behind(&volume, &release).await;
     assert_eq!(in_cluster(&cluster, &name, 65536).await, 2);
 }
@@ -256,7 +256,8 @@ async fn a_slow_lock_under_an_impatient_stat_is_not_lost() {
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
     cluster.client.snapshot(&name, &tag("s")).await.unwrap();
-    let impatient = tokio::time::timeout(Duration::from_millis(100), volume.refresh_now()).await;
+    let impatient =
+        tokio::time::timeout(Duration::from_millis(100), volume.revalidate_header()).await;
     assert!(impatient.is_err(), "the lock was not slow");
     volume.write_at(0, pattern(2, 4096)).await.unwrap();
     volume.close().await.unwrap();
@@ -277,7 +278,7 @@ async fn a_hole_made_before_a_detach_takes_nothing_written_after_the_next_attach
                 .await
                 .unwrap();
         }
-        volume.punch_hole(0, OBJECTS * MIB).await.unwrap();
+        volume.discard(0, OBJECTS * MIB).await.unwrap();
         // Once as a crash leaves it, once properly.
         if round % 2 == 0 {
             volume.close().await.unwrap();
@@ -318,7 +319,7 @@ async fn a_size_no_index_can_name_is_refused() {
     {
         Ok(()) => {
             let refused = Volume::open(cluster.client.clone(), selector, options).await;
-            assert!(matches!(refused, Err(FsError::Invalid(_))));
+            assert!(matches!(refused, Err(VolumeError::TooLarge { .. })));
         }
         Err(error) => assert_eq!(error.code(), Some(ResultCode::InvalidParms)),
     }
@@ -347,7 +348,7 @@ async fn a_slot_whose_update_failed_is_a_hole_after_it_was_punched() {
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
     assert_eq!(volume.read_at(0, 4).await.unwrap(), pattern(5, 4));
-    volume.punch_hole(0, MIB).await.unwrap();
+    volume.discard(0, MIB).await.unwrap();
     assert_eq!(volume.read_at(0, 4).await.unwrap(), pattern(0, 4));
     volume.close().await.unwrap();
     assert_eq!(in_cluster(&cluster, &name, 0).await, 0);
@@ -386,7 +387,7 @@ async fn a_detach_looks_for_a_snapshot_once_more() {
         .await;
     let volume = open(&client, &name).await;
     volume.write_at(100, pattern(7, 5000)).await.unwrap();
-    volume.sync().await.unwrap();
+    volume.flush().await.unwrap();
     cluster
         .client
         .snapshot(&name, &tag("between"))
@@ -407,8 +408,8 @@ async fn writes_and_syncs_of_a_deleted_vdi_fail() {
         .await
         .unwrap();
     let refused = volume.write_at(0, pattern(1, 512)).await.unwrap_err();
-    assert!(matches!(refused, FsError::Stale(_)), "{refused}");
-    assert!(matches!(volume.sync().await, Err(FsError::Stale(_))));
+    assert!(matches!(refused, VolumeError::Stale(_)), "{refused}");
+    assert!(matches!(volume.flush().await, Err(VolumeError::Stale(_))));
 }
 
 /// Snapshots come and go in turn while a volume is attached and idle: what it
@@ -437,13 +438,13 @@ async fn an_idle_volume_outlives_the_snapshots_it_slept_through() {
                 0 => assert_eq!(volume.read_at(0, 9).await.unwrap(), pattern(1, 9)),
                 1 => drop(volume.write_at(0, pattern(1, 9)).await.unwrap()),
                 2 => drop(volume.write_at(3 * MIB, pattern(0, 9)).await.unwrap()),
-                3 => volume.punch_hole(2 * MIB, MIB).await.unwrap(),
-                4 => volume.reread().await.unwrap(),
-                5 => volume.refresh_now().await.unwrap(),
+                3 => volume.discard(2 * MIB, MIB).await.unwrap(),
+                4 => volume.revalidate().await.unwrap(),
+                5 => volume.revalidate_header().await.unwrap(),
                 _ => volume.set_size(5 * MIB).await.unwrap(),
             }
             volume.write_at(MIB, pattern(2, 9)).await.unwrap();
-            volume.sync().await.unwrap();
+            volume.flush().await.unwrap();
             let expected = [pattern(1, 1 << 20), pattern(2, 9), pattern(1, 9)].concat();
             let len = u32::try_from(expected.len()).unwrap();
             assert!(volume.read_at(0, len).await.unwrap() == expected);

@@ -10,7 +10,7 @@ use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, VdiSelector};
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectKind, Opcode, RequestBody, ResultCode};
-use sheepfs_vfs::FsError;
+use sheepfs_vfs::{BlockDevice as _, VolumeError};
 use tokio::sync::Notify;
 
 const MIB: u64 = 1 << 20;
@@ -54,7 +54,7 @@ async fn writers_racing_on_fresh_objects_lose_nothing() {
     let volume = open(&cluster.client, &name).await;
     race(&volume, 4).await;
     assert_all_there(&read_all(&volume).await);
-    assert_all_there(&read_all(&*open(&cluster.client, &name).await).await);
+    assert_all_there(&read_all(&open(&cluster.client, &name).await).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +72,7 @@ async fn writers_racing_on_a_clones_objects_lose_nothing() {
         .unwrap();
     let volume = open(&cluster.client, &clone).await;
     race(&volume, 4).await;
-    assert_all_there(&read_all(&*open(&cluster.client, &clone).await).await);
+    assert_all_there(&read_all(&open(&cluster.client, &clone).await).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +249,7 @@ async fn an_index_update_that_the_snapshot_overwrote_is_made_again() {
         .snapshot(&name, &tag("between"))
         .await
         .unwrap();
-    volume.sync().await.unwrap();
+    volume.flush().await.unwrap();
     let head = open(&cluster.client, &name).await;
     assert_eq!(head.read_at(100, 5000).await.unwrap(), pattern(7, 5000));
 }
@@ -269,11 +269,11 @@ async fn a_deleted_or_rolled_back_vdi_is_never_read_as_something_else() {
         .unwrap();
     assert!(matches!(
         volume.read_at(0, 100).await,
-        Err(FsError::Stale(_))
+        Err(VolumeError::Stale(_))
     ));
     assert!(matches!(
         volume.write_at(0, pattern(3, 1)).await,
-        Err(FsError::Stale(_))
+        Err(VolumeError::Stale(_))
     ));
     let again = open(&cluster.client, &name).await;
     assert_eq!(again.read_at(0, 100).await.unwrap(), pattern(1, 100));
@@ -288,16 +288,16 @@ async fn a_snapshot_is_read_only_and_the_end_is_the_end() {
     assert_eq!(volume.write_at(MIB, pattern(1, 100)).await.unwrap(), 10);
     assert!(matches!(
         volume.write_at(MIB + 10, pattern(1, 1)).await,
-        Err(FsError::PastEnd(_))
+        Err(VolumeError::EndOfDevice(_))
     ));
     assert_eq!(volume.read_at(MIB + 10, 5).await.unwrap().len(), 0);
     assert_eq!(volume.read_at(MIB + 5, 500).await.unwrap(), pattern(1, 5));
-    assert_eq!(volume.next_data(0).unwrap(), MIB);
-    assert_eq!(volume.next_hole(0).unwrap(), 0);
-    assert_eq!(volume.next_hole(MIB).unwrap(), MIB + 10);
+    assert_eq!(volume.seek_data(0).unwrap(), MIB);
+    assert_eq!(volume.seek_hole(0).unwrap(), 0);
+    assert_eq!(volume.seek_hole(MIB).unwrap(), MIB + 10);
     assert!(matches!(
-        volume.next_data(MIB + 10),
-        Err(FsError::NothingThere(_))
+        volume.seek_data(MIB + 10),
+        Err(VolumeError::NoMoreData(_))
     ));
     assert_eq!(volume.allocated(), MIB);
 
@@ -306,7 +306,7 @@ async fn a_snapshot_is_read_only_and_the_end_is_the_end() {
     let snapshot = open_version(&cluster.client, selector).await;
     assert!(matches!(
         snapshot.write_at(0, pattern(1, 1)).await,
-        Err(FsError::ReadOnly(_))
+        Err(VolumeError::ReadOnly(_))
     ));
 }
 
@@ -325,7 +325,7 @@ async fn a_working_vdi_that_refuses_writes_for_ever_is_given_up() {
         .await;
     let volume = open(&client, &name).await;
     let refused = volume.write_at(0, pattern(1, 1)).await.unwrap_err();
-    assert!(matches!(refused, FsError::Frozen(_)), "{refused}");
+    assert!(matches!(refused, VolumeError::HeadReadOnly(_)), "{refused}");
     assert_eq!(refused.errno() as i32, 5);
 }
 

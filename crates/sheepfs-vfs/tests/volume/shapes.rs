@@ -12,7 +12,7 @@ use sheep_client::{
 use sheep_proto::btree::{LEAF_MAX_ENTRIES, ROOT_WRITE_OFFSET};
 use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
 use sheep_proto::{ClusterFlags, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, VdiName, Vid};
-use sheepfs_vfs::{FsError, Volume};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError};
 
 use crate::support::{Cluster, formatted, open, open_version, pattern, tag, unique_name};
 
@@ -21,7 +21,7 @@ const TIB: u64 = 1 << 40;
 /// Bytes of an object of a hypervolume.
 const HYPER_OBJECT: u64 = 4 * MIB;
 
-async fn expect(volume: &Volume, offset: u64, data: &[u8]) {
+async fn expect(volume: &Arc<Volume>, offset: u64, data: &[u8]) {
     let len = u32::try_from(data.len()).unwrap();
     let found = volume.read_at(offset, len).await.unwrap();
     assert!(found == data, "at {offset} of {:?}", volume.info());
@@ -54,10 +54,10 @@ async fn objects_of_every_size_are_as_good_as_any() {
         expect(&again, 3 * object - 2, &head).await;
         expect(&again, size - 4, &[0, shift, shift, shift]).await;
         assert_eq!(again.allocated(), 5 * object);
-        again.punch_hole(object, 2 * object).await.unwrap();
+        again.discard(object, 2 * object).await.unwrap();
         assert_eq!(again.allocated(), 3 * object);
-        assert_eq!(again.next_hole(0).unwrap(), object);
-        assert_eq!(again.next_data(object).unwrap(), 3 * object);
+        assert_eq!(again.seek_hole(0).unwrap(), object);
+        assert_eq!(again.seek_data(object).unwrap(), 3 * object);
         let snapshot = VdiSelector::tag(name.clone(), tag("s"));
         let snapshot = open_version(&cluster.client, snapshot).await;
         let before = [&[0], &[shift; 10][..], &[0]].concat();
@@ -83,7 +83,7 @@ async fn a_flat_index_is_used_to_its_last_slot() {
     assert_eq!(volume.write_at(limit - 3, pattern(3, 9)).await.unwrap(), 3);
     assert!(matches!(
         volume.write_at(limit, pattern(4, 1)).await,
-        Err(FsError::PastEnd(_))
+        Err(VolumeError::EndOfDevice(_))
     ));
     let refused = volume.set_size(limit + 1).await.unwrap_err();
     assert_eq!(refused.errno(), nix::errno::Errno::EFBIG, "{refused}");
@@ -97,8 +97,8 @@ async fn a_flat_index_is_used_to_its_last_slot() {
     )
     .await;
     expect(&again, limit - 4, &[0, 3, 3, 3]).await;
-    assert_eq!(again.next_data(0).unwrap(), limit - 2 * MIB);
-    again.punch_hole(limit - MIB, MIB).await.unwrap();
+    assert_eq!(again.seek_data(0).unwrap(), limit - 2 * MIB);
+    again.discard(limit - MIB, MIB).await.unwrap();
     expect(&again, limit - 4, &[0; 4]).await;
     assert_eq!(again.allocated(), MIB);
 }
@@ -112,11 +112,11 @@ async fn a_volume_may_have_no_bytes_or_one() {
     assert_eq!(volume.write_at(0, Bytes::new()).await.unwrap(), 0);
     assert!(matches!(
         volume.write_at(0, pattern(1, 1)).await,
-        Err(FsError::PastEnd(0))
+        Err(VolumeError::EndOfDevice(0))
     ));
-    assert!(volume.next_data(0).is_err() && volume.next_hole(0).is_err());
-    volume.punch_hole(0, MIB).await.unwrap();
-    volume.sync().await.unwrap();
+    assert!(volume.seek_data(0).is_err() && volume.seek_hole(0).is_err());
+    volume.discard(0, MIB).await.unwrap();
+    volume.flush().await.unwrap();
     volume.set_size(1).await.unwrap();
     assert_eq!(volume.write_at(0, pattern(7, 5)).await.unwrap(), 1);
     volume.close().await.unwrap();
@@ -136,14 +136,14 @@ async fn a_hypervolume_is_written_beyond_what_a_flat_index_can_name() {
     for written in join_all(writes).await {
         assert_eq!(written.unwrap(), 100);
     }
-    volume.punch_hole(TIB, HYPER_OBJECT).await.unwrap();
+    volume.discard(TIB, HYPER_OBJECT).await.unwrap();
     let again = open(&cluster.client, &name).await;
     for offset in far {
         let expected = if offset == TIB { 0 } else { 7 };
         expect(&again, offset, &[expected; 100]).await;
     }
     assert_eq!(
-        again.next_data(5 * TIB + HYPER_OBJECT).unwrap(),
+        again.seek_data(5 * TIB + HYPER_OBJECT).unwrap(),
         16 * TIB - HYPER_OBJECT
     );
     assert_eq!(again.allocated(), 5 * HYPER_OBJECT);
@@ -220,7 +220,7 @@ async fn a_hypervolumes_index_grows_by_a_level_under_load() {
         let volume = Arc::clone(&volume);
         async move {
             for _ in 0..10 {
-                volume.reread().await.unwrap();
+                volume.revalidate().await.unwrap();
             }
         }
     });
@@ -231,7 +231,7 @@ async fn a_hypervolumes_index_grows_by_a_level_under_load() {
     let (depth, leaves) = root(&cluster.client, vid).await;
     assert_eq!(depth, 2);
     assert!(leaves >= 2);
-    volume.sync().await.unwrap();
+    volume.flush().await.unwrap();
 
     let again = open(&cluster.client, &name).await;
     for object in odd_objects(OBJECTS) {
@@ -244,8 +244,8 @@ async fn a_hypervolumes_index_grows_by_a_level_under_load() {
     let slots = u64::from(LEAF_MAX_ENTRIES - 40) + OBJECTS;
     assert_eq!(again.allocated(), slots * HYPER_OBJECT);
     let gone = odd_objects(1).next().unwrap() * HYPER_OBJECT;
-    volume.punch_hole(gone, HYPER_OBJECT).await.unwrap();
-    again.reread().await.unwrap();
+    volume.discard(gone, HYPER_OBJECT).await.unwrap();
+    again.revalidate().await.unwrap();
     expect(&again, gone, &[0; 512]).await;
 }
 
@@ -360,7 +360,7 @@ async fn an_inode_of_a_release_before_0_9_has_objects_of_4_mib() {
     let snapshot = VdiSelector::tag(name.clone(), tag("s"));
     client.clone_vdi(&snapshot, &clone).await.unwrap();
     volume.write_at(border, pattern(3, 10)).await.unwrap();
-    volume.punch_hole(4 * TIB - border, border).await.unwrap();
+    volume.discard(4 * TIB - border, border).await.unwrap();
 
     // As today's eyes see it.
     let volume = open(&cluster.client, &name).await;

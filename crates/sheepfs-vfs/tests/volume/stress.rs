@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use sheep_client::testing::{Fault, Faulty};
-use sheepfs_vfs::Volume;
+use sheepfs_vfs::{BlockDevice as _, Volume};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -56,7 +56,7 @@ impl Job {
                 } else {
                     // It runs all the same, and a sync waits for it.
                     drop(written);
-                    self.volume.sync().await.unwrap();
+                    self.volume.flush().await.unwrap();
                 }
                 self.parts[object][range].copy_from_slice(&data);
             } else {
@@ -72,22 +72,22 @@ impl Job {
     }
 }
 
-fn begin_write(volume: &Volume, offset: u64, data: Bytes) -> oneshot::Receiver<u32> {
+fn begin_write(volume: &Arc<Volume>, offset: u64, data: Bytes) -> oneshot::Receiver<u32> {
     let (done, written) = oneshot::channel();
     let done = move |result: Result<u32, _>| {
         // Some do not wait for it.
         let _gone = done.send(result.expect("it is written"));
     };
-    volume.write(offset, data, Box::new(done));
+    volume.submit_write(offset, data, done);
     written
 }
 
-fn begin_read(volume: &Volume, offset: u64, len: u32) -> oneshot::Receiver<Bytes> {
+fn begin_read(volume: &Arc<Volume>, offset: u64, len: u32) -> oneshot::Receiver<Bytes> {
     let (done, read) = oneshot::channel();
     let done = move |result: Result<Bytes, _>| {
         let _gone = done.send(result.expect("it is read"));
     };
-    volume.read(offset, len, Box::new(done));
+    volume.submit_read(offset, len, done);
     read
 }
 

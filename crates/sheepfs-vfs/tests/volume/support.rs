@@ -16,7 +16,9 @@ use sheep_client::{
 };
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
-use sheepfs_vfs::{Ino, LockMode, OpenMode, Tree, TreeConfig, Volume, VolumeOptions};
+use sheepfs_vfs::{
+    BlockDevice as _, Ino, LockMode, OpenMode, Tree, TreeConfig, Volume, VolumeOptions,
+};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
@@ -202,7 +204,7 @@ pub(crate) async fn attached(
 }
 
 /// Everything the volume holds.
-pub(crate) async fn read_all(volume: &Volume) -> Vec<u8> {
+pub(crate) async fn read_all(volume: &Arc<Volume>) -> Vec<u8> {
     let size = u32::try_from(volume.size()).expect("a small volume");
     volume
         .read_at(0, size)

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::model::{KINDS, Subject};
 use crate::races::is_index_update;
 use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
+use sheepfs_vfs::BlockDevice as _;
 
 const MIB: u64 = 1 << 20;
 const OBJECTS: u64 = 24;
@@ -92,8 +93,8 @@ async fn only_slots_that_change_are_written_each_once_and_in_runs() {
     for written in join_all(writes).await {
         written.unwrap();
     }
-    volume.punch_hole(MIB, 2 * MIB).await.unwrap();
-    volume.punch_hole(4 * MIB, MIB).await.unwrap();
+    volume.discard(MIB, 2 * MIB).await.unwrap();
+    volume.discard(4 * MIB, MIB).await.unwrap();
 
     let seen = seen.lock().unwrap();
     for (&(of, index), values) in &seen.slots {
@@ -193,7 +194,7 @@ async fn many_at_once_under_snapshots_repeat_no_slot_either() {
                 volume.write_at(offset, pattern(round, 500)).await.unwrap();
             }
             if (object + u64::from(round)) % 4 == 0 {
-                volume.punch_hole(object * MIB, MIB).await.unwrap();
+                volume.discard(object * MIB, MIB).await.unwrap();
             }
         }
     }));
@@ -247,10 +248,10 @@ async fn reading_makes_nothing_on_the_cluster() {
         let bytes = read_all(&volume).await;
         let written = bytes.iter().filter(|&&byte| byte == 1).count();
         assert_eq!(written, if volume.info().hypervolume { 0 } else { 100 });
-        volume.next_data(0).ok();
-        volume.refresh_now().await.unwrap();
-        volume.reread().await.unwrap();
-        volume.sync().await.unwrap();
+        volume.seek_data(0).ok();
+        volume.revalidate_header().await.unwrap();
+        volume.revalidate().await.unwrap();
+        volume.flush().await.unwrap();
     }
     assert!(changes.lock().unwrap().is_empty(), "{changes:?}");
 }

@@ -8,7 +8,7 @@ use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Volume};
+use sheepfs_vfs::{BlockDevice as _, FsError, Volume, VolumeError};
 use tokio::sync::{Notify, oneshot};
 
 use crate::moments::Moment;
@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const RUN: u64 = 16;
 
 /// Begins objects, one after the other.
-async fn begin(volume: &Volume, objects: impl IntoIterator<Item = u64>) {
+async fn begin(volume: &Arc<Volume>, objects: impl IntoIterator<Item = u64>) {
     for object in objects {
         let written = volume.write_at(object * MIB, pattern(1, 100)).await;
         assert_eq!(written.unwrap(), 100);
@@ -27,8 +27,8 @@ async fn begin(volume: &Volume, objects: impl IntoIterator<Item = u64>) {
 }
 
 /// Objects of the volume that exist, once nothing is on its way.
-async fn allocated(volume: &Volume) -> u64 {
-    volume.sync().await.unwrap();
+async fn allocated(volume: &Arc<Volume>) -> u64 {
+    volume.flush().await.unwrap();
     volume.allocated() / MIB
 }
 
@@ -155,7 +155,7 @@ async fn nothing_is_copied_ahead() {
     let (client, made) = counting(&cluster).await;
     let volume = open(&client, &clone).await;
     begin(&volume, 0..RUN + 4).await;
-    volume.sync().await.unwrap();
+    volume.flush().await.unwrap();
     assert_eq!(made.load(Ordering::Relaxed), RUN + 4);
 }
 
@@ -251,11 +251,11 @@ async fn a_write_that_comes_while_its_object_is_made_ahead_stays() {
 /// Another host may be the next to write, and a late object would wipe that.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_being_made_once_a_volume_was_synced_closed_or_read_anew() {
-    type End = fn(&Volume) -> BoxFuture<'_, Result<(), FsError>>;
+    type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
     let ends: [End; 3] = [
-        |volume| Box::pin(volume.sync()),
+        |volume| Box::pin(volume.flush()),
         |volume| Box::pin(volume.close()),
-        |volume| Box::pin(volume.reread()),
+        |volume| Box::pin(volume.revalidate()),
     ];
     let cluster = Cluster::start().await;
     for moment in MOMENTS {
@@ -282,7 +282,7 @@ async fn nothing_is_being_made_once_a_file_was_closed() {
         for object in 0..RUN {
             let (done, written) = oneshot::channel();
             let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-            tree.write(handle, object * MIB, pattern(1, 100), false, done);
+            tree.write(handle, object * MIB, &pattern(1, 100), false, done);
             assert_eq!(soon(written).await.unwrap().unwrap(), 100);
         }
         // Gathered writes go out by themselves after a moment.
@@ -356,7 +356,7 @@ async fn that_an_object_cannot_be_made_ahead_is_no_error_before_it_is_written() 
     begin(&volume, 0..RUN).await;
     assert_eq!(allocated(&volume).await, RUN);
     let refused = volume.write_at(RUN * MIB, pattern(1, 100)).await;
-    let Err(FsError::VolumeIo { source, .. }) = refused else {
+    let Err(VolumeError::Io { source, .. }) = refused else {
         panic!("{refused:?}");
     };
     assert_eq!(source.code(), Some(ResultCode::NoSpace));

@@ -1,55 +1,54 @@
-//! Publishes new objects in the index of their VDI.
+//! Commits changes of the index of a VID: slots of new objects are set, those of
+//! discarded ones cleared.
 //!
-//! Updates that are ready together go out together: while a few batches are on
-//! their way the next one gathers. Each batch is cut into runs of neighbouring
-//! slots, one request each, and nothing but newly made slots is in them, since
-//! repeating an inherited one corrupts its reference count (protocol 4.5).
-//! After the batch an empty write to one of its objects tells whether the VDI
-//! became a snapshot meanwhile: a server refuses it from before it reads the
-//! inode for the snapshot, so success means that the update will be in there
-//! (protocol 7.4).
+//! This is a group commit: while a few batches are in flight the next one
+//! gathers. Each batch is cut into runs of neighbouring slots, one request each,
+//! and only newly made slots are in them, because repeating an inherited one
+//! corrupts its reference count (protocol 4.5). After the batch one of its objects
+//! is probed: success means that no snapshot can miss the batch (protocol 7.4).
 //!
 //! The index of a hypervolume is a tree that one batch changes at a time; each
 //! rewrites its root, so there is all the more to gain from gathering.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use sheep_client::call::KeepAlive;
 use sheep_client::{Call, Client, ClientError, IndexTree};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
 
-use crate::slot_guard::SharedGuard;
+use super::object_io::{ObjectIo, Probe};
+use super::object_lock::SharedObjectLock;
 
 /// Slots in one request; a server does work for each before it answers.
 const MAX_RUN: usize = 1024;
 
 /// Longest wait for a change of a tree that a silent sheep keeps.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Batches on their way at once, so that a slow one does not hold up the rest.
+/// Batches in flight at once, so that a slow one does not hold up the rest.
 const MAX_BATCHES: usize = 4;
 
-/// What became of a published slot.
+/// What became of a committed slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Published {
-    /// It is in the index of a working VDI.
-    Working,
-    /// The VDI has become a snapshot; its successor may not have the slot.
-    Snapshot,
+pub(crate) enum CommitOutcome {
+    /// It is in the index of a head.
+    Head,
+    /// The VDI has become a snapshot; its successor may lack the slot.
+    Frozen,
 }
 
-type Outcome = Result<Published, Arc<ClientError>>;
+type Outcome = Result<CommitOutcome, Arc<ClientError>>;
 
-/// Gathers index updates of a volume.
+/// Commits the index changes of a volume.
 #[derive(Debug)]
-pub(crate) struct IndexWriter {
+pub(crate) struct IndexCommitter {
     client: Client,
+    io: ObjectIo,
     /// The index of a hypervolume.
     tree: Option<tokio::sync::Mutex<IndexTree>>,
-    /// Held by every request that changes the tree until it cannot run any
+    /// Held by every request that changes the tree until it cannot be executed any
     /// more: a late root would take the newer slots away.
     fence: Arc<tokio::sync::Mutex<()>>,
     queue: Mutex<Queue>,
@@ -58,22 +57,23 @@ pub(crate) struct IndexWriter {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: Vec<Update>,
-    /// Tasks that are sending; each takes what is waiting when it is done.
-    sending: usize,
+    /// Commit loops that are running; each takes what is waiting when it is done.
+    active: usize,
 }
 
 #[derive(Debug)]
 struct Update {
     vid: Vid,
     index: ObjectIndex,
-    guard: SharedGuard,
+    lock: SharedObjectLock,
     done: oneshot::Sender<Outcome>,
 }
 
-impl IndexWriter {
+impl IndexCommitter {
     /// For a VDI with a flat index, or for a hypervolume and its `tree`.
     pub(crate) fn new(client: Client, tree: Option<IndexTree>) -> Arc<Self> {
         Arc::new(Self {
+            io: ObjectIo::new(client.clone()),
             client,
             tree: tree.map(tokio::sync::Mutex::new),
             fence: Arc::default(),
@@ -81,51 +81,54 @@ impl IndexWriter {
         })
     }
 
-    /// Sets the slot of an object that `vid` has just made.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("pushing and taking do not panic")
+    }
+
+    /// Sets the slot of an object that `vid` has just made. `lock` is the object's.
     ///
-    /// `guard` is the slot's.
-    pub(crate) async fn publish(
+    /// # Errors
+    /// What the cluster answered; the slot may be set all the same.
+    pub(crate) async fn commit_slot(
         self: &Arc<Self>,
         vid: Vid,
         index: ObjectIndex,
-        guard: SharedGuard,
+        lock: SharedObjectLock,
     ) -> Outcome {
         let (done, outcome) = oneshot::channel();
         let start = {
-            let mut queue = self.queue.lock().expect("no one panics with the queue");
+            let mut queue = self.queue();
             queue.waiting.push(Update {
                 vid,
                 index,
-                guard,
+                lock,
                 done,
             });
-            let start = queue.sending < MAX_BATCHES;
-            queue.sending += usize::from(start);
+            let start = queue.active < MAX_BATCHES;
+            queue.active += usize::from(start);
             start
         };
         if start {
-            tokio::spawn(Arc::clone(self).send_all());
+            tokio::spawn(Arc::clone(self).commit_loop());
         }
-        outcome
-            .await
-            .expect("the sending task answers every update")
+        outcome.await.expect("the commit loop answers every update")
     }
 
-    async fn send_all(self: Arc<Self>) {
+    async fn commit_loop(self: Arc<Self>) {
         loop {
             let batch = {
-                let mut queue = self.queue.lock().expect("no one panics with the queue");
+                let mut queue = self.queue();
                 if queue.waiting.is_empty() {
-                    queue.sending -= 1;
+                    queue.active -= 1;
                     return;
                 }
                 std::mem::take(&mut queue.waiting)
             };
-            self.send_batch(batch).await;
+            self.commit_batch(batch).await;
         }
     }
 
-    async fn send_batch(&self, mut batch: Vec<Update>) {
+    async fn commit_batch(&self, mut batch: Vec<Update>) {
         batch.sort_unstable_by_key(|update| (update.vid, update.index));
         let mut probes: Vec<(Vid, ObjectIndex)> = batch
             .iter()
@@ -136,6 +139,7 @@ impl IndexWriter {
             None => join_all(runs(&batch).map(|run| self.write_run(run))).await,
             Some(tree) => vec![self.insert(tree, &batch).await],
         };
+        // After the updates were answered, never beside them.
         let states = join_all(probes.iter().map(|&(vid, index)| self.state(vid, index))).await;
 
         let outcomes = written.into_iter().flatten().collect::<Vec<_>>();
@@ -155,7 +159,12 @@ impl IndexWriter {
         let owners = vec![Some(vid); run.len()];
         let outcome = self
             .client
-            .write_slots_holding(vid, first, &owners, &keep_alive(run))
+            .write_slots_holding(
+                vid,
+                first,
+                &owners,
+                &tokens(run.iter().map(|update| &update.lock)),
+            )
             .await;
         vec![outcome.map_err(Arc::new); run.len()]
     }
@@ -169,21 +178,21 @@ impl IndexWriter {
             .iter()
             .map(|update| (update.index, update.vid))
             .collect();
-        let mut keep = keep_alive(batch);
-        match self.pass_fence().await {
-            Ok(fence) => keep.push(fence),
+        let mut tokens = tokens(batch.iter().map(|update| &update.lock));
+        match self.acquire_fence().await {
+            Ok(fence) => tokens.push(fence),
             Err(error) => return vec![Err(Arc::new(error)); batch.len()],
         }
         let mut tree = tree.lock().await;
         let outcome = self
             .client
-            .insert_tree_slots_holding(&mut tree, &slots, &keep)
+            .insert_tree_slots_holding(&mut tree, &slots, &tokens)
             .await;
         vec![outcome.map_err(Arc::new); batch.len()]
     }
 
-    /// Takes over the index of a hypervolume as it was just read; false when
-    /// an update is under way. Anything but a hypervolume has none to replace.
+    /// Takes over the index of a hypervolume as it was just read; false when an
+    /// update is in flight. A flat index has none to take over.
     pub(crate) fn replace_tree(&self, new: Option<IndexTree>) -> bool {
         match (&self.tree, new) {
             (Some(tree), Some(new)) => match tree.try_lock() {
@@ -198,32 +207,57 @@ impl IndexWriter {
         }
     }
 
-    /// Removes an object of a hypervolume and clears its slot. When that fails
-    /// the object must not be used before it is made again.
+    /// Clears slots of a flat index, which are in ascending order. `locks` are
+    /// those of the objects.
     ///
-    /// The caller holds the slot's guard.
+    /// # Errors
+    /// What the cluster answered to one of the requests. All are waited for; one
+    /// that timed out keeps the locks.
+    pub(crate) async fn clear_slots(
+        &self,
+        vid: Vid,
+        indexes: &[ObjectIndex],
+        locks: &[SharedObjectLock],
+    ) -> Result<(), ClientError> {
+        let runs = indexes
+            .chunk_by(|a, b| a.0 + 1 == b.0)
+            .map(|run| async move {
+                let none = vec![None; run.len()];
+                self.client
+                    .write_slots_holding(vid, run[0], &none, &tokens(locks))
+                    .await
+            });
+        join_all(runs).await.into_iter().collect()
+    }
+
+    /// Removes an object of a hypervolume and clears its slot. When that fails
+    /// the object must not be used before it is made again. `lock` is the object's.
+    ///
+    /// # Errors
+    /// What the cluster answered.
+    ///
+    /// # Panics
+    /// For a VDI with a flat index, where the server would remove an object that
+    /// is made again in between.
     pub(crate) async fn discard(
         &self,
         vid: Vid,
         index: ObjectIndex,
-        guard: SharedGuard,
+        lock: SharedObjectLock,
     ) -> Result<(), ClientError> {
-        let Some(tree) = &self.tree else {
-            return Err(ClientError::Unsuitable(
-                "only objects of a hypervolume are discarded",
-            ));
-        };
-        let fence = self.pass_fence().await?;
+        let tree = self.tree.as_ref();
+        let tree = tree.expect("only objects of a hypervolume are discarded");
+        let fence = self.acquire_fence().await?;
         let mut tree = tree.lock().await;
         let call = Call::discard_object(Oid::data(vid, index))
-            .holding(guard)
+            .holding(lock)
             .holding(fence);
         let outcome = self.client.call(call).await.map(drop);
         tree.discarded(index);
         outcome
     }
 
-    async fn pass_fence(&self) -> Result<KeepAlive, ClientError> {
+    async fn acquire_fence(&self) -> Result<KeepAlive, ClientError> {
         let fence = Arc::clone(&self.fence).lock_owned();
         match tokio::time::timeout(FENCE_TIMEOUT, fence).await {
             Ok(fence) => Ok(Arc::new(fence)),
@@ -235,24 +269,22 @@ impl IndexWriter {
     }
 
     async fn state(&self, vid: Vid, index: ObjectIndex) -> Outcome {
-        let probe = self
-            .client
-            .write_object(Oid::data(vid, index), 0, Bytes::new())
-            .await;
-        match probe {
-            Ok(()) => Ok(Published::Working),
-            Err(error) if error.code() == Some(ResultCode::ReadOnly) => Ok(Published::Snapshot),
+        match self.io.probe(vid, index).await {
+            Ok(Probe::Writable) => Ok(CommitOutcome::Head),
+            Ok(Probe::Frozen) => Ok(CommitOutcome::Frozen),
+            Ok(Probe::NoObject) => Err(Arc::new(ClientError::Refused {
+                call: Call::read_object(Oid::data(vid, index), 0, 0).name(),
+                code: ResultCode::NoObj,
+            })),
             Err(error) => Err(Arc::new(error)),
         }
     }
 }
 
-/// The guards of some updates, for a request to hold.
-fn keep_alive(updates: &[Update]) -> Vec<KeepAlive> {
-    updates
-        .iter()
-        .map(|update| Arc::clone(&update.guard) as KeepAlive)
-        .collect()
+/// The locks of some objects, for a request to pin.
+fn tokens<'a>(locks: impl IntoIterator<Item = &'a SharedObjectLock>) -> Vec<KeepAlive> {
+    let locks = locks.into_iter();
+    locks.map(|lock| Arc::clone(lock) as KeepAlive).collect()
 }
 
 /// Cuts sorted updates into runs of neighbours of one VDI.
@@ -270,18 +302,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn runs_hold_every_update_once_and_nothing_between(
+        fn commit_runs_hold_every_update_once(
             slots in prop::collection::btree_set((1u32..3, 0u32..4000), 0..300),
         ) {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let guards = Arc::new(crate::slot_guard::SlotGuards::default());
-            let guard = runtime.block_on(guards.acquire(ObjectIndex(0))).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let locks = Arc::new(crate::volume::object_lock::ObjectLocks::default());
+            let lock = runtime.block_on(locks.lock(ObjectIndex(0))).unwrap();
             let batch: Vec<_> = slots
                 .iter()
                 .map(|&(vid, index)| Update {
                     vid: Vid::new(vid).unwrap(),
                     index: ObjectIndex(index),
-                    guard: Arc::clone(&guard),
+                    lock: Arc::clone(&lock),
                     done: oneshot::channel().0,
                 })
                 .collect();

@@ -1,10 +1,10 @@
-//! Byte ranges of a volume cut into the parts that fall in one object each.
+//! Byte ranges cut into extents: the parts that fall in one object each.
 
 use sheep_proto::ObjectIndex;
 
 /// The part of a range that falls in one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Chunk {
+pub(crate) struct Extent {
     /// The object.
     pub(crate) index: ObjectIndex,
     /// First byte in the object.
@@ -13,7 +13,7 @@ pub(crate) struct Chunk {
     pub(crate) len: u32,
 }
 
-impl Chunk {
+impl Extent {
     /// The first `len` bytes, as far as there are so many, and what follows.
     pub(crate) fn split_at(self, len: u32) -> (Self, Self) {
         let len = len.min(self.len);
@@ -27,7 +27,7 @@ impl Chunk {
     }
 }
 
-/// Yields the chunks of `[offset, offset + len)` in ascending order.
+/// Yields the extents of `[offset, offset + len)` in ascending order.
 ///
 /// Objects have `1 << shift` bytes, `shift` at most 31. The caller has clamped
 /// the range to a volume that an index can name, so an object number fits 32 bits.
@@ -35,7 +35,7 @@ impl Chunk {
     clippy::cast_possible_truncation,
     reason = "bounded by the object size, 2^31"
 )]
-pub(crate) fn chunks(offset: u64, len: u64, shift: u8) -> impl Iterator<Item = Chunk> {
+pub(crate) fn extents(offset: u64, len: u64, shift: u8) -> impl Iterator<Item = Extent> {
     let (size, end) = (1u64 << shift, offset + len);
     let first = offset >> shift;
     let after_last = if len == 0 {
@@ -47,7 +47,7 @@ pub(crate) fn chunks(offset: u64, len: u64, shift: u8) -> impl Iterator<Item = C
         let object_start = index << shift;
         let start = offset.max(object_start);
         let stop = end.min(object_start + size);
-        Chunk {
+        Extent {
             index: ObjectIndex(u32::try_from(index).expect("the range is inside the volume")),
             offset: (start - object_start) as u32,
             len: (stop - start) as u32,
@@ -63,14 +63,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_tile_the_range(offset in 0..1u64 << 42, len in 0..64u64 << 20, shift in 20u8..=31) {
+        fn extents_tile_the_range(offset in 0..1u64 << 42, len in 0..64u64 << 20, shift in 20u8..=31) {
             let size = 1u64 << shift;
             let mut at = offset;
-            for chunk in chunks(offset, len, shift) {
-                prop_assert_eq!(u64::from(chunk.index.0) * size + u64::from(chunk.offset), at);
-                prop_assert!(chunk.len > 0);
-                prop_assert!(u64::from(chunk.offset) + u64::from(chunk.len) <= size);
-                at += u64::from(chunk.len);
+            for extent in extents(offset, len, shift) {
+                prop_assert_eq!(u64::from(extent.index.0) * size + u64::from(extent.offset), at);
+                prop_assert!(extent.len > 0);
+                prop_assert!(u64::from(extent.offset) + u64::from(extent.len) <= size);
+                at += u64::from(extent.len);
             }
             prop_assert_eq!(at, offset + len);
         }

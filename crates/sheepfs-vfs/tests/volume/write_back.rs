@@ -11,7 +11,7 @@ use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{FsError, Volume};
+use sheepfs_vfs::{BlockDevice as _, FsError, Volume, VolumeError};
 use tokio::sync::{oneshot, watch};
 
 use crate::support::{Cluster, Hold, attached, open, open_version, pattern, read_all, tag};
@@ -22,17 +22,23 @@ const SMALL: u64 = 4096;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// The answer to a write, when it comes.
-fn begin(volume: &Volume, offset: u64, data: Bytes) -> oneshot::Receiver<Result<u32, FsError>> {
+fn begin(
+    volume: &Arc<Volume>,
+    offset: u64,
+    data: Bytes,
+) -> oneshot::Receiver<Result<u32, VolumeError>> {
     let (done, taken) = oneshot::channel();
-    volume.write_behind(
-        offset,
-        data,
-        Box::new(move |result| drop(done.send(result))),
-    );
+    volume
+        .writer()
+        .submit_write(offset, &data, move |result| drop(done.send(result)));
     taken
 }
 
-async fn write_behind(volume: &Volume, offset: u64, data: Bytes) -> Result<u32, FsError> {
+async fn write_buffered(
+    volume: &Arc<Volume>,
+    offset: u64,
+    data: Bytes,
+) -> Result<u32, VolumeError> {
     begin(volume, offset, data).await.unwrap()
 }
 
@@ -73,10 +79,10 @@ async fn small_writes_in_a_row_reach_the_cluster_together() {
         .await;
     let volume = open(&client, &name).await;
     for block in 0..256 {
-        let taken = write_behind(&volume, block * SMALL, pattern(7, 4096)).await;
+        let taken = write_buffered(&volume, block * SMALL, pattern(7, 4096)).await;
         assert_eq!(taken.unwrap(), 4096);
     }
-    volume.sync().await.unwrap();
+    volume.flush().await.unwrap();
     let sent = writes.load(Ordering::SeqCst);
     assert!(sent < 16, "{sent} writes for one mebibyte in small pieces");
     let found = read_back(&cluster, &name).await;
@@ -89,7 +95,9 @@ async fn what_nobody_asks_for_is_written_soon() {
     let cluster = Cluster::start().await;
     let name = filled(&cluster, "behind-idle", MIB).await;
     let volume = open(&cluster.client, &name).await;
-    write_behind(&volume, 8192, pattern(9, 100)).await.unwrap();
+    write_buffered(&volume, 8192, pattern(9, 100))
+        .await
+        .unwrap();
     let other = open(&cluster.client, &name).await;
     let written = async {
         while other.read_at(8192, 100).await.unwrap() != pattern(9, 100) {
@@ -134,7 +142,7 @@ async fn a_writer_faster_than_the_cluster_waits_for_it() {
     for answer in answers {
         assert_eq!(answer.await.unwrap().unwrap(), 1 << 20);
     }
-    volume.sync().await.unwrap();
+    volume.flush().await.unwrap();
     let found = read_back(&cluster, &name).await;
     assert!(found.iter().all(|&byte| byte == 3));
 }
@@ -155,35 +163,39 @@ async fn failing_client(cluster: &Cluster) -> (Client, Arc<AtomicBool>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_loss_every_write_hears_what_becomes_of_it() {
+async fn write_back_error_makes_later_writes_synchronous() {
     let cluster = Cluster::start().await;
     let name = filled(&cluster, "behind-failing", MIB).await;
     let (client, failing) = failing_client(&cluster).await;
     let volume = open(&client, &name).await;
-    let before = volume.losses();
-    write_behind(&volume, 0, pattern(5, 4096)).await.unwrap();
-    for _ in 0..2 {
-        let said = volume.flush(before).await.unwrap_err();
-        assert_eq!(said.errno(), Errno::ENOSPC);
+    let (writer, other) = (volume.writer(), volume.writer());
+    write_buffered(&volume, 0, pattern(5, 4096)).await.unwrap();
+    for writer in [&writer, &other] {
+        let error = writer.sync().await.unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOSPC);
+        // Each error once, to each of them.
+        writer.check().unwrap();
+        writer.sync().await.unwrap();
     }
-    volume.flush(volume.losses()).await.unwrap();
-    let refused = write_behind(&volume, 4096, pattern(5, 4096)).await;
+    // Somebody was told, and who begins to write now is not concerned.
+    volume.flush().await.unwrap();
+    volume.writer().sync().await.unwrap();
+    let refused = write_buffered(&volume, 4096, pattern(5, 4096)).await;
     assert_eq!(refused.unwrap_err().errno(), Errno::ENOSPC);
 
     failing.store(false, Ordering::SeqCst);
-    let known = volume.losses();
     for block in 0..3 {
         let data = pattern(6, 4096);
-        write_behind(&volume, block * SMALL, data).await.unwrap();
+        write_buffered(&volume, block * SMALL, data).await.unwrap();
     }
-    volume.flush(known).await.unwrap();
+    writer.sync().await.unwrap();
     volume.close().await.unwrap();
     let found = read_back(&cluster, &name).await;
     assert_eq!(found[..3 * 4096], [6; 3 * 4096]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_handle_is_told_of_what_was_lost_while_it_was_open() {
+async fn write_back_error_is_reported_once_per_handle() {
     let cluster = Cluster::start().await;
     let name = filled(&cluster, "behind-handles", MIB).await;
     let (client, failing) = failing_client(&cluster).await;
@@ -192,7 +204,7 @@ async fn every_handle_is_told_of_what_was_lost_while_it_was_open() {
     let other = tree.open(file, mode).await.unwrap().handle;
     let (done, taken) = oneshot::channel();
     let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-    tree.write(writer, 0, pattern(5, 4096), false, done);
+    tree.write(writer, 0, &pattern(5, 4096), false, done);
     taken.await.unwrap().unwrap();
 
     // Who syncs first does not take the news from who wrote.
@@ -217,20 +229,44 @@ async fn every_handle_is_told_of_what_was_lost_while_it_was_open() {
     tree.detach(name.as_bytes()).await.unwrap();
 }
 
+/// Without a writer that was told, the device itself reports what was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn write_back_error_is_returned_by_flush_and_close() {
+    type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
+    let ends: [End; 2] = [
+        |volume| Box::pin(volume.flush()),
+        |volume| Box::pin(volume.close()),
+    ];
+    let cluster = Cluster::start().await;
+    for end in ends {
+        let name = filled(&cluster, "lost", MIB).await;
+        let (client, failing) = failing_client(&cluster).await;
+        let volume = open(&client, &name).await;
+        write_buffered(&volume, 0, pattern(5, 4096)).await.unwrap();
+        let error = end(&volume).await.unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOSPC);
+        failing.store(false, Ordering::SeqCst);
+        volume.close().await.unwrap();
+        assert_eq!(read_back(&cluster, &name).await[..4096], [1; 4096]);
+    }
+}
+
 #[tokio::test]
 async fn the_end_of_the_volume_is_said_at_once() {
     let cluster = Cluster::start().await;
     let name = cluster.create("behind-end", 5000).await;
     let volume = open(&cluster.client, &name).await;
     assert_eq!(
-        write_behind(&volume, 4096, pattern(1, 4096)).await.unwrap(),
+        write_buffered(&volume, 4096, pattern(1, 4096))
+            .await
+            .unwrap(),
         904
     );
-    let refused = write_behind(&volume, 5000, pattern(1, 1))
+    let refused = write_buffered(&volume, 5000, pattern(1, 1))
         .await
         .unwrap_err();
     assert_eq!(refused.errno(), Errno::ENOSPC);
-    assert_eq!(write_behind(&volume, 0, Bytes::new()).await.unwrap(), 0);
+    assert_eq!(write_buffered(&volume, 0, Bytes::new()).await.unwrap(), 0);
     volume.close().await.unwrap();
     let found = read_back(&cluster, &name).await;
     assert_eq!(found[4096..], [1; 904]);
@@ -271,7 +307,7 @@ async fn check_against_bytes(cluster: &Cluster, random: &mut Rng) {
         match random.u8(..100) {
             0..70 => {
                 let data = pattern(random.u8(..), len);
-                let taken = write_behind(&volume, offset as u64, data.clone()).await;
+                let taken = write_buffered(&volume, offset as u64, data.clone()).await;
                 assert_eq!(taken.unwrap() as usize, len);
                 bytes[range.clone()].copy_from_slice(&data);
                 at = range.end;
@@ -291,13 +327,13 @@ async fn check_against_bytes(cluster: &Cluster, random: &mut Rng) {
                 );
             }
             92..95 => {
-                volume.punch_hole(offset as u64, len as u64).await.unwrap();
+                volume.discard(offset as u64, len as u64).await.unwrap();
                 bytes[range].fill(0);
             }
-            95..97 => volume.sync().await.unwrap(),
+            95..97 => volume.flush().await.unwrap(),
             97..99 => {
                 // What was flushed is in the snapshot, and stays as it was.
-                volume.flush(volume.losses()).await.unwrap();
+                volume.flush().await.unwrap();
                 let name_of_it = tag(format!("step-{step}"));
                 cluster.client.snapshot(&name, &name_of_it).await.unwrap();
                 let frozen = VdiSelector::tag(name.clone(), name_of_it);

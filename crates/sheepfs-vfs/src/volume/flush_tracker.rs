@@ -7,7 +7,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Writes in flight, in the order of the syncs they came before.
 #[derive(Debug, Default)]
-pub(crate) struct WriteTracker {
+pub(crate) struct FlushTracker {
     batches: Mutex<Batches>,
 }
 
@@ -17,20 +17,23 @@ struct Batches {
     earlier: Vec<TaskTracker>,
 }
 
-impl WriteTracker {
+impl FlushTracker {
     /// Counts a write as in flight until the token is dropped.
     pub(crate) fn begin(&self) -> TaskTrackerToken {
         self.batches
             .lock()
-            .expect("no one panics with the batches")
+            .expect("a batch is swapped or cloned, which does not panic")
             .current
             .token()
     }
 
     /// Waits for every write begun before the call; later ones do not delay it.
-    pub(crate) async fn wait_for_earlier(&self) {
+    pub(crate) async fn flush_barrier(&self) {
         let waiting = {
-            let mut batches = self.batches.lock().expect("no one panics with the batches");
+            let mut batches = self
+                .batches
+                .lock()
+                .expect("a batch is swapped or cloned, which does not panic");
             let batch = std::mem::take(&mut batches.current);
             batch.close();
             batches.earlier.retain(|batch| !batch.is_empty());
@@ -48,13 +51,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_sync_waits_for_earlier_writes_only() {
-        let tracker = WriteTracker::default();
+    async fn flush_waits_for_earlier_writes_only() {
+        let tracker = FlushTracker::default();
         let earlier = tracker.begin();
-        let mut first = Box::pin(tracker.wait_for_earlier());
+        let mut first = Box::pin(tracker.flush_barrier());
         assert!(futures_util::poll!(&mut first).is_pending());
         let later = tracker.begin();
-        let mut second = Box::pin(tracker.wait_for_earlier());
+        let mut second = Box::pin(tracker.flush_barrier());
         assert!(futures_util::poll!(&mut second).is_pending());
         drop(earlier);
         first.await;

@@ -1,0 +1,122 @@
+//! What a name means that a user has written: `NAME`, `NAME@TAG`, `NAME@NUMBER`.
+//!
+//! ```no_run
+//! # async fn example(client: sheep_client::Client) -> Result<(), sheep_client::ClientError> {
+//! let selector = sheepfs_vfs::resolve::resolve(&client, b"vm1@before-upgrade").await?;
+//! println!("{selector}");
+//! # Ok(())
+//! # }
+//! ```
+
+use sheep_client::{Client, ClientError, VdiSelector, WhichVersion};
+use sheep_proto::name::BadName;
+use sheep_proto::{ResultCode, SnapshotTag, VdiName};
+
+/// The name and the tag of a snapshot.
+pub type NameAndTag = (VdiName, SnapshotTag);
+
+/// Cuts `NAME` or `NAME@TAG` at the last `@`: the whole as a name, and name and tag
+/// when there are both. A name may contain an `@`, too.
+///
+/// # Errors
+/// [`BadName`] when a part is too long, or not a name.
+pub fn split(text: &[u8]) -> Result<(VdiName, Option<NameAndTag>), BadName> {
+    let whole = VdiName::new(text)?;
+    let Some(at) = text.iter().rposition(|&byte| byte == b'@') else {
+        return Ok((whole, None));
+    };
+    let (name, tag) = (&text[..at], &text[at + 1..]);
+    if name.is_empty() || tag.is_empty() {
+        return Ok((whole, None));
+    }
+    Ok((whole, Some((VdiName::new(name)?, SnapshotTag::new(tag)?))))
+}
+
+/// The VDI that a text names: one of exactly that name before a snapshot, a tag
+/// before a snapshot number.
+///
+/// # Errors
+/// As [`Client::find`], and for a name that cannot be one.
+pub async fn resolve(client: &Client, text: &[u8]) -> Result<VdiSelector, ClientError> {
+    let (whole, parts) = split(text)?;
+    let whole = VdiSelector::working(whole);
+    let absent = match client.find(&whole).await {
+        Ok(_) => return Ok(whole),
+        Err(error) => error,
+    };
+    match parts {
+        Some(parts) if absent.code() == Some(ResultCode::NoVdi) => {
+            find_snapshot(client, parts).await
+        }
+        _ => Err(absent),
+    }
+}
+
+/// The snapshot that a text names; `None` when it has no tag.
+///
+/// # Errors
+/// As [`resolve`].
+pub async fn resolve_snapshot(
+    client: &Client,
+    text: &[u8],
+) -> Result<Option<VdiSelector>, ClientError> {
+    match split(text)?.1 {
+        Some(parts) => find_snapshot(client, parts).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn find_snapshot(
+    client: &Client,
+    (name, tag): NameAndTag,
+) -> Result<VdiSelector, ClientError> {
+    let number = std::str::from_utf8(tag.as_bytes())
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let tagged = VdiSelector::tag(name.clone(), tag);
+    match (client.find(&tagged).await, number) {
+        (Ok(_), _) => Ok(tagged),
+        (Err(error), Some(id)) if is_unknown(&error) && id != 0 => {
+            let numbered = VdiSelector {
+                name,
+                which: WhichVersion::SnapId(id),
+            };
+            client.find(&numbered).await?;
+            Ok(numbered)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// True when the cluster knows no such name, or no such snapshot of it.
+pub(crate) fn is_unknown(error: &ClientError) -> bool {
+    matches!(error.code(), Some(ResultCode::NoTag | ResultCode::NoVdi))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_tag_is_what_follows_the_last_at_sign() {
+        let (whole, parts) = split(b"a@b@c").unwrap();
+        assert_eq!(whole.as_bytes(), b"a@b@c");
+        let (name, tag) = parts.unwrap();
+        assert_eq!(
+            (name.as_bytes(), tag.as_bytes()),
+            (b"a@b".as_slice(), b"c".as_slice())
+        );
+        for text in [b"a".as_slice(), b"@a", b"a@"] {
+            assert!(split(text).unwrap().1.is_none());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text: Vec<u8>) {
+            let _ = split(&text);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Discarding: parts of objects become zeros, whole objects are deallocated.
+//!
+//! An object is deallocated by clearing its slot; the server deletes it later
+//! (`reclaim.rs`). DISCARD_OBJ is not used: it deletes the object at once, and the
+//! deferred deletion follows unseen. On a snapshot it would even take the head's
+//! data (protocol 7.5).
+//!
+//! The index of a hypervolume is no array of references. There DISCARD_OBJ is the
+//! way: nothing is deleted later, and no snapshot can be hit.
+
+use std::sync::Arc;
+
+use sheep_client::{ClientError, VdiInfo};
+use sheep_proto::{ObjectIndex, Vid};
+use tokio::time::Instant;
+
+use super::error::VolumeError;
+use super::extent::{Extent, extents};
+use super::follow::{Follower, MAX_GENERATIONS, RETRY_DEADLINE};
+use super::head::Head;
+use super::index_commit::IndexCommitter;
+use super::io::ExtentIo;
+use super::object_io::{ObjectIo, Probe, zeros};
+use super::object_lock::SharedObjectLock;
+use super::revalidate::Revalidator;
+
+/// Slots cleared together; a server does work for each of them.
+const MAX_BATCH: usize = 128;
+/// Zeros written in one request.
+const MAX_ZEROS: u32 = 1 << 20;
+
+/// Discards ranges.
+#[derive(Debug)]
+pub(super) struct Deallocator {
+    head: Arc<Head>,
+    io: Arc<ExtentIo>,
+    object: ObjectIo,
+    committer: Arc<IndexCommitter>,
+    follower: Arc<Follower>,
+    revalidator: Arc<Revalidator>,
+}
+
+impl Deallocator {
+    pub(super) fn new(
+        head: Arc<Head>,
+        io: Arc<ExtentIo>,
+        committer: Arc<IndexCommitter>,
+        follower: Arc<Follower>,
+        revalidator: Arc<Revalidator>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            object: ObjectIo::new(head.client.clone()),
+            head,
+            io,
+            committer,
+            follower,
+            revalidator,
+        })
+    }
+
+    /// Makes `[offset, offset + len)` read as zeros, as far as the volume goes, and
+    /// deallocates the objects that lie in it as a whole.
+    ///
+    /// # Errors
+    /// `Io` when the cluster refuses, `Stale`, `HeadReadOnly`.
+    pub(super) async fn discard(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        let (size, shift, hypervolume) = {
+            let head = self.head.state();
+            (
+                head.info.size,
+                head.info.object_shift,
+                head.info.hypervolume,
+            )
+        };
+        let len = len.min(size.saturating_sub(offset));
+        if len == 0 {
+            return Ok(());
+        }
+        let object_of = |byte: u64| ObjectIndex(u32::try_from(byte >> shift).unwrap_or(u32::MAX));
+        let range = object_of(offset)..=object_of(offset + len - 1);
+        self.revalidator.revalidate_range(range.clone()).await?;
+        self.revalidator.resolve_in_doubt(range).await?;
+        let object_end = |index: ObjectIndex| (u64::from(index.0) + 1) << shift;
+        let mut whole = Vec::new();
+        for extent in self.allocated_extents(offset, len, shift) {
+            // What an object holds past the end of the volume is nobody's.
+            let end = object_end(extent.index).min(size);
+            let start = u64::from(extent.index.0) << shift;
+            if extent.offset == 0 && start + u64::from(extent.len) == end {
+                whole.push(extent.index);
+            } else {
+                self.write_zeros(start, extent).await?;
+            }
+        }
+        for batch in whole.chunks(MAX_BATCH) {
+            match hypervolume {
+                true => self.discard_objects(batch).await?,
+                false => self.deallocate_objects(batch).await?,
+            }
+        }
+        self.head.touch_mtime();
+        Ok(())
+    }
+
+    /// The extents of a range whose objects exist; a hole is zeros already.
+    fn allocated_extents(&self, offset: u64, len: u64, shift: u8) -> Vec<Extent> {
+        let Some(first) = extents(offset, len.min(1), shift).next() else {
+            return Vec::new();
+        };
+        let head = self.head.state();
+        let allocated = head.map.allocated_from(first.index..).map(|(index, _)| {
+            let start = (u64::from(index.0) << shift).max(offset);
+            let end = ((u64::from(index.0) + 1) << shift).min(offset + len);
+            extents(start, end.saturating_sub(start), shift).next()
+        });
+        // The first object past the range has no part in it.
+        allocated.take_while(Option::is_some).flatten().collect()
+    }
+
+    async fn write_zeros(&self, object_start: u64, extent: Extent) -> Result<(), VolumeError> {
+        let end = extent.offset + extent.len;
+        let mut at = extent.offset;
+        while at < end {
+            let len = (end - at).min(MAX_ZEROS);
+            self.io
+                .write_range(object_start + u64::from(at), zeros(len))
+                .await?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    async fn discard_objects(&self, indexes: &[ObjectIndex]) -> Result<(), VolumeError> {
+        for &index in indexes {
+            let lock = self.head.lock_object(index).await?;
+            let vid = self.head.vid();
+            // A hole in memory before it is one in the cluster, and if that fails, too:
+            // a write makes the object again instead of relying on a missing one.
+            self.head.update(|map| map.remove(index));
+            let discarded = self.committer.discard(vid, index, Arc::clone(&lock)).await;
+            if let Err(error) = discarded {
+                lock.abandon(&error);
+                return Err(self.head.io_error(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the slots of some objects, in ascending order, in the head and in
+    /// every snapshot that is taken meanwhile.
+    async fn deallocate_objects(&self, indexes: &[ObjectIndex]) -> Result<(), VolumeError> {
+        // In ascending order, and creators hold one lock only: no deadlock.
+        let mut locks = Vec::with_capacity(indexes.len());
+        for &index in indexes {
+            locks.push(self.head.lock_object(index).await?);
+        }
+        // The VID that was cleared first, and what it held.
+        let mut first: Option<(Vid, Vec<(ObjectIndex, Vid)>)> = None;
+        let begun = Instant::now();
+        while begun.elapsed() < RETRY_DEADLINE {
+            let vid = self.head.vid();
+            // Cleared in a VDI that is becoming a snapshot, a slot may come back, and
+            // stays there after a crash.
+            if self.is_frozen(vid, indexes[0]).await? {
+                self.follower.follow(vid).await?;
+            }
+            let VdiInfo { vid, parent, .. } = self.head.info();
+            if let Some((oldest, held)) = &first {
+                let unmapped = self.unmap_in_snapshots(*oldest, parent, held, &locks).await;
+                unmapped.map_err(|error| self.abandoned(&locks, error))?;
+            }
+            // Holes in memory before they are holes in the cluster: following a head
+            // must not take a slot that is being cleared for one that was lost.
+            let Ok(held) = self.head.update(|map| map.unmap(vid, indexes)) else {
+                continue;
+            };
+            let cleared: Vec<_> = held.iter().map(|&(index, _)| index).collect();
+            if let Err(error) = self.committer.clear_slots(vid, &cleared, &locks).await {
+                for &index in &cleared {
+                    // When the head has moved on, the update cannot reach it.
+                    let _moved = self.head.update(|map| map.mark_in_doubt(vid, index));
+                }
+                return Err(self.abandoned(&locks, error));
+            }
+            first.get_or_insert((vid, held));
+            // A snapshot taken meanwhile has handed the objects on to a new head, where
+            // they must be deallocated as well.
+            if self.head.vid() == vid && !self.is_frozen(vid, indexes[0]).await? {
+                return Ok(());
+            }
+            self.follower.follow(vid).await?;
+        }
+        Err(VolumeError::HeadReadOnly(self.head.selector.to_string()))
+    }
+
+    fn abandoned(&self, locks: &[SharedObjectLock], error: ClientError) -> VolumeError {
+        locks.iter().for_each(|lock| lock.abandon(&error));
+        self.head.io_error(error)
+    }
+
+    /// Clears slots once more, in the snapshots from `oldest` to `newest`, which
+    /// descends from it.
+    ///
+    /// A racing snapshot can write the old slots back; they then name objects that
+    /// are being deleted. The hole was made while the snapshot was taken, so it may
+    /// as well show there.
+    async fn unmap_in_snapshots(
+        &self,
+        oldest: Vid,
+        newest: Option<Vid>,
+        held: &[(ObjectIndex, Vid)],
+        locks: &[SharedObjectLock],
+    ) -> Result<(), ClientError> {
+        let client = &self.head.client;
+        let mut snapshot = newest;
+        for _ in 0..MAX_GENERATIONS {
+            let Some(vid) = snapshot else {
+                break;
+            };
+            for &(index, owner) in held {
+                if client.read_slots(vid, index, 1).await? == [Some(owner)] {
+                    self.committer.clear_slots(vid, &[index], locks).await?;
+                }
+            }
+            if vid == oldest {
+                break;
+            }
+            snapshot = client.read_header(vid).await?.parent();
+        }
+        Ok(())
+    }
+
+    /// True once a snapshot of the VDI has begun: what is written to its index from
+    /// then on may be lost.
+    async fn is_frozen(&self, vid: Vid, index: ObjectIndex) -> Result<bool, VolumeError> {
+        match self.object.probe(vid, index).await {
+            Ok(Probe::Frozen) => Ok(true),
+            Ok(Probe::Writable | Probe::NoObject) => Ok(false),
+            Err(error) => Err(self.head.io_error(error)),
+        }
+    }
+}

@@ -1,0 +1,628 @@
+//! An attached VDI as a block device.
+//!
+//! Requests of one object are sent from the calling thread and completed where the
+//! response is read; everything longer runs as a task, which finishes even when its
+//! caller is dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use sheep_client::{Client, IndexTree, VdiSelector, WhichVersion};
+use sheep_proto::ObjectIndex;
+use sheep_proto::limits::MAX_PAYLOAD_LEN;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::allocate::Allocator;
+use super::block_device::{BlockDevice, BlockStatus};
+use super::deallocate::Deallocator;
+use super::error::VolumeError;
+use super::extent::{Extent, extents};
+use super::flush_tracker::FlushTracker;
+use super::follow::Follower;
+use super::head::{Head, SlotView};
+use super::head_state::HeadState;
+use super::index_commit::IndexCommitter;
+use super::io::{ExtentIo, PARALLEL_EXTENTS};
+use super::object_io::{ObjectIo, is_absent, is_read_only, zeros};
+use super::object_map::Slot;
+use super::reclaim::Reclaims;
+use super::recovery::Recovery;
+use super::revalidate::Revalidator;
+use super::slot_query::SlotQueries;
+
+/// How often a VDI that changes between lookup and reading is looked up again.
+const OPEN_RETRIES: u32 = 8;
+/// Longest wait of a close for abandoned requests that could make an object.
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two looks for them.
+const QUIESCE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How to attach a VDI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// Refuse every write.
+    pub read_only: bool,
+    /// Take the VDI's lock, which only means something in a cluster formatted
+    /// with locking.
+    pub lock: bool,
+}
+
+/// A VDI as a block device, without any cache.
+#[derive(Debug)]
+pub struct Device {
+    head: Arc<Head>,
+    revalidator: Arc<Revalidator>,
+    follower: Arc<Follower>,
+    io: Arc<ExtentIo>,
+    allocator: Arc<Allocator>,
+    deallocator: Arc<Deallocator>,
+    reclaims: Arc<Reclaims>,
+    writable: bool,
+    /// Object size as a power of two; every head of a volume has the same.
+    object_shift: u8,
+    writes: FlushTracker,
+    /// A write was begun since the last flush.
+    dirty: AtomicBool,
+    /// One look for a snapshot at a time: a second flush waits for its outcome.
+    flushing: tokio::sync::Mutex<()>,
+    runtime: Handle,
+}
+
+impl Device {
+    /// Attaches a VDI: the head to read and write, a snapshot to read.
+    ///
+    /// # Errors
+    /// `Cluster` with the refusal when there is no such VDI or someone else has
+    /// its lock, `TooLarge`.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn open(
+        client: Client,
+        selector: VdiSelector,
+        options: VolumeOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let working = selector.which == WhichVersion::Working;
+        let writable = working && !options.read_only;
+        let leased = options.lock && writable;
+        let (state, tree) = Self::find_and_load(&client, &selector, leased).await?;
+        let object_shift = state.info.object_shift;
+
+        // From the bottom: each part gets those below it.
+        let runtime = Handle::current();
+        let committer = IndexCommitter::new(client.clone(), tree);
+        let recovery = Recovery::new(ObjectIo::new(client.clone()), Arc::clone(&committer));
+        let head = Head::new(client, selector, leased, state);
+        let follower = Follower::new(Arc::clone(&head), recovery, runtime.clone());
+        let revalidator = Revalidator::new(
+            Arc::clone(&head),
+            Arc::clone(&follower),
+            Arc::clone(&committer),
+            runtime.clone(),
+        );
+        let queries = SlotQueries::new(Arc::clone(&head), runtime.clone());
+        let reclaims = Arc::new(Reclaims::new(Arc::clone(&head)));
+        let allocator = Arc::new(Allocator::new(
+            Arc::clone(&head),
+            Arc::clone(&committer),
+            Arc::clone(&follower),
+            Arc::clone(&revalidator),
+            Arc::clone(&reclaims),
+        ));
+        let io = ExtentIo::new(
+            Arc::clone(&head),
+            Arc::clone(&revalidator),
+            Arc::clone(&follower),
+            queries,
+            Arc::clone(&allocator),
+        );
+        let deallocator = Deallocator::new(
+            Arc::clone(&head),
+            Arc::clone(&io),
+            committer,
+            Arc::clone(&follower),
+            Arc::clone(&revalidator),
+        );
+        Ok(Arc::new(Self {
+            head,
+            revalidator,
+            follower,
+            io,
+            allocator,
+            deallocator,
+            reclaims,
+            writable,
+            object_shift,
+            writes: FlushTracker::default(),
+            dirty: AtomicBool::new(false),
+            flushing: tokio::sync::Mutex::default(),
+            runtime,
+        }))
+    }
+
+    async fn find_and_load(
+        client: &Client,
+        selector: &VdiSelector,
+        leased: bool,
+    ) -> Result<(HeadState, Option<IndexTree>), VolumeError> {
+        for _ in 0..OPEN_RETRIES {
+            let vid = if leased {
+                client.lock(selector).await?
+            } else {
+                client.find(selector).await?
+            };
+            let loaded = HeadState::load(client, vid).await;
+            let working = selector.which == WhichVersion::Working;
+            match loaded {
+                Ok(Some((state, _))) if state.info.size > state.info.max_size() => {
+                    if leased {
+                        client.release(vid).await?;
+                    }
+                    return Err(VolumeError::TooLarge {
+                        volume: selector.to_string(),
+                        size: state.info.size,
+                    });
+                }
+                Ok(Some(loaded)) if loaded.0.info.is_snapshot() != working => return Ok(loaded),
+                // Deleted, or turned into a snapshot, since it was found.
+                Ok(_) if !leased => {}
+                Ok(_) => client.release(vid).await?,
+                Err(error) => {
+                    if leased {
+                        client.release(vid).await?;
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Err(VolumeError::Stale(selector.to_string()))
+    }
+
+    /// The head of the volume.
+    pub(super) fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// What is known of the VDI, and how to ask.
+    pub(super) fn revalidator(&self) -> &Arc<Revalidator> {
+        &self.revalidator
+    }
+
+    /// Finishes what is in flight, looks for a snapshot once more, and gives the
+    /// lock back.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::flush`]; the volume stays usable and locked then.
+    pub async fn close(&self) -> Result<(), VolumeError> {
+        // Without a lock and without writes since the last flush there is nothing
+        // that a cluster that has gone could still be told or asked.
+        let is_clean = !self.head.leased && !self.dirty.load(Ordering::Acquire);
+        if is_clean && self.head.client.peer().is_none() {
+            return Ok(());
+        }
+        self.dirty.store(self.writable, Ordering::Release);
+        match self.flush_writes().await {
+            // Nothing can be lost that is gone already.
+            Ok(()) | Err(VolumeError::Stale(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.reclaims.drain().await;
+        self.quiesce().await?;
+        self.release_lock().await
+    }
+
+    /// Gives the VDI's lock back, if there is one.
+    ///
+    /// # Errors
+    /// `Cluster` when the cluster does not answer.
+    pub async fn release_lock(&self) -> Result<(), VolumeError> {
+        self.follower.release_lock().await
+    }
+
+    /// Waits until no request is in flight that could make or clear an object: it
+    /// could wipe what the next client writes.
+    async fn quiesce(&self) -> Result<(), VolumeError> {
+        let deadline = Instant::now() + QUIESCE_TIMEOUT;
+        while !(self.head.locks.is_idle() && self.follower.is_idle()) {
+            if Instant::now() > deadline {
+                return Err(self.head.timeout_error(QUIESCE_TIMEOUT));
+            }
+            tokio::time::sleep(QUIESCE_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Grows the VDI to `size` bytes; a smaller size is accepted and ignored, as on
+    /// a block device.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Cluster` when the cluster refuses or the size is too large.
+    pub async fn set_size(&self, size: u64) -> Result<(), VolumeError> {
+        self.ensure_writable()?;
+        if size <= self.size() {
+            return Ok(());
+        }
+        let client = &self.head.client;
+        client.resize(&self.head.selector.name, size).await?;
+        self.revalidator.revalidate_header().await
+    }
+
+    /// Objects of the volume.
+    pub(super) fn object_count(&self) -> u64 {
+        self.size().div_ceil(self.object_size())
+    }
+
+    /// Whether the object map has an object here.
+    pub(super) fn is_allocated(&self, index: ObjectIndex) -> bool {
+        self.head.state().map.owner(index).is_some()
+    }
+
+    /// Whether a range of one object is written in place.
+    pub(super) fn is_in_place(&self, offset: u64, len: u32) -> bool {
+        let head = self.head.state();
+        let mut parts = extents(offset, u64::from(len), self.object_shift);
+        match (parts.next(), parts.next()) {
+            (Some(only), None) => head.map.owner(only.index) == Some(head.info.vid),
+            _ => false,
+        }
+    }
+
+    /// Makes the object of a hole, as zeros, while `is_wanted`.
+    ///
+    /// # Errors
+    /// `Io`, `Stale`.
+    pub(super) async fn allocate_hole(
+        &self,
+        index: ObjectIndex,
+        is_wanted: impl Fn() -> bool + Send,
+    ) -> Result<(), VolumeError> {
+        self.allocator.allocate_hole(index, is_wanted).await
+    }
+
+    /// Makes every object that does not exist, as zeros.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Io`, `Stale`.
+    pub(super) async fn allocate_all(&self) -> Result<(), VolumeError> {
+        self.ensure_writable()?;
+        let _token = self.writes.begin();
+        self.dirty.store(true, Ordering::Release);
+        let count = u32::try_from(self.object_count()).unwrap_or(u32::MAX);
+        stream::iter(0..count)
+            .map(|index| self.allocator.allocate_hole(ObjectIndex(index), || true))
+            .buffer_unordered(PARALLEL_EXTENTS)
+            .try_collect()
+            .await
+    }
+
+    fn ensure_writable(&self) -> Result<(), VolumeError> {
+        match self.writable {
+            true => self.head.ensure_live(),
+            false => Err(self.head.read_only_error()),
+        }
+    }
+
+    /// First byte at or past `offset` that an object holds.
+    ///
+    /// # Errors
+    /// `NoMoreData` when only holes follow.
+    pub(super) fn seek_data(&self, offset: u64) -> Result<u64, VolumeError> {
+        let head = self.head.state();
+        let none = || VolumeError::NoMoreData(offset);
+        if offset >= head.info.size {
+            return Err(none());
+        }
+        let shift = self.object_shift;
+        let start = u32::try_from(offset >> shift).map_err(|_| none())?;
+        let (index, _) = head
+            .map
+            .allocated_from(ObjectIndex(start)..)
+            .next()
+            .ok_or_else(none)?;
+        match u64::from(index.0) << shift {
+            at if at >= head.info.size => Err(none()),
+            at => Ok(at.max(offset)),
+        }
+    }
+
+    /// First byte at or past `offset` that no object holds, or the end.
+    ///
+    /// # Errors
+    /// `NoMoreData` at or past the end.
+    pub(super) fn seek_hole(&self, offset: u64) -> Result<u64, VolumeError> {
+        let head = self.head.state();
+        if offset >= head.info.size {
+            return Err(VolumeError::NoMoreData(offset));
+        }
+        let shift = self.object_shift;
+        let first = u32::try_from(offset >> shift).map_err(|_| VolumeError::NoMoreData(offset))?;
+        let mut index = u64::from(first);
+        for (allocated, _) in head.map.allocated_from(ObjectIndex(first)..) {
+            if u64::from(allocated.0) != index {
+                break;
+            }
+            index += 1;
+        }
+        let at = (index << shift).max(offset);
+        Ok(at.min(head.info.size))
+    }
+
+    async fn read_range(&self, offset: u64, len: u32) -> Result<Bytes, VolumeError> {
+        self.head.ensure_live()?;
+        self.revalidator.revalidate_for_read().await?;
+        let len = clamp(offset, len, self.size());
+        let mut parts = stream::iter(extents(offset, u64::from(len), self.object_shift))
+            .map(|extent| self.io.read(extent))
+            .buffered(PARALLEL_EXTENTS);
+        let first = parts.try_next().await?.unwrap_or_default();
+        if first.len() == len as usize {
+            return Ok(first);
+        }
+        let mut whole = BytesMut::with_capacity(len as usize);
+        whole.extend_from_slice(&first);
+        while let Some(part) = parts.try_next().await? {
+            whole.extend_from_slice(&part);
+        }
+        Ok(whole.freeze())
+    }
+
+    fn spawn_read(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u32,
+        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+    ) {
+        let device = Arc::clone(self);
+        self.runtime
+            .spawn(async move { done(device.read_range(offset, len).await) });
+    }
+
+    /// Reads an extent of an object that exists, at byte `offset` of the volume.
+    fn submit_read_object(
+        self: &Arc<Self>,
+        view: SlotView,
+        extent: Extent,
+        offset: u64,
+        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+    ) {
+        let Some(owner) = view.owner else {
+            return done(Ok(zeros(extent.len)));
+        };
+        let device = Arc::clone(self);
+        self.io
+            .object
+            .submit_read(owner, extent, move |read| match read {
+                Ok(bytes) => done(Ok(bytes)),
+                // Finds out what to do about it.
+                Err(error) if is_absent(&error) => device.spawn_read(offset, extent.len, done),
+                Err(error) => done(Err(device.head.io_error(error))),
+            });
+    }
+
+    /// Writes as a task, which may make objects. `token` is given back before `done`.
+    fn spawn_write(
+        self: &Arc<Self>,
+        offset: u64,
+        data: Bytes,
+        token: TaskTrackerToken,
+        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+    ) {
+        let device = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let len = u32::try_from(data.len()).expect("at most 64 MiB");
+            let written = device.io.write_range(offset, data).await;
+            drop(token);
+            done(written.map(|()| len));
+        });
+    }
+
+    /// Cuts a write at the end of the volume, and finds the object's slot when it
+    /// touches only one.
+    fn plan_write(
+        &self,
+        offset: u64,
+        data: &mut Bytes,
+    ) -> Result<Option<(SlotView, Extent)>, VolumeError> {
+        self.ensure_writable()?;
+        let head = self.head.state();
+        let size = head.info.size;
+        if offset >= size && !data.is_empty() {
+            return Err(VolumeError::EndOfDevice(offset));
+        }
+        let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        data.truncate(room.min(MAX_PAYLOAD_LEN));
+        let mut parts = extents(offset, data.len() as u64, self.object_shift);
+        Ok(match (parts.next(), parts.next()) {
+            (Some(only), None) => {
+                let view = SlotView {
+                    head: head.info.vid,
+                    owner: head.map.owner(only.index),
+                };
+                Some((view, only))
+            }
+            _ => None,
+        })
+    }
+
+    async fn flush_writes(&self) -> Result<(), VolumeError> {
+        self.head.ensure_live()?;
+        self.writes.flush_barrier().await;
+        let _one_at_a_time = self.flushing.lock().await;
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        // A snapshot may have overtaken a commit; following it brings that back.
+        let asked = Instant::now();
+        let checked = self.revalidator.revalidate_header().await;
+        match checked {
+            Ok(()) => self.head.update(|map| map.retire_commits(asked)),
+            Err(_) => self.dirty.store(true, Ordering::Release),
+        }
+        checked
+    }
+}
+
+impl BlockDevice for Device {
+    fn size(&self) -> u64 {
+        self.head.state().info.size
+    }
+
+    fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    fn object_size(&self) -> u64 {
+        1 << self.object_shift
+    }
+
+    /// What any client's write was acknowledged for before this call is read; after
+    /// a snapshot that another client took, a second later.
+    ///
+    /// A range within one object is asked for by the calling thread.
+    fn submit_read(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u32,
+        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+    ) {
+        if let Err(error) = self.head.ensure_live() {
+            return done(Err(error));
+        }
+        let (vid, extent, slot) = {
+            let head = self.head.state();
+            let len = clamp(offset, len, head.info.size);
+            let mut parts = extents(offset, u64::from(len), self.object_shift);
+            match (parts.next(), parts.next()) {
+                (None, _) => {
+                    drop(head);
+                    return done(Ok(Bytes::new()));
+                }
+                (Some(only), None) => (head.info.vid, only, head.map.slot(only.index)),
+                (Some(_), Some(_)) => {
+                    drop(head);
+                    return self.spawn_read(offset, len, done);
+                }
+            }
+        };
+        if !self.revalidator.is_header_fresh() {
+            return self.spawn_read(offset, len, done);
+        }
+        let owner = match slot {
+            Slot::Owned => Some(vid),
+            Slot::Inherited(owner) if self.head.is_believed(slot) => Some(owner),
+            Slot::Hole | Slot::Reclaiming if self.head.is_believed(slot) => None,
+            Slot::Hole | Slot::Reclaiming => {
+                let device = Arc::clone(self);
+                return self
+                    .io
+                    .queries
+                    .query_slot(extent.index, move |answer| match answer {
+                        Ok(view) if view.head == device.head.vid() => {
+                            device.submit_read_object(view, extent, offset, done);
+                        }
+                        Ok(_former_head) => device.spawn_read(offset, extent.len, done),
+                        Err(error) => done(Err(error)),
+                    });
+            }
+            Slot::Inherited(_) | Slot::InDoubt { .. } => {
+                return self.spawn_read(offset, extent.len, done);
+            }
+        };
+        self.submit_read_object(SlotView { head: vid, owner }, extent, offset, done);
+    }
+
+    /// A range within one object that exists is sent by the calling thread. At most
+    /// 64 MiB are written at once.
+    fn submit_write(
+        self: &Arc<Self>,
+        offset: u64,
+        mut data: Bytes,
+        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+    ) {
+        let plan = match self.plan_write(offset, &mut data) {
+            Ok(plan) => plan,
+            Err(error) => return done(Err(error)),
+        };
+        let len = u32::try_from(data.len()).expect("at most 64 MiB");
+        let token = self.writes.begin();
+        self.dirty.store(true, Ordering::Release);
+        let Some((view, extent)) = plan.filter(|(view, _)| view.is_owned()) else {
+            return self.spawn_write(offset, data, token, done);
+        };
+        let (device, retry_data) = (Arc::clone(self), data.clone());
+        self.io
+            .object
+            .submit_write(view.head, extent, data, move |written| {
+                let failed = match written {
+                    Ok(()) if device.head.vid() == view.head => {
+                        device.head.touch_mtime();
+                        drop(token);
+                        return done(Ok(len));
+                    }
+                    // The new head may have copied the object before this write
+                    // reached it.
+                    Ok(()) => None,
+                    Err(error) if is_read_only(&error) || is_absent(&error) => None,
+                    Err(error) => Some(error),
+                };
+                match failed {
+                    None => device.spawn_write(offset, retry_data, token, done),
+                    // It may still be executed: sent again, it could land on something
+                    // newer.
+                    Some(error) => {
+                        drop(token);
+                        done(Err(device.head.io_error(error)));
+                    }
+                }
+            });
+    }
+
+    async fn discard(self: &Arc<Self>, offset: u64, len: u64) -> Result<(), VolumeError> {
+        self.ensure_writable()?;
+        let token = self.writes.begin();
+        self.dirty.store(true, Ordering::Release);
+        let deallocator = Arc::clone(&self.deallocator);
+        // As a task: what was begun ends when the caller is dropped.
+        let task = self.runtime.spawn(async move {
+            let discarded = deallocator.discard(offset, len).await;
+            drop(token);
+            discarded
+        });
+        task.await
+            .unwrap_or_else(|ended| Err(self.head.task_error(&ended)))
+    }
+
+    /// A sheep acknowledges durable writes (protocol 7.7), so this waits for those in
+    /// flight and checks that no snapshot has overtaken one of them.
+    async fn flush(self: &Arc<Self>) -> Result<(), VolumeError> {
+        self.flush_writes().await
+    }
+
+    async fn block_status(self: &Arc<Self>, offset: u64) -> Result<BlockStatus, VolumeError> {
+        self.revalidator.refresh().await?;
+        let hole = self.seek_hole(offset)?;
+        if hole > offset {
+            return Ok(BlockStatus {
+                allocated: true,
+                end: hole,
+            });
+        }
+        let end = self.seek_data(offset).unwrap_or_else(|_| self.size());
+        Ok(BlockStatus {
+            allocated: false,
+            end,
+        })
+    }
+}
+
+/// Bytes of `[offset, offset + len)` that lie in a volume of `size` bytes.
+fn clamp(offset: u64, len: u32, size: u64) -> u32 {
+    u32::try_from(size.saturating_sub(offset))
+        .unwrap_or(u32::MAX)
+        .min(len)
+}

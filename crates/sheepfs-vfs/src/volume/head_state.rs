@@ -1,0 +1,54 @@
+//! Which VDI is the head, and what is known of its index.
+
+use sheep_client::{Client, ClientError, IndexTree, VdiInfo};
+use sheep_proto::{ObjectIndex, Vid};
+
+use super::object_map::{ObjectMap, Owners};
+
+/// The head, and its index. One lock guards both, so that they are of one VDI.
+#[derive(Debug)]
+pub(super) struct HeadState {
+    pub(super) info: VdiInfo,
+    pub(super) map: ObjectMap,
+}
+
+impl HeadState {
+    /// Reads a VDI's header and index; `None` when it was deleted. The tree is a
+    /// hypervolume's.
+    pub(super) async fn load(
+        client: &Client,
+        vid: Vid,
+    ) -> Result<Option<(Self, Option<IndexTree>)>, ClientError> {
+        let Some(info) = client.info(vid).await? else {
+            return Ok(None);
+        };
+        let (owners, tree) = match info.hypervolume {
+            false => (read_index(client, &info).await?, None),
+            true => {
+                let tree = client.read_tree(&info).await?;
+                (tree_owners(&tree, &info), Some(tree))
+            }
+        };
+        let map = ObjectMap::new(vid, owners);
+        Ok(Some((Self { info, map }, tree)))
+    }
+}
+
+/// Reads a flat index.
+pub(super) async fn read_index(client: &Client, info: &VdiInfo) -> Result<Owners, ClientError> {
+    let mut owners = Owners::default();
+    client
+        .for_each_slot(info, |index, owner| owners.set(index, Some(owner)))
+        .await?;
+    Ok(owners)
+}
+
+/// The slots of a hypervolume that lie inside it.
+pub(super) fn tree_owners(tree: &IndexTree, info: &VdiInfo) -> Owners {
+    let mut owners = Owners::default();
+    let inside = |index: ObjectIndex| u64::from(index.0) < info.object_count();
+    tree.slots()
+        .filter(|&(index, _)| inside(index))
+        .for_each(|(index, owner)| owners.set(index, Some(owner)));
+    owners
+}

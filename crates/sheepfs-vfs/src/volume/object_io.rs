@@ -1,0 +1,166 @@
+//! One request on the objects of one VID. Nothing here retries, and nothing knows
+//! which VID is the head.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sheep_client::call::KeepAlive;
+use sheep_client::{Call, Client, ClientError};
+use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
+
+use super::extent::Extent;
+use super::object_lock::ObjectLockGuard;
+
+/// Whether a VID takes writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Probe {
+    /// It is a head.
+    Writable,
+    /// It is a snapshot, or is becoming one.
+    Frozen,
+    /// It takes writes, and has no such object.
+    NoObject,
+}
+
+/// Requests on data objects.
+#[derive(Clone, Debug)]
+pub(super) struct ObjectIo {
+    client: Client,
+}
+
+impl ObjectIo {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Reads an extent of an object of `owner` and runs `done` where the answer is read.
+    pub(super) fn submit_read(
+        &self,
+        owner: Vid,
+        extent: Extent,
+        done: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
+    ) {
+        let oid = Oid::data(owner, extent.index);
+        self.client
+            .submit_read(oid, extent.offset, extent.len, done);
+    }
+
+    pub(super) async fn read(&self, owner: Vid, extent: Extent) -> Result<Bytes, ClientError> {
+        let oid = Oid::data(owner, extent.index);
+        self.client
+            .read_object(oid, extent.offset, extent.len)
+            .await
+    }
+
+    /// Overwrites an extent of an object of `vid` and runs `done` where the answer
+    /// is read.
+    pub(super) fn submit_write(
+        &self,
+        vid: Vid,
+        extent: Extent,
+        data: Bytes,
+        done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
+    ) {
+        let oid = Oid::data(vid, extent.index);
+        self.client.submit_write(oid, extent.offset, data, done);
+    }
+
+    pub(super) async fn write(
+        &self,
+        vid: Vid,
+        extent: Extent,
+        data: Bytes,
+    ) -> Result<(), ClientError> {
+        let oid = Oid::data(vid, extent.index);
+        self.client.write_object(oid, extent.offset, data).await
+    }
+
+    /// Makes an object of `vid`, a copy of the one of `source` if there is one, and
+    /// writes to it. Returns when the request cannot be executed any more, unless
+    /// the error is `Unreachable`: then the request itself keeps `lock`.
+    pub(super) async fn create(
+        &self,
+        vid: Vid,
+        source: Option<Vid>,
+        extent: Extent,
+        data: Bytes,
+        lock: &Arc<ObjectLockGuard>,
+    ) -> Result<(), ClientError> {
+        let source = source.map(|owner| Oid::data(owner, extent.index));
+        let oid = Oid::data(vid, extent.index);
+        let call = Call::create_object(oid, extent.offset, data, source);
+        let created = self
+            .client
+            .call(call.holding(Arc::clone(lock) as KeepAlive))
+            .await;
+        if matches!(created, Err(ClientError::Lost { .. })) {
+            // Executed late it would wipe what the lock's next holder writes.
+            self.client.settle().await;
+        }
+        created.map(drop)
+    }
+
+    /// Makes object `index` of `to` a copy of the one of `from`.
+    pub(super) async fn copy(
+        &self,
+        from: Vid,
+        to: Vid,
+        index: ObjectIndex,
+        lock: &Arc<ObjectLockGuard>,
+    ) -> Result<(), ClientError> {
+        let nothing = Extent {
+            index,
+            offset: 0,
+            len: 0,
+        };
+        self.create(to, Some(from), nothing, Bytes::new(), lock)
+            .await
+    }
+
+    pub(super) async fn exists(&self, vid: Vid, index: ObjectIndex) -> Result<bool, ClientError> {
+        match self.client.read_object(Oid::data(vid, index), 0, 1).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks with an empty write whether `vid` takes writes.
+    ///
+    /// A server refuses it from before it reads the inode for a snapshot, and
+    /// tells with `snap_ctime` only when it has written that back (protocol 7.4).
+    /// So whatever was in the index before success is in every later snapshot.
+    pub(super) async fn probe(&self, vid: Vid, index: ObjectIndex) -> Result<Probe, ClientError> {
+        let nothing = Extent {
+            index,
+            offset: 0,
+            len: 0,
+        };
+        match self.write(vid, nothing, Bytes::new()).await {
+            Ok(()) => Ok(Probe::Writable),
+            Err(error) if is_read_only(&error) => Ok(Probe::Frozen),
+            // A snapshot would have been refused before the object was missed.
+            Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(Probe::NoObject),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// True when a refusal says that the VDI has become a snapshot.
+pub(super) fn is_read_only(error: &ClientError) -> bool {
+    error.code() == Some(ResultCode::ReadOnly)
+}
+
+/// True when the answer means that there is no such VDI, or object, now.
+pub(super) fn is_absent(error: &ClientError) -> bool {
+    matches!(error.code(), Some(ResultCode::NoObj | ResultCode::NoVdi))
+}
+
+/// Zeros without memory of their own, up to a mebibyte.
+pub(super) fn zeros(len: u32) -> Bytes {
+    static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+    match ZEROS.get(..len as usize) {
+        Some(zeros) => Bytes::from_static(zeros),
+        None => Bytes::from(vec![0; len as usize]),
+    }
+}
