@@ -32,10 +32,12 @@ use fuser::{
 };
 use nix::errno::Errno;
 use sheepfs_vfs::{Entry, Tree};
+use tokio::time::Instant;
 
 use crate::answer::{Answers, Facts, Failure, conclude, refuse};
 use crate::convert::{self, Growth, Ownership};
 use crate::directory::OpenDirectories;
+use crate::lookups::Lookups;
 use crate::session;
 use crate::xattr;
 
@@ -50,6 +52,7 @@ pub(crate) struct Adapter {
     answers: Answers,
     owner: Ownership,
     directories: OpenDirectories,
+    lookups: Arc<Lookups>,
 }
 
 impl Adapter {
@@ -59,6 +62,7 @@ impl Adapter {
             answers,
             owner,
             directories: OpenDirectories::default(),
+            lookups: Arc::default(),
         }
     }
 }
@@ -87,11 +91,15 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let facts = facts("lookup", request, parent);
         let (tree, owner, name) = (Arc::clone(&self.tree), self.owner, name.as_bytes().to_vec());
+        let (lookups, thread, asked) = (Arc::clone(&self.lookups), request.pid(), Instant::now());
         let work = async move { Ok(tree.lookup(convert::ino(parent), &name).await?) };
         self.answers
             .work(facts, reply, work, move |reply, attributes| {
                 let lifetime = convert::name_lifetime(&attributes);
-                let attr = owner.file_attr(&attributes);
+                let attr = owner.entry_attr(&attributes);
+                if attributes.node != attributes.ino {
+                    lookups.note(thread, attr.ino, asked);
+                }
                 reply.entry_with_ttls(&attributes.cacheable, &lifetime, &attr, GENERATION);
             });
     }
@@ -147,7 +155,8 @@ impl Filesystem for Adapter {
         let facts = facts("open", request, ino);
         let mode = convert::open_mode(flags);
         let tree = Arc::clone(&self.tree);
-        let work = async move { Ok(tree.open(convert::ino(ino), mode).await?) };
+        let since = self.lookups.opened_since(request.pid(), ino);
+        let work = async move { Ok(tree.open(convert::ino(ino), mode, since).await?) };
         self.answers.work(facts, reply, work, |reply, opened| {
             reply.opened(FileHandle(opened.handle.0), convert::open_flags(opened));
         });
@@ -161,13 +170,16 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let facts = range("read", request, ino, offset, size.into());
         let succeed = |reply: ReplyData, data: Bytes| reply.data(&data);
+        // A read(2) of a process comes with the owner of its locks.
+        let for_page_cache = lock_owner.is_none();
         self.answers.submit(facts, reply, succeed, |done| {
-            self.tree.read(convert::handle(fh), offset, size, done);
+            let handle = convert::handle(fh);
+            self.tree.read(handle, offset, size, for_page_cache, done);
         });
     }
 

@@ -49,6 +49,15 @@ impl Ownership {
         }
     }
 
+    /// What the kernel hears when it looks a name up, of which it takes the number
+    /// to ask for the file by.
+    pub(crate) fn entry_attr(&self, attributes: &Attributes) -> FileAttr {
+        FileAttr {
+            ino: INodeNo(attributes.node.0),
+            ..self.file_attr(attributes)
+        }
+    }
+
     /// May chmod(2) and chown(2) to these values succeed? Only when they
     /// change nothing: a VDI has no room for an owner or a mode. This is what
     /// the kernel's vfat does, and what lets `cp -p` by the owner pass.
@@ -189,6 +198,7 @@ mod tests {
     fn volume() -> Attributes {
         Attributes {
             ino: Ino(42),
+            node: Ino(43),
             kind: FileKind::Regular,
             size: 1 << 40,
             blocks: 8192,
@@ -204,6 +214,7 @@ mod tests {
         assert_eq!((shown.uid, shown.gid, shown.perm), (107, 108, 0o640));
         assert_eq!((shown.ino.0, shown.size, shown.blocks), (42, 1 << 40, 8192));
         assert_eq!(shown.kind, FileType::RegularFile);
+        assert_eq!(OWNER.entry_attr(&volume()).ino, INodeNo(43));
     }
 
     #[test]

@@ -7,13 +7,14 @@
 //! looked up at every use anyway (`convert::name_lifetime`), so nothing depends
 //! on when they are dropped; files go first.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use bytes::Bytes;
 use fuser::{INodeNo, Notifier};
 use sheepfs_vfs::Invalidation;
 use tokio::sync::oneshot;
@@ -23,9 +24,16 @@ use tokio::sync::oneshot;
 struct Waiting {
     names: HashSet<(u64, Vec<u8>)>,
     files: HashSet<u64>,
+    texts: HashMap<u64, Bytes>,
     /// Dropped when the kernel was told of the files.
     asking: Vec<oneshot::Sender<()>>,
     closed: bool,
+}
+
+impl Waiting {
+    fn has_any(&self) -> bool {
+        !self.names.is_empty() || !self.files.is_empty() || !self.texts.is_empty()
+    }
 }
 
 /// The thread that tells the kernel, and what it is to tell.
@@ -64,6 +72,10 @@ impl Invalidator {
                 waiting.files.insert(ino.0);
                 waiting.asking.push(tell);
             }
+            Invalidation::Text { ino, text } => {
+                waiting.texts.insert(ino.0, text);
+                waiting.asking.push(tell);
+            }
         }
         self.shared.1.notify_one();
         told
@@ -83,6 +95,10 @@ impl Invalidator {
             for ino in told.files {
                 log(notifier.inval_inode(INodeNo(ino), 0, 0));
             }
+            for (ino, text) in &told.texts {
+                log(notifier.inval_inode(INodeNo(*ino), 0, 0));
+                log(lengthen(notifier, INodeNo(*ino), text));
+            }
             // A receiver hears when its sender goes.
             drop(told.asking);
             for (parent, name) in told.names {
@@ -98,7 +114,7 @@ impl Invalidator {
             if waiting.closed {
                 return None;
             }
-            if !waiting.names.is_empty() || !waiting.files.is_empty() {
+            if waiting.has_any() {
                 return Some(std::mem::take(&mut *waiting));
             }
             waiting = self
@@ -112,6 +128,16 @@ impl Invalidator {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // Whole between any two statements.
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has the kernel take `text` for at least as long as it is: storing its last byte
+/// says where it ends. A text that is shorter than the one before needs no such
+/// thing, because the kernel sees the end when it reads.
+fn lengthen(notifier: &Notifier, ino: INodeNo, text: &[u8]) -> io::Result<()> {
+    match text.split_last() {
+        Some((last, before)) => notifier.store(ino, before.len() as u64, &[*last]),
+        None => Ok(()),
     }
 }
 

@@ -20,6 +20,7 @@
 //! | `convert.rs` | attributes, open flags, errno: this side's types to that side's |
 //! | `directory.rs` | listings of open directories |
 //! | `invalidate.rs` | telling the kernel that a name or a file has changed |
+//! | `lookups.rs` | which report a thread has looked up, to open it |
 //! | `mountpoint.rs` | is this a place we can mount on, and what is there already |
 //! | `session.rs` | mount options, limits agreed with the kernel, the end of a mount |
 //! | `xattr.rs` | extended attributes as getxattr(2) and listxattr(2) want them |
@@ -31,6 +32,7 @@ mod answer;
 mod convert;
 mod directory;
 mod invalidate;
+mod lookups;
 mod mountpoint;
 mod session;
 mod xattr;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+
 use crate::ino::{HandleId, Ino};
 
 /// Directory or file; the tree has nothing else.
@@ -16,8 +18,11 @@ pub enum FileKind {
 /// What stat(2) says of a file, but for its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// Number of the file.
+    /// Number of the file, for stat(2).
     pub ino: Ino,
+    /// What to ask for it by: the number, but for a report, whose texts are files
+    /// of their own and show one number.
+    pub node: Ino,
     /// Directory or file.
     pub kind: FileKind,
     /// Bytes a reader who opens it now would get.
@@ -102,4 +107,12 @@ pub enum Invalidation {
     },
     /// Attributes and pages of a file.
     Inode(Ino),
+    /// Attributes and pages of a file that has become this text, whose length the
+    /// kernel must know before it opens the file.
+    Text {
+        /// The file.
+        ino: Ino,
+        /// What it has now.
+        text: Bytes,
+    },
 }

@@ -39,6 +39,10 @@ pub enum FsError {
     /// Text that is not what the file takes.
     #[error("{0}")]
     Invalid(String),
+    /// The page cache has another text than the handle. A program hears from
+    /// splice(2) and sendfile(2) that the file is not fit for them, and reads it.
+    #[error("the file has another text by now")]
+    Superseded,
     /// The kind of operation does not exist here.
     #[error("not supported on this file")]
     Unsupported,
@@ -71,7 +75,7 @@ impl FsError {
             Self::Access => Errno::EACCES,
             Self::ReadOnly => Errno::EROFS,
             Self::Busy(_) => Errno::EBUSY,
-            Self::Invalid(_) => Errno::EINVAL,
+            Self::Invalid(_) | Self::Superseded => Errno::EINVAL,
             Self::Unsupported => Errno::EOPNOTSUPP,
             Self::Cluster(error) => error.errno(),
             Self::Volume(error) => error.errno(),
@@ -88,6 +92,7 @@ impl FsError {
             | Self::BadHandle
             | Self::Access
             | Self::ReadOnly
+            | Self::Superseded
             | Self::Unsupported
             | Self::Volume(
                 VolumeError::ReadOnly(_) | VolumeError::EndOfDevice(_) | VolumeError::NoMoreData(_),

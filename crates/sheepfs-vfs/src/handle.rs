@@ -9,13 +9,14 @@ use bytes::Bytes;
 use crate::error::FsError;
 use crate::ino::{HandleId, Ino};
 use crate::node::{Command, Setting};
+use crate::report::ReportText;
 use crate::volume::{BlockDevice as _, Volume, VolumeWriter};
 
 /// What a handle leads to.
 #[derive(Clone, Debug)]
 pub(crate) enum OpenFile {
-    /// A report as it was when it was opened.
-    Text(Bytes),
+    /// A report as it was when it was opened, and its file.
+    Text(Ino, Arc<ReportText>),
     Command(Command),
     /// A setting, and its text when it was opened.
     Setting(Setting, Bytes),
@@ -86,6 +87,15 @@ impl Handles {
             .write()
             .expect("no one panics with the handles")
             .remove(&handle.0);
+    }
+
+    /// Whether all handles of `file` have this text.
+    pub(crate) fn all_have(&self, file: Ino, text: &Arc<ReportText>) -> bool {
+        let open = self.open.read().expect("no one panics with the handles");
+        open.values().all(|(_, other)| match other {
+            OpenFile::Text(of, other) => *of != file || Arc::ptr_eq(other, text),
+            OpenFile::Command(_) | OpenFile::Setting(..) | OpenFile::Volume(..) => true,
+        })
     }
 
     /// Whether any handle leads to `ino`.

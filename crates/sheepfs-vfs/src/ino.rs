@@ -9,6 +9,22 @@ impl Ino {
     pub const ROOT: Self = Self(1);
     /// The first number for volumes; see [`crate::Tree::attach`].
     pub(crate) const FIRST_VOLUME: Self = Self(1 << 16);
+    /// Set in the number of the file of one text. The report's own number is in
+    /// the lowest byte, the text's number between.
+    const TEXT: u64 = 1 << 63;
+
+    /// The number of the file that has the `text`th text of this report.
+    pub(crate) fn of_text(self, text: u64) -> Self {
+        Self(Self::TEXT | text << 8 | self.0)
+    }
+
+    /// The report whose text this file has; the file itself when it is none.
+    pub(crate) fn report(self) -> Self {
+        match self.0 & Self::TEXT {
+            0 => self,
+            _ => Self(self.0 & 0xff),
+        }
+    }
 }
 
 /// Names an open file.

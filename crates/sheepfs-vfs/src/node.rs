@@ -240,6 +240,7 @@ mod tests {
         let mut names = HashSet::new();
         for entry in FIXED {
             assert!(inos.insert(entry.ino) && entry.ino < Ino::FIRST_VOLUME);
+            assert_eq!(entry.ino.of_text(1 << 40).report(), entry.ino);
             assert!(names.insert((entry.parent.ino(), entry.name)));
             if let Node::Directory(directory) = entry.node {
                 assert_eq!(directory.ino(), entry.ino);

@@ -27,7 +27,7 @@ pub mod node_list;
 mod shared;
 pub mod vdi_list;
 
-pub use shared::SharedReport;
+pub use shared::{Found, ReportText, SharedReport};
 
 use sheep_client::error::CallName;
 use sheep_client::{Client, ClientError};

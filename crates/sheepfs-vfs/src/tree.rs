@@ -2,6 +2,7 @@
 
 mod attach;
 mod open_files;
+mod report_files;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -18,13 +19,15 @@ use crate::handle::Handles;
 use crate::ino::Ino;
 use crate::lock_policy::{LockMode, LockPolicy};
 use crate::node::{Directory, FIXED, Fixed, Node, Setting};
-use crate::report::{Format, Report, SharedReport};
+use crate::report::ReportText;
 use crate::volume::{BlockDevice as _, Volume};
 use crate::xattrs::xattrs;
 
+use self::report_files::ReportFiles;
+
 /// How long the kernel may believe that a fixed entry is there.
 const FIXED_FOR: Duration = Duration::from_secs(3600);
-/// How long it may believe the size of a volume or report.
+/// How long it may believe the size of a volume.
 const CHANGING_FOR: Duration = Duration::from_secs(1);
 
 /// Settings of a tree.
@@ -55,7 +58,7 @@ pub struct Tree {
     client: Client,
     config: TreeConfig,
     settings: Mutex<Settings>,
-    reports: HashMap<(Report, Format), SharedReport>,
+    reports: ReportFiles,
     attached: RwLock<Attached>,
     /// One attach or detach at a time: each looks, asks, then changes.
     changing: tokio::sync::Mutex<()>,
@@ -94,7 +97,7 @@ impl Tree {
     /// Outside a tokio runtime.
     pub fn new(client: Client, config: TreeConfig) -> Arc<Self> {
         Arc::new(Self {
-            reports: shared_reports(&client),
+            reports: ReportFiles::new(&client),
             client,
             config,
             settings: Mutex::new(Settings {
@@ -141,6 +144,17 @@ impl Tree {
             .expect("no one panics with the volumes")
     }
 
+    /// Returns when the kernel knows which text a file has become, and how long
+    /// it is; false when it is slow to take notice.
+    async fn tell_text(&self, ino: Ino, text: &ReportText) -> bool {
+        let Some(invalidator) = self.invalidator.get() else {
+            return true;
+        };
+        let text = text.bytes.clone();
+        let told = invalidator(Invalidation::Text { ino, text });
+        tokio::time::timeout(CHANGING_FOR, told).await.is_ok()
+    }
+
     fn volume_named(&self, name: &[u8]) -> Option<(Ino, Arc<Volume>)> {
         let attached = self.attached();
         let ino = *attached.by_name.get(name)?;
@@ -172,7 +186,7 @@ impl Tree {
         if let Some(volume) = self.attached().by_ino.get(&ino) {
             return Ok(Node::Volume(Arc::clone(volume)));
         }
-        let fixed = FIXED.iter().find(|entry| entry.ino == ino);
+        let fixed = FIXED.iter().find(|entry| entry.ino == ino.report());
         Ok(fixed.ok_or(FsError::NoEntry)?.node.clone())
     }
 
@@ -189,15 +203,19 @@ impl Tree {
     /// `NoEntry`, `NotDirectory`, and as [`Tree::attributes`].
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
         let directory = self.directory(parent)?;
-        let ino = if directory == Directory::Volume {
-            self.volume_named(name).map(|(ino, _)| ino)
-        } else {
-            FIXED
-                .iter()
-                .find(|entry| entry.parent == directory && entry.name.as_bytes() == name)
-                .map(|entry| entry.ino)
-        };
-        self.attributes(ino.ok_or(FsError::NoEntry)?).await
+        if directory == Directory::Volume {
+            let volume = self.volume_named(name).ok_or(FsError::NoEntry)?;
+            return self.attributes(volume.0).await;
+        }
+        let entry = FIXED
+            .iter()
+            .find(|entry| entry.parent == directory && entry.name.as_bytes() == name)
+            .ok_or(FsError::NoEntry)?;
+        if let Node::Report(..) = entry.node {
+            let (file, text) = self.reports.look_up(entry.ino).await?;
+            return Ok(report_attributes(file, &text));
+        }
+        self.attributes(entry.ino).await
     }
 
     /// The attributes of a file.
@@ -208,6 +226,7 @@ impl Tree {
     pub async fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
         let fixed = |kind, size, permissions, modified, cacheable| Attributes {
             ino,
+            node: ino,
             kind,
             size,
             blocks: 0,
@@ -222,25 +241,16 @@ impl Tree {
                 let size = self.setting_text(setting).len() as u64;
                 fixed(FileKind::Regular, size, 0o644, self.started, Duration::ZERO)
             }
-            Node::Report(report, format) => {
-                let report = &self.reports[&(report, format)];
-                let text = report
-                    .recent(CHANGING_FOR)
-                    .await
-                    .map_err(FsError::Cluster)?;
-                let now = SystemTime::now();
-                fixed(
-                    FileKind::Regular,
-                    text.len() as u64,
-                    0o444,
-                    now,
-                    CHANGING_FOR,
-                )
+            Node::Report(..) => {
+                let is_open = self.handles.is_open(ino);
+                let text = self.reports.stat(ino, is_open).await?;
+                report_attributes(ino, &text)
             }
             Node::Volume(volume) => {
                 volume.refresh().await?;
                 Attributes {
                     ino,
+                    node: ino,
                     kind: FileKind::Regular,
                     size: volume.size(),
                     blocks: volume.allocated() / 512,
@@ -349,20 +359,20 @@ impl Tree {
     }
 }
 
-/// Each report file with the queries its readers share.
-fn shared_reports(client: &Client) -> HashMap<(Report, Format), SharedReport> {
-    let files = FIXED.iter().filter_map(|entry| match entry.node {
-        Node::Report(report, format) => Some((report, format)),
-        _ => None,
-    });
-    files
-        .map(|(report, format)| {
-            let client = client.clone();
-            let ask = move || {
-                let client = client.clone();
-                async move { report.render(format, &client).await }
-            };
-            ((report, format), SharedReport::new(ask))
-        })
-        .collect()
+/// What stat(2) says of the file of a report's text.
+///
+/// Its own number is for the kernel alone, which is not to believe anything for
+/// any time: a look-up has shown it that number, the question after it shows the
+/// report's.
+fn report_attributes(file: Ino, text: &ReportText) -> Attributes {
+    Attributes {
+        ino: file.report(),
+        node: file,
+        kind: FileKind::Regular,
+        size: text.bytes.len() as u64,
+        blocks: 0,
+        permissions: 0o444,
+        modified: text.made,
+        cacheable: Duration::ZERO,
+    }
 }

@@ -37,7 +37,7 @@ fuzz_target!(|input: &[u8]| {
             read: false,
             write: true,
         };
-        let opened = tree.open(file, mode).await.expect("it can be written");
+        let opened = tree.open(file, mode, tokio::time::Instant::now()).await.expect("it can be written");
         let (done, written) = tokio::sync::oneshot::channel();
         let data = Bytes::copy_from_slice(line);
         tree.write(

@@ -1,7 +1,7 @@
 //! One query for many readers.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -9,8 +9,30 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 use sheep_client::ClientError;
 use tokio::time::Instant;
 
-/// A text, or why there is none; shared by all who waited for it.
-type Answer = Result<Bytes, Arc<ClientError>>;
+/// The text of a report.
+#[derive(Debug)]
+pub struct ReportText {
+    /// What a reader gets.
+    pub bytes: Bytes,
+    /// When the report became this text, as far as anybody asked.
+    pub made: SystemTime,
+    /// How many texts the report had before.
+    pub(crate) number: u64,
+}
+
+/// A text, and when the query that answered with it was started.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Two answers in a row with the same bytes share one text.
+    pub text: Arc<ReportText>,
+    /// The text is as new as this, or newer.
+    pub asked: Instant,
+}
+
+/// Asks the cluster for the bytes of a report.
+type Ask = dyn Fn() -> BoxFuture<'static, Result<Vec<u8>, Arc<ClientError>>> + Send + Sync;
+/// What all who waited for a query get.
+type Answer = Result<Found, Arc<ClientError>>;
 type Query = Shared<BoxFuture<'static, Answer>>;
 
 /// A report that many ask for at once.
@@ -25,7 +47,7 @@ pub struct SharedReport {
 }
 
 struct Inner {
-    ask: Box<dyn Fn() -> BoxFuture<'static, Result<Vec<u8>, ClientError>> + Send + Sync>,
+    ask: Box<Ask>,
     state: Mutex<State>,
 }
 
@@ -35,8 +57,8 @@ struct State {
     started: Option<(Instant, WeakShared<BoxFuture<'static, Answer>>)>,
     /// The query that has not started; those who ask may still join it.
     next: Option<WeakShared<BoxFuture<'static, Answer>>>,
-    /// The newest text, and when its query started.
-    last: Option<(Instant, Bytes)>,
+    /// The newest answer.
+    last: Option<Found>,
 }
 
 impl std::fmt::Debug for SharedReport {
@@ -49,7 +71,7 @@ impl SharedReport {
     /// A report that is produced by `ask`.
     pub fn new<F>(ask: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
-        F: Future<Output = Result<Vec<u8>, ClientError>> + Send + 'static,
+        F: Future<Output = Result<Vec<u8>, Arc<ClientError>>> + Send + 'static,
     {
         Self {
             inner: Arc::new(Inner {
@@ -59,29 +81,20 @@ impl SharedReport {
         }
     }
 
-    /// The report as it is now: its query starts after this call.
-    ///
-    /// # Errors
-    /// Those of the query.
-    pub async fn fresh(&self) -> Answer {
-        let query = self.inner.next(&mut self.inner.state());
-        query.await
-    }
-
-    /// The report as it was at most `max_age` ago, without a query when that
-    /// is possible.
+    /// The report as it was at some time after `instant`, without a query of its
+    /// own when that is possible. With the present as `instant` it never is.
     ///
     /// # Errors
     /// Those of the query, if there is one.
-    pub async fn recent(&self, max_age: Duration) -> Answer {
+    pub async fn since(&self, instant: Instant) -> Answer {
         let query = {
             let mut state = self.inner.state();
             match &state.last {
-                Some((started, text)) if started.elapsed() <= max_age => return Ok(text.clone()),
+                Some(last) if last.asked > instant => return Ok(last.clone()),
                 _ => {}
             }
             let running = match &state.started {
-                Some((started, query)) if started.elapsed() <= max_age => query.upgrade(),
+                Some((started, query)) if *started > instant => query.upgrade(),
                 _ => None,
             };
             running.unwrap_or_else(|| self.inner.next(&mut state))
@@ -116,14 +129,24 @@ impl Inner {
             // Its outcome is for those who asked for it.
             drop(before.await);
         }
-        let started = Instant::now();
+        let asked = Instant::now();
         {
             let mut state = self.state();
             // Nobody joins any more: `next` is this query.
-            state.started = state.next.take().map(|this| (started, this));
+            state.started = state.next.take().map(|this| (asked, this));
         }
-        let text = Bytes::from((self.ask)().await.map_err(Arc::new)?);
-        self.state().last = Some((started, text.clone()));
-        Ok(text)
+        let bytes = Bytes::from((self.ask)().await?);
+        let mut state = self.state();
+        let text = match &state.last {
+            Some(last) if last.text.bytes == bytes => Arc::clone(&last.text),
+            last => Arc::new(ReportText {
+                bytes,
+                made: SystemTime::now(),
+                number: last.as_ref().map_or(0, |last| last.text.number + 1),
+            }),
+        };
+        let found = Found { text, asked };
+        state.last = Some(found.clone());
+        Ok(found)
     }
 }

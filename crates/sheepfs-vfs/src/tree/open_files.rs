@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::Tree;
 use crate::attributes::{AllocateMode, OpenMode, Opened, SeekTo};
@@ -13,12 +14,14 @@ use crate::node::Node;
 use crate::volume::{BlockDevice as _, Volume, VolumeError};
 
 impl Tree {
-    /// Opens a file. A report's text is made now and stays as it is for the handle.
+    /// Opens a file. A report's text stays as it is for the handle, and is as new
+    /// as `since`: the present, or when the caller, which has looked the file up
+    /// on its way, began to do so.
     ///
     /// # Errors
     /// `Access` to write a report, `ReadOnly` to write a snapshot, `Cluster`
     /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
-    pub async fn open(&self, ino: Ino, mode: OpenMode) -> Result<Opened, FsError> {
+    pub async fn open(&self, ino: Ino, mode: OpenMode, since: Instant) -> Result<Opened, FsError> {
         let node = self.node(ino)?;
         let io_mode = match &node {
             Node::Volume(volume) if self.settings().page_cache => {
@@ -30,9 +33,12 @@ impl Tree {
         let file = match node {
             Node::Directory(_) => return Err(FsError::IsDirectory),
             Node::Report(..) if mode.write => return Err(FsError::Access),
-            Node::Report(report, format) => {
-                let text = self.reports[&(report, format)].fresh().await;
-                OpenFile::Text(text.map_err(FsError::Cluster)?)
+            Node::Report(..) => {
+                let (text, changed) = self.reports.open(ino, since).await?;
+                if changed && !self.tell_text(ino, &text).await {
+                    self.reports.hide(ino);
+                }
+                OpenFile::Text(ino, text)
             }
             Node::Command(command) => OpenFile::Command(command),
             Node::Setting(setting) => OpenFile::Setting(setting, self.setting_text(setting)),
@@ -62,20 +68,30 @@ impl Tree {
     }
 
     /// Reads up to `len` bytes at byte `offset` and runs `done` with them;
-    /// fewer at the end of the file, none behind it. Does not block.
-    pub fn read(&self, handle: HandleId, offset: u64, len: u32, done: Completion<Bytes>) {
+    /// fewer at the end of the file, none behind it. Does not block. What is read
+    /// for the page cache is what every handle of the file has, or `Superseded`.
+    pub fn read(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        len: u32,
+        for_page_cache: bool,
+        done: Completion<Bytes>,
+    ) {
         match self.handles.get(handle) {
             None => done(Err(FsError::BadHandle)),
             Some(OpenFile::Volume(volume, _)) => {
                 volume.submit_read(offset, len, |read| done(read.map_err(FsError::from)));
             }
-            Some(OpenFile::Text(text) | OpenFile::Setting(_, text)) => {
-                let start = usize::try_from(offset)
-                    .unwrap_or(usize::MAX)
-                    .min(text.len());
-                let end = start.saturating_add(len as usize).min(text.len());
-                done(Ok(text.slice(start..end)));
+            // The next handle would find these bytes without asking.
+            Some(OpenFile::Text(file, text))
+                if for_page_cache
+                    && !(self.reports.shows(file, &text) && self.handles.all_have(file, &text)) =>
+            {
+                done(Err(FsError::Superseded));
             }
+            Some(OpenFile::Text(_, text)) => done(Ok(part(&text.bytes, offset, len))),
+            Some(OpenFile::Setting(_, text)) => done(Ok(part(&text, offset, len))),
             Some(OpenFile::Command(_)) => done(Ok(Bytes::new())),
         }
     }
@@ -104,7 +120,7 @@ impl Tree {
                     }
                 };
             }
-            Some(OpenFile::Text(_)) => return done(Err(FsError::Access)),
+            Some(OpenFile::Text(..)) => return done(Err(FsError::Access)),
             Some(file) => file,
         };
         let (tree, data) = (Arc::clone(self), data.to_vec());
@@ -112,7 +128,7 @@ impl Tree {
             let outcome = match file {
                 OpenFile::Command(command) => tree.command(command, &data).await,
                 OpenFile::Setting(setting, _) => tree.change_setting(setting, &data).await,
-                OpenFile::Volume(..) | OpenFile::Text(_) => Err(FsError::BadHandle),
+                OpenFile::Volume(..) | OpenFile::Text(..) => Err(FsError::BadHandle),
             };
             done(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
         });
@@ -125,7 +141,7 @@ impl Tree {
     pub async fn sync(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
             OpenFile::Volume(volume, io_mode) => io_mode.sync(&volume).await,
-            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
+            OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
 
@@ -137,7 +153,7 @@ impl Tree {
     pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
             OpenFile::Volume(volume, io_mode) => io_mode.flush(&volume).await,
-            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
+            OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
 
@@ -189,7 +205,7 @@ impl Tree {
     fn open_volume(&self, handle: HandleId) -> Result<Arc<Volume>, FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
             OpenFile::Volume(volume, _) => Ok(volume),
-            OpenFile::Text(_) | OpenFile::Command(_) | OpenFile::Setting(..) => {
+            OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => {
                 Err(FsError::Unsupported)
             }
         }
@@ -198,4 +214,13 @@ impl Tree {
 
 fn read_only(volume: &Volume) -> FsError {
     VolumeError::ReadOnly(volume.selector().to_string()).into()
+}
+
+/// Up to `len` bytes of a text at byte `offset`.
+fn part(text: &Bytes, offset: u64, len: u32) -> Bytes {
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(text.len());
+    let end = start.saturating_add(len as usize).min(text.len());
+    text.slice(start..end)
 }

@@ -1,14 +1,15 @@
 //! Many readers, one query at a time, and never a text older than asked for.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use sheep_client::ClientError;
-use sheepfs_vfs::report::SharedReport;
+use sheepfs_vfs::report::{Found, SharedReport};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -43,14 +44,14 @@ impl Queries {
         SharedReport::new(move || queries.clone().run())
     }
 
-    async fn run(self) -> Result<Vec<u8>, ClientError> {
+    async fn run(self) -> Result<Vec<u8>, Arc<ClientError>> {
         let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let before = self.running.fetch_add(1, Ordering::SeqCst);
         let _running = Running(Arc::clone(&self.running));
         assert_eq!(before, 0, "two queries at once");
         self.go.0.acquire().await.unwrap().forget();
         match number {
-            13 => Err(ClientError::Unsuitable("unlucky")),
+            13 => Err(Arc::new(ClientError::Unsuitable("unlucky"))),
             _ => Ok(number.to_string().into_bytes()),
         }
     }
@@ -71,9 +72,23 @@ async fn settle() {
     }
 }
 
+/// The text as it is now.
+async fn fresh(report: &SharedReport) -> String {
+    text(report.since(Instant::now()).await.unwrap())
+}
+
+/// The text as it was less than `age` ago.
+async fn recent(report: &SharedReport, age: Duration) -> String {
+    text(report.since(Instant::now() - age).await.unwrap())
+}
+
+fn text(found: Found) -> String {
+    String::from_utf8(found.text.bytes.to_vec()).unwrap()
+}
+
 fn ask(report: &SharedReport) -> tokio::task::JoinHandle<String> {
     let report = report.clone();
-    tokio::spawn(async move { String::from_utf8(report.fresh().await.unwrap().into()).unwrap() })
+    tokio::spawn(async move { fresh(&report).await })
 }
 
 #[tokio::test]
@@ -102,8 +117,8 @@ async fn a_finished_text_is_not_given_to_a_later_reader() {
     let queries = Queries::default();
     let report = queries.report();
     queries.let_go(2);
-    assert_eq!(report.fresh().await.unwrap(), "1");
-    assert_eq!(report.fresh().await.unwrap(), "2");
+    assert_eq!(fresh(&report).await, "1");
+    assert_eq!(fresh(&report).await, "2");
 }
 
 #[tokio::test]
@@ -117,7 +132,7 @@ async fn a_query_that_everybody_gave_up_ends_and_stops_nobody() {
     assert_eq!(queries.running.load(Ordering::SeqCst), 0);
 
     queries.let_go(1);
-    assert_eq!(report.fresh().await.unwrap(), "2");
+    assert_eq!(fresh(&report).await, "2");
 }
 
 #[tokio::test]
@@ -146,14 +161,16 @@ async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
     let queries = Queries::default();
     let report = queries.report();
     queries.begun.store(12, Ordering::SeqCst);
-    let mut readers: Vec<_> = (0..3).map(|_| Box::pin(report.recent(SECOND))).collect();
+    let mut readers: Vec<_> = (0..3)
+        .map(|_| Box::pin(report.since(Instant::now() - SECOND)))
+        .collect();
     for reader in &mut readers {
         assert!(reader.now_or_never().is_none());
     }
     queries.let_go(2);
     assert!(join_all(readers).await.iter().all(Result::is_err));
     assert_eq!(queries.begun(), 13);
-    assert_eq!(report.fresh().await.unwrap(), "14");
+    assert_eq!(fresh(&report).await, "14");
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,11 +178,11 @@ async fn a_recent_text_needs_no_query_until_it_is_too_old() {
     let queries = Queries::default();
     let report = queries.report();
     queries.let_go(2);
-    assert_eq!(report.recent(SECOND).await.unwrap(), "1");
-    tokio::time::advance(SECOND).await;
-    assert_eq!(report.recent(SECOND).await.unwrap(), "1");
+    assert_eq!(recent(&report, SECOND).await, "1");
+    tokio::time::advance(SECOND - Duration::from_millis(1)).await;
+    assert_eq!(recent(&report, SECOND).await, "1");
     tokio::time::advance(Duration::from_millis(1)).await;
-    assert_eq!(report.recent(SECOND).await.unwrap(), "2");
+    assert_eq!(recent(&report, SECOND).await, "2");
 }
 
 #[tokio::test(start_paused = true)]
@@ -177,7 +194,7 @@ async fn age_is_counted_from_the_start_of_the_query() {
     tokio::time::advance(2 * SECOND).await;
     queries.let_go(2);
     assert_eq!(slow.await.unwrap(), "1");
-    assert_eq!(report.recent(SECOND).await.unwrap(), "2");
+    assert_eq!(recent(&report, SECOND).await, "2");
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,13 +203,33 @@ async fn a_query_that_runs_is_recent_enough_while_it_is_young() {
     let report = queries.report();
     let first = ask(&report);
     settle().await;
-    let mut young = Box::pin(report.recent(SECOND));
+    let mut young = Box::pin(recent(&report, SECOND));
     assert!((&mut young).now_or_never().is_none());
     tokio::time::advance(2 * SECOND).await;
-    let mut late = Box::pin(report.recent(SECOND));
+    let mut late = Box::pin(recent(&report, SECOND));
     assert!((&mut late).now_or_never().is_none());
     queries.let_go(2);
     assert_eq!(first.await.unwrap(), "1");
-    assert_eq!(young.await.unwrap(), "1");
-    assert_eq!(late.await.unwrap(), "2");
+    assert_eq!(young.await, "1");
+    assert_eq!(late.await, "2");
+}
+
+#[tokio::test]
+async fn time_of_a_text_moves_only_with_the_text() {
+    let texts = Arc::new(Mutex::new("a"));
+    let now = Arc::clone(&texts);
+    let report = SharedReport::new(move || {
+        let text = now.lock().unwrap().as_bytes().to_vec();
+        async move { Ok(text) }
+    });
+    let ask = async || report.since(Instant::now()).await.unwrap();
+    let (first, second) = (ask().await, ask().await);
+    assert!(second.asked > first.asked);
+    assert!(Arc::ptr_eq(&first.text, &second.text));
+
+    *texts.lock().unwrap() = "b";
+    let third = ask().await;
+    assert!(third.text.made > first.text.made);
+    *texts.lock().unwrap() = "a";
+    assert!(ask().await.text.made > third.text.made);
 }

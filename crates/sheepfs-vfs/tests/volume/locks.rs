@@ -137,7 +137,9 @@ async fn tell(tree: &std::sync::Arc<Tree>, file: &str, line: &[u8]) -> Result<us
         read: false,
         write: true,
     };
-    let opened = tree.open(file.ino, mode).await?;
+    let opened = tree
+        .open(file.ino, mode, tokio::time::Instant::now())
+        .await?;
     let (done, written) = tokio::sync::oneshot::channel();
     let done = Box::new(move |result| done.send(result).expect("someone waits"));
     tree.write(opened.handle, 0, line, false, done);

@@ -277,7 +277,11 @@ async fn nothing_is_being_made_once_a_file_was_closed() {
         let name = cluster.create("ahead-file", 24 * MIB).await;
         let (client, arm, held, release) = held_client(&cluster, Moment::Data).await;
         let (tree, file, mode) = attached(client, &name, page_cache).await;
-        let handle = tree.open(file, mode).await.unwrap().handle;
+        let handle = tree
+            .open(file, mode, tokio::time::Instant::now())
+            .await
+            .unwrap()
+            .handle;
         arm.store(true, Ordering::Release);
         for object in 0..RUN {
             let (done, written) = oneshot::channel();

@@ -1,0 +1,145 @@
+//! The reports as files: each text is a file of its own.
+//!
+//! A kernel keeps one length and one set of cached pages for a file, and
+//! sendfile(2), splice(2) and mmap(2) go by them even where read(2) does not. So
+//! a report whose text has changed is another file to the kernel, as if it had
+//! been replaced with rename(2), while stat(2) shows the same number for all:
+//!
+//! ```text
+//! lookup  cluster ──► text ──► its file: length, times
+//! open    the text of the file that was looked up
+//! ```
+//!
+//! What holds on to the file of one text, such as a bind mount, opens it without
+//! a look-up, and gets the text of the moment all the same. Then that file has
+//! another text from then on, which the kernel has to be told.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use sheep_client::Client;
+use tokio::time::Instant;
+
+use crate::error::FsError;
+use crate::ino::Ino;
+use crate::node::{FIXED, Node};
+use crate::report::{Found, ReportText, SharedReport};
+
+/// How old the length may be that stat(2) shows of a file nobody looked up.
+const STAT_AGE: Duration = Duration::from_secs(1);
+
+/// The reports of a tree.
+pub(super) struct ReportFiles {
+    /// By the number that stat(2) shows.
+    reports: HashMap<Ino, SharedReport>,
+    /// What the kernel takes for the text of a file, by the file's own number.
+    shown: Mutex<HashMap<Ino, Shown>>,
+}
+
+struct Shown {
+    found: Found,
+    answered: Instant,
+}
+
+impl ReportFiles {
+    pub(super) fn new(client: &Client) -> Self {
+        let reports = FIXED.iter().filter_map(|entry| match entry.node {
+            Node::Report(report, format) => Some((entry.ino, report, format)),
+            _ => None,
+        });
+        let shared = reports.map(|(ino, report, format)| {
+            let client = client.clone();
+            let ask = move || {
+                let client = client.clone();
+                async move { report.render(format, &client).await.map_err(Arc::new) }
+            };
+            (ino, SharedReport::new(ask))
+        });
+        Self {
+            reports: shared.collect(),
+            shown: Mutex::default(),
+        }
+    }
+
+    /// The text of a report as of now, and the number of the file that has it.
+    pub(super) async fn look_up(&self, report: Ino) -> Result<(Ino, Arc<ReportText>), FsError> {
+        let found = self.since(report, Instant::now()).await?;
+        let text = Arc::clone(&found.text);
+        let file = report.of_text(text.number);
+        self.show(file, found);
+        Ok((file, text))
+    }
+
+    /// The text that stat(2) tells about. A file that is open keeps its own;
+    /// another may have become older than its report.
+    pub(super) async fn stat(&self, file: Ino, is_open: bool) -> Result<Arc<ReportText>, FsError> {
+        match self.shown().get(&file) {
+            Some(shown) if is_open || shown.answered.elapsed() < STAT_AGE => {
+                return Ok(Arc::clone(&shown.found.text));
+            }
+            _ => {}
+        }
+        let now = Instant::now();
+        let found = self
+            .since(file.report(), now.checked_sub(STAT_AGE).unwrap_or(now))
+            .await?;
+        let text = Arc::clone(&found.text);
+        self.show(file, found);
+        Ok(text)
+    }
+
+    /// The text for who opens `file`, as it was some time after `since`, and
+    /// whether the kernel may have taken another for the file's until now.
+    pub(super) async fn open(
+        &self,
+        file: Ino,
+        since: Instant,
+    ) -> Result<(Arc<ReportText>, bool), FsError> {
+        match self.shown().get(&file) {
+            Some(shown) if shown.found.asked > since => {
+                return Ok((Arc::clone(&shown.found.text), false));
+            }
+            _ => {}
+        }
+        let found = self.since(file.report(), since).await?;
+        let text = Arc::clone(&found.text);
+        Ok((text, self.show(file, found)))
+    }
+
+    /// True when what the kernel caches of `file` is this text.
+    pub(super) fn shows(&self, file: Ino, text: &Arc<ReportText>) -> bool {
+        let shown = self.shown();
+        let shown = shown.get(&file);
+        shown.is_some_and(|shown| Arc::ptr_eq(&shown.found.text, text))
+    }
+
+    /// Keeps the page cache from being filled for `file`, of which the kernel may
+    /// have a wrong length.
+    pub(super) fn hide(&self, file: Ino) {
+        self.shown().remove(&file);
+    }
+
+    async fn since(&self, report: Ino, instant: Instant) -> Result<Found, FsError> {
+        let found = self.reports[&report].since(instant).await;
+        found.map_err(FsError::Cluster)
+    }
+
+    /// Notes the text that `file` has from now on; true when it had another.
+    fn show(&self, file: Ino, found: Found) -> bool {
+        let mut shown = self.shown();
+        // A text that is neither open nor the newest is of use to nobody, once
+        // those who looked it up had the time to open it.
+        shown.retain(|_, known| {
+            Arc::strong_count(&known.found.text) > 1 || known.answered.elapsed() < STAT_AGE
+        });
+        let text = Arc::clone(&found.text);
+        let answered = Instant::now();
+        let before = shown.insert(file, Shown { found, answered });
+        before.is_none_or(|before| !Arc::ptr_eq(&before.found.text, &text))
+    }
+
+    fn shown(&self) -> MutexGuard<'_, HashMap<Ino, Shown>> {
+        self.shown.lock().expect("no one panics with the texts")
+    }
+}
