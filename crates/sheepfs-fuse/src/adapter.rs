@@ -39,6 +39,7 @@ use crate::convert::{self, Growth, Ownership};
 use crate::directory::OpenDirectories;
 use crate::lookups::Lookups;
 use crate::session;
+use crate::truncating_open::TruncatingOpens;
 use crate::xattr;
 
 /// No ino is ever used twice in one mount.
@@ -53,6 +54,7 @@ pub(crate) struct Adapter {
     owner: Ownership,
     directories: OpenDirectories,
     lookups: Arc<Lookups>,
+    truncating_opens: Arc<TruncatingOpens>,
 }
 
 impl Adapter {
@@ -63,6 +65,7 @@ impl Adapter {
             owner,
             directories: OpenDirectories::default(),
             lookups: Arc::default(),
+            truncating_opens: Arc::default(),
         }
     }
 }
@@ -91,10 +94,15 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let facts = facts("lookup", request, parent);
         let (tree, owner, name) = (Arc::clone(&self.tree), self.owner, name.as_bytes().to_vec());
-        let (lookups, thread, asked) = (Arc::clone(&self.lookups), request.pid(), Instant::now());
+        let (lookups, opens) = (
+            Arc::clone(&self.lookups),
+            Arc::clone(&self.truncating_opens),
+        );
+        let (thread, asked) = (request.pid(), Instant::now());
         let work = async move { Ok(tree.lookup(convert::ino(parent), &name).await?) };
         self.answers
             .work(facts, reply, work, move |reply, attributes| {
+                opens.looked_up(thread, INodeNo(attributes.ino.0));
                 let lifetime = convert::name_lifetime(&attributes);
                 let attr = owner.entry_attr(&attributes);
                 if attributes.node != attributes.ino {
@@ -125,7 +133,7 @@ impl Filesystem for Adapter {
         _atime: Option<TimeOrNow>,
         _mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -134,6 +142,10 @@ impl Filesystem for Adapter {
     ) {
         let facts = range("setattr", request, ino, 0, size.unwrap_or(0));
         let (tree, owner) = (Arc::clone(&self.tree), self.owner);
+        let handle = match (fh, size) {
+            (None, Some(0)) => self.truncating_opens.truncated(request.pid(), ino),
+            _ => fh,
+        };
         let work = async move {
             let ino = convert::ino(ino);
             let attributes = tree.attributes(ino).await?;
@@ -141,7 +153,9 @@ impl Filesystem for Adapter {
                 return Err(Failure::Refused(Errno::EPERM));
             }
             match size {
-                Some(size) => Ok(tree.set_size(ino, size).await?),
+                Some(size) => Ok(tree
+                    .set_size(ino, size, handle.map(convert::handle))
+                    .await?),
                 None => Ok(attributes),
             }
         };
@@ -157,8 +171,13 @@ impl Filesystem for Adapter {
         let tree = Arc::clone(&self.tree);
         let since = self.lookups.opened_since(request.pid(), ino);
         let work = async move { Ok(tree.open(convert::ino(ino), mode, since).await?) };
-        self.answers.work(facts, reply, work, |reply, opened| {
-            reply.opened(FileHandle(opened.handle.0), convert::open_flags(opened));
+        let (opens, thread) = (Arc::clone(&self.truncating_opens), request.pid());
+        self.answers.work(facts, reply, work, move |reply, opened| {
+            let handle = FileHandle(opened.handle.0);
+            if mode.write {
+                opens.opened(thread, ino, handle);
+            }
+            reply.opened(handle, convert::open_flags(opened));
         });
     }
 
@@ -192,7 +211,7 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
@@ -200,8 +219,12 @@ impl Filesystem for Adapter {
         let facts = range("write", request, ino, offset, data.len() as u64);
         self.answers
             .submit(facts, reply, ReplyWrite::written, |done| {
-                let direct = convert::is_direct(flags);
                 let handle = convert::handle(fh);
+                if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                    return self.tree.write_mapped(handle, offset, data, done);
+                }
+                self.truncating_opens.used(fh);
+                let direct = convert::is_direct(flags);
                 self.tree.write(handle, offset, data, direct, done);
             });
     }
@@ -232,6 +255,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _inside = self.answers.runtime().enter();
+        self.truncating_opens.used(fh);
         self.tree.release(convert::handle(fh));
         reply.ok();
     }
@@ -334,16 +358,11 @@ impl Filesystem for Adapter {
         };
         let tree = Arc::clone(&self.tree);
         let work = async move {
+            let handle = convert::handle(fh);
             if growth == Growth::MayGrow {
-                let ino = convert::ino(ino);
-                let end = offset.saturating_add(length);
-                if end > tree.attributes(ino).await?.size {
-                    tree.set_size(ino, end).await?;
-                }
+                tree.extend(handle, offset.saturating_add(length)).await?;
             }
-            Ok(tree
-                .allocate(convert::handle(fh), what, offset, length)
-                .await?)
+            Ok(tree.allocate(handle, what, offset, length).await?)
         };
         self.answers
             .work(facts, reply, work, |reply, ()| reply.ok());

@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -19,13 +20,16 @@ use fuser::{INodeNo, Notifier};
 use sheepfs_vfs::Invalidation;
 use tokio::sync::oneshot;
 
-/// What waits to be told. Sets: they never hold more than the tree has files.
+/// What waits to be told: never more than the tree has files.
 #[derive(Debug, Default)]
 struct Waiting {
     names: HashSet<(u64, Vec<u8>)>,
     files: HashSet<u64>,
     texts: HashMap<u64, Bytes>,
     /// Dropped when the kernel was told of the files.
+    /// Of each file the range that covers all pages to drop.
+    pages: HashMap<u64, Range<u64>>,
+    /// Dropped when the kernel was told of the files and pages.
     asking: Vec<oneshot::Sender<()>>,
     closed: bool,
 }
@@ -56,7 +60,7 @@ impl Invalidator {
         Ok(invalidator)
     }
 
-    /// Has the kernel told, soon. Never blocks. For a file, the sender of what is
+    /// Has the kernel told, soon. Never blocks. For a file or pages, the sender of what is
     /// returned goes when the kernel was told, or the mount has ended.
     pub(crate) fn post(&self, invalidation: Invalidation) -> oneshot::Receiver<()> {
         let (tell, told) = oneshot::channel();
@@ -74,6 +78,12 @@ impl Invalidator {
             }
             Invalidation::Text { ino, text } => {
                 waiting.texts.insert(ino.0, text);
+            }
+            Invalidation::Pages { ino, range } => {
+                let all = waiting.pages.entry(ino.0).or_insert(range.clone());
+                *all = all.start.min(range.start)..all.end.max(range.end);
+                // While a notification blocks, the tree gives up and asks again.
+                waiting.asking.retain(|tell| !tell.is_closed());
                 waiting.asking.push(tell);
             }
         }
@@ -98,6 +108,11 @@ impl Invalidator {
             for (ino, text) in &told.texts {
                 log(notifier.inval_inode(INodeNo(*ino), 0, 0));
                 log(lengthen(notifier, INodeNo(*ino), text));
+            }
+            for (ino, range) in told.pages {
+                // The kernel counts bytes of a file in 63 bits.
+                let [start, len] = [range.start, range.end - range.start].map(u64::cast_signed);
+                log(notifier.inval_inode(INodeNo(ino), start, len));
             }
             // A receiver hears when its sender goes.
             drop(told.asking);

@@ -35,6 +35,7 @@ mod invalidate;
 mod lookups;
 mod mountpoint;
 mod session;
+mod truncating_open;
 mod xattr;
 
 pub use mountpoint::{MountpointError, unescape};

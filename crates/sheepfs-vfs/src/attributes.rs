@@ -1,5 +1,6 @@
 //! What stat(2), readdir(3) and open(2) say of a file.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -75,7 +76,7 @@ pub struct Capacity {
     pub free: u64,
 }
 
-/// What fallocate(2) asks for. The size of the file never changes.
+/// What fallocate(2) asks for, within the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocateMode {
     /// Space for later writes.
@@ -114,5 +115,12 @@ pub enum Invalidation {
         ino: Ino,
         /// What it has now.
         text: Bytes,
+    },
+    /// Attributes of a file, and its pages with any byte of a range.
+    Pages {
+        /// The file.
+        ino: Ino,
+        /// Bytes; not empty.
+        range: Range<u64>,
     },
 }

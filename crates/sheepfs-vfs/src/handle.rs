@@ -7,10 +7,11 @@ use std::sync::{Arc, RwLock};
 use bytes::Bytes;
 
 use crate::error::FsError;
+use crate::file_end::FileEnd;
 use crate::ino::{HandleId, Ino};
 use crate::node::{Command, Setting};
 use crate::report::ReportText;
-use crate::volume::{BlockDevice as _, Volume, VolumeWriter};
+use crate::volume::{BlockDevice as _, Volume, VolumeError, VolumeWriter};
 
 /// What a handle leads to.
 #[derive(Clone, Debug)]
@@ -20,7 +21,37 @@ pub(crate) enum OpenFile {
     Command(Command),
     /// A setting, and its text when it was opened.
     Setting(Setting, Bytes),
-    Volume(Arc<Volume>, IoMode),
+    Volume(Arc<OpenVolume>),
+}
+
+/// A volume, and what its handle knows besides.
+#[derive(Debug)]
+pub(crate) struct OpenVolume {
+    pub(crate) ino: Ino,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) io_mode: IoMode,
+    pub(crate) end: FileEnd,
+}
+
+impl OpenVolume {
+    /// Writes to the volume, through its write-back cache if the handle is buffered
+    /// and the write not `direct`.
+    pub(crate) fn write(
+        &self,
+        offset: u64,
+        data: &[u8],
+        direct: bool,
+        done: impl FnOnce(Result<u32, FsError>) + Send + 'static,
+    ) {
+        let done = |written: Result<_, VolumeError>| done(written.map_err(FsError::from));
+        match &self.io_mode {
+            IoMode::Buffered(writer) if !direct => writer.submit_write(offset, data, done),
+            IoMode::Buffered(_) | IoMode::Direct => {
+                let data = Bytes::copy_from_slice(data);
+                self.volume.submit_write(offset, data, done);
+            }
+        }
+    }
 }
 
 /// How a handle writes.

@@ -38,6 +38,7 @@
 mod attributes;
 mod command;
 mod error;
+mod file_end;
 mod handle;
 mod ino;
 mod lock_policy;

@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 
 use crate::attributes::{Attributes, Capacity, Entry, FileKind, Invalidation};
 use crate::error::FsError;
-use crate::handle::Handles;
-use crate::ino::Ino;
+use crate::handle::{Handles, OpenFile};
+use crate::ino::{HandleId, Ino};
 use crate::lock_policy::{LockMode, LockPolicy};
 use crate::node::{Directory, FIXED, Fixed, Node, Setting};
 use crate::report::ReportText;
@@ -289,18 +289,28 @@ impl Tree {
         Ok(inside.map(entry).collect())
     }
 
-    /// Sets the size of a file. Only growing a volume does something; making it
-    /// smaller, or truncating a command file, succeeds and does nothing, which
-    /// `cp`, `dd` and the shell's `>` rely on.
+    /// Sets the size of a file, through `handle` if that is how it was done. Only
+    /// growing a volume changes the size; making it smaller, or truncating a
+    /// command file, succeeds, which `cp`, `dd` and the shell's `>` rely on. A
+    /// handle that truncates a volume remembers it, see [`Tree::write`].
     ///
     /// # Errors
-    /// `Access` for a report, `IsDirectory`, and as [`Volume::set_size`].
-    pub async fn set_size(&self, ino: Ino, size: u64) -> Result<Attributes, FsError> {
+    /// `Access` for a report, `IsDirectory`, and as [`Volume::set_size`] and
+    /// [`Volume`]'s discard.
+    pub async fn set_size(
+        &self,
+        ino: Ino,
+        size: u64,
+        handle: Option<HandleId>,
+    ) -> Result<Attributes, FsError> {
         match self.node(ino)? {
             Node::Directory(_) => return Err(FsError::IsDirectory),
             Node::Report(..) => return Err(FsError::Access),
             Node::Command(_) | Node::Setting(_) => {}
-            Node::Volume(volume) => volume.set_size(size).await?,
+            Node::Volume(volume) => match handle.and_then(|handle| self.handles.get(handle)) {
+                Some(OpenFile::Volume(open)) => self.truncate(&open, size).await?,
+                _ => volume.set_size(size).await?,
+            },
         }
         self.attributes(ino).await
     }

@@ -1,17 +1,25 @@
 //! Opening files, and what is done with a handle.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Tree;
-use crate::attributes::{AllocateMode, OpenMode, Opened, SeekTo};
+use crate::attributes::{AllocateMode, Invalidation, OpenMode, Opened, SeekTo};
 use crate::error::{Completion, FsError};
-use crate::handle::{IoMode, OpenFile};
+use crate::file_end::FileEnd;
+use crate::handle::{IoMode, OpenFile, OpenVolume};
 use crate::ino::{HandleId, Ino};
 use crate::node::Node;
 use crate::volume::{BlockDevice as _, Volume, VolumeError};
+
+/// Longest wait for the kernel to drop pages; it does so later otherwise.
+const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes of the largest page that Linux has on any machine.
+const LARGEST_PAGE: u64 = 1 << 16;
 
 impl Tree {
     /// Opens a file. A report's text stays as it is for the handle, and is as new
@@ -47,17 +55,24 @@ impl Tree {
                     return Err(read_only(&volume));
                 }
                 volume.revalidate().await?;
-                OpenFile::Volume(volume, io_mode)
+                OpenFile::Volume(Arc::new(OpenVolume {
+                    ino,
+                    volume,
+                    io_mode,
+                    end: FileEnd::default(),
+                }))
             }
         };
         // Held so that the volume is not detached between look and entry.
         let attached = self.attached();
-        if let OpenFile::Volume(volume, _) = &file {
+        if let OpenFile::Volume(open) = &file {
             match attached.by_ino.get(&ino) {
-                Some(now) if Arc::ptr_eq(now, volume) => {}
+                Some(now) if Arc::ptr_eq(now, &open.volume) => {}
                 // Another one was attached under the name meanwhile. The kernel
                 // looks the path up again.
-                Some(_) => return Err(VolumeError::Stale(volume.selector().to_string()).into()),
+                Some(_) => {
+                    return Err(VolumeError::Stale(open.volume.selector().to_string()).into());
+                }
                 None => return Err(FsError::NoEntry),
             }
         }
@@ -80,8 +95,9 @@ impl Tree {
     ) {
         match self.handles.get(handle) {
             None => done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume, _)) => {
-                volume.submit_read(offset, len, |read| done(read.map_err(FsError::from)));
+            Some(OpenFile::Volume(open)) => {
+                open.volume
+                    .submit_read(offset, len, |read| done(read.map_err(FsError::from)));
             }
             // The next handle would find these bytes without asking.
             Some(OpenFile::Text(file, text))
@@ -99,7 +115,8 @@ impl Tree {
     /// Writes `data` at byte `offset` and runs `done` with the number of bytes
     /// taken. Does not block. A command file takes one line, at any offset. What
     /// is written to a cached volume may still be on its way then, unless the
-    /// write is `direct`.
+    /// write is `direct`. Past the end of a handle that has truncated, what lies
+    /// between that end and `offset` is discarded first.
     pub fn write(
         self: &Arc<Self>,
         handle: HandleId,
@@ -110,15 +127,13 @@ impl Tree {
     ) {
         let file = match self.handles.get(handle) {
             None => return done(Err(FsError::BadHandle)),
-            Some(OpenFile::Volume(volume, io_mode)) => {
-                let done = |written: Result<_, VolumeError>| done(written.map_err(FsError::from));
-                return match io_mode {
-                    IoMode::Buffered(writer) if !direct => writer.submit_write(offset, data, done),
-                    IoMode::Buffered(_) | IoMode::Direct => {
-                        let data = Bytes::copy_from_slice(data);
-                        volume.submit_write(offset, data, done);
-                    }
-                };
+            Some(OpenFile::Volume(open)) => {
+                let range = offset..offset.saturating_add(data.len() as u64);
+                if data.is_empty() || open.end.admit(&range) {
+                    return open.write(offset, data, direct, done);
+                }
+                let data = Bytes::copy_from_slice(data);
+                return self.write_past_end(open, range, data, direct, done);
             }
             Some(OpenFile::Text(..)) => return done(Err(FsError::Access)),
             Some(file) => file,
@@ -128,10 +143,91 @@ impl Tree {
             let outcome = match file {
                 OpenFile::Command(command) => tree.command(command, &data).await,
                 OpenFile::Setting(setting, _) => tree.change_setting(setting, &data).await,
-                OpenFile::Volume(..) | OpenFile::Text(..) => Err(FsError::BadHandle),
+                OpenFile::Volume(_) | OpenFile::Text(..) => Err(FsError::BadHandle),
             };
             done(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
         });
+    }
+
+    /// Writes what may have to wait for a discard, or needs one.
+    fn write_past_end(
+        self: &Arc<Self>,
+        open: Arc<OpenVolume>,
+        range: Range<u64>,
+        data: Bytes,
+        direct: bool,
+        done: Completion<u32>,
+    ) {
+        let tree = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let (ino, offset) = (open.ino, range.start);
+            // Past the volume's end nothing is written, and so nothing discarded.
+            if offset >= open.volume.size() {
+                return open.write(offset, &data, direct, done);
+            }
+            // The kernel may keep the first page of a write locked until it is
+            // answered.
+            let locked = offset - offset % LARGEST_PAGE;
+            let extended = open.end.extend(range, async |gap: Range<u64>| {
+                discard(&open.volume, &gap).await?;
+                tree.drop_pages(ino, gap.start..locked).await;
+                Ok(())
+            });
+            if let Err(error) = extended.await {
+                return done(Err(error));
+            }
+            let written = move |written| {
+                if locked < offset {
+                    let range = locked..offset;
+                    tree.forget(Invalidation::Pages { ino, range });
+                }
+                done(written);
+            };
+            open.write(offset, &data, direct, written);
+        });
+    }
+
+    /// Truncates a volume through a handle.
+    ///
+    /// # Errors
+    /// As [`Volume::set_size`] and [`Volume`]'s discard.
+    pub(super) async fn truncate(&self, open: &OpenVolume, to: u64) -> Result<(), FsError> {
+        let size = open.volume.size();
+        open.volume.set_size(to).await?;
+        let truncated = open.end.truncate(to, size, async |range: Range<u64>| {
+            discard(&open.volume, &range).await?;
+            // Not waited for: the kernel writes no page back before ftruncate(2)
+            // is answered, and drops none that it has to write.
+            let ino = open.ino;
+            self.forget(Invalidation::Pages { ino, range });
+            Ok(())
+        });
+        truncated.await
+    }
+
+    /// Has the kernel drop its pages of a range, and waits until it has.
+    async fn drop_pages(&self, ino: Ino, range: Range<u64>) {
+        let Some(invalidator) = self.invalidator.get().filter(|_| !range.is_empty()) else {
+            return;
+        };
+        let dropped = invalidator(Invalidation::Pages { ino, range });
+        if tokio::time::timeout(DROP_TIMEOUT, dropped).await.is_err() {
+            tracing::debug!(
+                "the kernel has not dropped discarded pages of file {} yet",
+                ino.0
+            );
+        }
+    }
+
+    /// Writes pages that were changed through mmap(2), as [`Tree::write`] does.
+    /// The kernel takes any handle of the file that can write, so what that
+    /// handle has truncated does not matter.
+    pub fn write_mapped(&self, handle: HandleId, offset: u64, data: &[u8], done: Completion<u32>) {
+        match self.handles.get(handle) {
+            Some(OpenFile::Volume(open)) => open.write(offset, data, false, done),
+            Some(_) => done(Err(FsError::Unsupported)),
+            None => done(Err(FsError::BadHandle)),
+        }
     }
 
     /// Waits until everything written before is as durable as the cluster makes it.
@@ -140,7 +236,7 @@ impl Tree {
     /// `BadHandle`, and as [`Volume`]'s flush.
     pub async fn sync(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, io_mode) => io_mode.sync(&volume).await,
+            OpenFile::Volume(open) => open.io_mode.sync(&open.volume).await,
             OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
@@ -152,7 +248,7 @@ impl Tree {
     /// `BadHandle`, and as [`Volume`]'s flush.
     pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, io_mode) => io_mode.flush(&volume).await,
+            OpenFile::Volume(open) => open.io_mode.flush(&open.volume).await,
             OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => Ok(()),
         }
     }
@@ -160,6 +256,25 @@ impl Tree {
     /// Forgets a handle.
     pub fn release(&self, handle: HandleId) {
         self.handles.remove(handle);
+    }
+
+    /// Makes the file of a handle at least `len` bytes long, as fallocate(2) does
+    /// without `FALLOC_FL_KEEP_SIZE`. What a truncated file is extended by reads
+    /// as zeros.
+    ///
+    /// # Errors
+    /// `Unsupported` on other files, and as [`Volume::set_size`] and
+    /// [`Volume`]'s discard.
+    pub async fn extend(&self, handle: HandleId, len: u64) -> Result<(), FsError> {
+        let open = self.open_volume(handle)?;
+        open.volume.refresh().await?;
+        open.volume.set_size(len).await?;
+        let extended = open.end.extend(len..len, async |gap: Range<u64>| {
+            discard(&open.volume, &gap).await?;
+            self.drop_pages(open.ino, gap).await;
+            Ok(())
+        });
+        extended.await
     }
 
     /// Allocates or zeroes a range of a volume.
@@ -174,9 +289,9 @@ impl Tree {
         offset: u64,
         len: u64,
     ) -> Result<(), FsError> {
-        let volume = self.open_volume(handle)?;
+        let volume = &self.open_volume(handle)?.volume;
         match mode {
-            AllocateMode::Allocate if !volume.is_writable() => Err(read_only(&volume)),
+            AllocateMode::Allocate if !volume.is_writable() => Err(read_only(volume)),
             AllocateMode::Allocate if offset.saturating_add(len) > volume.size() => {
                 Err(VolumeError::EndOfDevice(offset.saturating_add(len)).into())
             }
@@ -193,7 +308,7 @@ impl Tree {
     /// # Errors
     /// `Unsupported` on other files, `NoMoreData`.
     pub async fn seek(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64, FsError> {
-        let volume = self.open_volume(handle)?;
+        let volume = &self.open_volume(handle)?.volume;
         volume.flush_dirty().await;
         volume.refresh().await?;
         Ok(match to {
@@ -202,9 +317,9 @@ impl Tree {
         })
     }
 
-    fn open_volume(&self, handle: HandleId) -> Result<Arc<Volume>, FsError> {
+    fn open_volume(&self, handle: HandleId) -> Result<Arc<OpenVolume>, FsError> {
         match self.handles.get(handle).ok_or(FsError::BadHandle)? {
-            OpenFile::Volume(volume, _) => Ok(volume),
+            OpenFile::Volume(open) => Ok(open),
             OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => {
                 Err(FsError::Unsupported)
             }
@@ -223,4 +338,9 @@ fn part(text: &Bytes, offset: u64, len: u32) -> Bytes {
         .min(text.len());
     let end = start.saturating_add(len as usize).min(text.len());
     text.slice(start..end)
+}
+
+async fn discard(volume: &Arc<Volume>, range: &Range<u64>) -> Result<(), FsError> {
+    let len = range.end - range.start;
+    Ok(volume.discard(range.start, len).await?)
 }

@@ -15,5 +15,6 @@ mod races;
 mod shapes;
 mod stress;
 mod support;
+mod truncation;
 mod wire;
 mod write_back;
