@@ -2,7 +2,9 @@
 
 use sheep_client::{ClientError, VdiSelector};
 use sheep_proto::{ClusterFlags, ResultCode};
-use sheepfs_vfs::{BlockDevice as _, FsError, LockMode, Tree, TreeConfig, Volume, VolumeOptions};
+use sheepfs_vfs::{
+    BlockDevice as _, FsError, LockMode, Tree, TreeConfig, Volume, VolumeError, VolumeOptions,
+};
 
 use crate::support::{Cluster, formatted, open, open_version, pattern, tag};
 
@@ -101,7 +103,10 @@ async fn required_locks_are_refused_where_there_are_none() {
     let name = without.create("required", MIB).await;
     let tree = Tree::new(without.client.clone(), config);
     let refused = tree.attach(name.as_bytes()).await;
-    assert!(matches!(refused, Err(FsError::Invalid(_))));
+    assert!(matches!(
+        refused,
+        Err(FsError::Volume(VolumeError::NoLocking))
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]

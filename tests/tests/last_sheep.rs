@@ -1,0 +1,54 @@
+//! The end of a mount whose cluster has gone before it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use tests::{Mounted, TestCluster, is_mounted, run};
+
+/// What is promised for the end.
+const AT_MOST: Duration = Duration::from_secs(10);
+
+/// Writes to a volume, kills the last sheep, unmounts; returns whether that was a
+/// success and what was logged after the sheep had gone.
+fn unmount_without_a_sheep(arguments: &[&str], unwritten: bool) -> anyhow::Result<(bool, String)> {
+    let mut cluster = TestCluster::start_own()?;
+    let mut mounted = Mounted::start(&cluster, arguments)?;
+    let path = mounted.create("v", "16M object_size=1M")?;
+    let file = File::options().read(true).write(true).open(path)?;
+    file.write_all_at(&[1; 4096], 0)?;
+    file.sync_all()?;
+    let logged = mounted.log().len();
+    cluster.own_sheep()?.kill()?;
+    if unwritten {
+        file.write_all_at(&[2; 4096], 4096)?;
+    }
+    drop(file);
+    let asked = Instant::now();
+    run(Command::new("umount").arg(mounted.mountpoint()))?;
+    let status = mounted.wait()?;
+    let took = asked.elapsed();
+    ensure!(took < AT_MOST, "it took {took:?}");
+    ensure!(!is_mounted(&mounted.mountpoint())?, "its mount is left");
+    let log = mounted.log();
+    Ok((status.success(), log[logged..].to_owned()))
+}
+
+#[test]
+fn unmount_after_the_last_sheep_succeeds() -> anyhow::Result<()> {
+    for arguments in [&[][..], &["--pagecache"]] {
+        let (success, log) = unmount_without_a_sheep(arguments, false)?;
+        ensure!(success, "{arguments:?}: it failed: {log}");
+        ensure!(!log.contains("lock"), "a word about locks: {log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn unmount_with_unwritten_data_and_no_sheep_fails() -> anyhow::Result<()> {
+    let (success, log) = unmount_without_a_sheep(&["--pagecache"], true)?;
+    ensure!(!success, "what was lost is a success: {log}");
+    Ok(())
+}
