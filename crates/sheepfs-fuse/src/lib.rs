@@ -34,9 +34,11 @@ mod directory;
 mod invalidate;
 mod lookups;
 mod mountpoint;
+mod remount;
 mod session;
 mod truncating_open;
 mod xattr;
 
 pub use mountpoint::{MountpointError, unescape};
+pub use remount::{MountedTree, RemountError};
 pub use session::{Access, Mount, MountConfig, MountError, check_mountable, mount};

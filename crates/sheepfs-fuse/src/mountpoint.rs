@@ -104,6 +104,10 @@ pub(crate) struct Mounted {
     pub(crate) device: String,
     pub(crate) kind: String,
     pub(crate) source: String,
+    /// Options of this mountpoint, such as `nosuid`.
+    pub(crate) flags: Vec<String>,
+    /// Options of the file system, such as `user_id=0`.
+    pub(crate) options: Vec<String>,
 }
 
 /// What is mounted on `path` and not covered by another mount.
@@ -129,15 +133,20 @@ fn parse(line: &[u8]) -> Option<(PathBuf, Mounted)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = fields.nth(2)?;
     let mountpoint = fields.nth(1)?;
+    let flags = fields.next()?;
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
     let (kind, source) = (fields.next()?, fields.next()?);
-    let text = |field| String::from_utf8_lossy(&unescape(field)).into_owned();
+    let options = fields.next()?;
+    let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+    let list = |field: &[u8]| field.split(|byte| *byte == b',').map(text).collect();
     Some((
         OsString::from_vec(unescape(mountpoint)).into(),
         Mounted {
             device: text(device),
             kind: text(kind),
             source: text(source),
+            flags: list(flags),
+            options: list(options),
         },
     ))
 }
@@ -179,6 +188,10 @@ mod tests {
         assert_eq!(found.kind, "tmpfs");
         assert_eq!(found.source, "over\\it");
         assert_eq!(found.device, "0:53");
+        assert_eq!(
+            (found.flags, found.options),
+            (vec!["rw".into()], vec!["rw".into()])
+        );
     }
 
     #[test]

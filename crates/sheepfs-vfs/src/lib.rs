@@ -57,5 +57,5 @@ pub use attributes::{
 pub use error::{Completion, FsError};
 pub use ino::{HandleId, Ino};
 pub use lock_policy::{LockMode, LockPolicy};
-pub use tree::{Tree, TreeConfig};
+pub use tree::{MOUNT_OPTIONS, Tree, TreeConfig};
 pub use volume::{BlockDevice, Volume, VolumeError, VolumeOptions};

@@ -50,6 +50,10 @@ pub(crate) struct Settings {
     pub(crate) object_cache: bool,
 }
 
+/// Extended attribute of the root directory: the options of the mount, which
+/// a remount is compared with.
+pub const MOUNT_OPTIONS: &str = "user.sheepfs.options";
+
 /// Has the kernel forget something; the future ends when it has.
 type Invalidator = Box<dyn Fn(Invalidation) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -65,6 +69,7 @@ pub struct Tree {
     lock_policy: LockPolicy,
     handles: Handles,
     invalidator: OnceLock<Invalidator>,
+    mount_options: OnceLock<String>,
     runtime: Handle,
     started: SystemTime,
 }
@@ -109,6 +114,7 @@ impl Tree {
             lock_policy: LockPolicy::new(config.lock),
             handles: Handles::default(),
             invalidator: OnceLock::new(),
+            mount_options: OnceLock::new(),
             runtime: Handle::current(),
             started: SystemTime::now(),
         })
@@ -117,6 +123,12 @@ impl Tree {
     /// Says who tells a kernel what it must forget. Only the first call counts.
     pub fn set_invalidator(&self, invalidator: Invalidator) {
         let _already_set = self.invalidator.set(invalidator);
+    }
+
+    /// Shows `options` as the attribute [`MOUNT_OPTIONS`] of the root directory.
+    /// Only the first call counts.
+    pub fn set_mount_options(&self, options: String) {
+        let _already_set = self.mount_options.set(options);
     }
 
     /// The cluster.
@@ -331,6 +343,12 @@ impl Tree {
     pub fn extended_attributes(&self, ino: Ino) -> Result<Vec<(String, Vec<u8>)>, FsError> {
         match self.node(ino)? {
             Node::Volume(volume) => Ok(xattrs(&volume.info())),
+            Node::Directory(Directory::Root) => Ok(self
+                .mount_options
+                .get()
+                .map(|options| (MOUNT_OPTIONS.to_owned(), options.clone().into_bytes()))
+                .into_iter()
+                .collect()),
             Node::Directory(_) | Node::Report(..) | Node::Command(_) | Node::Setting(_) => {
                 Ok(Vec::new())
             }

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::process::{ExitCode, ExitStatus};
 
 use crate::arguments::{self, Stop, UsageError};
+use crate::mount_helper::NotRemounted;
 use crate::run::Interrupted;
 use crate::settings::Settings;
 use crate::{mount_helper, one_line};
@@ -31,6 +32,16 @@ impl Caller {
     /// `arguments` begin with the program's name.
     pub(crate) fn of(arguments: &[OsString]) -> Self {
         mount_helper::name(arguments).map_or(Self::Command, Self::Mount)
+    }
+
+    /// Remounts, if that is what it wants, and says what went wrong.
+    pub(crate) fn remount(&self, arguments: &[OsString]) -> Option<ExitCode> {
+        let Self::Mount(_) = self else { return None };
+        Some(match mount_helper::remount(arguments)? {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(NotRemounted::Wrong(error)) => self.usage_error(&error),
+            Err(NotRemounted::System(error)) => self.failure(&error),
+        })
     }
 
     /// What it wants.

@@ -26,6 +26,9 @@ fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = env::args_os().collect();
     let in_background = daemon::take_flag(&mut arguments);
     let caller = Caller::of(&arguments);
+    if let Some(status) = caller.remount(&arguments) {
+        return status;
+    }
     match caller.settings(&arguments) {
         Ok(mut settings) => {
             if in_background {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Parser as _;
 use nix::sched::{CloneFlags, setns};
+use sheepfs_fuse::{MountedTree, RemountError};
 
 use crate::arguments::{self, Stop, UsageError};
 use crate::cli::Cli;
@@ -38,23 +39,13 @@ pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, Stop> {
     let given = MountCli::try_parse_from(arguments).map_err(arguments::stop)?;
     let mut options = MountOptions::default();
     for list in &given.options {
-        options.read(list, given.sloppy).map_err(Stop::Wrong)?;
+        let read = options.read(list, given.sloppy, |_| false);
+        read.map_err(Stop::Wrong)?;
     }
-    let mut words = vec![OsString::from("sheepfs")];
-    words.append(&mut options.words);
-    words.push(format!("--address={}", given.spec).into());
-    words.extend(["--".into(), given.directory.into()]);
-    let cli = Cli::try_parse_from(words).map_err(|error| match arguments::stop(error) {
-        Stop::Wrong(UsageError(text)) => {
-            Stop::Wrong(UsageError(format!("in the mount options: {text}")))
-        }
-        shown @ Stop::Shown(_) => shown,
-    })?;
-    let cli = Cli {
-        read_only: options.read_only,
-        ..cli
-    };
-    let settings = Settings::resolve(cli, |_| None).map_err(Stop::Wrong)?;
+    options
+        .words
+        .push(format!("--address={}", given.spec).into());
+    let settings = resolve(&options, &given.directory)?;
     Ok(Settings {
         mode: if given.fake {
             Mode::Check
@@ -63,10 +54,155 @@ pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, Stop> {
         },
         // `mount -a` compares this with fstab(5) to see what is mounted.
         source: Some(given.spec),
-        no_exec: options.no_exec,
+        no_exec: options.no_exec.unwrap_or(false),
         namespace: given.namespace,
         ..settings
     })
+}
+
+fn resolve(options: &MountOptions, directory: &Path) -> Result<Settings, Stop> {
+    let mut words = vec![OsString::from("sheepfs")];
+    words.extend(options.words.iter().cloned());
+    words.extend(["--".into(), directory.into()]);
+    let cli = Cli::try_parse_from(words).map_err(|error| match arguments::stop(error) {
+        Stop::Wrong(UsageError(text)) => {
+            Stop::Wrong(UsageError(format!("in the mount options: {text}")))
+        }
+        shown @ Stop::Shown(_) => shown,
+    })?;
+    let cli = Cli {
+        read_only: options.read_only.unwrap_or(false),
+        ..cli
+    };
+    Settings::resolve(cli, |_| None).map_err(Stop::Wrong)
+}
+
+/// Why nothing was remounted.
+#[derive(Debug)]
+pub(crate) enum NotRemounted {
+    /// An option is wrong, or is one that cannot be changed.
+    Wrong(UsageError),
+    /// The tree is not there, or the kernel refused.
+    System(anyhow::Error),
+}
+
+impl From<UsageError> for NotRemounted {
+    fn from(error: UsageError) -> Self {
+        Self::Wrong(error)
+    }
+}
+
+impl From<anyhow::Error> for NotRemounted {
+    fn from(error: anyhow::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+impl From<RemountError> for NotRemounted {
+    fn from(error: RemountError) -> Self {
+        Self::System(error.into())
+    }
+}
+
+/// Remounts, when one of the mount options says so.
+///
+/// mount(8) passes the options of fstab(5), or those of the mount table where
+/// there is no such line, or only the new ones when it was given SPEC and
+/// DIRECTORY. So an option that is not there stays as it is.
+pub(crate) fn remount(arguments: &[OsString]) -> Option<Result<(), NotRemounted>> {
+    // What is wrong with the command line is said where it is read for mounting.
+    let given = MountCli::try_parse_from(arguments).ok()?;
+    let mut options = MountOptions::default();
+    for list in &given.options {
+        options.read(list, true, |_| false).ok()?;
+    }
+    options.remount.then(|| remount_as(&given))
+}
+
+fn remount_as(given: &MountCli) -> Result<(), NotRemounted> {
+    enter_namespace(given.namespace.as_ref())?;
+    let tree = MountedTree::find(&given.directory)?;
+    if given.spec != tree.source() {
+        return Err(unchangeable(&format!("the source {}", tree.source())));
+    }
+    let options = changes(given, &tree)?;
+    if let Some(no_exec) = options.no_exec
+        && no_exec != tree.shows("noexec")
+    {
+        return Err(unchangeable(if no_exec { "noexec" } else { "exec" }));
+    }
+    let settings = match resolve(&options, &given.directory) {
+        Ok(settings) => settings,
+        Err(Stop::Wrong(error)) => return Err(error.into()),
+        Err(Stop::Shown(_)) => return Ok(()),
+    };
+    let mounted_with: Vec<&str> = tree.options().lines().collect();
+    for (name, value) in settings.mount_options() {
+        let mut given = options.words.iter().map(|word| option_name(word));
+        let given = given.rfind(|option| belongs_to(option, name));
+        if let Some(option) = given
+            && !mounted_with.contains(&&*format!("{name}={value}"))
+        {
+            return Err(unchangeable(&option));
+        }
+    }
+    let read_only = options.read_only.unwrap_or_else(|| tree.shows("ro"));
+    if !read_only && mounted_with.contains(&"read_only=true") {
+        return Err(UsageError(
+            "a sheepfs that was mounted read-only holds no locks and cannot become writable: \
+             unmount it and mount it again"
+                .into(),
+        )
+        .into());
+    }
+    if !given.fake {
+        tree.remount(read_only)?;
+    }
+    Ok(())
+}
+
+/// The options without those that are as the mount table shows them.
+fn changes(given: &MountCli, tree: &MountedTree) -> Result<MountOptions, UsageError> {
+    let lists = || given.options.iter().map(|list| list.to_string_lossy());
+    // Then `allow_other` is the kernel's, which is set for --allow-root as well.
+    let from_table = lists().any(|list| list.split(',').any(|word| word.starts_with("user_id=")));
+    let skip = |option: &str| {
+        tree.shows(option)
+            && !["ro", "rw", "noexec"].contains(&option)
+            && (from_table || option != "allow_other")
+    };
+    let mut options = MountOptions::default();
+    for list in &given.options {
+        options.read(list, given.sloppy, skip)?;
+    }
+    if options.words.iter().any(|word| option_name(word) == "port") {
+        options
+            .words
+            .push(format!("--address={}", given.spec).into());
+    }
+    Ok(options)
+}
+
+/// `retry_for` of `--retry-for=5`.
+fn option_name(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let name = word.trim_start_matches("--").split('=').next();
+    name.unwrap_or_default().replace('-', "_")
+}
+
+/// Whether `option` has a say in what [`Settings::mount_options`] calls `name`.
+fn belongs_to(option: &str, name: &str) -> bool {
+    match name {
+        "access" => option.starts_with("allow_"),
+        "addresses" => option == "port",
+        name => option == name,
+    }
+}
+
+fn unchangeable(what: &str) -> NotRemounted {
+    NotRemounted::Wrong(UsageError(format!(
+        "a remount can change only ro and rw, not {what}: unmount it and mount it again"
+    )))
 }
 
 /// Goes where the mount is to be seen. Only a process with one thread can.

@@ -77,18 +77,30 @@ pub(crate) const IGNORED: [&str; 40] = [
 pub(crate) struct MountOptions {
     /// The same for the command line.
     pub(crate) words: Vec<OsString>,
-    pub(crate) read_only: bool,
-    pub(crate) no_exec: bool,
+    /// `ro` or `rw`, when given.
+    pub(crate) read_only: Option<bool>,
+    /// `noexec` or `exec`, when given.
+    pub(crate) no_exec: Option<bool>,
+    pub(crate) remount: bool,
 }
 
 impl MountOptions {
     /// Reads `list` on top of what was read before; the last of options that
-    /// contradict each other counts. With `sloppy`, unknown ones do not matter.
+    /// contradict each other counts. With `sloppy`, unknown ones do not matter;
+    /// those for which `skip` holds never do.
     ///
     /// # Errors
     /// The first option that is unknown or cannot be honoured.
-    pub(crate) fn read(&mut self, list: &OsStr, sloppy: bool) -> Result<(), UsageError> {
+    pub(crate) fn read(
+        &mut self,
+        list: &OsStr,
+        sloppy: bool,
+        skip: impl Fn(&str) -> bool,
+    ) -> Result<(), UsageError> {
         for option in split(list.as_bytes())? {
+            if skip(&String::from_utf8_lossy(option)) {
+                continue;
+            }
             let (name, value) = match option.iter().position(|byte| *byte == b'=') {
                 Some(at) => (&option[..at], Some(plain(&option[at + 1..]))),
                 None => (option, None),
@@ -96,15 +108,11 @@ impl MountOptions {
             let name = String::from_utf8_lossy(name);
             let spelt = name.replace('-', "_");
             match &*name {
-                "ro" => self.read_only = true,
-                "rw" => self.read_only = false,
-                "noexec" => self.no_exec = true,
-                "exec" => self.no_exec = false,
-                "remount" => {
-                    return Err(UsageError(
-                        "a sheepfs cannot be remounted: unmount it and mount it again".into(),
-                    ));
-                }
+                "ro" => self.read_only = Some(true),
+                "rw" => self.read_only = Some(false),
+                "noexec" => self.no_exec = Some(true),
+                "exec" => self.no_exec = Some(false),
+                "remount" => self.remount = true,
                 _ if name.starts_with("x-") || name.starts_with("X-") => {}
                 _ if OURS.contains(&&*spelt) => self.words.push(word(&spelt, value)),
                 _ if IGNORED.contains(&&*name) || sloppy => {}
@@ -159,7 +167,7 @@ mod tests {
 
     fn read(list: &str) -> Result<MountOptions, String> {
         let mut options = MountOptions::default();
-        let outcome = options.read(OsStr::new(list), false);
+        let outcome = options.read(OsStr::new(list), false, |_| false);
         outcome.map(|()| options).map_err(|error| error.0)
     }
 
@@ -188,21 +196,22 @@ mod tests {
     fn a_name_need_not_be_text() {
         let mut options = MountOptions::default();
         let list = OsString::from_vec(b"attach=\xff".to_vec());
-        options.read(&list, false).unwrap();
+        options.read(&list, false, |_| false).unwrap();
         assert_eq!(options.words[0].as_bytes(), b"--attach=\xff");
     }
 
     #[test]
     fn the_last_of_contradicting_options_counts() {
-        assert!(read("ro").unwrap().read_only);
-        assert!(!read("ro,rw").unwrap().read_only);
-        assert!(read("exec,noexec").unwrap().no_exec);
-        assert!(!read("users,noexec,exec").unwrap().no_exec);
+        assert_eq!(read("").unwrap().read_only, None);
+        assert_eq!(read("ro").unwrap().read_only, Some(true));
+        assert_eq!(read("ro,rw").unwrap().read_only, Some(false));
+        assert_eq!(read("exec,noexec").unwrap().no_exec, Some(true));
+        assert_eq!(read("users,noexec,exec").unwrap().no_exec, Some(false));
     }
 
     #[test]
     fn what_mount_systemd_and_everyone_write_is_passed_over() {
-        let list = "rw,_netdev,nofail,noauto,user=joe,x-systemd.automount,X-mount.mkdir=0755,\
+        let list = "_netdev,nofail,noauto,user=joe,x-systemd.automount,X-mount.mkdir=0755,\
                     comment=mine,nosuid,nodev,noatime,relatime,defaults,,";
         assert_eq!(read(list), Ok(MountOptions::default()));
         for name in IGNORED {
@@ -216,13 +225,11 @@ mod tests {
             read("ro,colour=red").unwrap_err(),
             "unknown mount option 'colour'"
         );
-        assert_eq!(
-            read("remount,ro").unwrap_err(),
-            "a sheepfs cannot be remounted: unmount it and mount it again"
-        );
         let mut options = MountOptions::default();
-        options.read(OsStr::new("colour=red,ro"), true).unwrap();
-        assert!(options.read_only && options.words.is_empty());
+        options
+            .read(OsStr::new("colour=red,ro"), true, |_| false)
+            .unwrap();
+        assert!(options.read_only == Some(true) && options.words.is_empty());
     }
 
     proptest! {
@@ -236,7 +243,7 @@ mod tests {
             sloppy: bool,
         ) {
             let mut options = MountOptions::default();
-            let read = options.read(OsStr::from_bytes(&list), sloppy);
+            let read = options.read(OsStr::from_bytes(&list), sloppy, |_| false);
             prop_assert!(options.words.iter().all(|word| word.as_bytes().starts_with(b"--")));
             if let Err(error) = read {
                 prop_assert!(!error.0.is_empty());

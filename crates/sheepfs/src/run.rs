@@ -120,6 +120,11 @@ impl Served {
         }
         let source = client.address();
         let tree = Tree::new(client, settings.tree);
+        let options = settings.mount_options();
+        let options = options
+            .iter()
+            .map(|(name, value)| format!("{name}={value}\n"));
+        tree.set_mount_options(options.collect());
         let mounted = Self::mount(settings, &tree, &source);
         match signals.unless_ended(mounted).await {
             Ok((mount, pidfile)) => Ok(Self {

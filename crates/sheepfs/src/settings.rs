@@ -141,6 +141,36 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// What was asked for when mounting, as names and values, to compare a
+    /// remount with.
+    pub(crate) fn mount_options(&self) -> Vec<(&'static str, String)> {
+        let escape = |name: &Vec<u8>| name.escape_ascii().to_string();
+        let mut attach: Vec<_> = self.attach.iter().map(escape).collect();
+        attach.sort();
+        let addresses = match &self.cluster {
+            Cluster::Running(addresses) => addresses.iter().map(ToString::to_string).collect(),
+            Cluster::Embedded(_) => Vec::new(),
+        };
+        vec![
+            ("access", format!("{:?}", self.access)),
+            ("addresses", addresses.join(",")),
+            ("attach", format!("{attach:?}")),
+            ("attach_all", self.attach_all.to_string()),
+            ("connections", self.connections.to_string()),
+            ("gid", self.gid.to_string()),
+            ("lock", format!("{:?}", self.tree.lock)),
+            ("objectcache", self.tree.object_cache.to_string()),
+            ("pagecache", self.tree.page_cache.to_string()),
+            ("pidfile", format!("{:?}", self.pidfile)),
+            ("read_only", self.tree.read_only.to_string()),
+            ("retry_for", self.retry_for.as_secs().to_string()),
+            ("uid", self.uid.to_string()),
+            ("umask", format!("{:03o}", self.umask)),
+        ]
+    }
+}
+
 fn wrong<T>(text: impl Into<String>) -> Result<T, UsageError> {
     Err(UsageError(text.into()))
 }

@@ -146,7 +146,11 @@ fn the_exit_status_tells_mount_what_went_wrong() {
             1,
             "unknown mount option 'colour'",
         ),
-        (&[&address, mnt, "-o", "remount"], 1, "cannot be remounted"),
+        (
+            &[&address, mnt, "-o", "remount"],
+            32,
+            "no sheepfs is mounted there",
+        ),
         (&[&address, missing.to_str().unwrap()], 32, "does not exist"),
         (
             &[&address, mnt, "-o", "attach=none"],
