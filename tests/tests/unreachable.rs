@@ -99,6 +99,60 @@ fn every_call_returns_and_the_mount_recovers_by_itself() -> anyhow::Result<()> {
     mounted.stop()
 }
 
+#[test]
+fn outage_is_waited_for_once_per_walk() -> anyhow::Result<()> {
+    /// Less than two reports wait for a sheep that does not answer.
+    const REPORTS: Duration = Duration::from_secs(11);
+    /// Less than three volumes do.
+    const VOLUMES: Duration = Duration::from_secs(6);
+    let mut cluster = TestCluster::start_own()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    for name in ["a", "b", "c", "d", "e"] {
+        mounted.create(name, "4M")?;
+    }
+    // What is known of a volume is believed for a second.
+    thread::sleep(Duration::from_millis(1100));
+    cluster.own_sheep()?.signal(Signal::SIGSTOP)?;
+    let find = |start: PathBuf, limit: Duration| -> anyhow::Result<_> {
+        let asked = Instant::now();
+        let found = tests::output(6 * limit, Command::new("find").arg(start).arg("-ls"))?;
+        let took = asked.elapsed();
+        println!("find: {took:?}");
+        ensure!(took < limit, "find took {took:?}");
+        Ok((String::from_utf8(found.stdout)?, found.stderr))
+    };
+    let (found, missing) = find(mounted.path("volume"), VOLUMES)?;
+    ensure!(
+        found.contains("volume/e") && missing.is_empty(),
+        "{missing}"
+    );
+    let (found, missing) = find(mounted.mountpoint(), REPORTS)?;
+    ensure!(found.contains("volume/e") && found.contains("vdi/create"));
+    assert_eq!(missing.lines().count(), 8, "not all reports: {missing}");
+    let asked = Instant::now();
+    ensure!(statvfs(&mounted.mountpoint()).is_err());
+    ensure!(asked.elapsed() < REPORTS, "df: {:?}", asked.elapsed());
+
+    cluster.own_sheep()?.signal(Signal::SIGCONT)?;
+    wait_until("the reports are back", Duration::from_secs(2), || {
+        Ok(mounted.report("vdi/list").is_ok() && statvfs(&mounted.mountpoint()).is_ok())
+    })?;
+    mounted.stop()
+}
+
+#[test]
+fn switch_to_new_sheep_ends_outage_at_once() -> anyhow::Result<()> {
+    let mut cluster = TestCluster::start_own()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let other = TestCluster::start_own()?;
+    cluster.own_sheep()?.signal(Signal::SIGSTOP)?;
+    ensure!(mounted.report("node/list").is_err());
+    mounted.command("config/sheep_info", other.address())?;
+    ensure!(mounted.report("node/list")?.contains(other.address()));
+    cluster.own_sheep()?.signal(Signal::SIGCONT)?;
+    mounted.stop()
+}
+
 fn ends(arguments: &[&str], unmount: bool) -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
     let (mut mounted, file) = given_up(&mut cluster, arguments)?;

@@ -2,6 +2,7 @@
 
 mod attach;
 mod open_files;
+mod outage;
 mod report_files;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use crate::report::ReportText;
 use crate::volume::{BlockDevice as _, Volume};
 use crate::xattrs::xattrs;
 
+use self::outage::Outage;
 use self::report_files::ReportFiles;
 
 /// How long the kernel may believe that a fixed entry is there.
@@ -62,6 +64,7 @@ pub struct Tree {
     client: Client,
     config: TreeConfig,
     settings: Mutex<Settings>,
+    outage: Arc<Outage>,
     reports: ReportFiles,
     attached: RwLock<Attached>,
     /// One attach or detach at a time: each looks, asks, then changes.
@@ -101,8 +104,10 @@ impl Tree {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(client: Client, config: TreeConfig) -> Arc<Self> {
+        let outage = Arc::new(Outage::default());
         Arc::new(Self {
-            reports: ReportFiles::new(&client),
+            reports: ReportFiles::new(&client, &outage),
+            outage,
             client,
             config,
             settings: Mutex::new(Settings {
@@ -154,6 +159,12 @@ impl Tree {
         self.attached
             .read()
             .expect("no one panics with the volumes")
+    }
+
+    /// Nothing that is known of the old sheep is true of the new one.
+    pub(crate) async fn forget_sheep(&self) {
+        self.outage.forget();
+        self.lock_policy.forget().await;
     }
 
     /// Returns when the kernel knows which text a file has become, and how long
@@ -259,7 +270,8 @@ impl Tree {
                 report_attributes(ino, &text)
             }
             Node::Volume(volume) => {
-                volume.refresh().await?;
+                let refresh = async { Ok(volume.refresh().await?) };
+                self.outage.look(refresh).await?;
                 Attributes {
                     ino,
                     node: ino,
@@ -360,7 +372,8 @@ impl Tree {
     /// # Errors
     /// `Cluster` when the nodes cannot be listed, or none of them answers.
     pub async fn capacity(&self) -> Result<Capacity, FsError> {
-        let nodes = self.client.nodes().await?;
+        let nodes = self.outage.nodes(&self.client).await;
+        let nodes = nodes.map_err(FsError::Cluster)?;
         let stores = join_all(
             nodes
                 .iter()

@@ -95,7 +95,7 @@ impl Tree {
                 let address = GatewayAddress::parse(text, DEFAULT_PORT)
                     .map_err(|error| invalid(error.to_string()))?;
                 self.client().move_to(address).await?;
-                self.lock_policy().forget().await;
+                self.forget_sheep().await;
             }
         }
         Ok(())

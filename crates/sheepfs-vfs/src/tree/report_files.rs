@@ -21,6 +21,7 @@ use std::time::Duration;
 use sheep_client::Client;
 use tokio::time::Instant;
 
+use super::outage::Outage;
 use crate::error::FsError;
 use crate::ino::Ino;
 use crate::node::{FIXED, Node};
@@ -43,16 +44,19 @@ struct Shown {
 }
 
 impl ReportFiles {
-    pub(super) fn new(client: &Client) -> Self {
+    pub(super) fn new(client: &Client, outage: &Arc<Outage>) -> Self {
         let reports = FIXED.iter().filter_map(|entry| match entry.node {
             Node::Report(report, format) => Some((entry.ino, report, format)),
             _ => None,
         });
         let shared = reports.map(|(ino, report, format)| {
-            let client = client.clone();
+            let (client, outage) = (client.clone(), Arc::clone(outage));
             let ask = move || {
-                let client = client.clone();
-                async move { report.render(format, &client).await.map_err(Arc::new) }
+                let (client, outage) = (client.clone(), Arc::clone(&outage));
+                async move {
+                    let query = report.render(format, &client);
+                    outage.unless_silent(&client, query).await
+                }
             };
             (ino, SharedReport::new(ask))
         });
