@@ -37,6 +37,9 @@ const CHANGING_FOR: Duration = Duration::from_secs(1);
 pub struct TreeConfig {
     /// Whether volumes are opened with the kernel's page cache.
     pub page_cache: bool,
+    /// Whether a write to a volume with page cache is on the cluster when it is
+    /// acknowledged, as without.
+    pub write_through: bool,
     /// Shown in `config/object_cache`; sheep since 1.0 have no object cache.
     pub object_cache: bool,
     /// Refuse every change to the cluster.

@@ -18,6 +18,7 @@ use crate::cli::Cli;
 use crate::mount_cli::MountCli;
 use crate::mount_options::MountOptions;
 use crate::settings::{Mode, Settings};
+use sheepfs_vfs::TreeConfig;
 
 /// What the names begin with under which mount(8) runs a helper.
 const PREFIX: &str = "mount.";
@@ -55,6 +56,10 @@ pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, Stop> {
         // `mount -a` compares this with fstab(5) to see what is mounted.
         source: Some(given.spec),
         no_exec: options.no_exec.unwrap_or(false),
+        tree: TreeConfig {
+            write_through: options.sync.unwrap_or(false),
+            ..settings.tree
+        },
         namespace: given.namespace,
         ..settings
     })
@@ -145,6 +150,11 @@ fn remount_as(given: &MountCli) -> Result<(), NotRemounted> {
         {
             return Err(unchangeable(&option));
         }
+    }
+    if let Some(sync) = options.sync
+        && !mounted_with.contains(&&*format!("sync={sync}"))
+    {
+        return Err(unchangeable(if sync { "sync" } else { "async" }));
     }
     let read_only = options.read_only.unwrap_or_else(|| tree.shows("ro"));
     if !read_only && mounted_with.contains(&"read_only=true") {

@@ -28,10 +28,9 @@ pub(crate) const OURS: [&str; 15] = [
 
 /// What is meant for mount(8), fsck or systemd, is always so, or makes no
 /// difference: there are neither devices, set-uid programs, symbolic links nor
-/// access times in the tree, and no write waits in a cache.
-pub(crate) const IGNORED: [&str; 40] = [
+/// access times in the tree.
+pub(crate) const IGNORED: [&str; 37] = [
     "_netdev",
-    "async",
     "atime",
     "auto",
     "comment",
@@ -39,7 +38,6 @@ pub(crate) const IGNORED: [&str; 40] = [
     "defaults",
     "dev",
     "diratime",
-    "dirsync",
     "group",
     "iversion",
     "lazytime",
@@ -67,7 +65,6 @@ pub(crate) const IGNORED: [&str; 40] = [
     "strictatime",
     "suid",
     "symfollow",
-    "sync",
     "user",
     "users",
 ];
@@ -81,6 +78,8 @@ pub(crate) struct MountOptions {
     pub(crate) read_only: Option<bool>,
     /// `noexec` or `exec`, when given.
     pub(crate) no_exec: Option<bool>,
+    /// `sync`, `dirsync` or `async`, when given.
+    pub(crate) sync: Option<bool>,
     pub(crate) remount: bool,
 }
 
@@ -112,6 +111,8 @@ impl MountOptions {
                 "rw" => self.read_only = Some(false),
                 "noexec" => self.no_exec = Some(true),
                 "exec" => self.no_exec = Some(false),
+                "sync" | "dirsync" => self.sync = Some(true),
+                "async" => self.sync = Some(false),
                 "remount" => self.remount = true,
                 _ if name.starts_with("x-") || name.starts_with("X-") => {}
                 _ if OURS.contains(&&*spelt) => self.words.push(word(&spelt, value)),
@@ -205,6 +206,8 @@ mod tests {
         assert_eq!(read("").unwrap().read_only, None);
         assert_eq!(read("ro").unwrap().read_only, Some(true));
         assert_eq!(read("ro,rw").unwrap().read_only, Some(false));
+        assert_eq!(read("async,dirsync").unwrap().sync, Some(true));
+        assert_eq!(read("sync,async").unwrap().sync, Some(false));
         assert_eq!(read("exec,noexec").unwrap().no_exec, Some(true));
         assert_eq!(read("users,noexec,exec").unwrap().no_exec, Some(false));
     }

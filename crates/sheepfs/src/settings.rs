@@ -99,6 +99,7 @@ impl Settings {
             }),
             tree: TreeConfig {
                 page_cache: cli.page_cache,
+                write_through: false,
                 object_cache: cli.object_cache,
                 read_only: cli.read_only,
                 lock: match cli.lock {
@@ -165,6 +166,7 @@ impl Settings {
             ("pidfile", format!("{:?}", self.pidfile)),
             ("read_only", self.tree.read_only.to_string()),
             ("retry_for", self.retry_for.as_secs().to_string()),
+            ("sync", self.tree.write_through.to_string()),
             ("uid", self.uid.to_string()),
             ("umask", format!("{:03o}", self.umask)),
         ]

@@ -26,6 +26,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
         let liar = Liar(Mutex::new((answers.to_vec(), 0)));
         let config = TreeConfig {
             page_cache: false,
+            write_through: false,
             object_cache: false,
             read_only: false,
             lock: LockMode::Auto,

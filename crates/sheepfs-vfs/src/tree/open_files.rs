@@ -31,13 +31,14 @@ impl Tree {
     /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
     pub async fn open(&self, ino: Ino, mode: OpenMode, since: Instant) -> Result<Opened, FsError> {
         let node = self.node(ino)?;
+        let page_cache = matches!(node, Node::Volume(_)) && self.settings().page_cache;
         let io_mode = match &node {
-            Node::Volume(volume) if self.settings().page_cache => {
+            Node::Volume(volume) if page_cache && !self.config.write_through => {
                 IoMode::Buffered(Arc::new(volume.writer()))
             }
             _ => IoMode::Direct,
         };
-        let direct_io = matches!(io_mode, IoMode::Direct);
+        let direct_io = !page_cache;
         let file = match node {
             Node::Directory(_) => return Err(FsError::IsDirectory),
             Node::Report(..) if mode.write => return Err(FsError::Access),

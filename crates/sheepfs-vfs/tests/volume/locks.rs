@@ -89,6 +89,7 @@ async fn who_only_reads_and_who_is_told_not_to_takes_no_lock() {
 async fn required_locks_are_refused_where_there_are_none() {
     let config = TreeConfig {
         page_cache: false,
+        write_through: false,
         object_cache: false,
         read_only: false,
         lock: LockMode::Require,
@@ -117,6 +118,7 @@ async fn a_lock_left_by_a_crash_is_broken_on_request() {
     cluster.client.lock(&selector).await.unwrap();
     let config = TreeConfig {
         page_cache: false,
+        write_through: false,
         object_cache: false,
         read_only: false,
         lock: LockMode::Auto,

@@ -185,10 +185,20 @@ pub(crate) async fn attached(
 ) -> (Arc<Tree>, Ino, OpenMode) {
     let config = TreeConfig {
         page_cache,
+        write_through: false,
         object_cache: false,
         read_only: false,
         lock: LockMode::Auto,
     };
+    attached_as(config, client, name).await
+}
+
+/// The same with settings of any kind.
+pub(crate) async fn attached_as(
+    config: TreeConfig,
+    client: Client,
+    name: &VdiName,
+) -> (Arc<Tree>, Ino, OpenMode) {
     let tree = Tree::new(client, config);
     tree.attach(name.as_bytes())
         .await

@@ -11,7 +11,7 @@ use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
 use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{BlockDevice as _, FsError, Volume, VolumeError};
+use sheepfs_vfs::{BlockDevice as _, FsError, LockMode, TreeConfig, Volume, VolumeError};
 use tokio::sync::{oneshot, watch};
 
 use crate::support::{Cluster, Hold, attached, open, open_version, pattern, read_all, tag};
@@ -260,6 +260,34 @@ async fn write_back_error_is_returned_by_flush_and_close() {
         failing.store(false, Ordering::SeqCst);
         volume.close().await.unwrap();
         assert_eq!(read_back(&cluster, &name).await[..4096], [1; 4096]);
+    }
+}
+
+/// What `-o sync` promises of a mount with page cache.
+#[tokio::test(flavor = "multi_thread")]
+async fn write_through_is_on_the_cluster_when_acknowledged() {
+    let cluster = Cluster::start().await;
+    for write_through in [true, false] {
+        let name = filled(&cluster, "through", MIB).await;
+        let config = TreeConfig {
+            page_cache: true,
+            write_through,
+            object_cache: false,
+            read_only: false,
+            lock: LockMode::Auto,
+        };
+        let client = cluster.another_client().await;
+        let (tree, file, mode) = attached_as(config, client, &name).await;
+        let opened = tree.open(file, mode, Instant::now()).await.unwrap();
+        assert!(!opened.direct_io);
+        let (done, taken) = oneshot::channel();
+        let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
+        tree.write(opened.handle, 0, &pattern(5, 4096), false, done);
+        taken.await.unwrap().unwrap();
+        let found = read_back(&cluster, &name).await[0];
+        assert_eq!(found, if write_through { 5 } else { 1 });
+        tree.release(opened.handle);
+        tree.detach(name.as_bytes()).await.unwrap();
     }
 }
 
