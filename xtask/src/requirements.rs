@@ -95,29 +95,34 @@ fn missing_programs(list: &str, path: &[PathBuf], system_directories: &[PathBuf]
     let mut missing = Missing::default();
     for (package, words) in lines(list) {
         for word in words {
-            let need = if let Some(protocol) = word.strip_suffix(':') {
-                if qemu_img_knows(word) {
-                    continue;
-                }
-                format!("qemu-img with {protocol}")
-            } else if find(word, path).is_some() {
-                continue;
-            } else if let Some(directory) = find(word, system_directories) {
-                let need = format!("{} in PATH", directory.display());
-                if !missing.needs.contains(&need) {
-                    missing.needs.push(need);
-                }
-                continue;
-            } else {
-                word.to_owned()
+            let protocol = word.strip_suffix(':');
+            let is_here = match protocol {
+                Some(_) => qemu_img_knows(word),
+                None => find(word, path).is_some(),
             };
-            missing.needs.push(need);
-            if !missing.packages.iter().any(|known| known == package) {
-                missing.packages.push(package.to_owned());
+            if is_here {
+                continue;
             }
+            if let Some(directory) = find(word, system_directories) {
+                add(
+                    &mut missing.needs,
+                    format!("{} in PATH", directory.display()),
+                );
+                continue;
+            }
+            let need = protocol.map_or(word.to_owned(), |name| format!("qemu-img with {name}"));
+            add(&mut missing.needs, need);
+            add(&mut missing.packages, package.to_owned());
         }
     }
     missing
+}
+
+/// Adds `name`, once.
+fn add(names: &mut Vec<String>, name: String) {
+    if !names.contains(&name) {
+        names.push(name);
+    }
 }
 
 /// The first of `directories` that has an executable `program`.
