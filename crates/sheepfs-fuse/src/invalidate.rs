@@ -26,7 +26,6 @@ struct Waiting {
     names: HashSet<(u64, Vec<u8>)>,
     files: HashSet<u64>,
     texts: HashMap<u64, Bytes>,
-    /// Dropped when the kernel was told of the files.
     /// Of each file the range that covers all pages to drop.
     pages: HashMap<u64, Range<u64>>,
     /// Dropped when the kernel was told of the files and pages.
@@ -36,7 +35,10 @@ struct Waiting {
 
 impl Waiting {
     fn has_any(&self) -> bool {
-        !self.names.is_empty() || !self.files.is_empty() || !self.texts.is_empty()
+        !(self.names.is_empty()
+            && self.files.is_empty()
+            && self.texts.is_empty()
+            && self.pages.is_empty())
     }
 }
 
@@ -60,8 +62,8 @@ impl Invalidator {
         Ok(invalidator)
     }
 
-    /// Has the kernel told, soon. Never blocks. For a file or pages, the sender of what is
-    /// returned goes when the kernel was told, or the mount has ended.
+    /// Has the kernel told, soon. Never blocks. For a file or its pages, the sender
+    /// of what is returned goes when the kernel was told, or the mount has ended.
     pub(crate) fn post(&self, invalidation: Invalidation) -> oneshot::Receiver<()> {
         let (tell, told) = oneshot::channel();
         let mut waiting = self.lock();
@@ -160,5 +162,32 @@ fn lengthen(notifier: &Notifier, ino: INodeNo, text: &[u8]) -> io::Result<()> {
 fn log(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!("the kernel took no notice of a change: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sheepfs_vfs::Ino;
+
+    use super::*;
+
+    #[test]
+    fn invalidation_of_pages_covers_all_ranges_of_a_file() {
+        let invalidator = Invalidator::default();
+        let pages = |ino, range| Invalidation::Pages {
+            ino: Ino(ino),
+            range,
+        };
+        let mut first = invalidator.post(pages(7, 4096..8192));
+        drop(invalidator.post(pages(7, 0..10)));
+        drop(invalidator.post(pages(8, 5..6)));
+        assert!(invalidator.lock().has_any(), "the thread would sleep");
+        let told = invalidator.next().expect("it is open");
+        assert_eq!(told.pages, HashMap::from([(7, 0..8192), (8, 5..6)]));
+        assert!(!invalidator.lock().has_any());
+
+        assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        drop(told);
+        assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Closed));
     }
 }

@@ -13,8 +13,11 @@ use sheep_client::{Call, Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, FsError, LockMode, TreeConfig, Volume, VolumeError};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
-use crate::support::{Cluster, Hold, attached, open, open_version, pattern, read_all, tag};
+use crate::support::{
+    Cluster, Hold, attached, attached_as, open, open_version, pattern, read_all, tag,
+};
 
 const MIB: u64 = 1 << 20;
 const SMALL: u64 = 4096;
