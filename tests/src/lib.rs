@@ -16,6 +16,7 @@
 mod binaries;
 mod bind_mount;
 mod embedded_sheep;
+mod file_handle;
 mod file_system;
 mod file_tree;
 mod fio;
@@ -38,6 +39,7 @@ mod wait;
 pub use binaries::{sheep_embedded_binary, sheepfs_binary};
 pub use bind_mount::BindMount;
 pub use embedded_sheep::EmbeddedSheep;
+pub use file_handle::FileHandle;
 pub use file_system::FileSystem;
 pub use file_tree::{TreeShape, assert_same_tree, make_tree};
 pub use fio::Fio;

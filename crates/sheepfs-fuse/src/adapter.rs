@@ -16,6 +16,7 @@
 //!   copying within the mount, polling.
 
 use std::ffi::OsStr;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -31,7 +32,7 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
-use sheepfs_vfs::{Entry, Tree};
+use sheepfs_vfs::{Entry, Ino, Tree};
 use tokio::time::Instant;
 
 use crate::answer::{Answers, Facts, Failure, conclude, refuse};
@@ -42,8 +43,9 @@ use crate::session;
 use crate::truncating_open::TruncatingOpens;
 use crate::xattr;
 
-/// No ino is ever used twice in one mount.
-const GENERATION: Generation = Generation(0);
+/// The kernel creates the root with this generation. A lookup of `..` must return
+/// the same one, or the kernel takes the root for a stale inode.
+const ROOT_GENERATION: Generation = Generation(0);
 /// Longest name in a directory, for `statfs`; a VDI's name and tag are shorter.
 const NAME_MAX: u32 = 255;
 
@@ -55,6 +57,10 @@ pub(crate) struct Adapter {
     directories: OpenDirectories,
     lookups: Arc<Lookups>,
     truncating_opens: Arc<TruncatingOpens>,
+    /// Differs from mount to mount: an ino is never reused within one, but the
+    /// next mount starts from the beginning, and a file handle from this one must
+    /// not resolve to another volume there.
+    generation: Generation,
 }
 
 impl Adapter {
@@ -66,8 +72,14 @@ impl Adapter {
             directories: OpenDirectories::default(),
             lookups: Arc::default(),
             truncating_opens: Arc::default(),
+            generation: random_generation(),
         }
     }
+}
+
+/// The kernel keeps 32 bits of a generation.
+fn random_generation() -> Generation {
+    Generation(RandomState::new().hash_one(()) & u64::from(u32::MAX))
 }
 
 fn facts(operation: &'static str, request: &Request, ino: INodeNo) -> Facts {
@@ -99,6 +111,7 @@ impl Filesystem for Adapter {
             Arc::clone(&self.truncating_opens),
         );
         let (thread, asked) = (request.pid(), Instant::now());
+        let generation = self.generation;
         let work = async move { Ok(tree.lookup(convert::ino(parent), &name).await?) };
         self.answers
             .work(facts, reply, work, move |reply, attributes| {
@@ -108,7 +121,11 @@ impl Filesystem for Adapter {
                 if attributes.node != attributes.ino {
                     lookups.note(thread, attr.ino, asked);
                 }
-                reply.entry_with_ttls(&attributes.cacheable, &lifetime, &attr, GENERATION);
+                let generation = match attributes.node {
+                    Ino::ROOT => ROOT_GENERATION,
+                    _ => generation,
+                };
+                reply.entry_with_ttls(&attributes.cacheable, &lifetime, &attr, generation);
             });
     }
 

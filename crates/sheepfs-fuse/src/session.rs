@@ -261,6 +261,9 @@ pub(crate) fn negotiate(config: &mut KernelConfig) {
         InitFlags::FUSE_PARALLEL_DIROPS,
         // mmap(2) of an uncached volume, which qemu-img and databases want.
         InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        // Resolve a file handle (NFS, open_by_handle_at(2)) after its inode was
+        // evicted: ino and generation never change during a mount.
+        InitFlags::FUSE_EXPORT_SUPPORT,
         // There are no set-uid bits here: spares a question before each write.
         InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     ];

@@ -216,6 +216,15 @@ impl Tree {
         Ok(fixed.ok_or(FsError::NoEntry)?.node.clone())
     }
 
+    /// The directory that `ino` is in; the root is in itself.
+    fn parent(&self, ino: Ino) -> Result<Directory, FsError> {
+        if let Node::Volume(_) = self.node(ino)? {
+            return Ok(Directory::Volume);
+        }
+        let fixed = FIXED.iter().find(|entry| entry.ino == ino.report());
+        Ok(fixed.map_or(Directory::Root, |entry| entry.parent))
+    }
+
     fn directory(&self, ino: Ino) -> Result<Directory, FsError> {
         match self.node(ino)? {
             Node::Directory(directory) => Ok(directory),
@@ -223,11 +232,18 @@ impl Tree {
         }
     }
 
-    /// The attributes of `name` in directory `parent`.
+    /// The attributes of `name` in directory `parent`. With `.` and `..`, `parent`
+    /// may also be a file: that is how a kernel resolves a file handle whose inode
+    /// it has evicted.
     ///
     /// # Errors
     /// `NoEntry`, `NotDirectory`, and as [`Tree::attributes`].
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
+        match name {
+            b"." => return self.attributes(parent).await,
+            b".." => return self.attributes(self.parent(parent)?.ino()).await,
+            _ => {}
+        }
         let directory = self.directory(parent)?;
         if directory == Directory::Volume {
             let volume = self.volume_named(name).ok_or(FsError::NoEntry)?;
