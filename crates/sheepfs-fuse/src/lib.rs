@@ -22,6 +22,7 @@
 //! | `invalidate.rs` | telling the kernel that a name or a file has changed |
 //! | `lookups.rs` | which report a thread has looked up, to open it |
 //! | `mountpoint.rs` | is this a place we can mount on, and what is there already |
+//! | `prefault.rs` | touching memory before it is needed |
 //! | `session.rs` | mount options, limits agreed with the kernel, the end of a mount |
 //! | `xattr.rs` | extended attributes as getxattr(2) and listxattr(2) want them |
 //!
@@ -34,11 +35,13 @@ mod directory;
 mod invalidate;
 mod lookups;
 mod mountpoint;
+mod prefault;
 mod remount;
 mod session;
 mod truncating_open;
 mod xattr;
 
 pub use mountpoint::{MountpointError, unescape};
+pub use prefault::prefault_thread;
 pub use remount::{MountedTree, RemountError};
 pub use session::{Access, Mount, MountConfig, MountError, check_mountable, mount};

@@ -21,6 +21,7 @@ use crate::answer::Answers;
 use crate::convert::Ownership;
 use crate::invalidate::Invalidator;
 use crate::mountpoint::{self, MountpointError, check_mountpoint};
+use crate::prefault::EventLoops;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
@@ -137,6 +138,7 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
     let (mountpoint, access) = prepare(&config.mountpoint, config.access)?;
     let answers = Answers::new(runtime);
     let (ended_sender, ended) = watch::channel(None);
+    let event_loops = Arc::<EventLoops>::default();
     let adapter = Adapter::new(
         Arc::clone(&tree),
         answers.clone(),
@@ -145,6 +147,7 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
             gid: config.gid,
             umask: config.umask,
         },
+        Arc::clone(&event_loops),
     );
     let session = fuser::Session::new(adapter, &mountpoint, &options(&config, access))
         .and_then(fuser::Session::spawn)
@@ -160,6 +163,12 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
     let device = mountpoint::mounted_at(&mountpoint).map(|mounted| mounted.device);
     if let Some(device) = &device {
         widen_read_ahead(device);
+    }
+    // Without writes there is nothing to wait for, and no file to write to.
+    if !config.read_only
+        && let Err(error) = event_loops.prefault(EVENT_LOOPS, &mountpoint, MAX_REQUEST as usize)
+    {
+        tracing::debug!("event loops get their memory when they need it: {error}");
     }
     thread::Builder::new()
         .name("fuse-end".into())

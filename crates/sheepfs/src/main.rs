@@ -10,6 +10,7 @@ mod cli;
 mod daemon;
 mod embedded;
 mod logging;
+mod memory;
 mod mount_cli;
 mod mount_helper;
 mod mount_options;
@@ -74,6 +75,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     if let Some(notice) = logging::init(settings)? {
         starter.mention(notice);
     }
+    memory::prepare();
     run::mount_and_serve(settings, &starter)
 }
 

@@ -12,7 +12,7 @@ use nix::unistd::getpid;
 use sheep_client::{Client, ClientConfig, GatewayAddress};
 use sheep_embedded::Server;
 use sheep_proto::ResultCode;
-use sheepfs_fuse::{Mount, MountConfig, check_mountable, mount};
+use sheepfs_fuse::{Mount, MountConfig, check_mountable, mount, prefault_thread};
 use sheepfs_vfs::Tree;
 use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,12 +20,15 @@ use tokio::time::timeout;
 
 use crate::daemon::Starter;
 use crate::embedded::{self, MadeDirectory};
+use crate::memory;
 use crate::notify;
 use crate::settings::{Cluster, Settings};
 
 /// Threads for what FUSE requests have to wait for. They hardly ever work:
 /// answers are handed on where they are read.
 const WORKERS: usize = 2;
+/// Bytes of heap that a worker needs for what is under way.
+const WORKER_HEAP: usize = 1 << 20;
 
 /// A process that is told to end is out within ten seconds. These are the steps
 /// of its end, one after the other.
@@ -41,9 +44,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// # Errors
 /// Why the tree could not be served; `starter` has been told, too.
 pub(crate) fn mount_and_serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
+    prefault_thread(WORKER_HEAP);
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("sheepfs-work")
+        .on_thread_start(|| prefault_thread(WORKER_HEAP))
         .enable_all()
         .build()
         .context("cannot start threads")?;
@@ -61,6 +66,9 @@ async fn serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
         served.source,
         served.mount.mountpoint().display()
     );
+    if !settings.tree.read_only {
+        memory::warn_unless_io_flusher();
+    }
     let status = notify::status(&served.tree).await;
     if let Err(error) = starter.ready(&status) {
         return served.end().await.and(Err(error));

@@ -203,16 +203,8 @@ async fn write_back_error_is_reported_once_per_handle() {
     let name = filled(&cluster, "behind-handles", MIB).await;
     let (client, failing) = failing_client(&cluster).await;
     let (tree, file, mode) = attached(client, &name, true).await;
-    let writer = tree
-        .open(file, mode, tokio::time::Instant::now())
-        .await
-        .unwrap()
-        .handle;
-    let other = tree
-        .open(file, mode, tokio::time::Instant::now())
-        .await
-        .unwrap()
-        .handle;
+    let writer = tree.open(file, mode, Instant::now()).await.unwrap().handle;
+    let other = tree.open(file, mode, Instant::now()).await.unwrap().handle;
     let (done, taken) = oneshot::channel();
     let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
     tree.write(writer, 0, &pattern(5, 4096), false, done);
@@ -230,11 +222,7 @@ async fn write_back_error_is_reported_once_per_handle() {
         tree.sync(handle).await.unwrap();
     }
     // It is nobody else's business.
-    let later = tree
-        .open(file, mode, tokio::time::Instant::now())
-        .await
-        .unwrap()
-        .handle;
+    let later = tree.open(file, mode, Instant::now()).await.unwrap().handle;
     tree.flush(later).await.unwrap();
     tree.sync(later).await.unwrap();
     for handle in [writer, other, later] {
