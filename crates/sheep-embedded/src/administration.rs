@@ -10,8 +10,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::cluster::Cluster;
+use crate::poison::lock;
 use crate::sheep::Sheep;
-use crate::sync::lock;
 
 /// Bytes of an object that are digested at once: an object can have 2 GiB.
 const DIGEST_PIECE: usize = 1 << 20;

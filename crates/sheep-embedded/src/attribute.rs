@@ -14,9 +14,9 @@ use sheep_proto::{Oid, RequestFlags, ResponseBody, ResultCode, SnapshotTag, VdiR
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::call::{Answer, Call, Outcome, name_in};
+use crate::poison::lock;
 use crate::sheep::Sheep;
 use crate::store::{NewObject, StoreError};
-use crate::sync::lock;
 
 /// Ids tried one after another before the table counts as full.
 const MAX_PROBES: u32 = 1024;
@@ -47,7 +47,7 @@ impl Sheep {
             let object = NewObject {
                 len: ATTRIBUTE_LEN as u64,
                 source: None,
-                pieces: &[
+                writes: &[
                     (0, wanted.as_bytes()),
                     (offset_of!(Attribute, ctime) as u64, created.as_bytes()),
                 ],

@@ -10,7 +10,7 @@ use sheep_proto::limits::VID_COUNT;
 use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{InodeHeader, Redundancy, SnapshotTag, VdiName, Vid};
 
-use crate::sync::{read, write};
+use crate::poison::{read, write};
 
 /// One VDI. What is outside the gate never changes.
 pub(crate) struct Vdi {

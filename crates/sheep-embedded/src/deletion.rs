@@ -13,9 +13,9 @@ use zerocopy::IntoBytes;
 
 use crate::call::{Answer, Call, Outcome};
 use crate::catalogue::Vdi;
+use crate::poison::lock;
 use crate::sheep::Sheep;
 use crate::store::StoreError;
-use crate::sync::lock;
 
 impl Sheep {
     /// DEL_VDI. Unlike C it also frees what the client left in the index.

@@ -24,7 +24,7 @@ use std::time::Duration;
 use sheep_proto::{Opcode, RequestHeader, ResultCode};
 use tokio_util::sync::CancellationToken;
 
-use crate::sync::{read, write};
+use crate::poison::{read, write};
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

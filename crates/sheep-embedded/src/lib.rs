@@ -41,12 +41,12 @@ mod membership;
 mod node;
 mod object;
 mod payload;
+mod poison;
 mod recovery;
 mod references;
 mod server;
 mod sheep;
 mod store;
-mod sync;
 mod vdi;
 
 pub use config::{Config, StoreKind};

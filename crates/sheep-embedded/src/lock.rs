@@ -20,8 +20,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::catalogue::Vdi;
+use crate::poison::lock;
 use crate::sheep::Sheep;
-use crate::sync::lock;
 use crate::vdi::vdi_answer;
 
 /// The two types of lock on the wire.

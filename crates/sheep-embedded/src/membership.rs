@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::RwLock;
 
 use crate::cluster::now;
-use crate::sync::{read, write};
+use crate::poison::{read, write};
 
 /// The nodes since some time.
 #[derive(Clone, Debug, Default)]

@@ -178,7 +178,7 @@ impl Sheep {
         let object = NewObject {
             len: target.len,
             source,
-            pieces: &[(offset, data)],
+            writes: &[(offset, data)],
         };
         match target.kind {
             ObjectKind::Inode | ObjectKind::Ledger => return Err(ResultCode::InvalidParms),

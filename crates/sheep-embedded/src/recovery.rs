@@ -94,13 +94,13 @@ mod tests {
         let inode = NewObject {
             len: INODE_LEN as u64,
             source: None,
-            pieces: &[(0, header.as_bytes()), (slot, &owner.to_le_bytes())],
+            writes: &[(0, header.as_bytes()), (slot, &owner.to_le_bytes())],
         };
         store.create(Oid::inode(vid(raw)), inode).unwrap();
         let data = NewObject {
             len: 4 << 20,
             source: None,
-            pieces: &[],
+            writes: &[],
         };
         store
             .create(Oid::data(vid(raw), ObjectIndex(0)), data)

@@ -31,8 +31,8 @@ use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 
 use crate::catalogue::Vdi;
+use crate::poison::lock;
 use crate::store::{Store, StoreError};
-use crate::sync::lock;
 
 /// Index bytes read at a time.
 const SCAN_LEN: u64 = 256 << 10;

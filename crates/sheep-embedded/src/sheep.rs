@@ -22,9 +22,9 @@ use crate::counters::Counters;
 use crate::lock::Locks;
 use crate::membership::Membership;
 use crate::payload::Payload;
+use crate::poison::{read, write};
 use crate::references::References;
 use crate::store::{Store, StoreError};
-use crate::sync::{read, write};
 
 /// Log level of a fresh sheep: information.
 const INITIAL_LOG_LEVEL: i32 = 6;
@@ -161,7 +161,7 @@ impl Sheep {
                 .and_then(|cluster| self.format(&mut current, cluster))
         } else {
             self.alter_cluster_copy(&call).and_then(|cluster| {
-                self.store.keep_record(cluster.as_bytes())?;
+                self.store.save_record(cluster.as_bytes())?;
                 *current = Some(cluster);
                 Ok(Answer::done())
             })

@@ -14,9 +14,9 @@ use crate::call::{Answer, Call, Outcome};
 use crate::catalogue::Vdi;
 use crate::cluster::{Cluster, checked_shift, now};
 use crate::hypervolume::empty_root;
+use crate::poison::lock;
 use crate::sheep::Sheep;
 use crate::store::{NewObject, StoreError};
-use crate::sync::lock;
 
 /// What NEW_VDI asks for, checked.
 struct NewVdi {
@@ -163,7 +163,7 @@ impl Sheep {
         let inode = NewObject {
             len: INODE_LEN as u64,
             source: base.map(|base| Oid::inode(base.vid)),
-            pieces: &[(0, header.as_bytes()), (INODE_HEADER_LEN as u64, &root)],
+            writes: &[(0, header.as_bytes()), (INODE_HEADER_LEN as u64, &root)],
         };
         self.store.create(Oid::inode(vid), inode)?;
         let vdi = Arc::new(vdi);

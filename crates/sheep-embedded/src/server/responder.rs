@@ -19,7 +19,7 @@ use super::node_context::NodeContext;
 use crate::call::Origin;
 use crate::faults::Fault;
 use crate::payload::Payload;
-use crate::sync::lock;
+use crate::poison::lock;
 
 /// A request that was read, with its permits.
 pub(crate) struct Frame {

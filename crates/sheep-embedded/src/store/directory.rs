@@ -154,7 +154,7 @@ impl DirectoryStore {
         if let Some(source) = object.source {
             copy_extents(&self.open_object(source)?, &file, object.len)?;
         }
-        for &(offset, data) in object.pieces {
+        for &(offset, data) in object.writes {
             file.write_all_at(data, offset)?;
         }
         self.sync_file(&file)
@@ -343,7 +343,7 @@ impl Store for DirectoryStore {
         }
     }
 
-    fn keep_record(&self, record: &[u8]) -> Result<(), StoreError> {
+    fn save_record(&self, record: &[u8]) -> Result<(), StoreError> {
         let new = self.new_path();
         fs::write(&new, record)?;
         self.sync_file(&File::open(&new)?)?;
@@ -363,7 +363,7 @@ impl Store for DirectoryStore {
         fs::create_dir(self.root.join("objects"))?;
         self.sync_directory(&self.root)?;
         remove_tree(&old)?;
-        self.keep_record(record)
+        self.save_record(record)
     }
 
     fn space(&self) -> Result<Space, StoreError> {

@@ -11,7 +11,7 @@ use sheep_proto::{Oid, Vid};
 
 use super::{NewObject, Space, Store, StoreError};
 use crate::payload::{Page, Payload};
-use crate::sync::{lock, read, write};
+use crate::poison::{lock, read, write};
 
 /// Bytes that are allocated together; a smaller write costs this much. A
 /// smaller page would save memory, a larger one time.
@@ -156,7 +156,7 @@ impl MemoryStore {
             self.reserve(source.by_number.len() as u64)?;
             pages.by_number.clone_from(&source.by_number);
         }
-        for &(offset, data) in object.pieces {
+        for &(offset, data) in object.writes {
             self.overwrite(pages, offset, data)?;
         }
         Ok(())
@@ -271,7 +271,7 @@ impl Store for MemoryStore {
         Ok(lock(&self.record).clone())
     }
 
-    fn keep_record(&self, record: &[u8]) -> Result<(), StoreError> {
+    fn save_record(&self, record: &[u8]) -> Result<(), StoreError> {
         *lock(&self.record) = Some(record.to_vec());
         Ok(())
     }
@@ -279,7 +279,7 @@ impl Store for MemoryStore {
     fn format(&self, record: &[u8]) -> Result<(), StoreError> {
         write(&self.objects).clear();
         self.used_pages.store(0, Ordering::Relaxed);
-        self.keep_record(record)
+        self.save_record(record)
     }
 
     fn space(&self) -> Result<Space, StoreError> {

@@ -59,7 +59,7 @@ pub(crate) struct NewObject<'a> {
     /// Object whose content it starts with.
     pub(crate) source: Option<Oid>,
     /// Bytes that go on top, with their offsets.
-    pub(crate) pieces: &'a [(u64, &'a [u8])],
+    pub(crate) writes: &'a [(u64, &'a [u8])],
 }
 
 /// Size of a store in bytes.
@@ -121,7 +121,7 @@ pub(crate) trait Store: Send + Sync {
     fn cluster_record(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Replaces the record alone. Durable on return, old or new after a crash.
-    fn keep_record(&self, record: &[u8]) -> Result<(), StoreError>;
+    fn save_record(&self, record: &[u8]) -> Result<(), StoreError>;
 
     /// Removes every object and keeps `record`. A crash in between leaves no record.
     fn format(&self, record: &[u8]) -> Result<(), StoreError>;
@@ -148,11 +148,11 @@ mod tests {
         Oid::data(Vid::new(7).unwrap(), ObjectIndex(number))
     }
 
-    fn create(store: &dyn Store, number: u32, pieces: &[(u64, &[u8])]) -> Result<(), StoreError> {
+    fn create(store: &dyn Store, number: u32, writes: &[(u64, &[u8])]) -> Result<(), StoreError> {
         let object = NewObject {
             len: LEN,
             source: None,
-            pieces,
+            writes,
         };
         store.create(oid(number), object)
     }
@@ -192,7 +192,7 @@ mod tests {
             let object = NewObject {
                 len: LEN,
                 source: Some(oid(0)),
-                pieces: &[(2, b"XX")],
+                writes: &[(2, b"XX")],
             };
             store.create(oid(1), object).unwrap();
             assert_eq!(read(store, 1, 0, 7), b"soXXce\0");
@@ -213,7 +213,7 @@ mod tests {
             let copy = NewObject {
                 len: LEN,
                 source: Some(oid(0)),
-                pieces: &[],
+                writes: &[],
             };
             store.create(oid(1), copy).unwrap();
             let was_read = store.read_payload(oid(0), 0, 200_000).unwrap();
@@ -244,7 +244,7 @@ mod tests {
                     NewObject {
                         len: LEN,
                         source: Some(oid(0)),
-                        pieces: &[],
+                        writes: &[],
                     },
                 ),
             ];
@@ -265,7 +265,7 @@ mod tests {
             assert!(!store.exists(oid(0)).unwrap());
             assert_eq!(store.cluster_record().unwrap().unwrap(), b"record");
             create(store, 0, &[]).unwrap();
-            store.keep_record(b"other").unwrap();
+            store.save_record(b"other").unwrap();
             assert!(store.exists(oid(0)).unwrap());
             assert_eq!(store.cluster_record().unwrap().unwrap(), b"other");
         });

@@ -1,4 +1,4 @@
-//! Locks whose poison is ignored.
+//! Taking locks whose poison is ignored.
 //!
 //! A lock is poisoned when a request's thread panicked while it held it. That
 //! is a bug and ends that request's connection; every structure behind these
