@@ -35,7 +35,7 @@ impl Sheep {
         let tag = SnapshotTag::from_field(&wanted.tag);
         let flags = call.flags();
         let _serialised = lock(&self.vdi_operations);
-        let vdi = self.find(&name, &tag, call.vdi().snapid.get())?;
+        let vdi = self.vdis.find(&name, &tag, call.vdi().snapid.get())?;
         let vid = first_vid(name.as_bytes());
         let place = self.find_attribute(vid, wanted)?;
         let oid = Oid::attribute(vid, place.id);

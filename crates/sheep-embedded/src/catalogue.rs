@@ -8,11 +8,11 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use sheep_proto::hash::first_vid;
 use sheep_proto::limits::VID_COUNT;
 use sheep_proto::vid_bitmap::VidBitmap;
-use sheep_proto::{InodeHeader, Redundancy, SnapshotTag, VdiName, Vid};
+use sheep_proto::{InodeHeader, Redundancy, ResultCode, SnapshotTag, VdiName, Vid};
 
 use crate::poison::{read, write};
 
-/// One VDI. What is outside the gate never changes.
+/// One VDI. Only its [`VdiState`] changes.
 pub(crate) struct Vdi {
     pub(crate) vid: Vid,
     pub(crate) snap_id: u32,
@@ -20,14 +20,15 @@ pub(crate) struct Vdi {
     pub(crate) redundancy: Redundancy,
     pub(crate) shift: u8,
     pub(crate) hypervolume: bool,
-    /// Held shared by everything that writes objects or index entries of the
-    /// VDI, until the write is done, and alone by what must not run beside
-    /// them: becoming a snapshot, being copied, deletion, header writes.
-    gate: RwLock<VdiState>,
+    /// Locked for reading by everything that writes objects or index entries
+    /// of the VDI, until the write is done, and for writing by what must not
+    /// run at the same time: becoming a snapshot, being copied, deletion,
+    /// header writes.
+    state: RwLock<VdiState>,
 }
 
 /// The part of a VDI's state that changes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct VdiState {
     pub(crate) tag: SnapshotTag,
     pub(crate) is_snapshot: bool,
@@ -48,7 +49,7 @@ impl Vdi {
             redundancy: header.redundancy(),
             shift: header.object_shift()?,
             hypervolume: header.is_hypervolume(),
-            gate: RwLock::new(VdiState {
+            state: RwLock::new(VdiState {
                 tag: header.tag(),
                 is_snapshot: header.is_snapshot(),
                 name: header.name(),
@@ -56,17 +57,17 @@ impl Vdi {
         })
     }
 
-    pub(crate) fn shared(&self) -> RwLockReadGuard<'_, VdiState> {
-        read(&self.gate)
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, VdiState> {
+        read(&self.state)
     }
 
-    pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, VdiState> {
-        write(&self.gate)
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, VdiState> {
+        write(&self.state)
     }
 
     /// True while the VDI is the writable head of its name.
     pub(crate) fn is_working(&self) -> bool {
-        let state = self.shared();
+        let state = self.read();
         state.name.is_some() && !state.is_snapshot
     }
 }
@@ -93,15 +94,49 @@ impl Catalogue {
     }
 
     /// The VDIs of a name, newest first.
-    pub(crate) fn named(&self, name: &VdiName) -> Vec<Arc<Vdi>> {
+    pub(crate) fn versions_of(&self, name: &VdiName) -> Vec<Arc<Vdi>> {
         let entries = read(&self.0);
-        let named = entries.by_name.get(name);
-        named.into_iter().flatten().rev().cloned().collect()
+        let versions = entries.by_name.get(name);
+        versions.into_iter().flatten().rev().cloned().collect()
     }
 
     /// The working VDI of a name.
     pub(crate) fn head(&self, name: &VdiName) -> Option<Arc<Vdi>> {
-        self.named(name).into_iter().find(|vdi| vdi.is_working())
+        self.versions_of(name)
+            .into_iter()
+            .find(|vdi| vdi.is_working())
+    }
+
+    /// The working VDI of a name, or its newest snapshot with this tag **or**
+    /// this id (protocol 5.2).
+    ///
+    /// # Errors
+    /// `NoVdi` when the name has no working VDI, else `NoTag`.
+    pub(crate) fn find(
+        &self,
+        name: &VdiName,
+        tag: &SnapshotTag,
+        snap_id: u32,
+    ) -> Result<Arc<Vdi>, ResultCode> {
+        let head = self.head(name);
+        if tag.is_empty() && snap_id == 0 {
+            return head.ok_or(ResultCode::NoVdi);
+        }
+        let matches = |vdi: &Arc<Vdi>| {
+            let state = vdi.read();
+            let has_tag = !tag.is_empty() && state.tag == *tag;
+            let has_id = snap_id != 0 && vdi.snap_id == snap_id;
+            state.is_snapshot && (has_tag || has_id)
+        };
+        let missing = if head.is_some() {
+            ResultCode::NoTag
+        } else {
+            ResultCode::NoVdi
+        };
+        self.versions_of(name)
+            .into_iter()
+            .find(matches)
+            .ok_or(missing)
     }
 
     /// Every name that has a VDI.
@@ -111,23 +146,23 @@ impl Catalogue {
 
     /// Adds a VDI. Those of one name come in the order in which they took their VIDs.
     pub(crate) fn insert(&self, vdi: Arc<Vdi>) {
-        let name = vdi.shared().name.clone();
+        let name = vdi.read().name.clone();
         let mut entries = write(&self.0);
         entries.by_vid.insert(vdi.vid, Arc::clone(&vdi));
         if let Some(name) = name {
-            let age = |vdi: &Arc<Vdi>| distance(first_vid(name.as_bytes()), vdi.vid);
-            let named = entries.by_name.entry(name.clone()).or_default();
-            let at = named.partition_point(|other| age(other) < age(&vdi));
-            named.insert(at, vdi);
+            let age = |vdi: &Arc<Vdi>| ring_distance(first_vid(name.as_bytes()), vdi.vid);
+            let versions = entries.by_name.entry(name.clone()).or_default();
+            let at = versions.partition_point(|other| age(other) < age(&vdi));
+            versions.insert(at, vdi);
         }
     }
 
-    /// Takes a deleted VDI from its name; its VID stays in use.
-    pub(crate) fn unname(&self, name: &VdiName, vid: Vid) {
+    /// Removes a deleted VDI from its name; its VID stays in use.
+    pub(crate) fn remove_name(&self, name: &VdiName, vid: Vid) {
         let mut entries = write(&self.0);
-        if let Some(named) = entries.by_name.get_mut(name) {
-            named.retain(|vdi| vdi.vid != vid);
-            if named.is_empty() {
+        if let Some(versions) = entries.by_name.get_mut(name) {
+            versions.retain(|vdi| vdi.vid != vid);
+            if versions.is_empty() {
                 entries.by_name.remove(name);
             }
         }
@@ -173,8 +208,8 @@ impl Catalogue {
     }
 }
 
-/// How far `vid` lies behind `first` on the ring of VIDs.
-fn distance(first: Vid, vid: Vid) -> usize {
+/// How far `vid` comes after `first` on the ring of VIDs.
+fn ring_distance(first: Vid, vid: Vid) -> usize {
     let (first, vid) = (first.get() as usize, vid.get() as usize);
     (vid + VID_COUNT - first) % VID_COUNT
 }
@@ -224,7 +259,11 @@ mod tests {
         catalogue.insert(vdi(&demo, Vid::new(1).unwrap()));
         catalogue.insert(vdi(&demo, last));
         assert_eq!(catalogue.free_vid(&demo), Vid::new(2));
-        let newest_first: Vec<_> = catalogue.named(&demo).iter().map(|vdi| vdi.vid).collect();
+        let newest_first: Vec<_> = catalogue
+            .versions_of(&demo)
+            .iter()
+            .map(|vdi| vdi.vid)
+            .collect();
         assert_eq!(newest_first, [Vid::new(1).unwrap(), last]);
     }
 }

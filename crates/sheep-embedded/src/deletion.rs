@@ -22,12 +22,12 @@ impl Sheep {
     pub(crate) fn delete_vdi(&self, call: &Call<'_>) -> Outcome {
         let (name, tag) = call.name_and_tag()?;
         let _serialised = lock(&self.vdi_operations);
-        let vdi = self.find(&name, &tag, call.vdi().snapid.get())?;
+        let vdi = self.vdis.find(&name, &tag, call.vdi().snapid.get())?;
         {
-            let mut state = vdi.alone();
-            self.blank(&vdi)?;
+            let mut state = vdi.write();
+            self.erase_header(&vdi)?;
             state.name = None;
-            self.vdis.unname(&name, vdi.vid);
+            self.vdis.remove_name(&name, vdi.vid);
             self.locks.forget(vdi.vid);
             // The VDI is deleted by now, whatever happens to its space.
             if let Err(error) = self.free_space_of(&vdi) {
@@ -42,7 +42,7 @@ impl Sheep {
     }
 
     /// Takes name and size from the inode's header; the rest of it stays (protocol 4.4).
-    fn blank(&self, vdi: &Vdi) -> Result<(), ResultCode> {
+    fn erase_header(&self, vdi: &Vdi) -> Result<(), ResultCode> {
         let inode = Oid::inode(vdi.vid);
         let mut header = self.read_header(vdi)?;
         header.name = [0; NAME_FIELD_LEN];
@@ -51,7 +51,7 @@ impl Sheep {
         Ok(self.store.sync(inode)?)
     }
 
-    /// Removes what only the deleted VDI had. The caller holds its gate, or is the only one running.
+    /// Removes what only the deleted VDI had. The caller has locked its state, or is the only one running.
     pub(crate) fn free_space_of(&self, vdi: &Vdi) -> Result<(), StoreError> {
         let store = self.store.as_ref();
         let mut own = store.objects_of(vdi.vid)?;

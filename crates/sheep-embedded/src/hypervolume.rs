@@ -25,7 +25,7 @@ impl Sheep {
     /// Clears the entry of an object and removes the object.
     pub(crate) fn discard_in_tree(&self, vdi: &Vdi, index: ObjectIndex) -> Outcome {
         // Alone: a client's own change of the tree must not come in between.
-        let state = vdi.alone();
+        let state = vdi.write();
         if state.name.is_none() {
             return Err(ResultCode::NoObj);
         }

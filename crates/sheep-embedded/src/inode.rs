@@ -23,14 +23,14 @@ impl Sheep {
     ) -> Result<(), ResultCode> {
         let header_len = INODE_HEADER_LEN as u64;
         if offset < header_len {
-            let mut state = vdi.alone();
+            let mut state = vdi.write();
             require_name(&state)?;
             let in_header = usize::try_from(header_len - offset).expect("at most 4,664");
             let (header, rest) = data.split_at(data.len().min(in_header));
             self.write_header(vdi, &mut state, offset, header)?;
             self.write_behind_header(vdi, header_len, rest)
         } else {
-            let state = vdi.shared();
+            let state = vdi.read();
             require_name(&state)?;
             self.write_behind_header(vdi, offset, data)
         }
@@ -69,7 +69,7 @@ impl Sheep {
         Ok(())
     }
 
-    /// The caller holds the VDI's gate.
+    /// The caller has locked the VDI's state.
     fn write_behind_header(&self, vdi: &Vdi, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
         if data.is_empty() {
             return Ok(());
@@ -93,7 +93,7 @@ impl Sheep {
     }
 
     /// Changes index entries durably and lets go of what they named before.
-    /// The caller holds the VDI's gate.
+    /// The caller has locked the VDI's state.
     pub(crate) fn write_index(
         &self,
         vdi: &Vdi,

@@ -182,7 +182,7 @@ impl Sheep {
         let (name, tag) = call.name_and_tag()?;
         let request = call.vdi();
         let _serialised = lock(&self.vdi_operations);
-        let vdi = self.find(&name, &tag, request.snapid.get())?;
+        let vdi = self.vdis.find(&name, &tag, request.snapid.get())?;
         if call.formatted()?.flags().contains(ClusterFlags::USE_LOCK) {
             let lock_type =
                 LockType::from_wire(request.lock_type.get()).ok_or(ResultCode::VdiLocked)?;
@@ -228,7 +228,7 @@ impl Sheep {
         record.block_size_shift = vdi.shift;
         record.parent_vid = vdi.parent.map_or(0, Vid::get).into();
         {
-            let state = vdi.shared();
+            let state = vdi.read();
             record.snapshot = state.is_snapshot.into();
             record.deleted = state.name.is_none().into();
         }

@@ -143,12 +143,12 @@ impl Sheep {
                 self.write_inode(vdi, offset, data)?;
             }
             (ObjectKind::Data, Some(vdi)) => {
-                let state = vdi.shared();
+                let state = vdi.read();
                 require_writable(call.formatted()?, vdi, state.is_snapshot)?;
                 self.overwrite(target.oid, offset, data)?;
             }
             (_, vdi) => {
-                let _writing = vdi.as_ref().map(|vdi| vdi.shared());
+                let _writing = vdi.as_ref().map(|vdi| vdi.read());
                 self.overwrite(target.oid, offset, data)?;
             }
         }
@@ -185,7 +185,7 @@ impl Sheep {
             ObjectKind::Attribute => self.store.create(target.oid, object)?,
             ObjectKind::Data | ObjectKind::VmState | ObjectKind::BtreeNode => {
                 let vdi = target.vdi()?;
-                let state = vdi.shared();
+                let state = vdi.read();
                 if target.kind == ObjectKind::Data {
                     target.check_number(vdi)?;
                     require_writable(call.formatted()?, vdi, state.is_snapshot)?;
@@ -216,7 +216,7 @@ impl Sheep {
         if target.kind == ObjectKind::Inode {
             return Err(ResultCode::InvalidParms);
         }
-        let state = target.vdi.as_ref().map(|vdi| vdi.shared());
+        let state = target.vdi.as_ref().map(|vdi| vdi.read());
         if target.kind == ObjectKind::Data && state.as_ref().is_some_and(|state| state.is_snapshot)
         {
             return Err(ResultCode::ReadOnly);
@@ -237,7 +237,7 @@ impl Sheep {
         if vdi.hypervolume {
             return self.discard_in_tree(vdi, index);
         }
-        let state = vdi.shared();
+        let state = vdi.read();
         if state.is_snapshot {
             return Err(ResultCode::ReadOnly);
         }

@@ -40,7 +40,7 @@ impl Sheep {
         }
         self.complete_snapshots()?;
         for vdi in self.vdis.all() {
-            if vdi.shared().name.is_none() {
+            if vdi.read().name.is_none() {
                 self.resume_deletion(&vdi)?;
             }
         }
@@ -49,13 +49,13 @@ impl Sheep {
 
     fn complete_snapshots(&self) -> Result<(), LoadError> {
         for name in self.vdis.names() {
-            let mut working = self.vdis.named(&name);
+            let mut working = self.vdis.versions_of(&name);
             working.retain(|vdi| vdi.is_working());
             working.sort_by_key(|vdi| vdi.snap_id);
             working.pop();
             for vdi in working {
                 tracing::info!("completing the snapshot of VDI {} of {name}", vdi.vid);
-                let mut state = vdi.alone();
+                let mut state = vdi.write();
                 self.mark_snapshot(&vdi, now())?;
                 state.is_snapshot = true;
             }
@@ -118,7 +118,7 @@ mod tests {
             let sheep = Sheep::load(open(directory.path()), true).unwrap();
             let name = VdiName::new("demo").unwrap();
             assert_eq!(sheep.vdis.head(&name).unwrap().vid, vid(6));
-            let found = sheep.find(&name, &SnapshotTag::default(), 1).unwrap();
+            let found = sheep.vdis.find(&name, &SnapshotTag::default(), 1).unwrap();
             assert_eq!(found.vid, vid(5));
             assert!(sheep.read_header(&found).unwrap().is_snapshot());
         }

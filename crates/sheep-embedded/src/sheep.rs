@@ -2,9 +2,9 @@
 //!
 //! Locks are taken in this order, and a request takes only what it needs:
 //! `cluster` (shared; who changes it takes it alone) · `vdi_operations` (one VDI
-//! operation at a time) · the gates of VDIs, see [`crate::catalogue::Vdi`] · the
+//! operation at a time) · the states of VDIs, see [`crate::catalogue::Vdi`] · the
 //! locks inside [`Catalogue`], [`References`] and the store, each for a
-//! moment. Whoever takes two gates holds `vdi_operations`.
+//! moment. Locking two states needs `vdi_operations`.
 
 use std::sync::atomic::AtomicI32;
 use std::sync::{Mutex, RwLock};

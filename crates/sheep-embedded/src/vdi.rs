@@ -5,8 +5,7 @@ use std::sync::Arc;
 use sheep_proto::inode::{SNAP_CTIME_OFFSET, STORE_POLICY_HYPERVOLUME, max_volume_size};
 use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, INODE_HEADER_LEN, INODE_LEN, VID_BITMAP_LEN};
 use sheep_proto::{
-    InodeHeader, Oid, Redundancy, ResponseBody, ResultCode, SnapshotTag, VdiName, VdiRequest,
-    VdiResponse, Vid,
+    InodeHeader, Oid, Redundancy, ResponseBody, ResultCode, VdiName, VdiRequest, VdiResponse, Vid,
 };
 use zerocopy::IntoBytes;
 
@@ -88,7 +87,7 @@ impl Sheep {
     /// NEW_VDI: create, clone, snapshot or rebase (protocol 5.2).
     ///
     /// A snapshot makes the new inode first and then marks the old one, both
-    /// with the old VDI's gate held alone: no data write is running then, none
+    /// with the old VDI's state locked for writing: no data write is running then, none
     /// is let through afterwards, and every index entry written before is in
     /// both inodes. A crash between the two steps leaves two working VDIs of
     /// one name, and the next start completes the snapshot.
@@ -113,7 +112,7 @@ impl Sheep {
         };
         if let Some(base) = &base {
             let is_allowed = if wants_snapshot {
-                base.shared().name.as_ref() == Some(&name)
+                base.read().name.as_ref() == Some(&name)
             } else {
                 !base.is_working()
             };
@@ -133,7 +132,7 @@ impl Sheep {
     fn base(&self, raw: u32) -> Result<Arc<Vdi>, ResultCode> {
         Vid::new(raw)
             .and_then(|vid| self.vdis.get(vid))
-            .filter(|base| base.shared().name.is_some())
+            .filter(|base| base.read().name.is_some())
             .ok_or(ResultCode::BaseVdiRead)
     }
 
@@ -145,7 +144,7 @@ impl Sheep {
         replaced: Option<&Vdi>,
     ) -> Result<Arc<Vdi>, ResultCode> {
         let vid = self.vdis.free_vid(&new.name).ok_or(ResultCode::FullVdi)?;
-        let relatives = self.vdis.named(&new.name);
+        let relatives = self.vdis.versions_of(&new.name);
         let newest = relatives.iter().map(|vdi| vdi.snap_id).max();
         let snap_id = newest.unwrap_or(0).saturating_add(1);
         let created = now();
@@ -153,8 +152,8 @@ impl Sheep {
         let vdi = Vdi::from_header(vid, &header).ok_or(ResultCode::SystemError)?;
 
         let is_same = base.map(|base| base.vid) == replaced.map(|replaced| replaced.vid);
-        let mut replaced_state = replaced.map(Vdi::alone);
-        let _base_state = base.filter(|_| !is_same).map(Vdi::alone);
+        let mut replaced_state = replaced.map(Vdi::write);
+        let _base_state = base.filter(|_| !is_same).map(Vdi::write);
         let root = if new.hypervolume {
             empty_root()
         } else {
@@ -182,7 +181,7 @@ impl Sheep {
         Ok(vdi)
     }
 
-    /// Writes the mark of a snapshot to an inode. The caller holds the VDI's gate alone.
+    /// Writes the mark of a snapshot to an inode. The caller has locked the VDI's state for writing.
     pub(crate) fn mark_snapshot(&self, vdi: &Vdi, time: u64) -> Result<(), StoreError> {
         let inode = Oid::inode(vdi.vid);
         let offset = SNAP_CTIME_OFFSET.into();
@@ -194,37 +193,8 @@ impl Sheep {
     pub(crate) fn vdi_info(&self, call: &Call<'_>) -> Outcome {
         let (name, tag) = call.name_and_tag()?;
         let _serialised = lock(&self.vdi_operations);
-        let vdi = self.find(&name, &tag, call.vdi().snapid.get())?;
+        let vdi = self.vdis.find(&name, &tag, call.vdi().snapid.get())?;
         Ok(vdi_answer(&vdi))
-    }
-
-    /// The working VDI of a name, or its newest snapshot with this tag **or** this id (protocol 5.2).
-    pub(crate) fn find(
-        &self,
-        name: &VdiName,
-        tag: &SnapshotTag,
-        snap_id: u32,
-    ) -> Result<Arc<Vdi>, ResultCode> {
-        let head = self.vdis.head(name);
-        if tag.is_empty() && snap_id == 0 {
-            return head.ok_or(ResultCode::NoVdi);
-        }
-        let matches = |vdi: &Arc<Vdi>| {
-            let state = vdi.shared();
-            let has_tag = !tag.is_empty() && state.tag == *tag;
-            let has_id = snap_id != 0 && vdi.snap_id == snap_id;
-            state.is_snapshot && (has_tag || has_id)
-        };
-        let missing = if head.is_some() {
-            ResultCode::NoTag
-        } else {
-            ResultCode::NoVdi
-        };
-        self.vdis
-            .named(name)
-            .into_iter()
-            .find(matches)
-            .ok_or(missing)
     }
 
     /// READ_VDIS: deleted VDIs keep their VIDs.
@@ -234,7 +204,7 @@ impl Sheep {
 
     /// READ_DEL_VDIS.
     pub(crate) fn deleted_vids(&self, call: &Call<'_>) -> Outcome {
-        self.vid_bitmap(call, |vdi| vdi.shared().name.is_none())
+        self.vid_bitmap(call, |vdi| vdi.read().name.is_none())
     }
 
     fn vid_bitmap(&self, call: &Call<'_>, filter: impl Fn(&Vdi) -> bool) -> Outcome {
