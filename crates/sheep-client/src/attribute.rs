@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sheep_proto::attribute::Attribute;
 use sheep_proto::header::{RequestBody, VdiRequest};
 use sheep_proto::limits::ATTRIBUTE_LEN;
-use sheep_proto::{Malformed, Oid, Opcode, RequestFlags, ResultCode, VdiName, Vid};
+use sheep_proto::{Malformed, Oid, Opcode, RequestFlags, VdiName, Vid};
 use zerocopy::IntoBytes;
 
 use crate::call::{Call, Resend};
@@ -26,7 +26,7 @@ impl Client {
         let call = attribute_call(name, key, &[], RequestFlags::empty())?
             .with_resend(Resend::WhenLostOrRefused);
         let found = match self.call(call).await {
-            Err(error) if error.code() == Some(ResultCode::NoObj) => return Ok(None),
+            Err(error) if error.is_missing_object() => return Ok(None),
             other => other?,
         };
         let name = found.call;
@@ -42,7 +42,7 @@ impl Client {
         let len = u32::try_from(ATTRIBUTE_LEN).expect("66,320");
         let object = match self.read_object(oid, 0, len).await {
             // Removed between the two questions.
-            Err(error) if error.code() == Some(ResultCode::NoObj) => return Ok(None),
+            Err(error) if error.is_missing_object() => return Ok(None),
             other => other?,
         };
         let attribute = Attribute::parse(&object).map_err(malformed)?;
@@ -52,7 +52,7 @@ impl Client {
     /// Sets an attribute, whether it exists or not.
     ///
     /// # Errors
-    /// `Refused(NoVdi)` for an unknown VDI, `Unsuitable` for a key of more than
+    /// `Refused(NoVdi)` for an unknown VDI, `Attribute` for a key of more than
     /// 255 bytes or a value of more than 65,536, otherwise as [`Client::call`].
     ///
     /// Source: `GET_VDI_ATTR`, protocol 5.3.
@@ -85,8 +85,7 @@ fn attribute_call(
     flags: RequestFlags,
 ) -> Result<Call, ClientError> {
     let call = Call::new(Opcode::GetVdiAttr, RequestBody::Vdi(VdiRequest::default()));
-    let attribute =
-        Attribute::new(name, key, value).map_err(|error| ClientError::Unsuitable(error.why))?;
+    let attribute = Attribute::new(name, key, value).map_err(ClientError::Attribute)?;
     Ok(call
         .with_payload(Bytes::copy_from_slice(attribute.as_bytes()))
         .with_flags(flags))

@@ -107,13 +107,9 @@ impl Client {
     ) -> Result<T, ClientError> {
         let (caller, answer) = oneshot::channel();
         submit(caller);
-        // Without an outcome the gateway went away with its runtime.
-        answer.await.unwrap_or_else(|_| {
-            Err(ClientError::Unreachable {
-                gateway: self.gateway.address(),
-                waited: std::time::Duration::ZERO,
-            })
-        })
+        answer.await.unwrap_or(Err(ClientError::Panicked {
+            task: "complete a request",
+        }))
     }
 }
 

@@ -242,7 +242,7 @@ impl Client {
     /// Formats the cluster. **Everything on it is gone.**
     ///
     /// # Errors
-    /// `Unsuitable` for a redundancy or object size that no cluster can have,
+    /// `Redundancy` or `ObjectSize` for one that no cluster can have,
     /// otherwise as [`Client::call`].
     ///
     /// Source: `MAKE_FS`, protocol 5.5.

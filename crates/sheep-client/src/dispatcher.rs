@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::call::{Call, Response};
 use crate::connection::{Pending, RequestOwner};
-use crate::error::ClientError;
+use crate::error::{Chain, ClientError};
 use crate::gateway::Completion;
 use crate::retry::{self, Decision, Fence};
 use crate::supervisor::Supervisor;
@@ -114,7 +114,7 @@ impl Dispatcher {
                 connection.request(request).await
             });
             let outcome = response.await;
-            completion(outcome.unwrap_or_else(|| Err(dispatcher.closed())));
+            completion(outcome.unwrap_or_else(|| Err(ClientError::Closed)));
         });
     }
 
@@ -136,7 +136,7 @@ impl Dispatcher {
             let supervisor = &dispatcher.supervisor;
             let sleep = tokio::time::sleep(delay);
             if !delay.is_zero() && supervisor.until_closed(sleep).await.is_none() {
-                return pending.complete(Err(dispatcher.closed()));
+                return pending.complete(Err(ClientError::Closed));
             }
             loop {
                 // Others may use its share while this waits.
@@ -149,7 +149,7 @@ impl Dispatcher {
                 pending.permit = match admitted.await {
                     Some(Ok(permit)) => Some(permit),
                     Some(Err(error)) => return pending.complete(Err(error)),
-                    None => return pending.complete(Err(dispatcher.closed())),
+                    None => return pending.complete(Err(ClientError::Closed)),
                 };
                 match dispatcher.send(pending) {
                     Ok(()) => return,
@@ -184,11 +184,6 @@ impl Dispatcher {
             tokio::time::sleep_until(ends_at).await;
         }
     }
-
-    /// The error of a request that was not sent because the pool was dropped.
-    fn closed(&self) -> ClientError {
-        self.supervisor.unreachable(Duration::ZERO)
-    }
 }
 
 impl RequestOwner for Dispatcher {
@@ -215,7 +210,7 @@ impl RequestOwner for Dispatcher {
             Ok(response) => {
                 tracing::debug!(code = %response.header.result(), "{} again", response.call);
             }
-            Err(error) => tracing::debug!(%error, "sending again"),
+            Err(error) => tracing::debug!("sending again: {}", Chain(error)),
         }
         self.send_later(pending, delay);
     }

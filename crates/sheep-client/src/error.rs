@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use sheep_proto::decoder::BadFrame;
 use sheep_proto::name::BadName;
-use sheep_proto::{Malformed, Oid, Opcode, ResultCode};
+use sheep_proto::{Malformed, Oid, Opcode, Redundancy, ResultCode, VdiName, Vid};
 
 use crate::address::GatewayAddress;
 
@@ -31,17 +31,18 @@ impl fmt::Display for CallName {
     }
 }
 
-/// Why a connection was given up.
+/// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Hangup {
     /// The sheep closed it.
     #[error("the sheep closed the connection")]
     Closed,
     /// The network failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// The sheep sent a header no sheep sends.
-    #[error("{0}")]
+    #[error(transparent)]
     BadFrame(#[from] BadFrame),
     /// The sheep answered a request that was not made.
     #[error("a response has id {id} and opcode {opcode:#04x}, and no such request is in flight")]
@@ -51,29 +52,43 @@ pub enum Hangup {
         /// Opcode of the response.
         opcode: u8,
     },
+    /// This program closed it: it needs it no more, or the task that reads from
+    /// it panicked, or the runtime shut down.
+    #[error("this program closed the connection, or the task that reads from it panicked")]
+    Aborted,
 }
 
 impl Hangup {
-    /// True when it was this side that hung up, on a sheep that still lives and
-    /// may still run what it was sent.
+    /// True when it was this side that ended the connection to a sheep that is
+    /// alive, and may still execute what it was sent.
     pub(crate) fn is_ours(&self) -> bool {
+        match self {
+            Self::BadFrame(_) | Self::UnknownId { .. } | Self::Aborted => true,
+            Self::Closed | Self::Io(_) => false,
+        }
+    }
+
+    /// True when the sheep sent what no sheep sends.
+    pub(crate) fn is_protocol_violation(&self) -> bool {
         matches!(self, Self::BadFrame(_) | Self::UnknownId { .. })
     }
 }
 
-/// Why a call to a cluster failed.
+/// Why a request to a cluster failed.
+///
+/// The text does not repeat the text of `source()`; [`Chain`] shows both.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClientError {
     /// No connection could be made; nothing was sent.
-    #[error("cannot connect to sheep {gateway}: {source}")]
+    #[error("cannot connect to sheep {gateway}")]
     Connect {
         /// Where it was tried.
         gateway: GatewayAddress,
-        /// What the system said. In the message already, thus no `source()`,
-        /// which `r#` keeps it from being.
-        r#source: io::Error,
+        /// What the system said.
+        source: io::Error,
     },
-    /// No sheep has answered for as long as the configuration allows. A call
+    /// No sheep has answered for as long as the configuration allows. A request
     /// that was sent to a silent one may still run.
     #[error("no sheep has answered for {} s, last tried {gateway}", waited.as_secs())]
     Unreachable {
@@ -83,30 +98,41 @@ pub enum ClientError {
         waited: Duration,
     },
     /// The connection died with the request in flight; it may have run.
-    #[error("lost sheep {gateway} during {call}: {why}")]
+    #[error("lost sheep {gateway} during {call}")]
     Lost {
-        /// The call in flight.
+        /// The request in flight.
         call: CallName,
         /// The sheep it was sent to.
         gateway: SocketAddr,
-        /// Why the connection was given up.
+        /// Why the connection ended.
+        #[source]
         why: Arc<Hangup>,
+    },
+    /// The client was closed before the request was sent.
+    #[error("the connections to the cluster were closed")]
+    Closed,
+    /// A task of this program panicked, or its runtime shut down, before it had a
+    /// result. What it was about to do may have been done.
+    #[error("the task that should {task} panicked, or its runtime has shut down")]
+    Panicked {
+        /// What the task was to do, as an infinitive: "complete a request".
+        task: &'static str,
     },
     /// The sheep answered, and the answer is no.
     #[error("{call} was refused: {code}")]
     Refused {
-        /// The call refused.
+        /// The request refused.
         call: CallName,
         /// The reason given.
         code: ResultCode,
     },
-    /// The sheep answered with a payload that is not what the call asked for.
-    #[error("{call} was answered with a {source}")]
+    /// The sheep answered with a payload that is not what the request asked for.
+    #[error("{call} got an unusable answer")]
     Malformed {
-        /// The call answered.
+        /// The request answered.
         call: CallName,
-        /// What is wrong; in the message already as well.
-        r#source: Malformed,
+        /// What is wrong.
+        source: Malformed,
     },
     /// A name or tag that a cluster cannot hold.
     #[error(transparent)]
@@ -119,9 +145,79 @@ pub enum ClientError {
         /// Bytes possible.
         limit: u64,
     },
-    /// What was asked cannot be done with this VDI; nothing was sent.
-    #[error("{0}")]
-    Unsuitable(&'static str),
+    /// A size smaller than the one that the VDI has.
+    #[error("a VDI can only grow: it has {size} bytes, and {requested} are fewer")]
+    Shrink {
+        /// Bytes it has.
+        size: u64,
+        /// Bytes asked for.
+        requested: u64,
+    },
+    /// An object size that no VDI can have.
+    #[error("objects of 2^{shift} bytes are impossible: they have 1 MiB to 2 GiB")]
+    ObjectSize {
+        /// The size asked for, as a power of two.
+        shift: u8,
+    },
+    /// An object size that a hypervolume cannot have.
+    #[error("objects of 2^{shift} bytes are impossible: those of a hypervolume have 4 MiB")]
+    HypervolumeObjectSize {
+        /// The size asked for, as a power of two.
+        shift: u8,
+    },
+    /// A redundancy that no cluster can hold.
+    #[error(
+        "redundancy {0} is impossible: copies are 1 to 31, \
+         or 2, 4, 8 or 16 data and 1 to 15 parity strips"
+    )]
+    Redundancy(Redundancy),
+    /// A key or value that an attribute cannot have.
+    #[error("the cluster cannot hold such an attribute")]
+    Attribute(#[source] Malformed),
+    /// A slot past the end of a flat index.
+    #[error("slot {0} is past the end of the index, which has 1,048,576")]
+    SlotOutOfRange(u64),
+    /// The index of a hypervolume has no room for more objects.
+    #[error("the index of VDI {0} is full")]
+    IndexFull(Vid),
+    /// What only a hypervolume has was asked of another VDI.
+    #[error("VDI {0} is not a hypervolume: its index is not a tree")]
+    NotHypervolume(Vid),
+    /// A snapshot of a hypervolume.
+    #[error("{0} is a hypervolume, which cannot have snapshots")]
+    HypervolumeSnapshot(VdiName),
+    /// A snapshot without a tag.
+    #[error("a snapshot needs a tag")]
+    NoTag,
+    /// What needs a snapshot was asked of a working VDI.
+    #[error("{0} is not a snapshot: only a snapshot can be cloned, or rolled back to")]
+    NotSnapshot(VdiName),
+    /// Someone else took snapshots meanwhile; another try may succeed.
+    #[error("someone else is taking snapshots of {0}")]
+    ConcurrentSnapshot(VdiName),
+}
+
+/// Shows an error with everything that caused it, in one line: `what: why: why`.
+///
+/// ```
+/// use sheep_client::error::Chain;
+///
+/// let error = "0".parse::<std::num::NonZeroU8>().unwrap_err();
+/// assert_eq!(Chain(&error).to_string(), error.to_string());
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'a));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 impl ClientError {
@@ -133,15 +229,73 @@ impl ClientError {
         }
     }
 
+    /// True when no answer came within the timeout; the request may still run.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
+    /// True when the VDI is a snapshot, which takes no writes.
+    pub fn is_read_only(&self) -> bool {
+        self.code() == Some(ResultCode::ReadOnly)
+    }
+
+    /// True when what the cluster stores, or answers, makes no sense.
+    pub fn is_malformed(&self) -> bool {
+        matches!(self, Self::Malformed { .. })
+    }
+
+    /// True when there is no such object.
+    pub fn is_missing_object(&self) -> bool {
+        self.code() == Some(ResultCode::NoObj)
+    }
+
+    /// True when there is no such object, or no VDI that it could belong to.
+    pub fn is_missing_object_or_vdi(&self) -> bool {
+        matches!(self.code(), Some(ResultCode::NoObj | ResultCode::NoVdi))
+    }
+
+    /// True when there is no such VDI: none of that name, or no working one.
+    pub fn is_missing_vdi(&self) -> bool {
+        self.code() == Some(ResultCode::NoVdi)
+    }
+
+    /// True when a selector names no VDI: there is no such name or no such version.
+    pub fn is_missing_version(&self) -> bool {
+        matches!(self.code(), Some(ResultCode::NoVdi | ResultCode::NoTag))
+    }
+
+    /// True when somebody has locked the VDI.
+    pub fn is_locked(&self) -> bool {
+        self.code() == Some(ResultCode::VdiLocked)
+    }
+
+    /// True when the cluster has yet to be formatted or to gather its nodes.
+    pub fn is_not_ready(&self) -> bool {
+        let waiting = [ResultCode::WaitForFormat, ResultCode::WaitForJoin];
+        self.code().is_some_and(|code| waiting.contains(&code))
+    }
+
     /// The errno a file system call reports for it.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::Connect { .. } | Self::Unreachable { .. } => Errno::EHOSTUNREACH,
-            Self::Lost { .. } | Self::Malformed { .. } => Errno::EIO,
+            Self::Connect { .. } | Self::Unreachable { .. } | Self::Closed => Errno::EHOSTUNREACH,
+            Self::Lost { .. } | Self::Malformed { .. } | Self::Panicked { .. } => Errno::EIO,
             Self::Refused { code, .. } => errno_of(*code),
             Self::BadName(BadName::TooLong(_)) => Errno::ENAMETOOLONG,
-            Self::BadName(BadName::Empty | BadName::Nul) | Self::Unsuitable(_) => Errno::EINVAL,
             Self::TooLarge { .. } => Errno::EFBIG,
+            Self::Attribute(_) => Errno::E2BIG,
+            Self::IndexFull(_) => Errno::ENOSPC,
+            Self::HypervolumeSnapshot(_) => Errno::EOPNOTSUPP,
+            Self::ConcurrentSnapshot(_) => Errno::EBUSY,
+            Self::BadName(BadName::Empty | BadName::Nul)
+            | Self::Shrink { .. }
+            | Self::ObjectSize { .. }
+            | Self::HypervolumeObjectSize { .. }
+            | Self::Redundancy(_)
+            | Self::SlotOutOfRange(_)
+            | Self::NotHypervolume(_)
+            | Self::NoTag
+            | Self::NotSnapshot(_) => Errno::EINVAL,
         }
     }
 }
@@ -207,26 +361,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_said_once() {
-        let connect = ClientError::Connect {
-            gateway: "[::1]:7000".parse().unwrap(),
-            source: io::ErrorKind::TimedOut.into(),
-        };
-        assert_eq!(
-            connect.to_string(),
-            "cannot connect to sheep [::1]:7000: timed out"
-        );
-        assert!(connect.source().is_none());
+    fn error_chain_gives_each_reason_once() {
         let call = CallName {
             opcode: Opcode::ReadObj,
             oid: None,
         };
         let (what, why) = ("object", "wrong");
-        let malformed = ClientError::Malformed {
-            call,
-            source: Malformed { what, why },
-        };
-        assert!(malformed.to_string().contains("wrong"));
-        assert!(malformed.source().is_none());
+        let gateway = SocketAddr::from(([127, 0, 0, 1], 7000));
+        let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
+        let errors = [
+            (
+                ClientError::Connect {
+                    gateway: "[::1]:7000".parse().unwrap(),
+                    source: timed_out(),
+                },
+                "cannot connect to sheep [::1]:7000: timed out",
+            ),
+            (
+                ClientError::Malformed {
+                    call,
+                    source: Malformed { what, why },
+                },
+                "READ_OBJ got an unusable answer: malformed object: wrong",
+            ),
+            (
+                ClientError::Lost {
+                    call,
+                    gateway,
+                    why: Arc::new(Hangup::Io(timed_out())),
+                },
+                "lost sheep 127.0.0.1:7000 during READ_OBJ: timed out",
+            ),
+        ];
+        for (error, expected) in errors {
+            assert!(error.source().is_some());
+            assert_eq!(Chain(&error).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn error_of_each_kind_has_its_own_errno() {
+        let name = || VdiName::new("v").unwrap();
+        let vid = Vid::new(7).unwrap();
+        for (error, errno) in [
+            (ClientError::ConcurrentSnapshot(name()), Errno::EBUSY),
+            (ClientError::IndexFull(vid), Errno::ENOSPC),
+            (ClientError::HypervolumeSnapshot(name()), Errno::EOPNOTSUPP),
+            (ClientError::NotSnapshot(name()), Errno::EINVAL),
+            (ClientError::Panicked { task: "test" }, Errno::EIO),
+        ] {
+            assert_eq!(error.errno(), errno, "{error}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use sheep_proto::{Malformed, ObjectIndex, Oid, Vid};
 
 use crate::call::{Call, KeepAlive, Resend};
 use crate::client::Client;
-use crate::error::ClientError;
+use crate::error::{Chain, ClientError};
 use crate::lookup::inode_error;
 use crate::vdi::VdiInfo;
 
@@ -68,7 +68,7 @@ impl Client {
     /// Reads `count` slots of a flat index from object `first` on.
     ///
     /// # Errors
-    /// `Unsuitable` past the end of an index, `Malformed` for an owner that is
+    /// `SlotOutOfRange` past the end of an index, `Malformed` for an owner that is
     /// no VID, otherwise as [`Client::read_object`].
     pub async fn read_slots(
         &self,
@@ -112,7 +112,7 @@ impl Client {
     /// they are not as they should be.
     ///
     /// # Errors
-    /// `Unsuitable` past the end of an index, `Lost` when that happens again and
+    /// `SlotOutOfRange` past the end of an index, `Lost` when that happens again and
     /// again, otherwise as [`Client::write_object`] and [`Client::read_slots`].
     pub async fn write_slots(
         &self,
@@ -152,7 +152,7 @@ impl Client {
                 Err(error @ ClientError::Lost { .. }) => error,
                 other => return other.map(drop),
             };
-            tracing::debug!(error = %lost, "looking whether the slots were written");
+            tracing::debug!("were the slots written? {}", Chain(&lost));
             if self.read_slots(vid, first, count).await? == owners {
                 return Ok(());
             }
@@ -200,13 +200,12 @@ fn parse_slots(vid: Vid, bytes: &[u8]) -> Result<Vec<Option<Vid>>, ClientError> 
 
 /// Offset of a run of slots in the inode object.
 fn slots_offset(first: ObjectIndex, count: u32) -> Result<u32, ClientError> {
-    const OUTSIDE: ClientError = ClientError::Unsuitable("a flat index has 1,048,576 slots");
-    let last = first
-        .0
-        .checked_add(count.saturating_sub(1))
-        .ok_or(OUTSIDE)?;
-    slot_offset(ObjectIndex(last)).ok_or(OUTSIDE)?;
-    slot_offset(first).ok_or(OUTSIDE)
+    let last = u64::from(first.0) + u64::from(count.saturating_sub(1));
+    let offset_of = |slot: u64| slot_offset(ObjectIndex(u32::try_from(slot).ok()?));
+    match (offset_of(first.0.into()), offset_of(last)) {
+        (Some(offset), Some(_)) => Ok(offset),
+        _ => Err(ClientError::SlotOutOfRange(last)),
+    }
 }
 
 fn bad_index(vid: Vid, why: &'static str) -> ClientError {

@@ -8,7 +8,7 @@ use sheep_proto::{InodeHeader, ObjectIndex, Oid, Opcode, ResultCode, SnapshotTag
 
 use crate::call::Call;
 use crate::client::Client;
-use crate::error::ClientError;
+use crate::error::{Chain, ClientError};
 use crate::lookup::selector_call;
 use crate::vdi::{NewVdi, VdiSelector, WhichVersion, check_redundancy, check_size};
 
@@ -20,18 +20,15 @@ const SPAN_PER_CLEAR: u32 = 16 << 10;
 /// How often a change of the working VDI is tried while others take snapshots.
 const SNAPSHOT_RACES: u32 = 5;
 
-/// The answer to whoever comes second.
-const SNAPSHOT_RACE: ClientError =
-    ClientError::Unsuitable("someone else is taking a snapshot of it");
-
 impl Client {
     /// Makes an empty VDI.
     ///
     /// Not sent again when the connection is lost: look for the name then.
     ///
     /// # Errors
-    /// `Refused(VdiExist)` when the name is in use, `TooLarge` and `Unsuitable`
-    /// for what no index can name, otherwise as [`Client::call`].
+    /// `Refused(VdiExist)` when the name is in use, `TooLarge`,
+    /// `ObjectSize`, `HypervolumeObjectSize` and `Redundancy` for what no cluster can
+    /// hold, otherwise as [`Client::call`].
     ///
     /// Source: `NEW_VDI`, protocol 5.2 and 6.2.
     pub async fn create_vdi(&self, new: &NewVdi) -> Result<Vid, ClientError> {
@@ -65,31 +62,29 @@ impl Client {
     /// new working VDI.
     ///
     /// # Errors
-    /// `Refused(VdiExist)` when the tag is in use, `Unsuitable` for an empty
-    /// tag or a hypervolume, otherwise as [`Client::find`].
+    /// `Refused(VdiExist)` when the tag is in use, `NoTag` for an empty tag,
+    /// `HypervolumeSnapshot`, `ConcurrentSnapshot`, otherwise as [`Client::find`].
     ///
     /// Source: protocol 6.3.
     pub async fn snapshot(&self, name: &VdiName, tag: &SnapshotTag) -> Result<Vid, ClientError> {
         if tag.is_empty() {
-            return Err(ClientError::Unsuitable("a snapshot needs a tag"));
+            return Err(ClientError::NoTag);
         }
         self.check_tag_is_free(name, tag).await?;
         let base = self.find(&VdiSelector::working(name.clone())).await?;
         let header = self.read_header(base).await?;
         if header.is_hypervolume() {
-            return Err(ClientError::Unsuitable(
-                "a hypervolume cannot have snapshots",
-            ));
+            return Err(ClientError::HypervolumeSnapshot(name.clone()));
         }
         if self.is_snapshot(base).await? {
             // Its tag is another's.
-            return Err(SNAPSHOT_RACE);
+            return Err(ClientError::ConcurrentSnapshot(name.clone()));
         }
         self.write_tag(base, tag).await?;
         if self.is_snapshot(base).await? {
             // From a snapshot as base the sheep would make a working VDI without
             // anything written since.
-            return Err(SNAPSHOT_RACE);
+            return Err(ClientError::ConcurrentSnapshot(name.clone()));
         }
         let body = VdiRequest {
             snapid: 1.into(),
@@ -99,7 +94,10 @@ impl Client {
         if let Err(error @ ClientError::Refused { .. }) = snapshot {
             // The VDI stays a working one, which has no tag.
             if let Err(undo) = self.write_tag(base, &SnapshotTag::default()).await {
-                tracing::warn!("VDI {name} keeps the tag {tag} of a failed snapshot: {undo}");
+                tracing::warn!(
+                    "VDI {name} keeps the tag {tag} of a failed snapshot: {}",
+                    Chain(&undo)
+                );
             }
             return Err(error);
         }
@@ -109,7 +107,7 @@ impl Client {
     /// Makes the working VDI `new_name` with the content of a snapshot.
     ///
     /// # Errors
-    /// `Refused(VdiExist)` when the name is in use, `Unsuitable` when `base` is
+    /// `Refused(VdiExist)` when the name is in use, `NotSnapshot` when `base` is
     /// a working VDI, otherwise as [`Client::find`].
     ///
     /// Source: protocol 6.5.
@@ -120,7 +118,7 @@ impl Client {
     ) -> Result<Vid, ClientError> {
         if base.which == WhichVersion::Working {
             // Later writes to it would show through in the clone.
-            return Err(ClientError::Unsuitable("only a snapshot can be cloned"));
+            return Err(ClientError::NotSnapshot(base.name.clone()));
         }
         let base = self.find(base).await?;
         let header = self.read_header(base).await?;
@@ -140,9 +138,7 @@ impl Client {
     /// Source: protocol 6.5.
     pub async fn rollback(&self, snapshot: &VdiSelector) -> Result<Vid, ClientError> {
         if snapshot.which == WhichVersion::Working {
-            return Err(ClientError::Unsuitable(
-                "only a snapshot can be rolled back to",
-            ));
+            return Err(ClientError::NotSnapshot(snapshot.name.clone()));
         }
         let base = self.find(snapshot).await?;
         let header = self.read_header(base).await?;
@@ -150,7 +146,7 @@ impl Client {
             .delete(&VdiSelector::working(snapshot.name.clone()))
             .await
         {
-            Err(error) if error.code() == Some(ResultCode::NoVdi) => {}
+            Err(error) if error.is_missing_vdi() => {}
             other => other?,
         }
         self.new_vdi(&snapshot.name, based_on(base, &header)).await
@@ -159,7 +155,7 @@ impl Client {
     /// Grows the working VDI of `name` to `size` bytes.
     ///
     /// # Errors
-    /// `Unsuitable` for a smaller size than it has, `TooLarge`, otherwise as
+    /// `Shrink` for a smaller size than it has, `TooLarge`, `ConcurrentSnapshot`, otherwise as
     /// [`Client::find`].
     ///
     /// Source: protocol 6.6; only the size is written, never the whole header,
@@ -169,7 +165,10 @@ impl Client {
         for _ in 0..SNAPSHOT_RACES {
             let vdi = self.find_info(&selector).await?;
             if size < vdi.size {
-                return Err(ClientError::Unsuitable("a VDI can only grow"));
+                return Err(ClientError::Shrink {
+                    size: vdi.size,
+                    requested: size,
+                });
             }
             check_size(size, vdi.max_size())?;
             let bytes = Bytes::copy_from_slice(&size.to_le_bytes());
@@ -180,9 +179,7 @@ impl Client {
                 return Ok(());
             }
         }
-        Err(ClientError::Unsuitable(
-            "snapshots were taken faster than the size could be changed",
-        ))
+        Err(ClientError::ConcurrentSnapshot(name.clone()))
     }
 
     /// Deletes a VDI, working or snapshot, and gives the space of the objects
@@ -192,7 +189,7 @@ impl Client {
     /// fails in between, doing it again finishes the work.
     ///
     /// # Errors
-    /// As [`Client::find`].
+    /// `ConcurrentSnapshot`, otherwise as [`Client::find`].
     ///
     /// Source: protocol 6.7.
     pub async fn delete(&self, selector: &VdiSelector) -> Result<(), ClientError> {
@@ -218,9 +215,7 @@ impl Client {
                 return self.call(call).await.map(drop);
             }
         }
-        Err(ClientError::Unsuitable(
-            "snapshots were taken faster than it could be deleted",
-        ))
+        Err(ClientError::ConcurrentSnapshot(selector.name.clone()))
     }
 
     /// Sets every slot in use to 0, also those past the end of the volume.

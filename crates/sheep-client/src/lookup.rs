@@ -12,7 +12,7 @@ use zerocopy::FromBytes;
 use crate::call::{Call, Resend, Response};
 use crate::client::Client;
 use crate::cluster::QUERY_PATIENCE;
-use crate::error::ClientError;
+use crate::error::{Chain, ClientError};
 use crate::vdi::{VdiInfo, VdiSelector, WhichVersion};
 
 /// Inodes read at once while listing.
@@ -137,12 +137,8 @@ impl Client {
             .map(|vid| async move {
                 match self.info(vid).await {
                     Ok(info) => Ok(info),
-                    Err(error @ ClientError::Malformed { .. }) => {
-                        tracing::warn!("left VDI {vid} out: {error}");
-                        Ok(None)
-                    }
-                    Err(error) if error.code() == Some(ResultCode::NoObj) => {
-                        tracing::warn!("left VDI {vid} out: {error}");
+                    Err(error) if error.is_missing_object() || error.is_malformed() => {
+                        tracing::warn!("skipped VDI {vid}: {}", Chain(&error));
                         Ok(None)
                     }
                     Err(error) => Err(error),

@@ -18,7 +18,7 @@ use crate::supervisor::Supervisor;
 /// A pool of connections to a cluster, kept open through failures.
 ///
 /// Dropping it closes the connections. Requests without a response then end with
-/// [`ClientError::Lost`] or [`ClientError::Unreachable`].
+/// [`ClientError::Lost`] or [`ClientError::Closed`].
 pub struct Pool {
     dispatcher: Arc<Dispatcher>,
 }

@@ -185,7 +185,7 @@ mod tests {
     type Outcome = fn(&Call) -> Result<Response, ClientError>;
 
     /// The columns of the table below.
-    const OUTCOMES: [(&str, Outcome); 9] = [
+    const OUTCOMES: [(&str, Outcome); 10] = [
         ("Success", |request| answered(request, ResultCode::Success)),
         ("Halt", |request| answered(request, ResultCode::Halt)),
         ("NoObj", |request| answered(request, ResultCode::NoObj)),
@@ -203,6 +203,7 @@ mod tests {
         ("unknown id", |request| {
             disconnected(request, Hangup::UnknownId { id: 1, opcode: 2 })
         }),
+        ("aborted", |request| disconnected(request, Hangup::Aborted)),
         ("timeout", unanswered),
     ];
 
@@ -214,54 +215,54 @@ mod tests {
         let vdi = || RequestBody::Vdi(VdiRequest::default());
         let other = |opcode, policy| Call::new(opcode, vdi()).with_resend(policy);
         vec![
-            ("read", Call::read_object(oid, 0, 8), "CRCCRRRRC"),
-            ("write", Call::write_object(oid, 0, data()), "CRCCFFCCC"),
+            ("read", Call::read_object(oid, 0, 8), "CRCCRRRRRC"),
+            ("write", Call::write_object(oid, 0, data()), "CRCCFFCCCC"),
             (
                 "create",
                 Call::create_object(oid, 0, data(), None),
-                "CRCCFFCCC",
+                "CRCCFFCCCC",
             ),
-            ("discard", Call::discard_object(oid), "CRCCFFCCC"),
-            ("remove", Call::remove_object(oid), "CRCCFFCCC"),
+            ("discard", Call::discard_object(oid), "CRCCFFCCCC"),
+            ("remove", Call::remove_object(oid), "CRCCFFCCCC"),
             (
                 "slots",
                 Call::write_object(oid, 0, data()).with_resend(Resend::WhenRefused),
-                "CRCCCCCCC",
+                "CRCCCCCCCC",
             ),
             (
                 "lookup",
                 other(Opcode::GetVdiInfo, Resend::WhenLostOrRefused),
-                "CRCCRRRRC",
+                "CRCCRRRRRC",
             ),
             (
                 "query",
                 other(Opcode::StatCluster, Resend::WhenLost),
-                "CCCCRRRRC",
+                "CCCCRRRRRC",
             ),
             (
                 "attribute",
                 other(Opcode::GetVdiAttr, Resend::WhenLostOrRefused),
-                "CRCCRRRRC",
+                "CRCCRRRRRC",
             ),
             (
                 "set attribute",
                 other(Opcode::GetVdiAttr, Resend::WhenLostOrRefused)
                     .with_flags(RequestFlags::CREAT),
-                "CRCCFFCCC",
+                "CRCCFFCCCC",
             ),
             (
                 "lock",
                 other(Opcode::LockVdi, Resend::WhenRefused),
-                "CRCCCCCCC",
+                "CRCCCCCCCC",
             ),
             (
                 "unlock",
                 other(Opcode::ReleaseVdi, Resend::WhenLost),
-                "CCCCFFCCC",
+                "CCCCFFCCCC",
             ),
-            ("create VDI", Call::new(Opcode::NewVdi, vdi()), "CCCCCCCCC"),
-            ("delete VDI", Call::new(Opcode::DelVdi, vdi()), "CCCCCCCCC"),
-            ("format", Call::new(Opcode::MakeFs, vdi()), "CCCCCCCCC"),
+            ("create VDI", Call::new(Opcode::NewVdi, vdi()), "CCCCCCCCCC"),
+            ("delete VDI", Call::new(Opcode::DelVdi, vdi()), "CCCCCCCCCC"),
+            ("format", Call::new(Opcode::MakeFs, vdi()), "CCCCCCCCCC"),
         ]
     }
 

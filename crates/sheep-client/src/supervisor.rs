@@ -26,7 +26,7 @@ use crate::address::GatewayAddress;
 use crate::backoff;
 use crate::call::{Call, Response};
 use crate::connection::{Connection, ConnectionObserver, Pending, REQUEST_TIMEOUT, Shared};
-use crate::error::{ClientError, Hangup};
+use crate::error::{Chain, ClientError, Hangup};
 use crate::network::Network;
 use crate::topology::{Generation, Membership, Rejected, Topology};
 
@@ -263,7 +263,7 @@ impl Supervisor {
             };
             attempts += 1;
             if let Err(error) = &opened {
-                tracing::debug!("{error}");
+                tracing::debug!("{}", Chain(error));
             }
             // Connections that close immediately, as those of a port forwarder
             // without a sheep behind it, count as failures.
@@ -475,7 +475,7 @@ impl Supervisor {
             supervisor.refreshing.store(false, Ordering::Relaxed);
             match outcome.and_then(|response| membership(&response)) {
                 Ok(membership) => supervisor.observe_membership(generation, membership),
-                Err(error) => tracing::debug!("cannot ask for the nodes: {error}"),
+                Err(error) => tracing::debug!("cannot ask for the nodes: {}", Chain(&error)),
             }
         };
         let request = Pending::new(membership_request(), REQUEST_TIMEOUT, Box::new(refreshed));
@@ -516,7 +516,7 @@ impl ConnectionObserver for Supervisor {
         }
         self.incomplete.notify_one();
         let peer = connection.peer();
-        if reason.is_ours() {
+        if reason.is_protocol_violation() {
             tracing::warn!(%peer, "dropped a connection: {reason}");
         }
         if is_unreachable {

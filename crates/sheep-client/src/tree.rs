@@ -171,7 +171,7 @@ impl Client {
     /// as well, and the next call reads the tree anew first.
     ///
     /// # Errors
-    /// `Unsuitable` when the tree has no room left, otherwise as
+    /// `IndexFull` when the tree has no room left, otherwise as
     /// [`Client::write_object`], [`Client::create_object`] and [`Client::read_tree`].
     ///
     /// # Panics

@@ -177,11 +177,7 @@ impl NewVdi {
     pub(crate) fn checked_shift(&self, default: u8) -> Result<u8, ClientError> {
         let shift = match (self.hypervolume, self.object_shift) {
             (true, None | Some(DEFAULT_BLOCK_SIZE_SHIFT)) => DEFAULT_BLOCK_SIZE_SHIFT,
-            (true, Some(_)) => {
-                return Err(ClientError::Unsuitable(
-                    "a hypervolume has objects of 4 MiB",
-                ));
-            }
+            (true, Some(shift)) => return Err(ClientError::HypervolumeObjectSize { shift }),
             (false, shift) => shift.unwrap_or(default),
         };
         check_shift(shift)?;
@@ -195,9 +191,7 @@ pub(crate) fn check_shift(shift: u8) -> Result<(), ClientError> {
     if (MIN_BLOCK_SIZE_SHIFT..=MAX_BLOCK_SIZE_SHIFT).contains(&shift) {
         Ok(())
     } else {
-        Err(ClientError::Unsuitable(
-            "an object has 1 MiB to 2 GiB, a power of two",
-        ))
+        Err(ClientError::ObjectSize { shift })
     }
 }
 
@@ -218,9 +212,7 @@ pub(crate) fn check_redundancy(redundancy: Redundancy) -> Result<(), ClientError
             data: 2 | 4 | 8 | 16,
             parity: 1..=15,
         } => Ok(()),
-        _ => Err(ClientError::Unsuitable(
-            "copies are 1 to 31, or 2, 4, 8 or 16 data and 1 to 15 parity strips",
-        )),
+        _ => Err(ClientError::Redundancy(redundancy)),
     }
 }
 
@@ -263,7 +255,7 @@ mod tests {
         for shift in [0, 9, 19, 32, 40] {
             assert!(matches!(
                 new(1, Some(shift), false).checked_shift(22),
-                Err(ClientError::Unsuitable(_))
+                Err(ClientError::ObjectSize { shift: refused }) if refused == shift
             ));
         }
         assert!(new(1, Some(23), true).checked_shift(22).is_err());

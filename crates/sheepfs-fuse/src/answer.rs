@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use nix::errno::Errno;
-use sheepfs_vfs::{Completion, FsError};
+use sheepfs_vfs::{Chain, Completion, FsError};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -120,7 +120,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tree(error) => error.fmt(f),
+            Self::Tree(error) => Chain(error).fmt(f),
             Self::Refused(errno) => f.write_str(errno.desc()),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use sheep_client::ClientError;
+pub use sheep_client::error::Chain;
 use tracing::Level;
 
 use crate::volume::VolumeError;
@@ -12,6 +13,8 @@ use crate::volume::VolumeError;
 pub type Completion<T> = Box<dyn FnOnce(Result<T, FsError>) + Send>;
 
 /// Why a call on the tree failed. Cheap to clone.
+///
+/// The text does not repeat the text of `source()`; [`Chain`] shows both.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FsError {
@@ -47,13 +50,13 @@ pub enum FsError {
     #[error("not supported on this file")]
     Unsupported,
     /// The cluster could not answer a question or run a command.
-    #[error("{0}")]
+    #[error(transparent)]
     Cluster(Arc<ClientError>),
     /// An operation on a volume failed.
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// A line written to a command file was not carried out.
-    #[error("{file}: '{line}': {source}")]
+    #[error("{file}: '{line}'")]
     Command {
         /// The file, as in the tree.
         file: &'static str,

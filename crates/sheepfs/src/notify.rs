@@ -4,7 +4,7 @@ use std::env;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use sheepfs_vfs::{Ino, Tree};
+use sheepfs_vfs::{Chain, Ino, Tree};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How often the line that `systemctl status` shows is looked at.
@@ -57,7 +57,7 @@ pub(crate) async fn status(tree: &Tree) -> String {
     let volumes = match directory.and_then(|directory| tree.entries(directory.ino)) {
         Ok(volumes) if volumes.len() == 1 => "1 volume attached".to_owned(),
         Ok(volumes) => format!("{} volumes attached", volumes.len()),
-        Err(error) => format!("volumes cannot be counted: {error}"),
+        Err(error) => format!("volumes cannot be counted: {}", Chain(&error)),
     };
     match tree.client().peer() {
         Some(sheep) => format!("Connected to sheep {sheep}, {volumes}"),

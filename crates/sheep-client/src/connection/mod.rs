@@ -90,7 +90,8 @@ impl Connection {
             shared: Arc::clone(&shared),
             observer,
             writer: writer.abort_handle(),
-            reason: Hangup::Closed,
+            // Unless it gets to know better before it ends.
+            reason: Hangup::Aborted,
         };
         tokio::spawn(reader.run(stream.reader));
         Self { shared }
@@ -137,7 +138,9 @@ impl Connection {
         if self.send(pending).is_err() {
             return Err(lost);
         }
-        answer.await.unwrap_or(Err(lost))
+        answer.await.unwrap_or(Err(ClientError::Panicked {
+            task: "complete a request",
+        }))
     }
 
     pub(crate) fn peer(&self) -> SocketAddr {
@@ -277,7 +280,10 @@ impl Reader {
                         self.reason = reason;
                         return;
                     }
-                    None => return,
+                    None => {
+                        self.reason = Hangup::Closed;
+                        return;
+                    }
                 },
             }
         }
@@ -293,7 +299,7 @@ impl Drop for Reader {
         shared.send_queue.shut_down();
         let left = shared.in_flight().drain();
         self.writer.abort();
-        let reason = Arc::new(std::mem::replace(&mut self.reason, Hangup::Closed));
+        let reason = Arc::new(std::mem::replace(&mut self.reason, Hangup::Aborted));
         // Pending requests end before the close is reported, so that a later
         // refusal of a connection is seen as newer.
         for pending in left {

@@ -22,7 +22,7 @@ impl IndexTree {
     /// and keeps memory and cluster together when a write fails.
     ///
     /// # Errors
-    /// `Unsuitable` when the root is full, or no number for a B-tree object is
+    /// `IndexFull` when the root is full, or no number for a B-tree object is
     /// left; the tree is as before then.
     ///
     /// # Panics
@@ -160,7 +160,7 @@ impl Plan {
         let mut writes = Vec::new();
         if let Level::Leaves(leaves) = &mut level {
             if leaves.len() > self.capacity.root {
-                return Err(ClientError::Unsuitable("the root of the index is full"));
+                return Err(ClientError::IndexFull(self.vid));
             }
             let creates = self.number_new_leaves(leaves)?;
             if !creates.is_empty() {
@@ -189,9 +189,10 @@ impl Plan {
         let mut creates = Vec::new();
         for leaf in leaves.iter_mut().filter(|leaf| leaf.place == Place::New) {
             let oid = Oid::btree_node(self.vid, self.counter);
-            self.counter = self.counter.checked_add(1).ok_or(ClientError::Unsuitable(
-                "the index has used up the numbers of its nodes",
-            ))?;
+            self.counter = self
+                .counter
+                .checked_add(1)
+                .ok_or(ClientError::IndexFull(self.vid))?;
             leaf.place = Place::Stored(oid);
             creates.push(TreeWrite {
                 oid,

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use sheep_proto::btree::{self, LeafEntry, Node, NodeHeader, ROOT_OFFSET, RootEntry};
 use sheep_proto::inode::object_count;
 use sheep_proto::limits::{BTREE_NODE_LEN, DEFAULT_BLOCK_SIZE_SHIFT, INODE_INDEX_LEN};
-use sheep_proto::{Malformed, ObjectKind, Oid, ResultCode, Vid};
+use sheep_proto::{Malformed, ObjectKind, Oid, Vid};
 
 use super::untangle::{Found, untangle};
 use super::{Capacity, IndexTree, Level};
@@ -23,11 +23,11 @@ impl Client {
     /// Reads the index of a hypervolume, 8 bytes of memory for each slot.
     ///
     /// # Errors
-    /// `Unsuitable` for a VDI with a flat index, `Malformed` for a tree no
+    /// `NotHypervolume` for a VDI with a flat index, `Malformed` for a tree no
     /// cluster has, otherwise as [`Client::read_object`].
     pub async fn read_tree(&self, vdi: &VdiInfo) -> Result<IndexTree, ClientError> {
         if !vdi.hypervolume {
-            return Err(ClientError::Unsuitable("its index is not a tree"));
+            return Err(ClientError::NotHypervolume(vdi.vid));
         }
         self.load_tree(vdi.vid).await
     }
@@ -38,7 +38,7 @@ impl Client {
                 Ok(Some(tree)) => return Ok(tree),
                 // Parts from before and after a change do not fit together.
                 Ok(None) | Err(ClientError::Malformed { .. }) => {}
-                Err(error) if error.code() == Some(ResultCode::NoObj) => {}
+                Err(error) if error.is_missing_object() => {}
                 Err(error) => return Err(error),
             }
         }

@@ -274,13 +274,13 @@ fn a_full_root_and_used_up_numbers_are_refused_and_change_nothing() {
     objects.apply(&tree.insert(&own([0, 1, 2])).unwrap());
     let before: Vec<_> = tree.slots().collect();
     let refused = tree.insert(&own([3, 4, 5]));
-    assert!(matches!(refused, Err(ClientError::Unsuitable(_))));
+    assert!(matches!(refused, Err(ClientError::IndexFull(_))));
     assert_eq!(tree.slots().collect::<Vec<_>>(), before);
 
     let mut objects = tiny(2);
     objects.set_counter(u32::MAX);
     let refused = objects.read().insert(&own([0, 1, 2]));
-    assert!(matches!(refused, Err(ClientError::Unsuitable(_))));
+    assert!(matches!(refused, Err(ClientError::IndexFull(_))));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Keys and values attached to names.
 
+use sheep_client::ClientError;
 use sheep_proto::ResultCode;
 
-use crate::{MIB, everywhere, is_unsuitable, refusal, tag};
+use crate::{MIB, assert_refused, everywhere, refusal, tag};
 
 #[tokio::test]
 async fn an_attribute_has_the_value_last_set_until_it_is_removed() {
@@ -51,9 +52,18 @@ async fn unknown_names_and_impossible_attributes_are_refused() {
             ResultCode::NoVdi
         );
         let (name, _vid) = place.volume("v", MIB).await;
-        is_unsuitable(client.attribute(&name, b"").await);
-        is_unsuitable(client.set_attribute(&name, &[b'k'; 256], b"").await);
-        is_unsuitable(client.set_attribute(&name, b"k", &[0; 65_537]).await);
+        assert_refused!(
+            client.attribute(&name, b"").await,
+            ClientError::Attribute(_)
+        );
+        assert_refused!(
+            client.set_attribute(&name, &[b'k'; 256], b"").await,
+            ClientError::Attribute(_)
+        );
+        assert_refused!(
+            client.set_attribute(&name, b"k", &[0; 65_537]).await,
+            ClientError::Attribute(_)
+        );
     })
     .await;
 }

@@ -1,10 +1,10 @@
 //! Questions about the cluster, and formatting it.
 
-use sheep_client::NewVdi;
 use sheep_client::cluster::FormatOptions;
+use sheep_client::{ClientError, NewVdi};
 use sheep_proto::{ClusterFlags, Redundancy, ResultCode};
 
-use crate::{MIB, embedded, everywhere, is_unsuitable, refusal, working};
+use crate::{MIB, assert_refused, embedded, everywhere, refusal, working};
 
 #[tokio::test]
 async fn a_running_cluster_tells_its_members_and_settings() {
@@ -108,21 +108,23 @@ async fn an_impossible_format_is_not_sent() {
             let client = &place.client;
             let (name, _vid) = place.volume("v", MIB).await;
             let good = FormatOptions::default();
-            is_unsuitable(
+            assert_refused!(
                 client
                     .format(&FormatOptions {
                         redundancy: Redundancy::Erasure { data: 2, parity: 0 },
                         ..good
                     })
                     .await,
+                ClientError::Redundancy(_)
             );
-            is_unsuitable(
+            assert_refused!(
                 client
                     .format(&FormatOptions {
                         object_shift: 9,
                         ..good
                     })
                     .await,
+                ClientError::ObjectSize { .. }
             );
             client.find(&working(&name)).await.unwrap();
         },

@@ -1,13 +1,13 @@
 //! Indexes, flat and as trees.
 
 use bytes::Bytes;
-use sheep_client::{NewVdi, VdiInfo};
+use sheep_client::{ClientError, NewVdi, VdiInfo};
 use sheep_proto::btree::{self, MAGIC, NodeHeader, RootEntry};
 use sheep_proto::limits::FLAT_INDEX_SLOTS;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes;
 
-use crate::{MIB, Place, everywhere, is_unsuitable, tag, working};
+use crate::{MIB, Place, assert_refused, everywhere, tag, working};
 
 async fn slots(place: &Place, vdi: &VdiInfo) -> Vec<(u32, Vid)> {
     let mut found = Vec::new();
@@ -47,9 +47,18 @@ async fn slots_past_the_end_of_an_index_are_refused() {
         let (_name, vid) = place.volume("v", MIB).await;
         let last = ObjectIndex(FLAT_INDEX_SLOTS - 1);
         assert_eq!(client.read_slots(vid, last, 1).await.unwrap(), [None]);
-        is_unsuitable(client.read_slots(vid, last, 2).await);
-        is_unsuitable(client.read_slots(vid, ObjectIndex(u32::MAX), 2).await);
-        is_unsuitable(client.write_slots(vid, last, &[None, None]).await);
+        assert_refused!(
+            client.read_slots(vid, last, 2).await,
+            ClientError::SlotOutOfRange(_)
+        );
+        assert_refused!(
+            client.read_slots(vid, ObjectIndex(u32::MAX), 2).await,
+            ClientError::SlotOutOfRange(_)
+        );
+        assert_refused!(
+            client.write_slots(vid, last, &[None, None]).await,
+            ClientError::SlotOutOfRange(_)
+        );
     })
     .await;
 }
@@ -93,7 +102,10 @@ async fn a_hypervolumes_tree_is_visited_like_an_index() {
         assert_eq!(found, Some(vdi.vid));
         assert_eq!(client.slot(&vdi, ObjectIndex(8)).await.unwrap(), None);
 
-        is_unsuitable(client.snapshot(&vdi.name, &tag("t")).await);
+        assert_refused!(
+            client.snapshot(&vdi.name, &tag("t")).await,
+            ClientError::HypervolumeSnapshot(_)
+        );
     })
     .await;
 }

@@ -6,7 +6,7 @@ use sheep_client::{ClientError, NewVdi, VdiSelector};
 use sheep_proto::limits::HYPERVOLUME_MAX_SIZE;
 use sheep_proto::{ClusterFlags, ObjectIndex, Oid, Redundancy, ResultCode, Vid};
 
-use crate::{MIB, embedded, everywhere, is_unsuitable, refusal, tag, tagged, working};
+use crate::{MIB, assert_refused, embedded, everywhere, refusal, tag, tagged, working};
 
 #[tokio::test]
 async fn a_new_vdi_is_found_by_name_and_is_what_was_asked_for() {
@@ -57,7 +57,7 @@ async fn a_name_in_use_and_impossible_sizes_are_refused() {
             redundancy: Some(Redundancy::Erasure { data: 2, parity: 0 }),
             ..NewVdi::new(place.name("w"), MIB)
         };
-        is_unsuitable(client.create_vdi(&new).await);
+        assert_refused!(client.create_vdi(&new).await, ClientError::Redundancy(_));
     })
     .await;
 }
@@ -133,7 +133,7 @@ async fn a_snapshot_needs_a_tag_of_its_own() {
     everywhere(async |place| {
         let client = &place.client;
         let (name, _vid) = place.volume("v", MIB).await;
-        is_unsuitable(client.snapshot(&name, &tag("")).await);
+        assert_refused!(client.snapshot(&name, &tag("")).await, ClientError::NoTag);
         let head = client.snapshot(&name, &tag("t")).await.unwrap();
         assert_eq!(
             refusal(client.snapshot(&name, &tag("t")).await),
@@ -177,7 +177,10 @@ async fn a_clone_has_the_snapshots_content_and_goes_its_own_way() {
         let client = &place.client;
         let (name, base) = place.volume("v", 16 * MIB).await;
         place.put(base, 1, b"shared").await;
-        is_unsuitable(client.clone_vdi(&working(&name), &place.name("c")).await);
+        assert_refused!(
+            client.clone_vdi(&working(&name), &place.name("c")).await,
+            ClientError::NotSnapshot(_)
+        );
         client.snapshot(&name, &tag("t")).await.unwrap();
 
         let clone = place.name("c");
@@ -207,7 +210,10 @@ async fn a_rollback_brings_the_snapshots_content_back() {
         place.put(old, 0, b"before").await;
         let head = client.snapshot(&name, &tag("t")).await.unwrap();
         place.put(head, 1, b"after").await;
-        is_unsuitable(client.rollback(&working(&name)).await);
+        assert_refused!(
+            client.rollback(&working(&name)).await,
+            ClientError::NotSnapshot(_)
+        );
 
         let new = client.rollback(&tagged(&name, "t")).await.unwrap();
         assert_eq!(client.find(&working(&name)).await.unwrap(), new);
@@ -232,7 +238,7 @@ async fn a_volume_grows_and_never_shrinks() {
         client.resize(&name, 5 * MIB + 3).await.unwrap();
         let info = client.find_info(&working(&name)).await.unwrap();
         assert_eq!((info.vid, info.size), (vid, 5 * MIB + 3));
-        is_unsuitable(client.resize(&name, MIB).await);
+        assert_refused!(client.resize(&name, MIB).await, ClientError::Shrink { .. });
         assert!(matches!(
             client.resize(&name, info.max_size() + 1).await,
             Err(ClientError::TooLarge { .. })

@@ -127,10 +127,11 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ResultCode {
         .expect("the sheep refuses it")
 }
 
-#[track_caller]
-fn is_unsuitable<T: std::fmt::Debug>(result: Result<T, ClientError>) {
-    assert!(
-        matches!(result, Err(ClientError::Unsuitable(_))),
-        "{result:?}"
-    );
+/// Asserts that the client refuses by itself, with an error of this kind.
+macro_rules! assert_refused {
+    ($result:expr, $kind:pat) => {{
+        let result = $result;
+        assert!(matches!(result, Err($kind)), "{result:?}");
+    }};
 }
+pub(crate) use assert_refused;

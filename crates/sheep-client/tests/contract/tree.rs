@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use sheep_client::pool::Pool;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Client, ClientConfig, IndexTree, NewVdi, VdiInfo, VdiSelector};
+use sheep_client::{Client, ClientConfig, ClientError, IndexTree, NewVdi, VdiInfo, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::btree::LEAF_MAX_ENTRIES;
 use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName, Vid};
 
-use crate::{Place, everywhere, is_unsuitable, refusal, working};
+use crate::{Place, assert_refused, everywhere, refusal, working};
 
 /// A hypervolume of 16 TiB.
 async fn hypervolume(client: &Client, name: &VdiName) -> VdiInfo {
@@ -128,7 +128,10 @@ async fn a_flat_index_is_no_tree() {
     everywhere(async |place| {
         let (name, _vid) = place.volume("flat", 1 << 30).await;
         let vdi = place.client.find_info(&working(&name)).await.unwrap();
-        is_unsuitable(place.client.read_tree(&vdi).await);
+        assert_refused!(
+            place.client.read_tree(&vdi).await,
+            ClientError::NotHypervolume(_)
+        );
     })
     .await;
 }

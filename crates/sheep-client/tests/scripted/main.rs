@@ -9,6 +9,7 @@ mod codes;
 mod given_up;
 mod keep_alive;
 mod lies;
+mod panics;
 mod peer;
 mod pieces;
 mod reconnect;

@@ -11,6 +11,7 @@ use super::human_size::human_size;
 use super::node_list::NodeFacts;
 use super::vdi_list::{facts, for_each_vdi};
 use super::{PARALLEL, joined_nodes, json};
+use crate::error::Chain;
 
 const HEADER: &str = "Id\tSize\tUsed\tAvail\tUse%\n";
 
@@ -65,7 +66,7 @@ pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
         }
     }
     for (node, error) in &silent {
-        tracing::warn!(node = %node.address(), "left a node out of node/info: {error}");
+        tracing::warn!(node = %node.address(), "skipped a node in node/info: {}", Chain(error));
     }
     if answered.is_empty() {
         return match silent.iter().position(|(_, error)| !waits(error)) {
@@ -172,7 +173,7 @@ pub fn format_json(info: &NodeInfo) -> Vec<u8> {
             .iter()
             .map(|(node, error)| Silent {
                 node: NodeFacts::of(node),
-                error: error.to_string(),
+                error: Chain(error).to_string(),
             })
             .collect(),
         total: Usage::of(total(info)),

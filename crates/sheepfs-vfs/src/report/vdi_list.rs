@@ -14,6 +14,7 @@ use sheep_proto::{Oid, Opcode, ResultCode, Vid};
 use super::human_size::human_size;
 use super::local_time::local_time;
 use super::{PARALLEL, json};
+use crate::error::Chain;
 
 const HEADER: &[u8] =
     b"  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift\n";
@@ -109,7 +110,7 @@ where
             async move {
                 match found.await {
                     Err(error) if is_damage(&error) => {
-                        tracing::warn!("left VDI {vid} out of a report: {error}");
+                        tracing::warn!("skipped VDI {vid} in a report: {}", Chain(&error));
                         Ok(None)
                     }
                     outcome => outcome,

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Tree;
 use crate::attributes::Invalidation;
-use crate::error::FsError;
+use crate::error::{Chain, FsError};
 use crate::ino::Ino;
 use crate::node::Directory;
 use crate::resolve::{is_unknown, resolve};
@@ -73,7 +73,7 @@ impl Tree {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = outcome {
-                    tracing::warn!("skipped {name}: {error}");
+                    tracing::warn!("skipped {name}: {}", Chain(&error));
                 }
             }))
             .await;
@@ -175,9 +175,13 @@ impl Tree {
         };
         join_all(volumes.values().map(|volume| async move {
             if let Err(error) = volume.close().await {
-                tracing::error!("cannot close {}: {error}", volume.selector());
+                tracing::error!("cannot close {}: {}", volume.selector(), Chain(&error));
                 if let Err(error) = volume.release_lock().await {
-                    tracing::error!("{} stays locked: {error}", volume.selector());
+                    tracing::error!(
+                        "lock of {} not released: {}",
+                        volume.selector(),
+                        Chain(&error)
+                    );
                 }
             }
         }))
@@ -219,7 +223,7 @@ impl Tree {
             };
             if let Err(error) = again {
                 self.forget_name(&name);
-                tracing::warn!("volume/{shown} is not attached any more: {error}");
+                tracing::warn!("volume/{shown} is no longer attached: {}", Chain(&error));
             }
         }
         changed
@@ -243,7 +247,7 @@ impl Tree {
         };
         let changed = change.await;
         if let Err(error) = self.client.release(vid).await {
-            tracing::warn!("the lock of {selector} is left behind: {error}");
+            tracing::warn!("lock of {selector} not released: {}", Chain(&error));
         }
         changed
     }

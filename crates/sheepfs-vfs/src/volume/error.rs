@@ -6,6 +6,9 @@ use nix::errno::Errno;
 use sheep_client::ClientError;
 
 /// Why an operation on a volume failed. Cheap to clone.
+///
+/// The text does not repeat the text of `source()`; [`Chain`](crate::Chain) shows
+/// both.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VolumeError {
@@ -37,10 +40,10 @@ pub enum VolumeError {
     #[error("the cluster was formatted without locking")]
     NoLocking,
     /// The cluster refused or did not answer a question about the VDI.
-    #[error("{0}")]
+    #[error(transparent)]
     Cluster(Arc<ClientError>),
     /// Bytes could not be read or written.
-    #[error("{volume}: {source}")]
+    #[error("{volume}")]
     Io {
         /// The volume.
         volume: String,

@@ -21,6 +21,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sheep_client::error::Chain;
 use sheep_client::{ClientError, VdiInfo};
 use sheep_proto::{ResultCode, Vid};
 use tokio::runtime::Handle;
@@ -124,7 +125,7 @@ impl Follower {
                     to
                 };
                 if let Err(error) = self.head.client.release(unused).await {
-                    tracing::warn!("VDI {unused} stays locked: {error}");
+                    tracing::warn!("VDI {unused} stays locked: {}", Chain(&error));
                 }
             }
             if switched? {

@@ -19,6 +19,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sheep_client::error::Chain;
 use sheep_proto::ObjectIndex;
 use tokio::runtime::Handle;
 
@@ -121,7 +122,7 @@ impl BlockDevice for Preallocate {
             let is_wanted = || prealloc.streams.is_next(next);
             // The writer will hear of what is wrong.
             if let Err(error) = prealloc.device.allocate_hole(next, is_wanted).await {
-                tracing::debug!("cannot preallocate an object: {error}");
+                tracing::debug!("cannot preallocate an object: {}", Chain(&error));
             }
             drop(token);
         };

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
+use sheep_client::error::Chain;
 use sheep_client::{ClientError, VdiInfo};
 use sheep_proto::ObjectIndex;
 use tokio::runtime::Handle;
@@ -205,7 +206,11 @@ impl Revalidator {
         match tokio::time::timeout_at(since + CHECK_TIMEOUT, answer).await {
             Ok(Err(error @ VolumeError::Stale(_))) => Err(error),
             Ok(Err(error)) => {
-                tracing::debug!("cannot revalidate {}: {error}", self.head.selector);
+                tracing::debug!(
+                    "cannot revalidate {}: {}",
+                    self.head.selector,
+                    Chain(&error)
+                );
                 self.head.ensure_live()
             }
             Ok(Ok(())) | Err(_) => self.head.ensure_live(),

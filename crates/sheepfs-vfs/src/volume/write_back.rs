@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sheep_client::error::Chain;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -400,8 +401,9 @@ impl<D: BlockDevice> WriteBack<D> {
             tracing::error!(
                 offset,
                 len,
-                "lost what was written to {}: {error}; more may be lost until a write succeeds",
-                self.name
+                "lost what was written to {}: {}; more may be lost until a write succeeds",
+                self.name,
+                Chain(&error)
             );
         }
         errors.count += 1;

@@ -51,7 +51,7 @@ impl Queries {
         assert_eq!(before, 0, "two queries at once");
         self.go.0.acquire().await.unwrap().forget();
         match number {
-            13 => Err(Arc::new(ClientError::Unsuitable("unlucky"))),
+            13 => Err(Arc::new(ClientError::NoTag)),
             _ => Ok(number.to_string().into_bytes()),
         }
     }
