@@ -4,7 +4,6 @@ use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use sheep_client::cluster::StoreSpace;
 use sheep_client::{Client, ClientError};
-use sheep_proto::ResultCode;
 use sheep_proto::node::NodeRecord;
 
 use super::human_size::human_size;
@@ -69,7 +68,7 @@ pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
         tracing::warn!(node = %node.address(), "skipped a node in node/info: {}", Chain(error));
     }
     if answered.is_empty() {
-        return match silent.iter().position(|(_, error)| !waits(error)) {
+        return match silent.iter().position(|(_, error)| !error.is_not_ready()) {
             Some(failed) => Err(silent.swap_remove(failed).1),
             None => Ok(NodeInfo {
                 answered,
@@ -83,14 +82,6 @@ pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
         silent,
         virtual_size: Some(virtual_size(client).await?),
     })
-}
-
-/// True for the refusal of a cluster that waits for its format or its nodes.
-fn waits(error: &ClientError) -> bool {
-    matches!(
-        error.code(),
-        Some(ResultCode::WaitForFormat | ResultCode::WaitForJoin)
-    )
 }
 
 async fn virtual_size(client: &Client) -> Result<u64, ClientError> {

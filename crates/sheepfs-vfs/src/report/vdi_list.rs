@@ -125,7 +125,7 @@ where
 
 /// True for what is wrong with one inode and not with the cluster.
 fn is_damage(error: &ClientError) -> bool {
-    matches!(error, ClientError::Malformed { .. }) || error.code() == Some(ResultCode::NoObj)
+    error.is_malformed() || error.is_missing_object()
 }
 
 /// The facts of a VDI; `None` when it was deleted.

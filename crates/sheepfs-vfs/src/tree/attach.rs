@@ -242,7 +242,7 @@ impl Tree {
         let vid = match self.client.lock(selector).await {
             Ok(vid) => vid,
             // A rollback that was interrupted has no working VDI to lock.
-            Err(error) if error.code() == Some(ResultCode::NoVdi) => return change.await,
+            Err(error) if error.is_missing_vdi() => return change.await,
             Err(error) => return Err(error.into()),
         };
         let changed = change.await;
