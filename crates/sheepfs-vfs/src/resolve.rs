@@ -10,7 +10,7 @@
 
 use sheep_client::{Client, ClientError, VdiSelector, WhichVersion};
 use sheep_proto::name::BadName;
-use sheep_proto::{ResultCode, SnapshotTag, VdiName};
+use sheep_proto::{SnapshotTag, VdiName};
 
 /// The name and the tag of a snapshot.
 pub type NameAndTag = (VdiName, SnapshotTag);
@@ -45,9 +45,7 @@ pub async fn resolve(client: &Client, text: &[u8]) -> Result<VdiSelector, Client
         Err(error) => error,
     };
     match parts {
-        Some(parts) if absent.code() == Some(ResultCode::NoVdi) => {
-            find_snapshot(client, parts).await
-        }
+        Some(parts) if absent.is_missing_vdi() => find_snapshot(client, parts).await,
         _ => Err(absent),
     }
 }
@@ -76,7 +74,7 @@ async fn find_snapshot(
     let tagged = VdiSelector::tag(name.clone(), tag);
     match (client.find(&tagged).await, number) {
         (Ok(_), _) => Ok(tagged),
-        (Err(error), Some(id)) if is_unknown(&error) && id != 0 => {
+        (Err(error), Some(id)) if error.is_missing_version() && id != 0 => {
             let numbered = VdiSelector {
                 name,
                 which: WhichVersion::SnapId(id),
@@ -86,11 +84,6 @@ async fn find_snapshot(
         }
         (Err(error), _) => Err(error),
     }
-}
-
-/// True when the cluster knows no such name, or no such snapshot of it.
-pub(crate) fn is_unknown(error: &ClientError) -> bool {
-    matches!(error.code(), Some(ResultCode::NoTag | ResultCode::NoVdi))
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use sheep_client::{VdiSelector, WhichVersion};
-use sheep_proto::ResultCode;
 use tokio::time::Instant;
 
 use super::Tree;
@@ -14,7 +13,7 @@ use crate::attributes::Invalidation;
 use crate::error::{Chain, FsError};
 use crate::ino::Ino;
 use crate::node::Directory;
-use crate::resolve::{is_unknown, resolve};
+use crate::resolve::resolve;
 use crate::volume::{Volume, VolumeOptions};
 
 /// How long a volume may still look open: a kernel tells of the last close(2)
@@ -215,7 +214,7 @@ impl Tree {
             let shown = name.escape_ascii().to_string();
             let again = match self.client.find(selector).await {
                 Ok(_) => self.attach_selected(name.clone(), selector.clone()).await,
-                Err(error) if is_unknown(&error) => {
+                Err(error) if error.is_missing_version() => {
                     self.forget_name(&name);
                     continue;
                 }

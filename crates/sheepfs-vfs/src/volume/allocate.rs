@@ -22,7 +22,7 @@ use super::extent::Extent;
 use super::follow::{Follower, RETRY_DEADLINE};
 use super::head::{Head, SlotView};
 use super::index_commit::{CommitOutcome, IndexCommitter};
-use super::object_io::{ObjectIo, is_read_only, zeros};
+use super::object_io::{ObjectIo, zeros};
 use super::object_lock::SharedObjectLock;
 use super::object_map::HeadMoved;
 use super::reclaim::Reclaims;
@@ -152,7 +152,7 @@ impl Allocator {
         while begun.elapsed() < RETRY_DEADLINE {
             match self.io.copy(from, to, index, lock).await {
                 Ok(()) => return Ok(to),
-                Err(error) if is_read_only(&error) => {
+                Err(error) if error.is_read_only() => {
                     self.follower.follow(to).await?;
                     to = self.head.vid();
                 }

@@ -28,7 +28,7 @@ use super::head::{Head, SlotView};
 use super::head_state::HeadState;
 use super::index_commit::IndexCommitter;
 use super::io::{ExtentIo, PARALLEL_EXTENTS};
-use super::object_io::{ObjectIo, is_absent, is_read_only, zeros};
+use super::object_io::{ObjectIo, zeros};
 use super::object_map::Slot;
 use super::reclaim::Reclaims;
 use super::recovery::Recovery;
@@ -399,7 +399,9 @@ impl Device {
             .submit_read(owner, extent, move |read| match read {
                 Ok(bytes) => done(Ok(bytes)),
                 // Finds out what to do about it.
-                Err(error) if is_absent(&error) => device.spawn_read(offset, extent.len, done),
+                Err(error) if error.is_missing_object_or_vdi() => {
+                    device.spawn_read(offset, extent.len, done)
+                }
                 Err(error) => done(Err(device.head.io_error(error))),
             });
     }
@@ -567,7 +569,7 @@ impl BlockDevice for Device {
                     // The new head may have copied the object before this write
                     // reached it.
                     Ok(()) => None,
-                    Err(error) if is_read_only(&error) || is_absent(&error) => None,
+                    Err(error) if error.is_read_only() || error.is_missing_object_or_vdi() => None,
                     Err(error) => Some(error),
                 };
                 match failed {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use sheep_client::error::Chain;
 use sheep_client::{ClientError, VdiInfo};
-use sheep_proto::{ResultCode, Vid};
+use sheep_proto::Vid;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -142,7 +142,7 @@ impl Follower {
         for tries in 0..HEAD_LOOKUP_RETRIES {
             let vid = match self.head.client.find(&self.head.selector).await {
                 Ok(vid) => vid,
-                Err(error) if error.code() == Some(ResultCode::NoVdi) => {
+                Err(error) if error.is_missing_vdi() => {
                     return Err(self.head.mark_stale());
                 }
                 Err(error) => return Err(self.head.io_error(error)),
@@ -188,7 +188,8 @@ impl Follower {
     async fn lock_new_head(&self, to: Vid) -> Result<bool, VolumeError> {
         let mut asked = self.lock_in_doubt.lock().await;
         let mut locked = self.head.client.lock(&self.head.selector).await;
-        let refused = |locked: &Result<Vid, ClientError>| matches!(locked, Err(error) if error.code() == Some(ResultCode::VdiLocked));
+        let refused =
+            |locked: &Result<Vid, ClientError>| matches!(locked, Err(error) if error.is_locked());
         if refused(&locked) && *asked == Some(to) {
             // We hold this lock already; the response to the earlier request was lost.
             self.head

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sheep_client::call::KeepAlive;
 use sheep_client::{Call, Client, ClientError, IndexTree};
-use sheep_proto::{ObjectIndex, Oid, Vid};
+use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
 
 use super::object_io::{ObjectIo, Probe};

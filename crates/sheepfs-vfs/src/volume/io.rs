@@ -25,7 +25,7 @@ use super::error::VolumeError;
 use super::extent::{Extent, extents};
 use super::follow::{Follower, RETRY_DEADLINE};
 use super::head::{Head, SlotView};
-use super::object_io::{ObjectIo, is_read_only, zeros};
+use super::object_io::{ObjectIo, zeros};
 use super::object_map::Slot;
 use super::revalidate::Revalidator;
 use super::slot_query::SlotQueries;
@@ -82,9 +82,7 @@ impl ExtentIo {
             let (seen, read) = self.read_current(extent).await?;
             match read {
                 Ok(bytes) => return Ok(bytes),
-                Err(error)
-                    if error.code() == Some(ResultCode::NoObj) && changes < MAX_SLOT_CHANGES =>
-                {
+                Err(error) if error.is_missing_object() && changes < MAX_SLOT_CHANGES => {
                     self.revalidator
                         .revalidate_missing_object(extent.index, seen, error)
                         .await?;
@@ -197,7 +195,7 @@ impl ExtentIo {
             // connection does not count.
             let since: Instant = *refused_since.get_or_insert_with(Instant::now);
             if since.elapsed() > RETRY_DEADLINE {
-                return Err(match is_read_only(&error) {
+                return Err(match error.is_read_only() {
                     true => VolumeError::HeadReadOnly(self.head.selector.to_string()),
                     false => self.head.io_error(error),
                 });

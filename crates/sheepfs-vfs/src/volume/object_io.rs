@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sheep_client::call::KeepAlive;
 use sheep_client::{Call, Client, ClientError};
-use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
+use sheep_proto::{ObjectIndex, Oid, Vid};
 
 use super::extent::Extent;
 use super::object_lock::ObjectLockGuard;
@@ -120,7 +120,7 @@ impl ObjectIo {
     pub(super) async fn exists(&self, vid: Vid, index: ObjectIndex) -> Result<bool, ClientError> {
         match self.client.read_object(Oid::data(vid, index), 0, 1).await {
             Ok(_) => Ok(true),
-            Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(false),
+            Err(error) if error.is_missing_object() => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -138,22 +138,12 @@ impl ObjectIo {
         };
         match self.write(vid, nothing, Bytes::new()).await {
             Ok(()) => Ok(Probe::Writable),
-            Err(error) if is_read_only(&error) => Ok(Probe::Frozen),
+            Err(error) if error.is_read_only() => Ok(Probe::Frozen),
             // A snapshot would have been refused before the object was missed.
-            Err(error) if error.code() == Some(ResultCode::NoObj) => Ok(Probe::NoObject),
+            Err(error) if error.is_missing_object() => Ok(Probe::NoObject),
             Err(error) => Err(error),
         }
     }
-}
-
-/// True when a refusal says that the VDI has become a snapshot.
-pub(super) fn is_read_only(error: &ClientError) -> bool {
-    error.code() == Some(ResultCode::ReadOnly)
-}
-
-/// True when the answer means that there is no such VDI, or object, now.
-pub(super) fn is_absent(error: &ClientError) -> bool {
-    matches!(error.code(), Some(ResultCode::NoObj | ResultCode::NoVdi))
 }
 
 /// Zeros without memory of their own, up to a mebibyte.

@@ -22,7 +22,7 @@ use sheep_proto::{ObjectIndex, Vid};
 
 use super::head_state::HeadState;
 use super::index_commit::{CommitOutcome, IndexCommitter};
-use super::object_io::{ObjectIo, is_read_only};
+use super::object_io::ObjectIo;
 use super::object_lock::ObjectLocks;
 use super::object_map::Owners;
 
@@ -129,7 +129,7 @@ impl Recovery {
             .map_err(RecoveryError::Locked)?;
         match self.io.copy(old, to, index, &lock).await {
             Ok(()) => {}
-            Err(error) if is_read_only(&error) => return Ok(false),
+            Err(error) if error.is_read_only() => return Ok(false),
             Err(error) => {
                 lock.abandon(&error);
                 return Err(RecoveryError::Cluster(Arc::new(error)));

@@ -27,7 +27,7 @@ use super::follow::Follower;
 use super::head::{Head, SlotView};
 use super::head_state::HeadState;
 use super::index_commit::IndexCommitter;
-use super::object_io::{ObjectIo, is_absent};
+use super::object_io::ObjectIo;
 use super::object_map::{Revalidation, Slot};
 
 /// Age up to which what is known of the VDI is believed without asking.
@@ -353,7 +353,7 @@ impl Revalidator {
             }
             Ok(_) => return Err(self.head.mark_stale()),
             // Not for good: the node that has it may come back.
-            Err(error) if is_absent(&error) => {
+            Err(error) if error.is_missing_object_or_vdi() => {
                 return Err(self.head.stale_error());
             }
             Err(error) => return Err(self.head.io_error(error)),
