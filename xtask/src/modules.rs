@@ -31,7 +31,8 @@ mod source;
 
 use graph::{Graph, TypeImpls};
 
-/// Crates that do not pass yet; each is removed by the change that cleans it up.
+/// Crates whose modules use each other in circles, or have types in several files.
+/// Layers are checked everywhere.
 const NOT_YET: [&str; 5] = [
     "sheep-client",
     "sheep-embedded",
@@ -54,7 +55,7 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
             problems.extend(cycle_problems(graph));
             problems.extend(type_problems(graph));
             for folder in &layers::FOLDERS {
-                problems.extend(folder.problems(&root, graph));
+                found.extend(folder.problems(&root, graph));
             }
         }
         found.extend(after_exemption(&member.name, problems, &NOT_YET));
