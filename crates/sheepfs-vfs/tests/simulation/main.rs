@@ -23,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(crate) const SEED_VARIABLE: &str = "SHEEPFS_SIMULATION_SEED";
 const RUNS_VARIABLE: &str = "SHEEPFS_SIMULATION_RUNS";
-const RUNS: u64 = 1000;
+const RUNS: u64 = 500;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
