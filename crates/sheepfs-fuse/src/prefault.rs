@@ -15,22 +15,19 @@
 //! where it may not wait.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
+use std::ffi::OsString;
 use std::hint::black_box;
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
-
-use nix::unistd::gettid;
 
 /// A file that is always there and can be written.
 const WRITABLE_FILE: &str = "vdi/mount";
 /// Writes per event loop until one is likely to have reached each.
 const TRIES: usize = 8;
-/// Alignment that lets one request carry as many bytes as it can.
-const PAGE: usize = 4096;
 /// Bytes of heap that an event loop needs for the payloads of a few large requests.
 const EVENT_LOOP_HEAP: usize = 4 << 20;
 /// Bytes of stack that no request's handling exceeds.
@@ -55,10 +52,17 @@ fn prefault_stack(fill: u8) {
     black_box([fill; STACK]);
 }
 
+/// The operand that names the file to write to, for dd(1).
+fn output(path: &Path) -> OsString {
+    let mut operand = OsString::from("of=");
+    operand.push(path);
+    operand
+}
+
 /// The threads that read requests from the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct EventLoops {
-    /// The thread that writes for [`Self::prefault`]; 0 is none.
+    /// The process that writes for [`Self::prefault`]; 0 is none.
     writer: AtomicU32,
     prefaulted: Mutex<HashSet<ThreadId>>,
 }
@@ -66,28 +70,41 @@ pub(crate) struct EventLoops {
 impl EventLoops {
     /// Has each of `count` event loops read a request of `max_request` bytes.
     ///
+    /// Another process writes. A thread of this one that is killed would wait
+    /// for an answer of event loops that are gone, and nothing could end it: the
+    /// connection breaks only when the last thread of the process has ended.
+    ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When there is no dd(1), or it cannot write.
     pub(crate) fn prefault(
         &self,
         count: usize,
         mountpoint: &Path,
         max_request: usize,
     ) -> io::Result<()> {
-        let buffer = vec![0; PAGE + max_request];
-        let aligned = buffer.as_ptr().align_offset(PAGE);
-        let request = &buffer[aligned..][..max_request];
-        let mut file = OpenOptions::new()
-            .write(true)
-            .open(mountpoint.join(WRITABLE_FILE))?;
-        self.writer
-            .store(gettid().as_raw().unsigned_abs(), Ordering::SeqCst);
+        let mut writer = Command::new("dd")
+            .arg(output(&mountpoint.join(WRITABLE_FILE)))
+            .arg(format!("bs={max_request}"))
+            .args(["conv=notrunc", "iflag=fullblock"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        self.writer.store(writer.id(), Ordering::SeqCst);
         // The kernel wakes the loop that has waited longest.
-        let written = (0..TRIES * count)
-            .take_while(|_| self.prefaulted().len() < count)
-            .try_for_each(|_| file.write(request).map(drop));
+        let request = vec![0; max_request];
+        let written = writer.stdin.take().map_or(Ok(()), |mut input| {
+            (0..TRIES * count)
+                .take_while(|_| self.prefaulted().len() < count)
+                .try_for_each(|_| input.write_all(&request))
+        });
+        let ended = writer.wait();
         self.writer.store(0, Ordering::SeqCst);
-        written
+        written?;
+        match ended? {
+            status if status.success() => Ok(()),
+            status => Err(io::Error::other(format!("dd: {status}"))),
+        }
     }
 
     /// Takes a write that [`Self::prefault`] makes, on the event loop's thread;

@@ -70,6 +70,13 @@ fn syslogd_gets_the_log_when_there_is_no_journald() {
 fn without_either_the_command_says_that_nothing_will_be_logged() {
     let place = Place::new();
     let (said, _) = logged(&place, None);
-    assert!(said.contains("neither journald nor syslogd"), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    // A warning of a root that lacks a capability is not what is asked for here.
+    let said: Vec<_> = said
+        .lines()
+        .filter(|line| !line.contains("I/O flusher"))
+        .collect();
+    assert!(
+        matches!(said[..], [line] if line.contains("neither journald nor syslogd")),
+        "{said:?}"
+    );
 }

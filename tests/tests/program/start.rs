@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Place, Running, Sheep, output, program};
+use crate::support::{Place, Running, Sheep, output, program, until};
 
 /// A port of the loopback interface where nobody listens.
 fn nobody() -> SocketAddr {
@@ -152,6 +152,7 @@ fn owner_mode_access_and_attached_volumes_are_as_asked() {
         assert_eq!(metadata.mode(), mode, "{name}: {:o}", metadata.mode());
         assert_eq!((metadata.uid(), metadata.gid()), (65534, 1234));
     }
+    until("there is a pidfile", || pidfile.exists());
     let written = fs::read_to_string(&pidfile).unwrap();
     assert_eq!(written.trim(), running.child.id().to_string());
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
