@@ -16,8 +16,12 @@ use crate::index::PIECE_LEN;
 use crate::lookup::inode_error;
 use crate::vdi::VdiInfo;
 
-/// How often a tree is read that its writer changes meanwhile.
-const READS: u32 = 8;
+/// How often a tree is read that its writer changes meanwhile. A writer that
+/// allocates without a pause spoils every second attempt.
+const READS: u32 = 64;
+/// Bytes read of a node at first: a node that fits into them is read in one
+/// request, and a writer cannot change it between its header and its entries.
+const FIRST_READ_LEN: usize = 16 << 10;
 
 impl Client {
     /// Reads the index of a hypervolume, 8 bytes of memory for each slot.
@@ -114,19 +118,21 @@ impl Client {
         base: u32,
         room: usize,
     ) -> Result<Bytes, ClientError> {
-        let header_len = size_of::<NodeHeader>();
-        let head = self
-            .read_object(oid, base, u32::try_from(header_len).expect("8"))
-            .await?;
-        let used = btree::used_len(&head).map_err(|source| inode_error(vid, source))?;
+        let read_part = |offset: usize, len: usize| {
+            let offset = u32::try_from(offset).expect("at most 4 MiB");
+            let len = u32::try_from(len).expect("at most 4 MiB");
+            self.read_object(oid, base + offset, len.min(PIECE_LEN))
+        };
+        let front = read_part(0, room.min(FIRST_READ_LEN)).await?;
+        let used = btree::used_len(&front).map_err(|source| inode_error(vid, source))?;
         let used = used.min(room);
+        if used <= front.len() {
+            return Ok(front.slice(..used));
+        }
         let mut node = BytesMut::with_capacity(used);
+        node.extend_from_slice(&front);
         while node.len() < used {
-            let at = u32::try_from(node.len()).expect("at most 4 MiB");
-            let len = u32::try_from(used - node.len())
-                .expect("at most 4 MiB")
-                .min(PIECE_LEN);
-            node.extend_from_slice(&self.read_object(oid, base + at, len).await?);
+            node.extend_from_slice(&read_part(node.len(), used - node.len()).await?);
         }
         Ok(node.freeze())
     }
