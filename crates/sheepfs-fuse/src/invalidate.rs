@@ -28,7 +28,7 @@ struct Waiting {
     texts: HashMap<u64, Bytes>,
     /// Of each file the range that covers all pages to drop.
     pages: HashMap<u64, Range<u64>>,
-    /// Dropped when the kernel was told of the files and pages.
+    /// Dropped when the kernel was told of the files, texts and pages.
     asking: Vec<oneshot::Sender<()>>,
     closed: bool,
 }
@@ -62,21 +62,22 @@ impl Invalidator {
         Ok(invalidator)
     }
 
-    /// Has the kernel told, soon. Never blocks. For a file or its pages, the sender
-    /// of what is returned goes when the kernel was told, or the mount has ended.
+    /// Has the kernel told, soon. Never blocks. The sender of what is returned goes
+    /// when the kernel was told, or the mount has ended; for a name at once, because
+    /// nobody may wait for a directory's lock.
     pub(crate) fn post(&self, invalidation: Invalidation) -> oneshot::Receiver<()> {
         let (tell, told) = oneshot::channel();
         let mut waiting = self.lock();
         if waiting.closed {
             return told;
         }
+        let is_name = matches!(invalidation, Invalidation::Entry { .. });
         match invalidation {
             Invalidation::Entry { parent, name } => {
                 waiting.names.insert((parent.0, name));
             }
             Invalidation::Inode(ino) => {
                 waiting.files.insert(ino.0);
-                waiting.asking.push(tell);
             }
             Invalidation::Text { ino, text } => {
                 waiting.texts.insert(ino.0, text);
@@ -84,10 +85,12 @@ impl Invalidator {
             Invalidation::Pages { ino, range } => {
                 let all = waiting.pages.entry(ino.0).or_insert(range.clone());
                 *all = all.start.min(range.start)..all.end.max(range.end);
-                // While a notification blocks, the tree gives up and asks again.
-                waiting.asking.retain(|tell| !tell.is_closed());
-                waiting.asking.push(tell);
             }
+        }
+        if !is_name {
+            // While a notification blocks, the tree gives up and asks again.
+            waiting.asking.retain(|tell| !tell.is_closed());
+            waiting.asking.push(tell);
         }
         self.shared.1.notify_one();
         told
@@ -189,5 +192,34 @@ mod tests {
         assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         drop(told);
         assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    }
+
+    #[test]
+    fn invalidation_of_file_is_waited_for_until_the_kernel_was_told() {
+        let ino = Ino(7);
+        for invalidation in [
+            Invalidation::Inode(ino),
+            Invalidation::Text {
+                ino,
+                text: Bytes::from_static(b"text"),
+            },
+            Invalidation::Pages { ino, range: 0..1 },
+        ] {
+            let invalidator = Invalidator::default();
+            let what = format!("{invalidation:?}");
+            let mut asked = invalidator.post(invalidation);
+            let told = invalidator.next().expect("it is open");
+            assert_eq!(
+                asked.try_recv(),
+                Err(oneshot::error::TryRecvError::Empty),
+                "{what}"
+            );
+            drop(told);
+            assert_eq!(
+                asked.try_recv(),
+                Err(oneshot::error::TryRecvError::Closed),
+                "{what}"
+            );
+        }
     }
 }
