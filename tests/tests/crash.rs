@@ -2,13 +2,22 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use tests::{Acknowledge, Mounted, NumberedWriters, TestCluster, is_mounted, seeded};
+use tempfile::TempDir;
+use tests::{
+    Acknowledge, Mounted, NumberedWriters, TestCluster, is_mounted, run, seeded, sheepfs_binary,
+    wait_until,
+};
 
 /// Times that sheepfs is killed.
 const KILLS: u32 = 6;
+/// Times that sheepfs is killed while it starts, each a little later than the last.
+const KILLS_AT_START: u32 = 40;
 
 /// Kills sheepfs while numbered writers run, and looks after each kill for
 /// what was acknowledged.
@@ -80,4 +89,40 @@ fn what_was_acknowledged_is_there_after_every_kill() -> anyhow::Result<()> {
 fn what_fsync_acknowledged_through_the_page_cache_is_there_after_every_kill() -> anyhow::Result<()>
 {
     loses_nothing(&["--pagecache"], Acknowledge::Fsync)
+}
+
+/// While it starts, sheepfs makes requests of its own mount. A thread that waited for
+/// one would keep the killed process, and with it the connection, for ever.
+#[test]
+fn sheepfs_killed_while_it_starts_ends_and_can_be_unmounted() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mut mounts = 0;
+    for kill in 0..KILLS_AT_START {
+        // Kept when the test fails, because to remove it could wait for ever as well.
+        let mountpoint = TempDir::with_prefix("sheepfs-test-mount-")?.keep();
+        let mut sheepfs = Command::new(sheepfs_binary()?)
+            .args(["--foreground", "--address", cluster.address()])
+            .arg(&mountpoint)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // From before the mount until well after it.
+        wait_until("it has begun", Duration::from_secs(30), || {
+            Ok(is_mounted(&mountpoint)? || kill % 8 == 0)
+        })?;
+        thread::sleep(Duration::from_millis(2) * kill);
+        sheepfs.kill()?;
+        wait_until("it has ended", Duration::from_secs(30), || {
+            Ok(sheepfs.try_wait()?.is_some())
+        })
+        .with_context(|| format!("kill {kill}"))?;
+        if is_mounted(&mountpoint)? {
+            mounts += 1;
+            run(Command::new("umount").arg(&mountpoint))?;
+        }
+        fs::remove_dir(mountpoint)?;
+    }
+    ensure!(mounts > 0, "each was killed before it had mounted");
+    Ok(())
 }
