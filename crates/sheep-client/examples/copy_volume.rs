@@ -12,8 +12,10 @@ use std::os::unix::fs::FileExt as _;
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use sheep_client::{Client, ClientConfig, GatewayAddress, VdiInfo, VdiSelector};
-use sheep_proto::{ObjectIndex, Oid, SnapshotTag, VdiName, Vid};
+use sheep_client::{
+    Client, ClientConfig, GatewayAddress, ObjectIndex, Oid, SnapshotTag, VdiInfo, VdiName,
+    VdiSelector, Vid,
+};
 
 /// Reads in flight at once.
 const PARALLEL: usize = 16;
@@ -34,7 +36,8 @@ async fn main() -> anyhow::Result<()> {
 
     let client = Client::connect(ClientConfig::new(address)).await?;
     let vdi = client
-        .find_info(&selector)
+        .vdi(&selector)
+        .stat()
         .await
         .with_context(|| format!("cannot find {selector}"))?;
     let file = File::create(path).with_context(|| format!("cannot create {path}"))?;
@@ -49,7 +52,8 @@ async fn main() -> anyhow::Result<()> {
 async fn copy(client: &Client, vdi: &VdiInfo, file: &File) -> anyhow::Result<u64> {
     let mut objects = Vec::new();
     client
-        .for_each_slot(vdi, |index, owner| objects.push((index, owner)))
+        .index(vdi)
+        .for_each_slot(|index, owner| objects.push((index, owner)))
         .await?;
     let pieces = objects
         .into_iter()
@@ -57,7 +61,8 @@ async fn copy(client: &Client, vdi: &VdiInfo, file: &File) -> anyhow::Result<u64
     stream::iter(pieces)
         .map(|piece| async move {
             let data = client
-                .read_object(piece.oid, piece.offset, piece.len)
+                .objects()
+                .read(piece.oid, piece.offset, piece.len)
                 .await?;
             file.write_all_at(&data, piece.at)?;
             anyhow::Ok(u64::from(piece.len))

@@ -15,7 +15,7 @@ async fn main() -> anyhow::Result<()> {
         .parse()?;
     let client = Client::connect(ClientConfig::new(address)).await?;
     println!("VID     bytes             object    copies  name");
-    for vdi in client.vdis().await? {
+    for vdi in client.cluster().list_vdis().await? {
         let tag = if vdi.is_snapshot() {
             format!("@{} (snapshot {})", vdi.tag, vdi.snap_id)
         } else {

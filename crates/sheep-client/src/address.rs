@@ -10,6 +10,15 @@ use sheep_proto::limits::DEFAULT_PORT;
 const MAX_HOST_LEN: usize = 253;
 
 /// Host and port of a sheep: a name, an IPv4 or an IPv6 address.
+///
+/// ```
+/// use sheep_client::GatewayAddress;
+///
+/// let address: GatewayAddress = "[fe80::1]:7001".parse()?;
+/// assert_eq!((address.host(), address.port()), ("fe80::1", 7001));
+/// assert_eq!("sheep1".parse::<GatewayAddress>()?.port(), 7000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GatewayAddress {
     host: String,
@@ -18,6 +27,7 @@ pub struct GatewayAddress {
 
 /// Text that is no address of a sheep.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadAddress {
     /// Nothing before the port.
     #[error("'{0}' has no host name or address")]

@@ -9,6 +9,7 @@ use sheep_proto::header::{ObjectRequest, RequestBody, RequestHeader};
 use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
 use sheep_proto::{
     Malformed, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, ResultCode, VdiResponse,
+    Vid,
 };
 
 use crate::error::{CallName, ClientError};
@@ -305,7 +306,7 @@ impl Response {
     ///
     /// # Errors
     /// `Refused` with the result code.
-    pub fn accepted(self) -> Result<Self, ClientError> {
+    pub fn into_result(self) -> Result<Self, ClientError> {
         match self.header.result() {
             ResultCode::Success => Ok(self),
             code => Err(ClientError::Refused {
@@ -320,7 +321,7 @@ impl Response {
     /// # Errors
     /// `Refused`, or `Malformed` when there are not exactly as many.
     pub fn object_bytes(self, len: u32) -> Result<BytesMut, ClientError> {
-        let response = self.accepted()?;
+        let response = self.into_result()?;
         if response.payload.len() != len as usize {
             return Err(response.malformed("object", "not as many bytes as were asked for"));
         }
@@ -329,11 +330,21 @@ impl Response {
 
     /// The results of an accepted VDI operation.
     pub(crate) fn vdi(self) -> Result<VdiResponse, ClientError> {
-        let response = self.accepted()?;
+        let response = self.into_result()?;
         match response.header.body() {
             ResponseBody::Vdi(body) => Ok(body),
             _ => Err(response.malformed("VDI response", "another operation's opcode")),
         }
+    }
+
+    /// The VID in an accepted VDI response.
+    pub(crate) fn vid(self) -> Result<Vid, ClientError> {
+        let call = self.call;
+        let source = Malformed {
+            what: "VDI response",
+            why: "VID out of range",
+        };
+        Vid::new(self.vdi()?.vdi_id.get()).ok_or(ClientError::Malformed { call, source })
     }
 
     /// The error for a payload that cannot be understood.

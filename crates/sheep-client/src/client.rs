@@ -1,21 +1,50 @@
-//! The client: typed operations over a gateway.
+//! The client: handles for typed operations, and what they send requests with.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use sheep_proto::Vid;
 
 use crate::address::GatewayAddress;
 use crate::call::{Call, Response};
+use crate::cluster::Cluster;
 use crate::config::ClientConfig;
 use crate::error::ClientError;
 use crate::gateway::{Completion, Gateway};
+use crate::index::Index;
+use crate::inode::Inode;
+use crate::node::Node;
+use crate::object::Objects;
 use crate::pool::Pool;
+use crate::sender::Sender;
+use crate::vdi::Vdi;
+use crate::vdi_info::{VdiInfo, VdiSelector};
 
 /// A cluster to talk to. Clones share its connections.
+///
+/// What can be done with a cluster is grouped by what it is done to: see
+/// [`Client::vdi`], [`Client::cluster`], [`Client::node`], [`Client::objects`],
+/// [`Client::inode`] and [`Client::index`].
+///
+/// ```
+/// use sheep_client::{Client, ClientConfig, NewVdi, VdiName, VdiSelector};
+/// # use sheep_embedded::{Config, Server, StoreKind};
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+/// # let address = server.local_address().into();
+/// // Usually `"127.0.0.1:7000".parse()?`.
+/// let client = Client::connect(ClientConfig::new(address)).await?;
+/// let name = VdiName::new("disk0")?;
+/// client.cluster().create_vdi(&NewVdi::new(name.clone(), 1 << 30)).await?;
+/// let disk = client.vdi(&VdiSelector::working(name)).stat().await?;
+/// assert_eq!(disk.size, 1 << 30);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    gateway: Arc<dyn Gateway>,
+    sender: Sender,
 }
 
 impl Client {
@@ -27,94 +56,92 @@ impl Client {
     /// # Panics
     /// Outside a tokio runtime, or when the configuration names no sheep.
     pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        Ok(Self::over(Arc::new(Pool::connect(config).await?)))
+        Ok(Self::with_gateway(Arc::new(Pool::connect(config).await?)))
     }
 
-    /// A client over another gateway than TCP connections.
-    pub fn over(gateway: Arc<dyn Gateway>) -> Self {
-        Self { gateway }
+    /// A client over something else than TCP connections.
+    #[doc(hidden)]
+    pub fn with_gateway(gateway: Arc<dyn Gateway>) -> Self {
+        Self {
+            sender: Sender { gateway },
+        }
+    }
+
+    /// A VDI, or a snapshot of it, by its name.
+    pub fn vdi<'a>(&'a self, selector: &'a VdiSelector) -> Vdi<'a> {
+        Vdi::new(&self.sender, selector)
+    }
+
+    /// The cluster as a whole: its state, its VDIs.
+    pub fn cluster(&self) -> Cluster<'_> {
+        Cluster::new(&self.sender)
+    }
+
+    /// One node of the cluster, asked at its own address.
+    pub fn node(&self, address: SocketAddr) -> Node<'_> {
+        Node::new(&self.sender, address)
+    }
+
+    /// Objects, by their numbers.
+    pub fn objects(&self) -> Objects<'_> {
+        Objects::new(&self.sender)
+    }
+
+    /// A VDI by its number.
+    pub fn inode(&self, vid: Vid) -> Inode<'_> {
+        Inode::new(&self.sender, vid)
+    }
+
+    /// The index of a VDI: which VID owns each data object.
+    pub fn index<'a>(&'a self, vdi: &'a VdiInfo) -> Index<'a> {
+        Index::new(&self.sender, vdi)
     }
 
     /// The sheep's address as it was given.
     pub fn address(&self) -> GatewayAddress {
-        self.gateway.address()
+        self.sender.gateway.address()
     }
 
     /// The sheep in use now, which may be another after a failure; `None` while
     /// none is connected.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.gateway.peer()
+        self.sender.gateway.peer()
     }
 
-    /// Checks that a sheep answers at `address`, then uses it for every call
-    /// from now on, for all clones of this client. Calls in flight finish where
-    /// they are.
+    /// Checks that a sheep answers at `address`, then uses it for every request
+    /// from now on, for all clones of this client. Requests in flight finish
+    /// where they are.
     ///
     /// # Errors
     /// `Connect` or `Unreachable` when it does not answer; the old address stays
     /// in use.
-    pub async fn move_to(&self, address: GatewayAddress) -> Result<(), ClientError> {
-        self.gateway.move_to(address).await
+    pub async fn switch_gateway(&self, address: GatewayAddress) -> Result<(), ClientError> {
+        self.sender.gateway.move_to(address).await
     }
 
-    /// Sends `call` and runs `done` with the outcome where the answer is read.
+    /// Sends a request and runs `completion` with the outcome where the response
+    /// is read.
     ///
     /// Does not block. A refusal is an `Ok` with its result code here.
-    pub fn submit(&self, call: Call, done: Completion) {
-        self.gateway.submit(call, done);
+    #[doc(hidden)]
+    pub fn submit(&self, request: Call, completion: Completion) {
+        self.sender.submit(request, completion);
     }
 
-    /// Sends `call` and returns the answer, unless it is a refusal.
+    /// Sends a request and returns the response, unless it is a refusal.
     ///
     /// # Errors
-    /// `Refused` with the result code; `Lost` or `Unreachable` without an answer.
-    pub async fn call(&self, call: Call) -> Result<Response, ClientError> {
-        self.ask(call).await?.accepted()
+    /// `Refused` with the result code; `Lost`, `Unreachable` or `Closed` without a
+    /// response.
+    #[doc(hidden)]
+    pub async fn send(&self, request: Call) -> Result<Response, ClientError> {
+        self.sender.send(request).await
     }
 
-    /// Sends `call` and returns the answer whatever its result code.
-    pub(crate) async fn ask(&self, call: Call) -> Result<Response, ClientError> {
-        self.wait(|caller| {
-            self.gateway
-                .submit(call, Box::new(|outcome| wake(caller, outcome)))
-        })
-        .await
+    /// Waits until a request that ended with [`ClientError::Lost`] can no longer
+    /// be executed.
+    #[doc(hidden)]
+    pub async fn fence(&self) {
+        self.sender.fence().await;
     }
-
-    /// Sends `call` to one node and returns the answer, unless it is a refusal.
-    pub(crate) async fn ask_node(
-        &self,
-        node: SocketAddr,
-        call: Call,
-    ) -> Result<Response, ClientError> {
-        self.wait(|caller| {
-            self.gateway
-                .submit_to(node, call, Box::new(|outcome| wake(caller, outcome)))
-        })
-        .await?
-        .accepted()
-    }
-
-    /// Waits until a call that ended with [`ClientError::Lost`] does not run any more.
-    pub async fn settle(&self) {
-        tokio::time::sleep(self.gateway.settle_time()).await;
-    }
-
-    /// Waits for what `submit` passes to the completion it is given.
-    pub(crate) async fn wait<T: Send + 'static>(
-        &self,
-        submit: impl FnOnce(oneshot::Sender<Result<T, ClientError>>),
-    ) -> Result<T, ClientError> {
-        let (caller, answer) = oneshot::channel();
-        submit(caller);
-        answer.await.unwrap_or(Err(ClientError::Panicked {
-            task: "complete a request",
-        }))
-    }
-}
-
-/// Passes the outcome of a request to its caller. One that was dropped does not
-/// hear of it; the request still runs.
-pub(crate) fn wake<T>(caller: oneshot::Sender<T>, outcome: T) {
-    drop(caller.send(outcome));
 }

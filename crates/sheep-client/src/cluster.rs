@@ -1,28 +1,34 @@
-//! Questions about the cluster and its nodes, and formatting it.
+//! The cluster as a whole: its state and settings, its VDIs, formatting it.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sheep_proto::cluster::{ClusterInfoHeader, EpochRecordHeader, parse_epoch_log};
-use sheep_proto::header::{ClusterDefaultResponse, ClusterRequest, RequestBody};
+use sheep_proto::header::{ClusterDefaultResponse, ClusterRequest, RequestBody, VdiRequest};
+use sheep_proto::inode::STORE_POLICY_HYPERVOLUME;
 use sheep_proto::limits::{
-    CLUSTER_INFO_LEN, EPOCH_RECORD_HEADER_LEN, MAX_NODES, MAX_PAYLOAD_LEN, MD_INFO_LEN,
-    NODE_LIST_LEN, NODE_RECORD_LEN, RECOVERY_STATE_LEN, STAT_LEN,
+    CLUSTER_INFO_LEN, DEFAULT_BLOCK_SIZE_SHIFT, EPOCH_RECORD_HEADER_LEN, MAX_NODES,
+    MAX_PAYLOAD_LEN, NODE_LIST_LEN, NODE_RECORD_LEN, VID_BITMAP_LEN,
 };
 use sheep_proto::node::NodeRecord;
-use sheep_proto::statistics::{MdInfo, RecoveryState, RequestCounters};
-use sheep_proto::{ClusterFlags, Malformed, Opcode, Redundancy, ResponseBody, ResultCode};
-use zerocopy::{FromZeros, IntoBytes};
+use sheep_proto::vid_bitmap::VidBitmap;
+use sheep_proto::{
+    ClusterFlags, Malformed, Opcode, Redundancy, ResponseBody, ResultCode, VdiName, Vid,
+};
 
 use crate::call::{Call, Resend, Response};
-use crate::client::Client;
-use crate::error::ClientError;
-use crate::vdi::{check_redundancy, check_shift, packed_now};
+use crate::error::{Chain, ClientError};
+use crate::inode::Inode;
+use crate::sender::Sender;
+use crate::vdi::new_vdi;
+use crate::vdi_info::{NewVdi, VdiInfo, check_redundancy, check_shift, packed_now};
 
+/// Inodes read at once while listing.
+const LIST_PARALLEL: usize = 32;
 /// How long a question about the cluster waits while no sheep answers: whoever
 /// looks at a cluster that is down wants to hear so soon.
-pub(crate) const QUERY_PATIENCE: Duration = Duration::from_secs(5);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Membership and settings of a cluster.
 #[derive(Clone, Debug)]
@@ -51,15 +57,6 @@ pub struct EpochRecord {
     pub nodes: Vec<NodeRecord>,
 }
 
-/// Store of one sheep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreSpace {
-    /// Bytes in all.
-    pub total: u64,
-    /// Bytes free.
-    pub free: u64,
-}
-
 /// What new VDIs get when nothing else is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterDefault {
@@ -70,7 +67,16 @@ pub struct ClusterDefault {
 }
 
 /// How to format a cluster.
+///
+/// ```
+/// use sheep_client::cluster::FormatOptions;
+/// use sheep_client::proto::Redundancy;
+///
+/// let options = FormatOptions::default().with_redundancy(Redundancy::Replicated(2));
+/// assert_eq!(options.object_shift, 22);
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct FormatOptions {
     /// Default redundancy of new VDIs.
     pub redundancy: Redundancy,
@@ -85,19 +91,70 @@ impl Default for FormatOptions {
     fn default() -> Self {
         Self {
             redundancy: Redundancy::Replicated(3),
-            object_shift: sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT,
+            object_shift: DEFAULT_BLOCK_SIZE_SHIFT,
             flags: ClusterFlags::AUTO_VNODES,
         }
     }
 }
 
-impl Client {
+impl FormatOptions {
+    /// The options with another redundancy.
+    #[must_use]
+    pub fn with_redundancy(mut self, redundancy: Redundancy) -> Self {
+        self.redundancy = redundancy;
+        self
+    }
+
+    /// The options with objects of `1 << shift` bytes.
+    #[must_use]
+    pub fn with_object_shift(mut self, shift: u8) -> Self {
+        self.object_shift = shift;
+        self
+    }
+
+    /// The options with more flags.
+    #[must_use]
+    pub fn with_flags(mut self, flags: ClusterFlags) -> Self {
+        self.flags |= flags;
+        self
+    }
+}
+
+/// The cluster as a whole; see [`Client::cluster`](crate::Client::cluster).
+///
+/// ```
+/// use sheep_client::{Client, ClientConfig, ResultCode};
+/// # use sheep_embedded::{Config, Server, StoreKind};
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+/// # let address = server.local_address();
+/// # let client = Client::connect(ClientConfig::new(address.into())).await?;
+/// assert_eq!(client.cluster().status().await?, ResultCode::Success);
+/// assert_eq!(client.cluster().nodes().await?.len(), 1);
+/// assert!(client.cluster().list_vdis().await?.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Cluster<'a> {
+    sender: &'a Sender,
+}
+
+impl<'a> Cluster<'a> {
+    pub(crate) fn new(sender: &'a Sender) -> Self {
+        Self { sender }
+    }
+
     /// The live nodes, by address and port; empty while the sheep has not joined.
     ///
     /// # Errors
-    /// As [`Client::call`].
-    pub async fn nodes(&self) -> Result<Vec<NodeRecord>, ClientError> {
-        let response = self.call(query(Opcode::GetNodeList, NODE_LIST_LEN)).await?;
+    /// Those of [every request](ClientError#every-request).
+    pub async fn nodes(self) -> Result<Vec<NodeRecord>, ClientError> {
+        let response = self
+            .sender
+            .send(query(Opcode::GetNodeList, NODE_LIST_LEN))
+            .await?;
         let nodes = NodeRecord::parse_list(&response.payload)
             .map_err(|source| response.bad_payload(source))?;
         Ok(nodes.to_vec())
@@ -106,10 +163,11 @@ impl Client {
     /// Membership and settings; works on an unformatted cluster as well.
     ///
     /// # Errors
-    /// As [`Client::call`].
-    pub async fn cluster_info(&self) -> Result<ClusterInfo, ClientError> {
+    /// Those of [every request](ClientError#every-request).
+    pub async fn info(self) -> Result<ClusterInfo, ClientError> {
         let response = self
-            .call(query(Opcode::ClusterInfo, CLUSTER_INFO_LEN))
+            .sender
+            .send(query(Opcode::ClusterInfo, CLUSTER_INFO_LEN))
             .await?;
         let (header, nodes) = ClusterInfoHeader::parse(&response.payload)
             .map_err(|source| response.bad_payload(source))?;
@@ -122,20 +180,22 @@ impl Client {
     /// Status: `Success` while the cluster runs, `WaitForFormat`, `WaitForJoin`, ...
     ///
     /// # Errors
-    /// As [`Client::call`]; a status other than running is not an error.
+    /// Those of [every request](ClientError#every-request); a status other than
+    /// running is not an error.
     ///
     /// Source: `STAT_CLUSTER`, protocol 1.10.
-    pub async fn status(&self) -> Result<ResultCode, ClientError> {
+    pub async fn status(self) -> Result<ResultCode, ClientError> {
         Ok(self.ask_epochs(1, 0).await?.header.result())
     }
 
     /// Status and all epochs, as many as fit in 64 MiB.
     ///
     /// # Errors
-    /// As [`Client::call`]; a status other than running is not an error.
+    /// Those of [every request](ClientError#every-request); a status other than
+    /// running is not an error.
     ///
     /// Source: `STAT_CLUSTER`, protocol 8.3.
-    pub async fn cluster_status(&self) -> Result<ClusterStatus, ClientError> {
+    pub async fn history(self) -> Result<ClusterStatus, ClientError> {
         // The first question is for the number of epochs.
         let newest = self.ask_epochs(1, 0).await?;
         let epochs = usize::try_from(newest.header.epoch.get()).unwrap_or(usize::MAX);
@@ -150,7 +210,7 @@ impl Client {
         }
     }
 
-    async fn ask_epochs(&self, epochs: usize, nodes_nr: usize) -> Result<Response, ClientError> {
+    async fn ask_epochs(self, epochs: usize, nodes_nr: usize) -> Result<Response, ClientError> {
         let record_len = EPOCH_RECORD_HEADER_LEN + nodes_nr * NODE_RECORD_LEN;
         let records = epochs.min(MAX_PAYLOAD_LEN / record_len);
         let body = ClusterRequest {
@@ -162,16 +222,19 @@ impl Client {
         let call = Call::new(Opcode::StatCluster, RequestBody::Cluster(body))
             .wanting(want)
             .with_resend(Resend::WhenLost)
-            .with_patience(QUERY_PATIENCE);
-        self.ask(call).await
+            .with_patience(QUERY_TIMEOUT);
+        self.sender.send_for_status(call).await
     }
 
     /// What new VDIs get by default.
     ///
     /// # Errors
-    /// As [`Client::call`].
-    pub async fn cluster_default(&self) -> Result<ClusterDefault, ClientError> {
-        let response = self.call(query(Opcode::GetClusterDefault, 0)).await?;
+    /// Those of [every request](ClientError#every-request).
+    pub async fn defaults(self) -> Result<ClusterDefault, ClientError> {
+        let response = self
+            .sender
+            .send(query(Opcode::GetClusterDefault, 0))
+            .await?;
         let ResponseBody::ClusterDefault(ClusterDefaultResponse {
             copies,
             copy_policy,
@@ -187,66 +250,14 @@ impl Client {
         })
     }
 
-    /// Store size and free space of one node, asked at its own address.
-    ///
-    /// # Errors
-    /// `Connect` or `Lost` when the node does not answer, otherwise as [`Client::call`].
-    pub async fn store_space(&self, node: SocketAddr) -> Result<StoreSpace, ClientError> {
-        let response = self.ask_node(node, query(Opcode::StatSheep, 0)).await?;
-        match response.header.body() {
-            ResponseBody::Node(body) => Ok(StoreSpace {
-                total: body.store_size.get(),
-                free: body.store_free.get(),
-            }),
-            _ => Err(response.malformed("node response", "another operation's opcode")),
-        }
-    }
-
-    /// Disks of one node.
-    ///
-    /// # Errors
-    /// As [`Client::store_space`].
-    pub async fn disks(&self, node: SocketAddr) -> Result<Box<MdInfo>, ClientError> {
-        let response = self
-            .ask_node(node, query(Opcode::MdInfo, MD_INFO_LEN))
-            .await?;
-        let answered =
-            MdInfo::parse(&response.payload).map_err(|source| response.bad_payload(source))?;
-        // In place: 257 KiB are too much to pass over a task's stack.
-        let mut disks = MdInfo::new_box_zeroed()
-            .map_err(|_| response.malformed("disk information", "out of memory"))?;
-        disks.as_mut_bytes().copy_from_slice(answered.as_bytes());
-        Ok(disks)
-    }
-
-    /// Request counters of one node.
-    ///
-    /// # Errors
-    /// As [`Client::store_space`].
-    pub async fn request_counters(&self, node: SocketAddr) -> Result<RequestCounters, ClientError> {
-        let response = self.ask_node(node, query(Opcode::Stat, STAT_LEN)).await?;
-        RequestCounters::parse(&response.payload).map_err(|source| response.bad_payload(source))
-    }
-
-    /// Progress of recovery on one node.
-    ///
-    /// # Errors
-    /// As [`Client::store_space`].
-    pub async fn recovery_state(&self, node: SocketAddr) -> Result<RecoveryState, ClientError> {
-        let response = self
-            .ask_node(node, query(Opcode::StatRecovery, RECOVERY_STATE_LEN))
-            .await?;
-        RecoveryState::parse(&response.payload).map_err(|source| response.bad_payload(source))
-    }
-
     /// Formats the cluster. **Everything on it is gone.**
     ///
     /// # Errors
-    /// `Redundancy` or `ObjectSize` for one that no cluster can have,
-    /// otherwise as [`Client::call`].
+    /// `Redundancy` or `ObjectSize` for one that no cluster can have, otherwise
+    /// those of [every request](ClientError#every-request).
     ///
     /// Source: `MAKE_FS`, protocol 5.5.
-    pub async fn format(&self, options: &FormatOptions) -> Result<(), ClientError> {
+    pub async fn format(self, options: &FormatOptions) -> Result<(), ClientError> {
         check_redundancy(options.redundancy)?;
         check_shift(options.object_shift)?;
         let body = ClusterRequest {
@@ -259,16 +270,115 @@ impl Client {
         };
         let call = Call::new(Opcode::MakeFs, RequestBody::Cluster(body))
             .with_payload(Bytes::from_static(b"plain\0"));
-        self.call(call).await.map(drop)
+        self.sender.send(call).await.map(drop)
+    }
+
+    /// Makes an empty VDI.
+    ///
+    /// Not sent again when the connection is lost: look for the name then.
+    ///
+    /// # Errors
+    /// `Refused(VdiExist)` when the name is in use, `TooLarge`, `ObjectSize`,
+    /// `HypervolumeObjectSize` and `Redundancy` for what no cluster can hold,
+    /// otherwise those of [every request](ClientError#every-request).
+    ///
+    /// Source: `NEW_VDI`, protocol 5.2 and 6.2.
+    pub async fn create_vdi(self, new: &NewVdi) -> Result<Vid, ClientError> {
+        if let Some(redundancy) = new.redundancy {
+            check_redundancy(redundancy)?;
+        }
+        let default = match self.defaults().await?.object_shift {
+            // Not formatted; the sheep says so itself.
+            0 => DEFAULT_BLOCK_SIZE_SHIFT,
+            shift => shift,
+        };
+        let shift = new.checked_shift(default)?;
+        let body = VdiRequest {
+            vdi_size: new.size.into(),
+            copies: new.redundancy.map_or(0, Redundancy::nr_copies),
+            copy_policy: new.redundancy.map_or(0, Redundancy::copy_policy),
+            store_policy: if new.hypervolume {
+                STORE_POLICY_HYPERVOLUME
+            } else {
+                0
+            },
+            block_size_shift: shift,
+            ..VdiRequest::default()
+        };
+        new_vdi(self.sender, &new.name, body).await
+    }
+
+    /// The VIDs of all VDIs that were not deleted, in ascending order.
+    ///
+    /// # Errors
+    /// Those of [every request](ClientError#every-request).
+    ///
+    /// Source: `READ_VDIS` and `READ_DEL_VDIS`, protocol 5.2.
+    pub async fn list_vids(self) -> Result<Vec<Vid>, ClientError> {
+        let (used, deleted) = tokio::try_join!(
+            self.bitmap(Opcode::ReadVdis),
+            self.bitmap(Opcode::ReadDelVdis)
+        )?;
+        Ok(used.iter().filter(|&vid| !deleted.contains(vid)).collect())
+    }
+
+    /// The facts of all VDIs in ascending order of VID.
+    ///
+    /// A VDI that was deleted meanwhile, or whose inode is lost or damaged, is
+    /// left out, the latter with a warning in the log.
+    ///
+    /// # Errors
+    /// Those of [every request](ClientError#every-request).
+    pub async fn list_vdis(self) -> Result<Vec<VdiInfo>, ClientError> {
+        stream::iter(self.list_vids().await?)
+            .map(|vid| async move {
+                match Inode::new(self.sender, vid).stat().await {
+                    Ok(info) => Ok(info),
+                    Err(error) if error.is_missing_object() || error.is_malformed() => {
+                        tracing::warn!("skipped VDI {vid}: {}", Chain(&error));
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(LIST_PARALLEL)
+            .try_filter_map(|info| async move { Ok(info) })
+            .try_collect()
+            .await
+    }
+
+    /// The names with a working VDI.
+    ///
+    /// # Errors
+    /// Those of [every request](ClientError#every-request).
+    pub async fn list_names(self) -> Result<Vec<VdiName>, ClientError> {
+        let vdis = self.list_vdis().await?;
+        Ok(vdis
+            .into_iter()
+            .filter(|vdi| !vdi.is_snapshot())
+            .map(|vdi| vdi.name)
+            .collect())
+    }
+
+    async fn bitmap(self, opcode: Opcode) -> Result<VidBitmap<Bytes>, ClientError> {
+        let want = u32::try_from(VID_BITMAP_LEN).expect("2 MiB");
+        let call = Call::new(opcode, RequestBody::NONE)
+            .wanting(want)
+            .with_resend(Resend::WhenLostOrRefused)
+            .with_patience(QUERY_TIMEOUT);
+        let name = call.name();
+        let response = self.sender.send(call).await?;
+        VidBitmap::parse(response.payload.freeze())
+            .map_err(|source| ClientError::Malformed { call: name, source })
     }
 }
 
 /// A plain question that may be asked again.
-fn query(opcode: Opcode, want: usize) -> Call {
+pub(crate) fn query(opcode: Opcode, want: usize) -> Call {
     Call::new(opcode, RequestBody::NONE)
         .wanting(u32::try_from(want).expect("a constant below 4 GiB"))
         .with_resend(Resend::WhenLostOrRefused)
-        .with_patience(QUERY_PATIENCE)
+        .with_patience(QUERY_TIMEOUT)
 }
 
 fn cluster_status(response: &Response, nodes_nr: usize) -> Result<ClusterStatus, ClientError> {

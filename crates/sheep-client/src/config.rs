@@ -7,18 +7,28 @@ use crate::address::GatewayAddress;
 /// Connections to the gateway unless told otherwise; a sheep reads the frames
 /// of one connection one at a time, so more of them carry more.
 pub const DEFAULT_CONNECTIONS: usize = 8;
-/// Time without any sheep or answer after which calls fail, unless told otherwise.
+/// Time without any sheep or answer after which requests fail, unless told otherwise.
 pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(60);
 
 /// Settings of a [`Client`](crate::Client).
+///
+/// ```
+/// use sheep_client::ClientConfig;
+///
+/// let mut config = ClientConfig::new("10.0.0.1:7000".parse()?);
+/// config.addresses.push("10.0.0.2:7000".parse()?);
+/// assert!(config.connections > 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ClientConfig {
     /// Sheep to use, the first that answers. When none does any more, the nodes
     /// of the last node list are tried as well. Must not be empty.
     pub addresses: Vec<GatewayAddress>,
     /// Connections to keep open to the gateway, at least 1.
     pub connections: usize,
-    /// How long a call waits while no sheep is reachable, for an answer, and for
+    /// How long a request waits while no sheep is reachable, for an answer, and for
     /// a refusal that passes.
     pub retry_for: Duration,
 }
@@ -26,8 +36,13 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// The defaults, with one sheep.
     pub fn new(address: GatewayAddress) -> Self {
+        Self::with_addresses(vec![address])
+    }
+
+    /// The defaults, with the addresses of several sheep of one cluster.
+    pub fn with_addresses(addresses: Vec<GatewayAddress>) -> Self {
         Self {
-            addresses: vec![address],
+            addresses,
             connections: DEFAULT_CONNECTIONS,
             retry_for: DEFAULT_RETRY_FOR,
         }

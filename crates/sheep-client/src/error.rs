@@ -77,6 +77,13 @@ impl Hangup {
 /// Why a request to a cluster failed.
 ///
 /// The text does not repeat the text of `source()`; [`Chain`] shows both.
+///
+/// # Every request
+///
+/// Every request can end with `Refused` and the result code of the sheep, with
+/// `Malformed` after an answer that makes no sense, and with `Lost`,
+/// `Unreachable`, `Closed` or `Panicked` without an answer. The other variants
+/// are found by this crate, before a request is sent or between two.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -192,6 +199,9 @@ pub enum ClientError {
     /// What needs a snapshot was asked of a working VDI.
     #[error("{0} is not a snapshot: only a snapshot can be cloned, or rolled back to")]
     NotSnapshot(VdiName),
+    /// What needs a working VDI was asked of a snapshot.
+    #[error("{0} is a snapshot, which cannot change")]
+    NotWorking(VdiName),
     /// Someone else took snapshots meanwhile; another try may succeed.
     #[error("someone else is taking snapshots of {0}")]
     ConcurrentSnapshot(VdiName),
@@ -295,7 +305,8 @@ impl ClientError {
             | Self::SlotOutOfRange(_)
             | Self::NotHypervolume(_)
             | Self::NoTag
-            | Self::NotSnapshot(_) => Errno::EINVAL,
+            | Self::NotSnapshot(_)
+            | Self::NotWorking(_) => Errno::EINVAL,
         }
     }
 }

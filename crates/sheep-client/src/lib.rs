@@ -1,9 +1,9 @@
 //! Talk to a Sheepdog cluster: objects, VDIs, cluster state.
 //!
 //! ```text
-//! Client  read_object, create_vdi, nodes, ...        typed, async
-//!    |    Call -> Response
-//! Gateway                                            submit(call, completion)
+//! Client      handles: vdi, cluster, node, objects, inode, index
+//!    |        request -> response
+//! gateway     what gets requests to a cluster: a pool, or a test
 //!    |
 //! Dispatcher  admission, choice of a connection, timeouts
 //!    |------- retry         what is sent again, and when
@@ -14,12 +14,18 @@
 //! network     TCP, or what a test puts in its place
 //! ```
 //!
-//! A [`Client`] is made with [`Client::connect`] and is cheap to clone. Its
-//! methods are `async` and may be dropped at any time: what was sent still
-//! runs, and nobody else gets its answer. Who needs every microsecond uses
-//! [`Client::submit`], which sends from the calling thread and completes where
-//! the answer was read. Large reads and writes of objects go in pieces, several
-//! at a time, because that is what a sheep is fastest at.
+//! A [`Client`] is made with [`Client::connect`] and is cheap to clone. What can
+//! be done is grouped by what it is done to: [`Client::vdi`], [`Client::cluster`],
+//! [`Client::node`], [`Client::objects`], [`Client::inode`] and [`Client::index`]
+//! return handles. Their methods are `async` and may be dropped at any time: what
+//! was sent still runs, and nobody else gets its response. A caller for whom every
+//! microsecond counts uses [`Objects::submit_read`] and [`Objects::submit_write`],
+//! which send from the calling thread and complete where the response is read.
+//! Large reads and writes are split into several requests that are sent at the
+//! same time, because that is what a sheep is fastest at.
+//!
+//! The types of the protocol are in [`proto`], the usual ones here as well, so
+//! that one crate is enough.
 //!
 //! # What is sent again
 //!
@@ -29,69 +35,88 @@
 //! long as [`ClientConfig::retry_for`] allows. When the client itself hung up on
 //! a sheep that answered nonsense, only what changes nothing is (`retry.rs`).
 //! Operations that would not do the same a second time
-//! ([`Client::create_vdi`], [`Client::lock`], ...) are not: they fail with
+//! ([`Cluster::create_vdi`], [`Vdi::lock`], ...) are not: they fail with
 //! [`ClientError::Lost`], and the caller looks what became of them. Nothing is
 //! ever sent elsewhere while a sheep is merely silent; after
 //! `retry_for` without an answer a call ends with [`ClientError::Unreachable`]
 //! and may still run.
 //!
 //! A sheep of another cluster, one that was formatted at another time, is never
-//! taken for a lost one; [`Client::move_to`] goes to any.
+//! taken for a lost one; [`Client::switch_gateway`] goes to any.
 //!
 //! # One writer
 //!
 //! A VDI has one writer at a time, and objects are created by one caller at a
-//! time ([`Client::create_object`]). This crate sends what it is told;
+//! time ([`Objects::create`]). This crate sends what it is told;
 //! `sheepfs-vfs` is the layer that keeps these rules for a volume.
 //!
 //! # Example
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), sheep_client::ClientError> {
+//! ```
 //! use sheep_client::{Client, ClientConfig};
-//!
-//! let address = "127.0.0.1:7000".parse().expect("an address");
+//! # use sheep_embedded::{Config, Server, StoreKind};
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+//! # let address = server.local_address().into();
+//! // Usually `"127.0.0.1:7000".parse()?`.
 //! let client = Client::connect(ClientConfig::new(address)).await?;
-//! for vdi in client.vdis().await? {
+//! for vdi in client.cluster().list_vdis().await? {
 //!     println!("{} {} {} bytes", vdi.vid, vdi.name, vdi.size);
 //! }
-//! # Ok(())
-//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod address;
-mod attribute;
+mod address;
 mod backoff;
-pub mod call;
+mod call;
 mod client;
 pub mod cluster;
 pub mod config;
 mod connection;
 mod dispatcher;
 pub mod error;
-pub mod gateway;
+mod gateway;
 mod index;
-mod lifecycle;
-mod lock;
-mod lookup;
-pub mod network;
+mod inode;
+mod network;
+pub mod node;
 mod object;
 mod pieces;
-pub mod pool;
+mod pool;
 mod retry;
+mod sender;
 mod supervisor;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod topology;
-pub mod tree;
-pub mod vdi;
+mod tree;
+mod vdi;
+mod vdi_info;
 
-pub use address::GatewayAddress;
-pub use call::{Call, KeepAlive, Resend, Response};
+pub use address::{BadAddress, GatewayAddress};
 pub use client::Client;
+pub use cluster::Cluster;
 pub use config::ClientConfig;
-pub use error::ClientError;
-pub use gateway::{Completion, Gateway};
-pub use pieces::pieces;
-pub use tree::{IndexTree, TreeWrite};
-pub use vdi::{NewVdi, VdiInfo, VdiSelector, WhichVersion};
+pub use error::{Chain, ClientError};
+pub use index::Index;
+pub use inode::Inode;
+pub use node::Node;
+pub use object::Objects;
+pub use sheep_proto as proto;
+pub use sheep_proto::{ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName, Vid};
+pub use vdi::Vdi;
+pub use vdi_info::{NewVdi, VdiInfo, VdiSelector, WhichVersion};
+
+/// What the layers above and the tests need of the inside. Not for others: it
+/// changes without notice.
+#[doc(hidden)]
+pub mod unstable {
+    pub use crate::call::{Call, KeepAlive, Resend, Response};
+    pub use crate::gateway::{BoxFuture, Completion, Gateway};
+    pub use crate::network::{Network, SendingHalf, Stream};
+    pub use crate::pieces::pieces;
+    pub use crate::pool::Pool;
+    pub use crate::tree::{IndexTree, TreeWrite, apply_writes};
+}

@@ -1,28 +1,148 @@
 //! Reading, writing, creating, discarding and removing objects.
 
-use bytes::Bytes;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
 use sheep_proto::Oid;
 
-use crate::call::Call;
-use crate::client::{Client, wake};
+use crate::call::{Call, Response};
+use crate::connection::READ_BUFFER;
 use crate::error::ClientError;
+use crate::gateway::Completion;
+use crate::pieces::{Gathering, MAX_PIECE_LEN, check_range, join, pieces};
+use crate::sender::{Sender, wake};
 
-impl Client {
+/// Objects, by their numbers; see [`Client::objects`](crate::Client::objects).
+///
+/// ```
+/// use sheep_client::{Client, ClientConfig, NewVdi, ObjectIndex, Oid, VdiName};
+/// # use sheep_embedded::{Config, Server, StoreKind};
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+/// # let address = server.local_address();
+/// # let client = Client::connect(ClientConfig::new(address.into())).await?;
+/// let new = NewVdi::new(VdiName::new("v")?, 4 << 20);
+/// let vid = client.cluster().create_vdi(&new).await?;
+/// let object = Oid::data(vid, ObjectIndex(0));
+/// client.objects().create(object, 0, "first".into(), None).await?;
+/// assert_eq!(client.objects().read(object, 2, 3).await?, "rst");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Objects<'a> {
+    pub(crate) sender: &'a Sender,
+}
+
+impl<'a> Objects<'a> {
+    pub(crate) fn new(sender: &'a Sender) -> Self {
+        Self { sender }
+    }
+
+    /// Reads `len` bytes at byte `offset` of an object and runs `done` with them,
+    /// where the last answer is read.
+    ///
+    /// Does not block. Asks for more than 480 KiB in several requests, between
+    /// which a writer may come. Memory for all of it is taken at once.
+    ///
+    /// # Panics
+    /// When the range reaches beyond 4 GiB.
+    pub fn submit_read(
+        self,
+        oid: Oid,
+        offset: u32,
+        len: u32,
+        done: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
+    ) {
+        let mut room = BytesMut::new();
+        if len as usize > READ_BUFFER {
+            room.reserve(len as usize);
+        }
+        if len <= MAX_PIECE_LEN {
+            check_range(offset, len);
+            let call = Call::read_object(oid, offset, len).with_room(room);
+            let completion: Completion = Box::new(move |outcome| {
+                let bytes = outcome.and_then(|response| response.object_bytes(len));
+                done(bytes.map(BytesMut::freeze));
+            });
+            return self.sender.submit(call, completion);
+        }
+        // Every piece is received into its part of the whole.
+        let calls = pieces(offset, len)
+            .map(|(offset, len)| {
+                let rest = room.split_off(room.capacity().min(len as usize));
+                let room = std::mem::replace(&mut room, rest);
+                Call::read_object(oid, offset, len).with_room(room)
+            })
+            .collect();
+        self.submit_split(
+            calls,
+            |response, want| response.object_bytes(want),
+            move |pieces| {
+                done(pieces.map(join));
+            },
+        );
+    }
+
+    /// Overwrites `data.len()` bytes at byte `offset` of an existing object and
+    /// runs `done` where the last answer is read.
+    ///
+    /// Does not block. Sends more than 480 KiB in several requests: when one
+    /// fails, others may have written their part. None is under way any more
+    /// then, unless the error is [`ClientError::Unreachable`].
+    ///
+    /// # Panics
+    /// When the range reaches beyond 4 GiB.
+    pub fn submit_write(
+        self,
+        oid: Oid,
+        offset: u32,
+        data: Bytes,
+        done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
+    ) {
+        let len = u32::try_from(data.len()).expect("an object has less than 4 GiB");
+        if len <= MAX_PIECE_LEN {
+            check_range(offset, len);
+            let call = Call::write_object(oid, offset, data);
+            let completion: Completion =
+                Box::new(move |outcome| done(outcome.and_then(Response::into_result).map(drop)));
+            return self.sender.submit(call, completion);
+        }
+        let calls = pieces(offset, len)
+            .map(|(at, len)| {
+                let from = (at - offset) as usize;
+                Call::write_object(oid, at, data.slice(from..from + len as usize))
+            })
+            .collect();
+        self.submit_split(
+            calls,
+            |response, _| response.into_result().map(|_| BytesMut::new()),
+            move |pieces| {
+                done(pieces.map(drop));
+            },
+        );
+    }
+
     /// Reads `len` bytes at byte `offset` of an object.
     ///
     /// Never ask past the object's end: a sheep answers that with whatever its
     /// buffer held.
     ///
     /// # Errors
-    /// `Refused(NoObj)` for an object never created, `Malformed` when the answer
-    /// has not exactly `len` bytes, otherwise as [`Client::call`].
+    /// `Refused(NoObj)` for an object never created, `Malformed` when the
+    /// answer has not exactly `len` bytes, otherwise those of [every
+    /// request](ClientError#every-request).
     ///
     /// # Panics
     /// When the range reaches beyond 4 GiB.
     ///
     /// Source: protocol 7.2.
-    pub async fn read_object(&self, oid: Oid, offset: u32, len: u32) -> Result<Bytes, ClientError> {
-        self.wait(|caller| self.submit_read(oid, offset, len, |outcome| wake(caller, outcome)))
+    pub async fn read(self, oid: Oid, offset: u32, len: u32) -> Result<Bytes, ClientError> {
+        self.sender
+            .wait(|caller| {
+                self.submit_read(oid, offset, len, |outcome| wake(caller, outcome));
+            })
             .await
     }
 
@@ -31,23 +151,22 @@ impl Client {
     /// Returns once the gateway reports the data on every replica. Sent again
     /// when the gateway hangs up before it answers, so keep at most one write
     /// to the same bytes in flight. Slots of an index have
-    /// [`Client::write_slots`].
+    /// [`Inode::write_slots`](crate::Inode::write_slots).
     ///
     /// # Errors
     /// `Refused(ReadOnly)` for an object of a snapshot, `Refused(NoObj)` for
-    /// one never created, otherwise as [`Client::call`].
+    /// one never created, otherwise those of [every
+    /// request](ClientError#every-request).
     ///
     /// # Panics
     /// When the range reaches beyond 4 GiB.
     ///
     /// Source: protocol 7.3.
-    pub async fn write_object(
-        &self,
-        oid: Oid,
-        offset: u32,
-        data: Bytes,
-    ) -> Result<(), ClientError> {
-        self.wait(|caller| self.submit_write(oid, offset, data, |outcome| wake(caller, outcome)))
+    pub async fn write(self, oid: Oid, offset: u32, data: Bytes) -> Result<(), ClientError> {
+        self.sender
+            .wait(|caller| {
+                self.submit_write(oid, offset, data, |outcome| wake(caller, outcome));
+            })
             .await
     }
 
@@ -56,24 +175,26 @@ impl Client {
     ///
     /// At most one create of an object may be in flight, and no write to it.
     /// The object is not part of its volume before its slot names it
-    /// ([`Client::write_slots`]).
+    /// ([`Inode::write_slots`](crate::Inode::write_slots)).
     ///
     /// # Errors
     /// `Refused(ReadOnly)` for a snapshot's VID, `Refused(NoObj)` when
-    /// `copy_from` is absent, `Refused(NoSpace)`, otherwise as [`Client::call`].
+    /// `copy_from` is absent, `Refused(NoSpace)`, otherwise those of [every
+    /// request](ClientError#every-request).
     ///
     /// # Panics
     /// When `data` is longer than 64 MiB.
     ///
     /// Source: protocol 7.3.
-    pub async fn create_object(
-        &self,
+    pub async fn create(
+        self,
         oid: Oid,
         offset: u32,
         data: Bytes,
         copy_from: Option<Oid>,
     ) -> Result<(), ClientError> {
-        self.call(Call::create_object(oid, offset, data, copy_from))
+        self.sender
+            .send(Call::create_object(oid, offset, data, copy_from))
             .await
             .map(drop)
     }
@@ -85,18 +206,44 @@ impl Client {
     /// the working VDI: make sure first that the VID is still a working one.
     ///
     /// # Errors
-    /// `Refused(NoObj)` when there is no such VDI, otherwise as [`Client::call`].
+    /// `Refused(NoObj)` when there is no such VDI, otherwise those of [every
+    /// request](ClientError#every-request).
     ///
     /// Source: protocol 7.5.
-    pub async fn discard_object(&self, oid: Oid) -> Result<(), ClientError> {
-        self.call(Call::discard_object(oid)).await.map(drop)
+    pub async fn discard(self, oid: Oid) -> Result<(), ClientError> {
+        self.sender.send(Call::discard_object(oid)).await.map(drop)
     }
 
     /// Removes an object without looking at any index. Not for volumes.
     ///
     /// # Errors
-    /// `Refused(NoObj)` when there is none, otherwise as [`Client::call`].
-    pub async fn remove_object(&self, oid: Oid) -> Result<(), ClientError> {
-        self.call(Call::remove_object(oid)).await.map(drop)
+    /// `Refused(NoObj)` when there is none, otherwise those of [every
+    /// request](ClientError#every-request).
+    pub async fn remove(self, oid: Oid) -> Result<(), ClientError> {
+        self.sender.send(Call::remove_object(oid)).await.map(drop)
+    }
+
+    fn submit_split(
+        self,
+        calls: Vec<Call>,
+        result: fn(Response, u32) -> Result<BytesMut, ClientError>,
+        done: impl FnOnce(Result<Vec<BytesMut>, ClientError>) + Send + 'static,
+    ) {
+        let gathering = Gathering::new(calls.len(), done);
+        for (number, call) in calls.into_iter().enumerate() {
+            let want = call.want();
+            let gathering = Arc::clone(&gathering);
+            let completion: Completion = Box::new(move |outcome| {
+                let piece = outcome.and_then(|response| result(response, want));
+                let all = gathering
+                    .lock()
+                    .expect("no one panics with the pieces")
+                    .note(number, piece);
+                if let Some((done, outcome)) = all {
+                    done(outcome);
+                }
+            });
+            self.sender.submit(call, completion);
+        }
     }
 }

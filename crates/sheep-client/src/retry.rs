@@ -39,6 +39,10 @@ use crate::error::{ClientError, Hangup};
 /// that has ended. Usually it is milliseconds.
 pub(crate) const FENCE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often a request is sent whose effect is looked at before it is repeated,
+/// see `Sender::send_verified`.
+pub(crate) const VERIFIED_ATTEMPTS: u32 = 5;
+
 /// The failed attempts of one request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Attempts {

@@ -533,7 +533,7 @@ fn membership_request() -> Call {
 }
 
 fn membership(response: &Response) -> Result<Membership, ClientError> {
-    if response.clone().accepted().is_err() {
+    if response.clone().into_result().is_err() {
         return Ok(Membership::default());
     }
     Membership::parse(&response.payload).map_err(|source| response.bad_payload(source))

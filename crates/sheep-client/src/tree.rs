@@ -5,7 +5,7 @@
 //!    |       insert: what to write, in order     plan.rs, no I/O
 //! TreeWrite  oid, offset, bytes
 //!    |       one after the other
-//! Client     write_object, create_object
+//! Client     writes and creates objects
 //! ```
 //!
 //! # The order of writes
@@ -51,9 +51,10 @@ use sheep_proto::btree::{LEAF_MAX_ENTRIES, LeafEntry, ROOT_MAX_ENTRIES};
 use sheep_proto::{ObjectIndex, Oid, Vid};
 
 use crate::call::{Call, KeepAlive};
-use crate::client::Client;
 use crate::error::ClientError;
+use crate::object::Objects;
 use leaf::Leaf;
+pub(crate) use read::load_tree;
 
 /// The index of one hypervolume. A clone is cheap and shares its leaves.
 ///
@@ -138,8 +139,66 @@ impl IndexTree {
         sheep_proto::btree::leaf_lookup(slots, index)
     }
 
-    /// Makes a slot a hole in memory, after [`Client::discard_object`] made it
-    /// one on the cluster.
+    /// Sets slots in memory and returns the writes, in order, that make the
+    /// cluster's tree equal; see the module for what holds in between.
+    ///
+    /// `slots` are in ascending order of object number. Objects must have been
+    /// created before the writes are made (protocol 7.4).
+    /// [`IndexTree::commit`] does both, and keeps memory and cluster together
+    /// when a write fails.
+    ///
+    /// # Errors
+    /// `IndexFull` when the root is full, or no number for a B-tree object is
+    /// left; the tree is as before then.
+    ///
+    /// # Panics
+    /// When `slots` are not in ascending order.
+    pub fn insert(&mut self, slots: &[(ObjectIndex, Vid)]) -> Result<Vec<TreeWrite>, ClientError> {
+        assert!(
+            slots.is_sorted_by(|(before, _), (after, _)| before < after),
+            "slots are inserted in ascending order"
+        );
+        let (changed, writes) = plan::plan(self, slots)?;
+        *self = changed;
+        Ok(writes)
+    }
+
+    /// Sets slots on the cluster as well, after their objects were created.
+    ///
+    /// `slots` are in ascending order; those that are there already are changed
+    /// in place. With none, only what is out of order on the cluster is repaired.
+    /// After a failure, or when this is dropped before its end, the tree is as it
+    /// was before, the cluster has all slots it had, perhaps some of the new ones
+    /// as well, and the next call reads the tree anew first. Every request that
+    /// is sent for it pins `tokens` ([`Call::holding`]).
+    ///
+    /// # Errors
+    /// `IndexFull` when the tree has no room left, otherwise as
+    /// [`Objects::write`], [`Objects::create`] and [`Index::tree`].
+    ///
+    /// # Panics
+    /// As [`IndexTree::insert`].
+    ///
+    /// [`Index::tree`]: crate::Index::tree
+    pub async fn commit(
+        &mut self,
+        objects: Objects<'_>,
+        slots: &[(ObjectIndex, Vid)],
+        tokens: &[KeepAlive],
+    ) -> Result<(), ClientError> {
+        if self.in_doubt {
+            *self = load_tree(objects.sender, self.vid).await?;
+        }
+        let mut changed = self.clone();
+        let writes = changed.insert(slots)?;
+        self.in_doubt = true;
+        apply_writes(objects, writes, tokens).await?;
+        *self = changed;
+        Ok(())
+    }
+
+    /// Makes a slot a hole in memory, after [`Objects::discard`] made it one on
+    /// the cluster.
     ///
     /// Without it the next change would name the discarded object again. No
     /// change of the tree may be under way while an object is discarded, as the
@@ -161,72 +220,23 @@ impl IndexTree {
     }
 }
 
-impl Client {
-    /// Sets slots of a hypervolume's index, after their objects were created.
-    ///
-    /// `slots` are in ascending order; those that are there already are changed
-    /// in place. With none, only what is out of order on the cluster is repaired.
-    /// After a failure, or when this is dropped before its end, `tree` is as it
-    /// was before, the cluster has all slots it had, perhaps some of the new ones
-    /// as well, and the next call reads the tree anew first.
-    ///
-    /// # Errors
-    /// `IndexFull` when the tree has no room left, otherwise as
-    /// [`Client::write_object`], [`Client::create_object`] and [`Client::read_tree`].
-    ///
-    /// # Panics
-    /// As [`IndexTree::insert`].
-    pub async fn insert_tree_slots(
-        &self,
-        tree: &mut IndexTree,
-        slots: &[(ObjectIndex, Vid)],
-    ) -> Result<(), ClientError> {
-        self.insert_tree_slots_holding(tree, slots, &[]).await
+/// Makes the writes of a plan, each after the one before was answered.
+///
+/// # Errors
+/// As [`Objects::write`] and [`Objects::create`]; nothing is written after the
+/// write that failed.
+pub async fn apply_writes(
+    objects: Objects<'_>,
+    writes: Vec<TreeWrite>,
+    tokens: &[KeepAlive],
+) -> Result<(), ClientError> {
+    for write in writes {
+        let call = if write.create {
+            Call::create_object(write.oid, write.offset, write.data, None)
+        } else {
+            Call::write_object(write.oid, write.offset, write.data)
+        };
+        objects.sender.send(call.holding_all(tokens)).await?;
     }
-
-    /// The same, with what every request made for it keeps alive
-    /// ([`Call::holding`]).
-    ///
-    /// # Errors
-    /// As [`Client::insert_tree_slots`].
-    ///
-    /// # Panics
-    /// As [`IndexTree::insert`].
-    pub async fn insert_tree_slots_holding(
-        &self,
-        tree: &mut IndexTree,
-        slots: &[(ObjectIndex, Vid)],
-        keep: &[KeepAlive],
-    ) -> Result<(), ClientError> {
-        if tree.in_doubt {
-            *tree = self.load_tree(tree.vid).await?;
-        }
-        let mut changed = tree.clone();
-        let writes = changed.insert(slots)?;
-        tree.in_doubt = true;
-        self.apply(writes, keep).await?;
-        *tree = changed;
-        Ok(())
-    }
-
-    /// Makes the writes of a plan, each after the one before was answered.
-    ///
-    /// # Errors
-    /// As [`Client::write_object`] and [`Client::create_object`]; nothing is
-    /// written after the write that failed.
-    pub async fn apply_tree_writes(&self, writes: Vec<TreeWrite>) -> Result<(), ClientError> {
-        self.apply(writes, &[]).await
-    }
-
-    async fn apply(&self, writes: Vec<TreeWrite>, keep: &[KeepAlive]) -> Result<(), ClientError> {
-        for write in writes {
-            let call = if write.create {
-                Call::create_object(write.oid, write.offset, write.data, None)
-            } else {
-                Call::write_object(write.oid, write.offset, write.data)
-            };
-            self.call(call.holding_all(keep)).await?;
-        }
-        Ok(())
-    }
+    Ok(())
 }

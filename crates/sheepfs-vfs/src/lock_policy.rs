@@ -79,7 +79,7 @@ impl LockPolicy {
             Some((asked, locks)) if asked.elapsed() < CAPABILITY_TTL => Ok(locks),
             _ => {
                 let asked = Instant::now();
-                let locks = match client.cluster_info().await {
+                let locks = match client.cluster().info().await {
                     Ok(info) => info.header.flags().contains(ClusterFlags::USE_LOCK),
                     // A sheep that is too old to say.
                     Err(error) if error.code().is_some() => true,

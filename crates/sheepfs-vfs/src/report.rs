@@ -83,9 +83,9 @@ impl Report {
 /// # Errors
 /// `Refused(WaitForJoin)` from a sheep that has not joined a cluster yet and
 /// knows no node, where dog gives up as well (protocol 9.2); otherwise as
-/// [`Client::nodes`].
+/// [`Cluster::nodes`](sheep_client::Cluster::nodes).
 async fn joined_nodes(client: &Client) -> Result<Vec<NodeRecord>, ClientError> {
-    let nodes = client.nodes().await?;
+    let nodes = client.cluster().nodes().await?;
     if nodes.is_empty() {
         return Err(ClientError::Refused {
             call: CallName {

@@ -36,11 +36,11 @@ pub fn split(text: &[u8]) -> Result<(VdiName, Option<NameAndTag>), BadName> {
 /// before a snapshot number.
 ///
 /// # Errors
-/// As [`Client::find`], and for a name that cannot be one.
+/// As [`Vdi::lookup`](sheep_client::Vdi::lookup), and for a name that cannot be one.
 pub async fn resolve(client: &Client, text: &[u8]) -> Result<VdiSelector, ClientError> {
     let (whole, parts) = split(text)?;
     let whole = VdiSelector::working(whole);
-    let absent = match client.find(&whole).await {
+    let absent = match client.vdi(&whole).lookup().await {
         Ok(_) => return Ok(whole),
         Err(error) => error,
     };
@@ -72,14 +72,14 @@ async fn find_snapshot(
         .ok()
         .and_then(|text| text.parse().ok());
     let tagged = VdiSelector::tag(name.clone(), tag);
-    match (client.find(&tagged).await, number) {
+    match (client.vdi(&tagged).lookup().await, number) {
         (Ok(_), _) => Ok(tagged),
         (Err(error), Some(id)) if error.is_missing_version() && id != 0 => {
             let numbered = VdiSelector {
                 name,
                 which: WhichVersion::SnapId(id),
             };
-            client.find(&numbered).await?;
+            client.vdi(&numbered).lookup().await?;
             Ok(numbered)
         }
         (Err(error), _) => Err(error),

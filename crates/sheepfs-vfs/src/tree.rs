@@ -396,7 +396,7 @@ impl Tree {
         let stores = join_all(
             nodes
                 .iter()
-                .map(|node| self.client.store_space(node.address())),
+                .map(|node| self.client.node(node.address()).store_space()),
         )
         .await;
         let mut capacity = Capacity { total: 0, free: 0 };

@@ -46,12 +46,13 @@ pub(crate) async fn stop(server: Server) {
 /// # Errors
 /// The sheep's.
 pub(crate) async fn furnish(client: &Client) -> anyhow::Result<()> {
-    if !client.vids().await?.is_empty() {
+    if !client.cluster().list_vids().await?.is_empty() {
         return Ok(());
     }
     let (name, size) = FIRST_VOLUME;
     let new = NewVdi::new(VdiName::new(name)?, size);
     client
+        .cluster()
         .create_vdi(&new)
         .await
         .with_context(|| format!("cannot create volume {name}"))?;

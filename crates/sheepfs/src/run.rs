@@ -262,13 +262,11 @@ async fn within(what: &str, patience: Duration, work: impl Future<Output = ()>) 
 }
 
 async fn connect(settings: &Settings, addresses: Vec<GatewayAddress>) -> anyhow::Result<Client> {
-    let client = Client::connect(ClientConfig {
-        addresses,
-        connections: settings.connections,
-        retry_for: settings.retry_for,
-    })
-    .await?;
-    let status = client.cluster_status().await?.status;
+    let mut config = ClientConfig::with_addresses(addresses);
+    config.connections = settings.connections;
+    config.retry_for = settings.retry_for;
+    let client = Client::connect(config).await?;
+    let status = client.cluster().history().await?.status;
     if matches!(status, ResultCode::WaitForFormat | ResultCode::NotFormatted) {
         bail!(
             "the cluster of sheep {} is not formatted yet: see `dog cluster format`",

@@ -16,6 +16,7 @@ use crate::gateway::{BoxFuture, Completion, Gateway};
 
 /// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fault {
     /// It is sent after a pause.
     Delay(Duration),
@@ -41,10 +42,10 @@ type Plan = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
 /// # async fn example(config: sheep_client::ClientConfig) -> Result<(), sheep_client::ClientError> {
 /// use std::sync::Arc;
 ///
-/// use sheep_client::pool::Pool;
-/// use sheep_client::testing::{Fault, Faulty};
 /// use sheep_client::Client;
-/// use sheep_proto::Opcode;
+/// use sheep_client::proto::Opcode;
+/// use sheep_client::testing::{Fault, Faulty};
+/// use sheep_client::unstable::Pool;
 ///
 /// let pool = Arc::new(Pool::connect(config).await?);
 /// let mut writes = 0;
@@ -53,7 +54,7 @@ type Plan = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
 ///     writes += u32::from(call.opcode() == Opcode::WriteObj);
 ///     (call.opcode() == Opcode::WriteObj && writes % 3 == 0).then_some(Fault::LoseAfter)
 /// });
-/// let client = Client::over(Arc::new(faulty));
+/// let client = Client::with_gateway(Arc::new(faulty));
 /// # Ok(())
 /// # }
 /// ```

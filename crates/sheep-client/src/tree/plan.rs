@@ -12,37 +12,24 @@ use super::leaf::{self, Leaf, Place};
 use super::{Capacity, IndexTree, Level, TreeWrite};
 use crate::error::ClientError;
 
-impl IndexTree {
-    /// Sets slots in memory and returns the writes, in order, that make the
-    /// cluster's tree equal; see the module for what holds in between.
-    ///
-    /// `slots` are in ascending order of object number. Objects must have been
-    /// created before the writes are made (protocol 7.4).
-    /// [`Client::insert_tree_slots`](crate::Client::insert_tree_slots) does both,
-    /// and keeps memory and cluster together when a write fails.
-    ///
-    /// # Errors
-    /// `IndexFull` when the root is full, or no number for a B-tree object is
-    /// left; the tree is as before then.
-    ///
-    /// # Panics
-    /// When `slots` are not in ascending order.
-    pub fn insert(&mut self, slots: &[(ObjectIndex, Vid)]) -> Result<Vec<TreeWrite>, ClientError> {
-        assert!(
-            slots.is_sorted_by(|(before, _), (after, _)| before < after),
-            "slots are inserted in ascending order"
-        );
-        let mut plan = Plan::new(self);
-        let level = match &self.level {
-            Level::Slots(old) => plan.grow_root(old, slots),
-            Level::Leaves(old) => Level::Leaves(plan.grow_leaves(old, slots)),
-        };
-        let (level, counter, writes) = plan.finish(level)?;
-        self.level = level;
-        self.counter = counter;
-        self.root_is_stale = false;
-        Ok(writes)
-    }
+/// The tree with `slots` set, and the writes that make the cluster's tree equal.
+pub(super) fn plan(
+    tree: &IndexTree,
+    slots: &[(ObjectIndex, Vid)],
+) -> Result<(IndexTree, Vec<TreeWrite>), ClientError> {
+    let mut plan = Plan::new(tree);
+    let level = match &tree.level {
+        Level::Slots(old) => plan.grow_root(old, slots),
+        Level::Leaves(old) => Level::Leaves(plan.grow_leaves(old, slots)),
+    };
+    let (level, counter, writes) = plan.finish(level)?;
+    let changed = IndexTree {
+        level,
+        counter,
+        root_is_stale: false,
+        ..tree.clone()
+    };
+    Ok((changed, writes))
 }
 
 /// A change of a tree as it comes together.

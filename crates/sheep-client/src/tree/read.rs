@@ -10,11 +10,11 @@ use sheep_proto::{Malformed, ObjectKind, Oid, Vid};
 
 use super::untangle::{Found, untangle};
 use super::{Capacity, IndexTree, Level};
-use crate::client::Client;
 use crate::error::ClientError;
-use crate::index::PIECE_LEN;
-use crate::lookup::inode_error;
-use crate::vdi::VdiInfo;
+use crate::inode::Inode;
+use crate::inode::{INDEX_READ_LEN, inode_error};
+use crate::object::Objects;
+use crate::sender::Sender;
 
 /// How often a tree is read that its writer changes meanwhile. A writer that
 /// allocates without a pause spoils every second attempt.
@@ -23,156 +23,138 @@ const READS: u32 = 64;
 /// request, and a writer cannot change it between its header and its entries.
 const FIRST_READ_LEN: usize = 16 << 10;
 
-impl Client {
-    /// Reads the index of a hypervolume, 8 bytes of memory for each slot.
-    ///
-    /// # Errors
-    /// `NotHypervolume` for a VDI with a flat index, `Malformed` for a tree no
-    /// cluster has, otherwise as [`Client::read_object`].
-    pub async fn read_tree(&self, vdi: &VdiInfo) -> Result<IndexTree, ClientError> {
-        if !vdi.hypervolume {
-            return Err(ClientError::NotHypervolume(vdi.vid));
+pub(crate) async fn load_tree(sender: &Sender, vid: Vid) -> Result<IndexTree, ClientError> {
+    for _ in 1..READS {
+        match try_load_tree(sender, vid).await {
+            Ok(Some(tree)) => return Ok(tree),
+            // Parts from before and after a change do not fit together.
+            Ok(None) | Err(ClientError::Malformed { .. }) => {}
+            Err(error) if error.is_missing_object() => {}
+            Err(error) => return Err(error),
         }
-        self.load_tree(vdi.vid).await
     }
+    try_load_tree(sender, vid)
+        .await?
+        .ok_or_else(|| bad_tree(vid, "it changes faster than it can be read"))
+}
 
-    pub(super) async fn load_tree(&self, vid: Vid) -> Result<IndexTree, ClientError> {
-        for _ in 1..READS {
-            match self.try_load_tree(vid).await {
-                Ok(Some(tree)) => return Ok(tree),
-                // Parts from before and after a change do not fit together.
-                Ok(None) | Err(ClientError::Malformed { .. }) => {}
-                Err(error) if error.is_missing_object() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.try_load_tree(vid)
-            .await?
-            .ok_or_else(|| bad_tree(vid, "it changes faster than it can be read"))
-    }
-
-    /// The tree, unless it changed meanwhile.
-    async fn try_load_tree(&self, vid: Vid) -> Result<Option<IndexTree>, ClientError> {
-        let header = self.read_header(vid).await?;
-        let counter = header.btree_counter.get();
-        let inode = Oid::inode(vid);
-        let root = self
-            .read_node(vid, inode, ROOT_OFFSET, INODE_INDEX_LEN)
-            .await?;
-        let (tree, checked) = match parse_node(vid, &root)? {
-            Node::Leaf(slots) => {
-                check_slots(vid, slots)?;
-                let tree = IndexTree::from_slots(vid, counter, slots.to_vec());
-                (tree, size_of::<NodeHeader>())
-            }
-            Node::Root(entries) => {
-                let objects = object_count(header.vdi_size.get(), DEFAULT_BLOCK_SIZE_SHIFT);
-                let found = self.read_leaves(vid, entries, objects).await?;
-                let tree = IndexTree::from_leaves(vid, counter, found, Capacity::PROTOCOL);
-                (tree, root.len())
-            }
-        };
-        let len = u32::try_from(checked).expect("at most 4 MiB");
-        let again = self.read_object(inode, ROOT_OFFSET, len).await?;
-        Ok((again == root[..checked]).then_some(tree))
-    }
-
-    async fn read_leaves(
-        &self,
-        vid: Vid,
-        entries: &[RootEntry],
-        objects: u64,
-    ) -> Result<Vec<Found>, ClientError> {
-        // A leaf that is being split has its lower half twice.
-        let limit = objects.saturating_mul(2);
-        let mut total = 0;
-        let mut found = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let oid = Oid::from_raw(entry.oid.get());
-            if oid.kind() != Some(ObjectKind::BtreeNode) {
-                return Err(bad_tree(vid, "a leaf that is no B-tree node"));
-            }
-            let node = self.read_node(vid, oid, 0, BTREE_NODE_LEN).await?;
-            let Node::Leaf(slots) = parse_node(vid, &node)? else {
-                return Err(bad_tree(vid, "a tree of more than two levels"));
-            };
+/// The tree, unless it changed meanwhile.
+async fn try_load_tree(sender: &Sender, vid: Vid) -> Result<Option<IndexTree>, ClientError> {
+    let header = Inode::new(sender, vid).header().await?;
+    let counter = header.btree_counter.get();
+    let inode = Oid::inode(vid);
+    let root = read_node(sender, vid, inode, ROOT_OFFSET, INODE_INDEX_LEN).await?;
+    let (tree, checked) = match parse_node(vid, &root)? {
+        Node::Leaf(slots) => {
             check_slots(vid, slots)?;
-            total += slots.len() as u64;
-            if total > limit {
-                return Err(bad_tree(vid, "more slots than the volume has objects"));
-            }
-            found.push(Found {
-                max: entry.max_index.get(),
-                oid,
-                slots: slots.to_vec(),
-            });
+            let tree = from_slots(vid, counter, slots.to_vec());
+            (tree, size_of::<NodeHeader>())
         }
-        Ok(found)
-    }
+        Node::Root(entries) => {
+            let objects = object_count(header.vdi_size.get(), DEFAULT_BLOCK_SIZE_SHIFT);
+            let found = read_leaves(sender, vid, entries, objects).await?;
+            let tree = from_leaves(vid, counter, found, Capacity::PROTOCOL);
+            (tree, root.len())
+        }
+    };
+    let len = u32::try_from(checked).expect("at most 4 MiB");
+    let again = Objects::new(sender).read(inode, ROOT_OFFSET, len).await?;
+    Ok((again == root[..checked]).then_some(tree))
+}
 
-    /// Reads the used part of a B-tree node.
-    async fn read_node(
-        &self,
-        vid: Vid,
-        oid: Oid,
-        base: u32,
-        room: usize,
-    ) -> Result<Bytes, ClientError> {
-        let read_part = |offset: usize, len: usize| {
-            let offset = u32::try_from(offset).expect("at most 4 MiB");
-            let len = u32::try_from(len).expect("at most 4 MiB");
-            self.read_object(oid, base + offset, len.min(PIECE_LEN))
+async fn read_leaves(
+    sender: &Sender,
+    vid: Vid,
+    entries: &[RootEntry],
+    objects: u64,
+) -> Result<Vec<Found>, ClientError> {
+    // A leaf that is being split has its lower half twice.
+    let limit = objects.saturating_mul(2);
+    let mut total = 0;
+    let mut found = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let oid = Oid::from_raw(entry.oid.get());
+        if oid.kind() != Some(ObjectKind::BtreeNode) {
+            return Err(bad_tree(vid, "a leaf that is no B-tree node"));
+        }
+        let node = read_node(sender, vid, oid, 0, BTREE_NODE_LEN).await?;
+        let Node::Leaf(slots) = parse_node(vid, &node)? else {
+            return Err(bad_tree(vid, "a tree of more than two levels"));
         };
-        let front = read_part(0, room.min(FIRST_READ_LEN)).await?;
-        let used = btree::used_len(&front).map_err(|source| inode_error(vid, source))?;
-        let used = used.min(room);
-        if used <= front.len() {
-            return Ok(front.slice(..used));
+        check_slots(vid, slots)?;
+        total += slots.len() as u64;
+        if total > limit {
+            return Err(bad_tree(vid, "more slots than the volume has objects"));
         }
-        let mut node = BytesMut::with_capacity(used);
-        node.extend_from_slice(&front);
-        while node.len() < used {
-            node.extend_from_slice(&read_part(node.len(), used - node.len()).await?);
-        }
-        Ok(node.freeze())
+        found.push(Found {
+            max: entry.max_index.get(),
+            oid,
+            slots: slots.to_vec(),
+        });
+    }
+    Ok(found)
+}
+
+/// Reads the used part of a B-tree node.
+async fn read_node(
+    sender: &Sender,
+    vid: Vid,
+    oid: Oid,
+    base: u32,
+    room: usize,
+) -> Result<Bytes, ClientError> {
+    let read_part = |offset: usize, len: usize| {
+        let offset = u32::try_from(offset).expect("at most 4 MiB");
+        let len = u32::try_from(len).expect("at most 4 MiB");
+        Objects::new(sender).read(oid, base + offset, len.min(INDEX_READ_LEN))
+    };
+    let front = read_part(0, room.min(FIRST_READ_LEN)).await?;
+    let used = btree::used_len(&front).map_err(|source| inode_error(vid, source))?;
+    let used = used.min(room);
+    if used <= front.len() {
+        return Ok(front.slice(..used));
+    }
+    let mut node = BytesMut::with_capacity(used);
+    node.extend_from_slice(&front);
+    while node.len() < used {
+        node.extend_from_slice(&read_part(node.len(), used - node.len()).await?);
+    }
+    Ok(node.freeze())
+}
+
+/// A tree whose root holds checked `slots`.
+pub(super) fn from_slots(vid: Vid, counter: u32, slots: Vec<LeafEntry>) -> IndexTree {
+    IndexTree {
+        vid,
+        level: Level::Slots(Arc::new(slots)),
+        counter,
+        root_is_stale: false,
+        in_doubt: false,
+        capacity: Capacity::PROTOCOL,
     }
 }
 
-impl IndexTree {
-    /// A tree whose root holds checked `slots`.
-    pub(super) fn from_slots(vid: Vid, counter: u32, slots: Vec<LeafEntry>) -> Self {
-        Self {
-            vid,
-            level: Level::Slots(Arc::new(slots)),
-            counter,
-            root_is_stale: false,
-            in_doubt: false,
-            capacity: Capacity::PROTOCOL,
-        }
-    }
-
-    /// A tree whose root leads to leaves with checked slots.
-    pub(super) fn from_leaves(
-        vid: Vid,
-        counter: u32,
-        found: Vec<Found>,
-        capacity: Capacity,
-    ) -> Self {
-        // The C programs write the counter last.
-        let used = found
-            .iter()
-            .filter(|leaf| leaf.oid.vid() == Some(vid))
-            .map(|leaf| leaf.oid.number().saturating_add(1));
-        let counter = used.fold(counter, u32::max);
-        let (leaves, root_is_stale) = untangle(found, capacity.leaf);
-        Self {
-            vid,
-            level: Level::Leaves(leaves),
-            counter,
-            root_is_stale,
-            in_doubt: false,
-            capacity,
-        }
+/// A tree whose root leads to leaves with checked slots.
+pub(super) fn from_leaves(
+    vid: Vid,
+    counter: u32,
+    found: Vec<Found>,
+    capacity: Capacity,
+) -> IndexTree {
+    // The C programs write the counter last.
+    let used = found
+        .iter()
+        .filter(|leaf| leaf.oid.vid() == Some(vid))
+        .map(|leaf| leaf.oid.number().saturating_add(1));
+    let counter = used.fold(counter, u32::max);
+    let (leaves, root_is_stale) = untangle(found, capacity.leaf);
+    IndexTree {
+        vid,
+        level: Level::Leaves(leaves),
+        counter,
+        root_is_stale,
+        in_doubt: false,
+        capacity,
     }
 }
 

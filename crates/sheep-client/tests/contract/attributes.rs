@@ -3,27 +3,49 @@
 use sheep_client::ClientError;
 use sheep_proto::ResultCode;
 
-use crate::{MIB, assert_refused, everywhere, refusal, tag};
+use crate::{MIB, assert_refused, everywhere, refusal, tag, working};
 
 #[tokio::test]
 async fn an_attribute_has_the_value_last_set_until_it_is_removed() {
     everywhere(async |place| {
         let client = &place.client;
         let (name, _vid) = place.volume("v", MIB).await;
-        assert_eq!(client.attribute(&name, b"key").await.unwrap(), None);
+        assert_eq!(
+            client.vdi(&working(&name)).attribute(b"key").await.unwrap(),
+            None
+        );
         for value in [&b"first"[..], b"", &[0xff; 65_536]] {
-            client.set_attribute(&name, b"key", value).await.unwrap();
-            let found = client.attribute(&name, b"key").await.unwrap();
+            client
+                .vdi(&working(&name))
+                .set_attribute(b"key", value)
+                .await
+                .unwrap();
+            let found = client.vdi(&working(&name)).attribute(b"key").await.unwrap();
             assert_eq!(found.as_deref(), Some(value));
         }
-        client.set_attribute(&name, b"other", b"o").await.unwrap();
-        client.remove_attribute(&name, b"key").await.unwrap();
-        assert_eq!(client.attribute(&name, b"key").await.unwrap(), None);
+        client
+            .vdi(&working(&name))
+            .set_attribute(b"other", b"o")
+            .await
+            .unwrap();
+        client
+            .vdi(&working(&name))
+            .remove_attribute(b"key")
+            .await
+            .unwrap();
         assert_eq!(
-            refusal(client.remove_attribute(&name, b"key").await),
+            client.vdi(&working(&name)).attribute(b"key").await.unwrap(),
+            None
+        );
+        assert_eq!(
+            refusal(client.vdi(&working(&name)).remove_attribute(b"key").await),
             ResultCode::NoObj
         );
-        let other = client.attribute(&name, b"other").await.unwrap();
+        let other = client
+            .vdi(&working(&name))
+            .attribute(b"other")
+            .await
+            .unwrap();
         assert_eq!(other.as_deref(), Some(&b"o"[..]));
     })
     .await;
@@ -34,9 +56,17 @@ async fn attributes_belong_to_the_name_and_survive_a_snapshot() {
     everywhere(async |place| {
         let client = &place.client;
         let (name, _vid) = place.volume("v", MIB).await;
-        client.set_attribute(&name, b"key", b"value").await.unwrap();
-        client.snapshot(&name, &tag("t")).await.unwrap();
-        let found = client.attribute(&name, b"key").await.unwrap();
+        client
+            .vdi(&working(&name))
+            .set_attribute(b"key", b"value")
+            .await
+            .unwrap();
+        client
+            .vdi(&working(&name))
+            .snapshot(&tag("t"))
+            .await
+            .unwrap();
+        let found = client.vdi(&working(&name)).attribute(b"key").await.unwrap();
         assert_eq!(found.as_deref(), Some(&b"value"[..]));
     })
     .await;
@@ -48,20 +78,26 @@ async fn unknown_names_and_impossible_attributes_are_refused() {
         let client = &place.client;
         let nobody = place.name("nobody");
         assert_eq!(
-            refusal(client.attribute(&nobody, b"key").await),
+            refusal(client.vdi(&working(&nobody)).attribute(b"key").await),
             ResultCode::NoVdi
         );
         let (name, _vid) = place.volume("v", MIB).await;
         assert_refused!(
-            client.attribute(&name, b"").await,
+            client.vdi(&working(&name)).attribute(b"").await,
             ClientError::Attribute(_)
         );
         assert_refused!(
-            client.set_attribute(&name, &[b'k'; 256], b"").await,
+            client
+                .vdi(&working(&name))
+                .set_attribute(&[b'k'; 256], b"")
+                .await,
             ClientError::Attribute(_)
         );
         assert_refused!(
-            client.set_attribute(&name, b"k", &[0; 65_537]).await,
+            client
+                .vdi(&working(&name))
+                .set_attribute(b"k", &[0; 65_537])
+                .await,
             ClientError::Attribute(_)
         );
     })

@@ -2,7 +2,7 @@
 
 use sheep_client::cluster::FormatOptions;
 use sheep_client::{ClientError, NewVdi};
-use sheep_proto::{ClusterFlags, Redundancy, ResultCode};
+use sheep_proto::{Redundancy, ResultCode};
 
 use crate::{MIB, assert_refused, embedded, everywhere, refusal, working};
 
@@ -10,16 +10,16 @@ use crate::{MIB, assert_refused, embedded, everywhere, refusal, working};
 async fn a_running_cluster_tells_its_members_and_settings() {
     everywhere(async |place| {
         let client = &place.client;
-        let nodes = client.nodes().await.unwrap();
+        let nodes = client.cluster().nodes().await.unwrap();
         assert!(!nodes.is_empty());
-        let info = client.cluster_info().await.unwrap();
+        let info = client.cluster().info().await.unwrap();
         assert_eq!(info.nodes.len(), nodes.len());
         assert!(info.header.ctime.get() > 0);
-        let default = client.cluster_default().await.unwrap();
+        let default = client.cluster().defaults().await.unwrap();
         assert_eq!(default.redundancy, info.header.redundancy());
         assert_eq!(default.object_shift, info.header.block_size_shift);
 
-        let status = client.cluster_status().await.unwrap();
+        let status = client.cluster().history().await.unwrap();
         assert_eq!(status.status, ResultCode::Success);
         let newest = status.epochs.first().unwrap();
         assert_eq!(newest.nodes.len(), nodes.len());
@@ -34,13 +34,13 @@ async fn every_node_answers_for_itself() {
         let client = &place.client;
         let (_name, vid) = place.volume("v", 16 * MIB).await;
         place.put(vid, 0, b"so that something is stored").await;
-        for node in client.nodes().await.unwrap() {
+        for node in client.cluster().nodes().await.unwrap() {
             let node = node.address();
-            let space = client.store_space(node).await.unwrap();
+            let space = client.node(node).store_space().await.unwrap();
             assert!(space.free <= space.total && space.total > 0);
-            client.disks(node).await.unwrap();
-            client.request_counters(node).await.unwrap();
-            let recovery = client.recovery_state(node).await.unwrap();
+            client.node(node).disks().await.unwrap();
+            client.node(node).request_counters().await.unwrap();
+            let recovery = client.node(node).recovery_state().await.unwrap();
             assert_eq!(recovery.in_recovery, 0);
         }
     })
@@ -53,48 +53,48 @@ async fn an_unformatted_cluster_says_so_until_it_is_formatted() {
         |config| config.format_if_new = false,
         async |place| {
             let client = &place.client;
-            let status = client.cluster_status().await.unwrap();
+            let status = client.cluster().history().await.unwrap();
             assert_eq!(status.status, ResultCode::WaitForFormat);
             assert!(status.epochs.is_empty());
-            assert_eq!(client.cluster_default().await.unwrap().object_shift, 0);
-            assert!(client.vids().await.unwrap().is_empty());
+            assert_eq!(client.cluster().defaults().await.unwrap().object_shift, 0);
+            assert!(client.cluster().list_vids().await.unwrap().is_empty());
             let new = NewVdi::new(place.name("v"), MIB);
             // The object size of a cluster without one is no complaint.
             for (object_shift, hypervolume) in [(None, false), (Some(23), false), (None, true)] {
-                let new = NewVdi {
-                    object_shift,
-                    hypervolume,
-                    ..new.clone()
-                };
+                let mut new = new.clone();
+                new.object_shift = object_shift;
+                new.hypervolume = hypervolume;
                 assert_eq!(
-                    refusal(client.create_vdi(&new).await),
+                    refusal(client.cluster().create_vdi(&new).await),
                     ResultCode::WaitForFormat
                 );
             }
             assert_eq!(
-                refusal(client.find(&working(&new.name)).await),
+                refusal(client.vdi(&working(&new.name)).lookup().await),
                 ResultCode::WaitForFormat
             );
 
             let redundancy = Redundancy::Erasure { data: 4, parity: 2 };
-            let options = FormatOptions {
-                redundancy,
-                object_shift: 23,
-                flags: ClusterFlags::AUTO_VNODES,
-            };
-            client.format(&options).await.unwrap();
-            let status = client.cluster_status().await.unwrap();
+            let options = FormatOptions::default()
+                .with_redundancy(redundancy)
+                .with_object_shift(23);
+            client.cluster().format(&options).await.unwrap();
+            let status = client.cluster().history().await.unwrap();
             assert_eq!(status.status, ResultCode::Success);
             assert_eq!(status.epochs.len(), 1);
             assert_eq!(status.epochs[0].header.redundancy(), redundancy);
             assert_eq!(status.epochs[0].header.store(), b"plain");
-            client.create_vdi(&new).await.unwrap();
-            let info = client.find_info(&working(&new.name)).await.unwrap();
+            client.cluster().create_vdi(&new).await.unwrap();
+            let info = client.vdi(&working(&new.name)).stat().await.unwrap();
             assert_eq!((info.object_shift, info.redundancy), (23, redundancy));
 
             // Once more: everything is gone.
-            client.format(&FormatOptions::default()).await.unwrap();
-            assert!(client.vids().await.unwrap().is_empty());
+            client
+                .cluster()
+                .format(&FormatOptions::default())
+                .await
+                .unwrap();
+            assert!(client.cluster().list_vids().await.unwrap().is_empty());
         },
     )
     .await;
@@ -110,23 +110,16 @@ async fn an_impossible_format_is_not_sent() {
             let good = FormatOptions::default();
             assert_refused!(
                 client
-                    .format(&FormatOptions {
-                        redundancy: Redundancy::Erasure { data: 2, parity: 0 },
-                        ..good
-                    })
+                    .cluster()
+                    .format(&good.with_redundancy(Redundancy::Erasure { data: 2, parity: 0 }))
                     .await,
                 ClientError::Redundancy(_)
             );
             assert_refused!(
-                client
-                    .format(&FormatOptions {
-                        object_shift: 9,
-                        ..good
-                    })
-                    .await,
+                client.cluster().format(&good.with_object_shift(9)).await,
                 ClientError::ObjectSize { .. }
             );
-            client.find(&working(&name)).await.unwrap();
+            client.vdi(&working(&name)).lookup().await.unwrap();
         },
     )
     .await;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sheep_client::pool::Pool;
 use sheep_client::testing::{Fault, Faulty};
+use sheep_client::unstable::Pool;
 use sheep_client::{Client, ClientConfig, ClientError, NewVdi};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName};
@@ -27,17 +27,18 @@ async fn write_with(fault: Fault) -> (Result<(), ClientError>, Bytes) {
             hit.then_some(fault)
         }
     });
-    let client = Client::over(Arc::new(faulty));
+    let client = Client::with_gateway(Arc::new(faulty));
     let new = NewVdi::new(VdiName::new("v").unwrap(), 4 << 20);
-    let vid = client.create_vdi(&new).await.unwrap();
+    let vid = client.cluster().create_vdi(&new).await.unwrap();
     let oid = Oid::data(vid, ObjectIndex(0));
     let old = Bytes::from_static(b"old");
-    client.create_object(oid, 0, old, None).await.unwrap();
+    client.objects().create(oid, 0, old, None).await.unwrap();
     armed.store(true, Ordering::SeqCst);
     let result = client
-        .write_object(oid, 0, Bytes::from_static(b"new"))
+        .objects()
+        .write(oid, 0, Bytes::from_static(b"new"))
         .await;
-    (result, client.read_object(oid, 0, 3).await.unwrap())
+    (result, client.objects().read(oid, 0, 3).await.unwrap())
 }
 
 #[tokio::test]

@@ -13,7 +13,8 @@ async fn slots(place: &Place, vdi: &VdiInfo) -> Vec<(u32, Vid)> {
     let mut found = Vec::new();
     place
         .client
-        .for_each_slot(vdi, |index, owner| found.push((index.0, owner)))
+        .index(vdi)
+        .for_each_slot(|index, owner| found.push((index.0, owner)))
         .await
         .unwrap();
     found
@@ -25,7 +26,7 @@ async fn a_flat_index_is_visited_in_order_up_to_the_end_of_the_volume() {
         let client = &place.client;
         // 300,000 objects: more slots than one request reads.
         let (name, vid) = place.volume("v", 300_000 * 4 * MIB).await;
-        let vdi = client.find_info(&working(&name)).await.unwrap();
+        let vdi = client.vdi(&working(&name)).stat().await.unwrap();
         assert_eq!(slots(place, &vdi).await, []);
         let used = [0, 262_143, 262_144, 299_999];
         for index in used.into_iter().rev() {
@@ -33,7 +34,7 @@ async fn a_flat_index_is_visited_in_order_up_to_the_end_of_the_volume() {
         }
         assert_eq!(slots(place, &vdi).await, used.map(|index| (index, vid)));
         for (index, owner) in [(262_144, Some(vid)), (5, None)] {
-            let found = client.slot(&vdi, ObjectIndex(index)).await.unwrap();
+            let found = client.index(&vdi).slot(ObjectIndex(index)).await.unwrap();
             assert_eq!(found, owner);
         }
     })
@@ -46,17 +47,17 @@ async fn slots_past_the_end_of_an_index_are_refused() {
         let client = &place.client;
         let (_name, vid) = place.volume("v", MIB).await;
         let last = ObjectIndex(FLAT_INDEX_SLOTS - 1);
-        assert_eq!(client.read_slots(vid, last, 1).await.unwrap(), [None]);
+        assert_eq!(client.inode(vid).read_slots(last, 1).await.unwrap(), [None]);
         assert_refused!(
-            client.read_slots(vid, last, 2).await,
+            client.inode(vid).read_slots(last, 2).await,
             ClientError::SlotOutOfRange(_)
         );
         assert_refused!(
-            client.read_slots(vid, ObjectIndex(u32::MAX), 2).await,
+            client.inode(vid).read_slots(ObjectIndex(u32::MAX), 2).await,
             ClientError::SlotOutOfRange(_)
         );
         assert_refused!(
-            client.write_slots(vid, last, &[None, None]).await,
+            client.inode(vid).write_slots(last, &[None, None]).await,
             ClientError::SlotOutOfRange(_)
         );
     })
@@ -65,19 +66,17 @@ async fn slots_past_the_end_of_an_index_are_refused() {
 
 /// A hypervolume of 8 TiB, twice what a flat index of 4 MiB objects can name.
 async fn hypervolume(place: &Place) -> VdiInfo {
-    let new = NewVdi {
-        hypervolume: true,
-        ..NewVdi::new(place.name("hyper"), 8 << 40)
-    };
-    place.client.create_vdi(&new).await.unwrap();
-    place.client.find_info(&working(&new.name)).await.unwrap()
+    let new = NewVdi::new(place.name("hyper"), 8 << 40).with_hypervolume();
+    place.client.cluster().create_vdi(&new).await.unwrap();
+    place.client.vdi(&working(&new.name)).stat().await.unwrap()
 }
 
 async fn write_root(place: &Place, vid: Vid, node: Vec<u8>) {
     let bytes = [&btree::ROOT_WRITE_LEAD[..], &node].concat();
     place
         .client
-        .write_object(Oid::inode(vid), btree::ROOT_WRITE_OFFSET, bytes.into())
+        .objects()
+        .write(Oid::inode(vid), btree::ROOT_WRITE_OFFSET, bytes.into())
         .await
         .unwrap();
 }
@@ -98,12 +97,12 @@ async fn a_hypervolumes_tree_is_visited_like_an_index() {
         let used = [0, 3, 7, 1_048_577];
         write_root(place, vdi.vid, leaf(vdi.vid, &used)).await;
         assert_eq!(slots(place, &vdi).await, used.map(|index| (index, vdi.vid)));
-        let found = client.slot(&vdi, ObjectIndex(7)).await.unwrap();
+        let found = client.index(&vdi).slot(ObjectIndex(7)).await.unwrap();
         assert_eq!(found, Some(vdi.vid));
-        assert_eq!(client.slot(&vdi, ObjectIndex(8)).await.unwrap(), None);
+        assert_eq!(client.index(&vdi).slot(ObjectIndex(8)).await.unwrap(), None);
 
         assert_refused!(
-            client.snapshot(&vdi.name, &tag("t")).await,
+            client.vdi(&working(&vdi.name)).snapshot(&tag("t")).await,
             ClientError::HypervolumeSnapshot(_)
         );
     })
@@ -128,7 +127,8 @@ async fn a_tree_of_two_levels_is_visited_in_order_despite_wrong_maxima() {
             node.resize(4 << 20, 0xee);
             place
                 .client
-                .create_object(oid, 0, Bytes::from(node), None)
+                .objects()
+                .create(oid, 0, Bytes::from(node), None)
                 .await
                 .unwrap();
             let entry = RootEntry {

@@ -50,6 +50,7 @@ impl Place {
         let name = self.name(of);
         let vid = self
             .client
+            .cluster()
             .create_vdi(&NewVdi::new(name.clone(), size))
             .await
             .unwrap();
@@ -60,9 +61,14 @@ impl Place {
     async fn put(&self, vid: Vid, index: u32, data: &'static [u8]) {
         let oid = Oid::data(vid, ObjectIndex(index));
         let data = Bytes::from_static(data);
-        self.client.create_object(oid, 0, data, None).await.unwrap();
         self.client
-            .write_slots(vid, ObjectIndex(index), &[Some(vid)])
+            .objects()
+            .create(oid, 0, data, None)
+            .await
+            .unwrap();
+        self.client
+            .inode(vid)
+            .write_slots(ObjectIndex(index), &[Some(vid)])
             .await
             .unwrap();
     }
@@ -70,9 +76,9 @@ impl Place {
     /// The first `len` bytes of data object `index` as `vid` sees it.
     async fn get(&self, vid: Vid, index: u32, len: u32) -> Bytes {
         let index = ObjectIndex(index);
-        let owner = self.client.read_slots(vid, index, 1).await.unwrap()[0];
+        let owner = self.client.inode(vid).read_slots(index, 1).await.unwrap()[0];
         let oid = Oid::data(owner.expect("the object is there"), index);
-        self.client.read_object(oid, 0, len).await.unwrap()
+        self.client.objects().read(oid, 0, len).await.unwrap()
     }
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 
-use crate::{MIB, everywhere, refusal, tag};
+use crate::{MIB, everywhere, refusal, tag, working};
 
 fn zeros(len: usize) -> Bytes {
     vec![0; len].into()
@@ -16,27 +16,33 @@ async fn an_object_holds_what_was_written_and_zeros_elsewhere() {
         let (_name, vid) = place.volume("v", 16 * MIB).await;
         let oid = Oid::data(vid, ObjectIndex(2));
         client
-            .create_object(oid, 5, Bytes::from_static(b"made"), None)
+            .objects()
+            .create(oid, 5, Bytes::from_static(b"made"), None)
             .await
             .unwrap();
-        let bytes = client.read_object(oid, 0, 4 << 20).await.unwrap();
+        let bytes = client.objects().read(oid, 0, 4 << 20).await.unwrap();
         assert_eq!(bytes[..10], *b"\0\0\0\0\0made\0");
         assert_eq!(bytes[10..], zeros((4 << 20) - 10));
         client
-            .write_object(oid, 7, Bytes::from_static(b"written"))
+            .objects()
+            .write(oid, 7, Bytes::from_static(b"written"))
             .await
             .unwrap();
         assert_eq!(
-            client.read_object(oid, 4, 12).await.unwrap(),
+            client.objects().read(oid, 4, 12).await.unwrap(),
             &b"\0mawritten\0\0"[..]
         );
         // The last byte, and nothing behind it.
         let last = (4 << 20) - 1;
         client
-            .write_object(oid, last, Bytes::from_static(b"!"))
+            .objects()
+            .write(oid, last, Bytes::from_static(b"!"))
             .await
             .unwrap();
-        assert_eq!(client.read_object(oid, last, 1).await.unwrap(), &b"!"[..]);
+        assert_eq!(
+            client.objects().read(oid, last, 1).await.unwrap(),
+            &b"!"[..]
+        );
     })
     .await;
 }
@@ -55,10 +61,11 @@ async fn large_reads_and_writes_in_parallel_keep_their_bytes() {
             let client = &place.client;
             async move {
                 client
-                    .create_object(oid, 0, pattern(number), None)
+                    .objects()
+                    .create(oid, 0, pattern(number), None)
                     .await
                     .unwrap();
-                let bytes = client.read_object(oid, 0, 4 << 20).await.unwrap();
+                let bytes = client.objects().read(oid, 0, 4 << 20).await.unwrap();
                 assert!(bytes == pattern(number), "object {number}");
             }
         });
@@ -75,10 +82,14 @@ async fn creating_replaces_what_was_there() {
         let oid = Oid::data(vid, ObjectIndex(0));
         for (offset, data) in [(0, &b"first"[..]), (2, b"x")] {
             let data = Bytes::from_static(data);
-            client.create_object(oid, offset, data, None).await.unwrap();
+            client
+                .objects()
+                .create(oid, offset, data, None)
+                .await
+                .unwrap();
         }
         assert_eq!(
-            client.read_object(oid, 0, 5).await.unwrap(),
+            client.objects().read(oid, 0, 5).await.unwrap(),
             &b"\0\0x\0\0"[..]
         );
     })
@@ -92,15 +103,15 @@ async fn an_absent_object_is_neither_read_nor_written_nor_removed() {
         let (_name, vid) = place.volume("v", 16 * MIB).await;
         let oid = Oid::data(vid, ObjectIndex(1));
         let absent = ResultCode::NoObj;
-        assert_eq!(refusal(client.read_object(oid, 0, 512).await), absent);
+        assert_eq!(refusal(client.objects().read(oid, 0, 512).await), absent);
         assert_eq!(
-            refusal(client.write_object(oid, 0, zeros(512)).await),
+            refusal(client.objects().write(oid, 0, zeros(512)).await),
             absent
         );
-        assert_eq!(refusal(client.remove_object(oid).await), absent);
+        assert_eq!(refusal(client.objects().remove(oid).await), absent);
         let source = Some(Oid::data(vid, ObjectIndex(3)));
         assert_eq!(
-            refusal(client.create_object(oid, 0, zeros(512), source).await),
+            refusal(client.objects().create(oid, 0, zeros(512), source).await),
             absent
         );
     })
@@ -113,10 +124,14 @@ async fn a_removed_object_is_gone() {
         let client = &place.client;
         let (_name, vid) = place.volume("v", 16 * MIB).await;
         let oid = Oid::data(vid, ObjectIndex(0));
-        client.create_object(oid, 0, zeros(1), None).await.unwrap();
-        client.remove_object(oid).await.unwrap();
+        client
+            .objects()
+            .create(oid, 0, zeros(1), None)
+            .await
+            .unwrap();
+        client.objects().remove(oid).await.unwrap();
         assert_eq!(
-            refusal(client.read_object(oid, 0, 1).await),
+            refusal(client.objects().read(oid, 0, 1).await),
             ResultCode::NoObj
         );
     })
@@ -129,17 +144,23 @@ async fn copy_on_write_takes_the_rest_from_the_source() {
         let client = &place.client;
         let (name, old) = place.volume("v", 16 * MIB).await;
         place.put(old, 0, b"old content").await;
-        let new = client.snapshot(&name, &tag("s")).await.unwrap();
+        let new = client
+            .vdi(&working(&name))
+            .snapshot(&tag("s"))
+            .await
+            .unwrap();
         let (source, copy) = (
             Oid::data(old, ObjectIndex(0)),
             Oid::data(new, ObjectIndex(0)),
         );
         client
-            .create_object(copy, 0, Bytes::from_static(b"NEW"), Some(source))
+            .objects()
+            .create(copy, 0, Bytes::from_static(b"NEW"), Some(source))
             .await
             .unwrap();
         client
-            .write_slots(new, ObjectIndex(0), &[Some(new)])
+            .inode(new)
+            .write_slots(ObjectIndex(0), &[Some(new)])
             .await
             .unwrap();
         assert_eq!(place.get(new, 0, 11).await, &b"NEW content"[..]);
@@ -154,17 +175,21 @@ async fn a_snapshots_data_objects_are_read_only() {
         let client = &place.client;
         let (name, old) = place.volume("v", 16 * MIB).await;
         place.put(old, 0, b"kept").await;
-        client.snapshot(&name, &tag("s")).await.unwrap();
+        client
+            .vdi(&working(&name))
+            .snapshot(&tag("s"))
+            .await
+            .unwrap();
         let (there, absent) = (
             Oid::data(old, ObjectIndex(0)),
             Oid::data(old, ObjectIndex(1)),
         );
         assert_eq!(
-            refusal(client.write_object(there, 0, zeros(4)).await),
+            refusal(client.objects().write(there, 0, zeros(4)).await),
             ResultCode::ReadOnly
         );
         assert_eq!(
-            refusal(client.create_object(absent, 0, zeros(4), None).await),
+            refusal(client.objects().create(absent, 0, zeros(4), None).await),
             ResultCode::ReadOnly
         );
         assert_eq!(place.get(old, 0, 4).await, &b"kept"[..]);
@@ -179,18 +204,22 @@ async fn discarding_clears_the_slot_and_may_be_repeated() {
         let (_name, vid) = place.volume("v", 16 * MIB).await;
         place.put(vid, 3, b"data").await;
         let oid = Oid::data(vid, ObjectIndex(3));
-        client.discard_object(oid).await.unwrap();
-        let slots = client.read_slots(vid, ObjectIndex(0), 4).await.unwrap();
+        client.objects().discard(oid).await.unwrap();
+        let slots = client
+            .inode(vid)
+            .read_slots(ObjectIndex(0), 4)
+            .await
+            .unwrap();
         assert_eq!(slots, [None; 4]);
         assert_eq!(
-            refusal(client.read_object(oid, 0, 4).await),
+            refusal(client.objects().read(oid, 0, 4).await),
             ResultCode::NoObj
         );
-        client.discard_object(oid).await.unwrap();
+        client.objects().discard(oid).await.unwrap();
 
         let nobody = Oid::data(Vid::new(0x12_3456).unwrap(), ObjectIndex(0));
         assert_eq!(
-            refusal(client.discard_object(nobody).await),
+            refusal(client.objects().discard(nobody).await),
             ResultCode::NoObj
         );
     })

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use sheep_client::pool::Pool;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Client, ClientConfig, ClientError, IndexTree, NewVdi, VdiInfo, VdiSelector};
+use sheep_client::unstable::IndexTree;
+use sheep_client::unstable::Pool;
+use sheep_client::{Client, ClientConfig, ClientError, NewVdi, VdiInfo};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::btree::LEAF_MAX_ENTRIES;
 use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName, Vid};
@@ -15,13 +16,10 @@ use crate::{Place, assert_refused, everywhere, refusal, working};
 
 /// A hypervolume of 16 TiB.
 async fn hypervolume(client: &Client, name: &VdiName) -> VdiInfo {
-    let new = NewVdi {
-        hypervolume: true,
-        ..NewVdi::new(name.clone(), 16 << 40)
-    };
-    client.create_vdi(&new).await.unwrap();
-    let selector = VdiSelector::working(name.clone());
-    client.find_info(&selector).await.unwrap()
+    let new = NewVdi::new(name.clone(), 16 << 40).with_hypervolume();
+    client.cluster().create_vdi(&new).await.unwrap();
+    let selector = working(name);
+    client.vdi(&selector).stat().await.unwrap()
 }
 
 fn own(vid: Vid, indexes: impl IntoIterator<Item = u32>) -> Vec<(ObjectIndex, Vid)> {
@@ -40,7 +38,8 @@ async fn make(place: &Place, vid: Vid, indexes: &[u32]) {
         let data = Bytes::from(format!("{index:8}"));
         place
             .client
-            .create_object(oid, 0, data, None)
+            .objects()
+            .create(oid, 0, data, None)
             .await
             .unwrap();
     }
@@ -49,7 +48,7 @@ async fn make(place: &Place, vid: Vid, indexes: &[u32]) {
 async fn check(place: &Place, vid: Vid, indexes: &[u32]) {
     for &index in indexes {
         let oid = Oid::data(vid, ObjectIndex(index));
-        let data = place.client.read_object(oid, 0, 8).await.unwrap();
+        let data = place.client.objects().read(oid, 0, 8).await.unwrap();
         assert_eq!(data, format!("{index:8}").as_bytes());
     }
 }
@@ -61,28 +60,27 @@ async fn a_tree_grows_by_a_level_and_no_object_is_touched() {
         let vdi = hypervolume(client, &place.name("hyper")).await;
         let used: Vec<_> = (0..12).collect();
         make(place, vdi.vid, &used).await;
-        let mut tree = client.read_tree(&vdi).await.unwrap();
+        let mut tree = client.index(&vdi).tree().await.unwrap();
         let slots = own(vdi.vid, used.iter().copied());
-        client.insert_tree_slots(&mut tree, &slots).await.unwrap();
+        tree.commit(client.objects(), &slots, &[]).await.unwrap();
         check(place, vdi.vid, &used).await;
 
         // Fills the root, then splits it, then puts something between and behind.
         let full = own(vdi.vid, (0..LEAF_MAX_ENTRIES).map(|number| 2 * number));
         let room = full.len() - (used.len() / 2);
-        client
-            .insert_tree_slots(&mut tree, &full[..room])
+        tree.commit(client.objects(), &full[..room], &[])
             .await
             .unwrap();
         let mut expected = tree.slots().count();
         assert_eq!(expected, LEAF_MAX_ENTRIES as usize);
         for index in [2_000_001, 4_000_000, 101, 4_000_001] {
             let slots = own(vdi.vid, [index]);
-            client.insert_tree_slots(&mut tree, &slots).await.unwrap();
+            tree.commit(client.objects(), &slots, &[]).await.unwrap();
             expected += 1;
         }
         check(place, vdi.vid, &used).await;
 
-        let read = client.read_tree(&vdi).await.unwrap();
+        let read = client.index(&vdi).tree().await.unwrap();
         assert_eq!(read.slots().count(), expected);
         assert!(read.slots().eq(tree.slots()));
         for (index, owner) in [
@@ -91,10 +89,10 @@ async fn a_tree_grows_by_a_level_and_no_object_is_touched() {
             (2_000_001, Some(vdi.vid)),
             (4_000_001, Some(vdi.vid)),
         ] {
-            let found = client.slot(&vdi, ObjectIndex(index)).await.unwrap();
+            let found = client.index(&vdi).slot(ObjectIndex(index)).await.unwrap();
             assert_eq!(found, owner, "{index}");
         }
-        let info = client.find_info(&working(&vdi.name)).await.unwrap();
+        let info = client.vdi(&working(&vdi.name)).stat().await.unwrap();
         assert_eq!(info, vdi);
     })
     .await;
@@ -106,17 +104,17 @@ async fn a_discarded_object_stays_discarded_when_the_tree_changes() {
         let client = &place.client;
         let vdi = hypervolume(client, &place.name("hyper")).await;
         make(place, vdi.vid, &[3, 4]).await;
-        let mut tree = client.read_tree(&vdi).await.unwrap();
+        let mut tree = client.index(&vdi).tree().await.unwrap();
         let slots = own(vdi.vid, [3, 4]);
-        client.insert_tree_slots(&mut tree, &slots).await.unwrap();
+        tree.commit(client.objects(), &slots, &[]).await.unwrap();
 
         let discarded = Oid::data(vdi.vid, ObjectIndex(3));
-        client.discard_object(discarded).await.unwrap();
+        client.objects().discard(discarded).await.unwrap();
         tree.discarded(ObjectIndex(3));
         make(place, vdi.vid, &[5]).await;
         let slots = own(vdi.vid, [5]);
-        client.insert_tree_slots(&mut tree, &slots).await.unwrap();
-        let found = client.read_tree(&vdi).await.unwrap();
+        tree.commit(client.objects(), &slots, &[]).await.unwrap();
+        let found = client.index(&vdi).tree().await.unwrap();
         assert_eq!(indexes(&found), [4, 5]);
         check(place, vdi.vid, &[4, 5]).await;
     })
@@ -127,9 +125,9 @@ async fn a_discarded_object_stays_discarded_when_the_tree_changes() {
 async fn a_flat_index_is_no_tree() {
     everywhere(async |place| {
         let (name, _vid) = place.volume("flat", 1 << 30).await;
-        let vdi = place.client.find_info(&working(&name)).await.unwrap();
+        let vdi = place.client.vdi(&working(&name)).stat().await.unwrap();
         assert_refused!(
-            place.client.read_tree(&vdi).await,
+            place.client.index(&vdi).tree().await,
             ClientError::NotHypervolume(_)
         );
     })
@@ -151,27 +149,27 @@ async fn split_with_a_refusal(fault: Fault, failing: usize) -> bool {
             hit.then_some(fault)
         }
     });
-    let client = Client::over(Arc::new(faulty));
+    let client = Client::with_gateway(Arc::new(faulty));
     let vdi = hypervolume(&client, &VdiName::new("v").unwrap()).await;
-    let mut tree = client.read_tree(&vdi).await.unwrap();
+    let mut tree = client.index(&vdi).tree().await.unwrap();
     let full = own(vdi.vid, 0..LEAF_MAX_ENTRIES);
-    client.insert_tree_slots(&mut tree, &full).await.unwrap();
+    tree.commit(client.objects(), &full, &[]).await.unwrap();
 
     let more = own(vdi.vid, [600_000]);
     left.store(failing, Ordering::SeqCst);
-    let result = client.insert_tree_slots(&mut tree, &more).await;
+    let result = tree.commit(client.objects(), &more, &[]).await;
     left.store(usize::MAX, Ordering::SeqCst);
     let is_hit = result.is_err();
     if is_hit {
         assert_eq!(tree.slots().count(), full.len());
-        let there = client.read_tree(&vdi).await.unwrap();
+        let there = client.index(&vdi).tree().await.unwrap();
         assert!(there.slots().take(full.len()).eq(full.iter().copied()));
         // Other slots than before, so that the leaves are not the same again.
         let other = own(vdi.vid, [700_000, 700_001]);
-        client.insert_tree_slots(&mut tree, &other).await.unwrap();
-        client.insert_tree_slots(&mut tree, &more).await.unwrap();
+        tree.commit(client.objects(), &other, &[]).await.unwrap();
+        tree.commit(client.objects(), &more, &[]).await.unwrap();
     }
-    let found = client.read_tree(&vdi).await.unwrap();
+    let found = client.index(&vdi).tree().await.unwrap();
     assert!(found.slots().eq(tree.slots()));
     assert_eq!(found.slot(ObjectIndex(600_000)), Some(vdi.vid));
     drop(client);
@@ -200,11 +198,11 @@ async fn a_full_cluster_refuses_a_new_leaf_and_says_so() {
         let is_create = call.opcode() == Opcode::CreateAndWriteObj;
         is_create.then_some(Fault::Refuse(ResultCode::NoSpace))
     });
-    let client = Client::over(Arc::new(faulty));
+    let client = Client::with_gateway(Arc::new(faulty));
     let vdi = hypervolume(&client, &VdiName::new("v").unwrap()).await;
-    let mut tree = client.read_tree(&vdi).await.unwrap();
+    let mut tree = client.index(&vdi).tree().await.unwrap();
     let slots = own(vdi.vid, 0..=LEAF_MAX_ENTRIES);
-    let result = client.insert_tree_slots(&mut tree, &slots).await;
+    let result = tree.commit(client.objects(), &slots, &[]).await;
     assert_eq!(refusal(result), ResultCode::NoSpace);
     assert_eq!(tree.slots().count(), 0);
     drop(client);

@@ -93,7 +93,7 @@ async fn a_success_with_fewer_bytes_than_were_asked_for_is_an_error() {
 async fn an_empty_answer_does_not_make_a_working_vdi() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let vid = Vid::new(0x76_d396).unwrap();
-    let asking = tokio::spawn(async move { within(client.is_snapshot(vid)).await });
+    let asking = tokio::spawn(async move { within(client.inode(vid).is_snapshot()).await });
     peer.request().await.answer(&[]).await;
     let error = asking.await.unwrap().unwrap_err();
     assert!(matches!(error, ClientError::Malformed { .. }), "{error}");
@@ -155,7 +155,9 @@ proptest! {
 async fn a_write_is_one_frame_with_its_payload() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let payload: Vec<u8> = (0..=255).cycle().take(70_000).collect();
-    let write = client.write_object(object(), 512, payload.clone().into());
+    let write = client
+        .objects()
+        .write(object(), 512, payload.clone().into());
     let (written, ()) = tokio::join!(within(write), async {
         let request = peer.request().await;
         assert_eq!(request.payload, payload);

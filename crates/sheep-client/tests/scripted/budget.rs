@@ -1,6 +1,7 @@
 //! How much is in flight at once.
 
-use sheep_client::{Call, Client};
+use sheep_client::Client;
+use sheep_client::unstable::Call;
 
 use crate::peer::{Peer, Request, Script};
 use crate::{connected, object, until};

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use sheep_client::{Client, ClientConfig, ClientError, NewVdi, VdiSelector};
+use sheep_client::{Client, ClientError, NewVdi, VdiSelector};
 use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName, Vid};
 
 use crate::peer::{Peer, Request, Script};
@@ -106,10 +106,8 @@ fn vid() -> Vid {
 /// nobody needs is no different.
 async fn every_code(opcode: Opcode, repeated: bool, ask: Ask) {
     let mut peer = Peer::start(Script::default()).await;
-    let config = ClientConfig {
-        retry_for: Duration::from_secs(20),
-        ..config(&peer, 1)
-    };
+    let mut config = config(&peer, 1);
+    config.retry_for = Duration::from_secs(20);
     let client = within(Client::connect(config)).await.unwrap();
     for (code, errno, asked) in CODES {
         let what = format!("{opcode}, code {code:#x}");
@@ -178,25 +176,32 @@ macro_rules! operations {
 
 operations! {
     a_read_reports_every_refusal: ReadObj, true,
-        |client| async move { client.read_object(object(), 0, 64).await.map(drop) };
+        |client| async move { client.objects().read(object(), 0, 64).await.map(drop) };
     a_write_reports_every_refusal: WriteObj, true,
-        |client| async move { client.write_object(object(), 0, b"w"[..].into()).await };
+        |client| async move { client.objects().write(object(), 0, b"w"[..].into()).await };
     a_create_reports_every_refusal: CreateAndWriteObj, true,
-        |client| async move { client.create_object(object(), 0, b"c"[..].into(), Some(Oid::data(vid(), ObjectIndex(0)))).await };
+        |client| async move {
+            let parent = Oid::data(vid(), ObjectIndex(0));
+            client.objects().create(object(), 0, b"c"[..].into(), Some(parent)).await
+        };
     a_removal_reports_every_refusal: RemoveObj, true,
-        |client| async move { client.remove_object(object()).await };
+        |client| async move { client.objects().remove(object()).await };
     a_discard_reports_every_refusal: DiscardObj, true,
-        |client| async move { client.discard_object(object()).await };
+        |client| async move { client.objects().discard(object()).await };
     an_index_write_reports_every_refusal: WriteObj, true,
-        |client| async move { client.write_slots(vid(), ObjectIndex(1), &[Some(vid())]).await };
+        |client| async move {
+            client.inode(vid()).write_slots(ObjectIndex(1), &[Some(vid())]).await
+        };
     a_lookup_reports_every_refusal: GetVdiInfo, true,
-        |client| async move { client.find(&VdiSelector::working(name())).await.map(drop) };
+        |client| async move { client.vdi(&VdiSelector::working(name())).lookup().await.map(drop) };
     a_lock_reports_every_refusal: LockVdi, true,
-        |client| async move { client.lock(&VdiSelector::working(name())).await.map(drop) };
+        |client| async move { client.vdi(&VdiSelector::working(name())).lock().await.map(drop) };
     a_release_reports_every_refusal: ReleaseVdi, false,
-        |client| async move { client.release(vid()).await };
+        |client| async move { client.inode(vid()).unlock().await };
     a_creation_reports_every_refusal: NewVdi, false,
-        |client| async move { client.create_vdi(&NewVdi::new(name(), 1)).await.map(drop) };
+        |client| async move {
+            client.cluster().create_vdi(&NewVdi::new(name(), 1)).await.map(drop)
+        };
     a_question_reports_every_refusal: GetClusterDefault, true,
-        |client| async move { client.cluster_default().await.map(drop) };
+        |client| async move { client.cluster().defaults().await.map(drop) };
 }

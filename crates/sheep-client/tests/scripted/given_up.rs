@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheep_client::{Call, Client, ClientError};
+use sheep_client::unstable::Call;
+use sheep_client::{Client, ClientError};
 use sheep_proto::Opcode;
 
 use crate::peer::Script;
@@ -17,7 +18,7 @@ const MANY: usize = 1030;
 /// Makes `count` calls that get no answer and waits for them to be given up.
 async fn give_up(client: &Client, count: usize, call: &Call) {
     let call = call.clone().with_patience(Duration::from_millis(100));
-    let calls = (0..count).map(|_| within(client.call(call.clone())));
+    let calls = (0..count).map(|_| within(client.send(call.clone())));
     for outcome in futures_util::future::join_all(calls).await {
         let error = outcome.unwrap_err();
         assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
@@ -76,7 +77,7 @@ async fn what_no_byte_was_sent_of_is_taken_back() {
         let call = Call::write_object(object(), 0, data.into())
             .holding(held)
             .with_patience(Duration::from_millis(100));
-        calls.push(within(client.call(call)));
+        calls.push(within(client.send(call)));
     }
     for outcome in futures_util::future::join_all(calls).await {
         outcome.unwrap_err();

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use sheep_client::{Call, ClientError};
+use sheep_client::ClientError;
+use sheep_client::unstable::Call;
 use sheep_proto::ResultCode;
 
 use crate::peer::Script;
@@ -44,7 +45,7 @@ async fn a_call_given_up_holds_until_its_late_answer() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let (call, seen) = holding_write();
     let call = call.with_patience(Duration::from_millis(100));
-    let error = within(client.call(call)).await.unwrap_err();
+    let error = within(client.send(call)).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     assert!(is_held(&seen), "it may still run");
     peer.request().await.answer(&[]).await;
@@ -56,7 +57,7 @@ async fn a_call_given_up_holds_until_its_connection_ends() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let (call, seen) = holding_write();
     let call = call.with_patience(Duration::from_millis(100));
-    within(client.call(call)).await.unwrap_err();
+    within(client.send(call)).await.unwrap_err();
     assert!(is_held(&seen), "it may still run");
     peer.request().await.wire.close();
     until(|| !is_held(&seen)).await;
@@ -67,7 +68,7 @@ async fn a_call_given_up_holds_until_its_connection_ends() {
 async fn a_call_that_is_sent_again_holds_on() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let (call, seen) = holding_write();
-    let caller = tokio::spawn(async move { within(client.call(call)).await });
+    let caller = tokio::spawn(async move { within(client.send(call)).await });
     peer.request().await.wire.close();
     let again = peer.request().await;
     assert!(is_held(&seen));
@@ -83,7 +84,7 @@ async fn a_call_that_is_sent_again_holds_on() {
 async fn a_caller_that_goes_away_leaves_it_held() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let (call, seen) = holding_write();
-    let caller = tokio::spawn(async move { client.call(call).await });
+    let caller = tokio::spawn(async move { client.send(call).await });
     let request = peer.request().await;
     caller.abort();
     assert!(caller.await.unwrap_err().is_cancelled());
@@ -99,7 +100,7 @@ async fn a_call_that_was_never_sent_holds_nothing() {
     until(|| client.peer().is_none()).await;
     let (call, seen) = holding_write();
     let call = call.with_patience(Duration::from_millis(100));
-    let error = within(client.call(call)).await.unwrap_err();
+    let error = within(client.send(call)).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     assert!(!is_held(&seen));
 }

@@ -1,7 +1,8 @@
 //! A sheep that sends what no sheep sends loses that connection, and nothing
 //! else goes wrong.
 
-use sheep_client::{Call, ClientError};
+use sheep_client::ClientError;
+use sheep_client::unstable::Call;
 use sheep_proto::{Opcode, ResponseHeader};
 use zerocopy::IntoBytes;
 
@@ -143,7 +144,7 @@ async fn what_changes_something_is_lost_when_the_client_hangs_up() {
     ] {
         let opcode = call.opcode();
         let asking = client.clone();
-        let caller = tokio::spawn(async move { within(asking.call(call)).await });
+        let caller = tokio::spawn(async move { within(asking.send(call)).await });
         let request = peer.request().await;
         let garbage = header(&request, |header| header.proto_ver = 2);
         request.wire.send(&garbage).await;

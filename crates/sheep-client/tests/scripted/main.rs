@@ -45,10 +45,9 @@ async fn until(mut is_so: impl FnMut() -> bool) {
 }
 
 fn config(peer: &Peer, connections: usize) -> ClientConfig {
-    ClientConfig {
-        connections,
-        ..ClientConfig::new(peer.address.into())
-    }
+    let mut config = ClientConfig::new(peer.address.into());
+    config.connections = connections;
+    config
 }
 
 /// A peer and a client with that many connections to it, all open.
@@ -73,5 +72,5 @@ fn read(
     len: u32,
 ) -> tokio::task::JoinHandle<Result<bytes::Bytes, ClientError>> {
     let client = client.clone();
-    tokio::spawn(async move { within(client.read_object(object(), offset, len)).await })
+    tokio::spawn(async move { within(client.objects().read(object(), offset, len)).await })
 }

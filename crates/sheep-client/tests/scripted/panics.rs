@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sheep_client::error::{Chain, Hangup};
-use sheep_client::gateway::BoxFuture;
-use sheep_client::{Call, Client, ClientError, Completion, Gateway, GatewayAddress};
+use sheep_client::unstable::BoxFuture;
+use sheep_client::unstable::{Call, Completion, Gateway};
+use sheep_client::{Client, ClientError, GatewayAddress};
 use sheep_proto::Opcode;
 
 use crate::peer::Script;
@@ -38,8 +39,8 @@ impl Gateway for Panics {
 
 #[tokio::test]
 async fn panic_is_not_reported_as_a_timeout() {
-    let client = Client::over(Arc::new(Panics));
-    let error = within(client.read_object(object(), 0, 8))
+    let client = Client::with_gateway(Arc::new(Panics));
+    let error = within(client.objects().read(object(), 0, 8))
         .await
         .unwrap_err();
     assert!(matches!(error, ClientError::Panicked { .. }), "{error}");
@@ -57,7 +58,7 @@ async fn panic_of_a_completion_never_replays_a_write() {
     let panics = peer.request().await;
     let writer = client.clone();
     let write = tokio::spawn(async move {
-        let write = writer.write_object(object(), 0, b"w"[..].into());
+        let write = writer.objects().write(object(), 0, b"w"[..].into());
         within(write).await
     });
     let reader = read(&client, 2, 8);

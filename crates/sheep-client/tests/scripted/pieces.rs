@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sheep_client::{Client, ClientConfig, ClientError};
+use sheep_client::{Client, ClientError};
 use sheep_proto::ResultCode;
 use zerocopy::IntoBytes as _;
 
@@ -48,7 +48,7 @@ async fn requests(peer: &mut Peer) -> Vec<Request> {
 fn write(client: &Client) -> tokio::task::JoinHandle<Result<(), ClientError>> {
     let client = client.clone();
     let data = content().into();
-    tokio::spawn(async move { within(client.write_object(object(), START, data)).await })
+    tokio::spawn(async move { within(client.objects().write(object(), START, data)).await })
 }
 
 #[tokio::test]
@@ -122,10 +122,8 @@ async fn a_piece_that_is_refused_fails_the_whole_but_not_before_the_others_have_
 async fn a_piece_that_may_still_run_counts_more_than_one_that_was_refused() {
     for silent in 0..PIECES.len() {
         let mut peer = Peer::start(Script::default()).await;
-        let config = ClientConfig {
-            retry_for: Duration::from_millis(100),
-            ..config(&peer, 2)
-        };
+        let mut config = config(&peer, 2);
+        config.retry_for = Duration::from_millis(100);
         let client = within(Client::connect(config)).await.unwrap();
         let writing = write(&client);
         for (number, request) in requests(&mut peer).await.iter().enumerate() {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sheep_client::{Call, Client, ClientConfig, ClientError, NewVdi};
+use sheep_client::unstable::Call;
+use sheep_client::{Client, ClientConfig, ClientError, NewVdi};
 use sheep_proto::{Opcode, ResultCode, VdiName};
 
 use crate::peer::{Peer, Script};
@@ -30,7 +31,7 @@ async fn answer_reads(peer: &mut Peer) -> ! {
 
 async fn is_answered(peer: &mut Peer, client: &Client) {
     tokio::select! {
-        bytes = within(client.read_object(object(), 0, 8)) => {
+        bytes = within(client.objects().read(object(), 0, 8)) => {
             assert_eq!(bytes.unwrap(), &b"answered"[..]);
         }
         _ = answer_reads(peer) => {}
@@ -48,7 +49,7 @@ async fn reads_and_writes_survive_the_death_of_their_connection() {
     ] {
         let opcode = call.opcode();
         let client = client.clone();
-        let caller = tokio::spawn(async move { within(client.call(call)).await });
+        let caller = tokio::spawn(async move { within(client.send(call)).await });
         let first = peer.request().await;
         first.wire.close();
         let again = peer.request().await;
@@ -66,7 +67,9 @@ async fn a_vdi_is_not_made_twice() {
     let name = VdiName::new("once").unwrap();
     let caller = {
         let client = client.clone();
-        tokio::spawn(async move { within(client.create_vdi(&NewVdi::new(name, 1))).await })
+        tokio::spawn(
+            async move { within(client.cluster().create_vdi(&NewVdi::new(name, 1))).await },
+        )
     };
     let request = peer.request().await;
     assert_eq!(request.opcode(), Opcode::GetClusterDefault);
@@ -104,10 +107,8 @@ async fn a_sheep_that_comes_back_is_found_again() {
 async fn the_second_address_is_used_when_the_first_is_dead() {
     let dead = Peer::start(Script::default()).await.stop().await;
     let mut alive = Peer::start(Script::default()).await;
-    let config = ClientConfig {
-        addresses: vec![dead.into(), alive.address.into()],
-        ..ClientConfig::new(dead.into())
-    };
+    let mut config = ClientConfig::new(dead.into());
+    config.addresses = vec![dead.into(), alive.address.into()];
     let client = within(Client::connect(config)).await.unwrap();
     is_answered(&mut alive, &client).await;
     assert_eq!(client.address(), dead.into(), "what was given is shown");
@@ -143,11 +144,9 @@ async fn the_given_address_comes_before_the_node_list() {
         ..Script::default()
     })
     .await;
-    let config = ClientConfig {
-        addresses: vec![address.into(), gateway.address.into()],
-        connections: 1,
-        ..ClientConfig::new(address.into())
-    };
+    let mut config = ClientConfig::new(address.into());
+    config.addresses = vec![address.into(), gateway.address.into()];
+    config.connections = 1;
     first.stop().await;
     let client = within(Client::connect(config)).await.unwrap();
     let mut first = Peer::start(listening_at(address)).await;
@@ -168,14 +167,12 @@ async fn a_sheep_of_another_cluster_is_no_substitute() {
         ..Script::default()
     })
     .await;
-    let config = ClientConfig {
-        retry_for: SHORT,
-        ..config(&gateway, 1)
-    };
+    let mut config = config(&gateway, 1);
+    config.retry_for = SHORT;
     let client = within(Client::connect(config)).await.unwrap();
     gateway.stop().await;
     let mut stranger = stranger;
-    let answer = within(client.read_object(object(), 0, 8)).await;
+    let answer = within(client.objects().read(object(), 0, 8)).await;
     assert!(
         matches!(answer, Err(ClientError::Unreachable { .. })),
         "{answer:?}"
@@ -187,14 +184,12 @@ async fn a_sheep_of_another_cluster_is_no_substitute() {
 async fn calls_fail_while_no_sheep_answers_and_succeed_when_one_does() {
     let peer = Peer::start(Script::default()).await;
     let address = peer.address;
-    let config = ClientConfig {
-        retry_for: SHORT,
-        ..config(&peer, 2)
-    };
+    let mut config = config(&peer, 2);
+    config.retry_for = SHORT;
     let client = within(Client::connect(config)).await.unwrap();
     peer.stop().await;
     for _ in 0..5 {
-        let error = within(client.read_object(object(), 0, 8))
+        let error = within(client.objects().read(object(), 0, 8))
             .await
             .unwrap_err();
         assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
@@ -204,7 +199,7 @@ async fn calls_fail_while_no_sheep_answers_and_succeed_when_one_does() {
     until(|| peer.open() > 0).await;
     within(async {
         tokio::select! {
-            () = async { while client.read_object(object(), 0, 8).await.is_err() {} } => {}
+            () = async { while client.objects().read(object(), 0, 8).await.is_err() {} } => {}
             _ = answer_reads(&mut peer) => {}
         }
     })
@@ -239,10 +234,8 @@ async fn a_refusal_that_passes_is_waited_out() {
 #[tokio::test]
 async fn a_refusal_that_stays_is_reported_in_the_end() {
     let peer = Peer::start(Script::default()).await;
-    let config = ClientConfig {
-        retry_for: SHORT,
-        ..config(&peer, 1)
-    };
+    let mut config = config(&peer, 1);
+    config.retry_for = SHORT;
     let client = within(Client::connect(config)).await.unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
     let refusing = tokio::spawn({
@@ -255,7 +248,7 @@ async fn a_refusal_that_stays_is_reported_in_the_end() {
             }
         }
     });
-    let write = client.write_object(object(), 0, b"w"[..].into());
+    let write = client.objects().write(object(), 0, b"w"[..].into());
     let error = within(write).await.unwrap_err();
     assert_eq!(error.code(), Some(ResultCode::Halt));
     assert!(asked.load(Ordering::SeqCst) > 1);
@@ -276,7 +269,9 @@ async fn a_refusal_that_does_not_pass_is_reported_at_once() {
 async fn a_move_checks_first_and_keeps_the_old_sheep_when_it_fails() {
     let (mut old, client) = connected(Script::default(), 2).await;
     let dead = Peer::start(Script::default()).await.stop().await;
-    let error = within(client.move_to(dead.into())).await.unwrap_err();
+    let error = within(client.switch_gateway(dead.into()))
+        .await
+        .unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error}");
     assert_eq!(client.address(), old.address.into());
     is_answered(&mut old, &client).await;
@@ -293,7 +288,9 @@ async fn a_move_lets_calls_finish_where_they_are() {
     .await;
     let caller = read(&client, 1, 8);
     let request = old.request().await;
-    within(client.move_to(new.address.into())).await.unwrap();
+    within(client.switch_gateway(new.address.into()))
+        .await
+        .unwrap();
     assert_eq!(client.address(), new.address.into());
     is_answered(&mut new, &client).await;
     until(|| new.open() == 2).await;
@@ -344,7 +341,7 @@ async fn a_node_is_asked_at_its_own_address() {
     let (gateway, client) = connected(Script::default(), 1).await;
     let mut node = Peer::start(Script::default()).await;
     let address = node.address;
-    let asking = client.store_space(address);
+    let asking = client.node(address).store_space();
     let (answer, ()) = tokio::join!(within(asking), async {
         let request = node.request().await;
         assert_eq!(request.opcode(), Opcode::StatSheep);
@@ -353,7 +350,9 @@ async fn a_node_is_asked_at_its_own_address() {
     answer.unwrap();
     until(|| node.open() == 0).await;
     node.stop().await;
-    let error = within(client.store_space(address)).await.unwrap_err();
+    let error = within(client.node(address).store_space())
+        .await
+        .unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error}");
     gateway.stop().await;
 }

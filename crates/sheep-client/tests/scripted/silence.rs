@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use sheep_client::{Call, Client, ClientConfig, ClientError};
+use sheep_client::unstable::Call;
+use sheep_client::{Client, ClientConfig, ClientError};
 use sheep_proto::Opcode;
 
 use crate::peer::{Peer, Script};
@@ -11,10 +12,8 @@ use crate::{config, connected, object, read, until, within};
 #[tokio::test]
 async fn a_silent_sheep_is_waited_for_and_then_reported() {
     let mut peer = Peer::start(Script::default()).await;
-    let config = ClientConfig {
-        retry_for: Duration::from_millis(200),
-        ..config(&peer, 1)
-    };
+    let mut config = config(&peer, 1);
+    config.retry_for = Duration::from_millis(200);
     let client = within(Client::connect(config)).await.unwrap();
     let error = read(&client, 1, 4).await.unwrap().unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
@@ -41,7 +40,7 @@ async fn nothing_is_sent_elsewhere_while_the_gateway_is_silent() {
     let (mut gateway, client) = connected(script, 1).await;
     let call =
         Call::write_object(object(), 0, b"w"[..].into()).with_patience(Duration::from_millis(200));
-    let error = within(client.call(call)).await.unwrap_err();
+    let error = within(client.send(call)).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     gateway.request().await;
     assert!(gateway.arrived().is_none());
@@ -84,7 +83,7 @@ async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
     // A caller that gives up while its frame waits leaves the frame whole.
     let abandoned = tokio::spawn({
         let client = client.clone();
-        async move { client.read_object(object(), LARGE, 4).await }
+        async move { client.objects().read(object(), LARGE, 4).await }
     });
     tokio::task::yield_now().await;
     abandoned.abort();
@@ -110,7 +109,7 @@ async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
     submitting.await.unwrap();
     for _ in 1..ALL {
         let outcome = within(outcomes.recv()).await.unwrap();
-        outcome.unwrap().accepted().unwrap();
+        outcome.unwrap().into_result().unwrap();
     }
 }
 
@@ -130,7 +129,7 @@ async fn a_connection_that_dies_with_a_backlog_sends_all_of_it_again() {
             let data = vec![number.to_le_bytes()[0]; 1 << 20];
             let write = Call::write_object(object(), number, data.into());
             let client = client.clone();
-            tokio::spawn(async move { within(client.call(write)).await })
+            tokio::spawn(async move { within(client.send(write)).await })
         })
         .collect();
     tokio::task::yield_now().await;
@@ -174,11 +173,9 @@ async fn a_listener_that_is_silent_from_the_start_is_passed_over() {
     })
     .await;
     let sheep = Peer::start(Script::default()).await;
-    let config = ClientConfig {
-        addresses: vec![silent.address.into(), sheep.address.into()],
-        connections: 1,
-        ..ClientConfig::new(silent.address.into())
-    };
+    let mut config = ClientConfig::new(silent.address.into());
+    config.addresses = vec![silent.address.into(), sheep.address.into()];
+    config.connections = 1;
     let _client = within(Client::connect(config)).await.unwrap();
     until(|| sheep.open() == 1 && silent.open() == 0).await;
 }

@@ -17,9 +17,9 @@ fn vid() -> Vid {
 /// Sets slot 3 and clears slot 4 in a task of its own.
 fn write(client: &Client) -> JoinHandle<Result<(), ClientError>> {
     let client = client.clone();
-    tokio::spawn(
-        async move { within(client.write_slots(vid(), FIRST, &[Some(vid()), None])).await },
-    )
+    tokio::spawn(async move {
+        within(client.inode(vid()).write_slots(FIRST, &[Some(vid()), None])).await
+    })
 }
 
 /// The two slots on the wire.

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use sheep_client::gateway::BoxFuture;
-use sheep_client::{Call, Client, ClientError, Completion, Gateway, GatewayAddress, Response};
+use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Response};
+use sheep_client::{Client, ClientError, GatewayAddress};
 use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
 use sheepfs_vfs::{LockMode, Tree, TreeConfig};
 
@@ -31,7 +31,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
             read_only: false,
             lock: LockMode::Auto,
         };
-        let tree = Tree::new(Client::over(Arc::new(liar)), config);
+        let tree = Tree::new(Client::with_gateway(Arc::new(liar)), config);
         tokio::time::timeout(LIMIT, work(tree))
             .await
             .expect("nothing waits for ever");

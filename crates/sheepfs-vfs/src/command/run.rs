@@ -37,38 +37,46 @@ impl Tree {
                 let (name, tag) = two_words(line, "NAME TAG")?;
                 let (name, tag) = (VdiName::new(name)?, SnapshotTag::new(tag)?);
                 self.settle(&VdiSelector::working(name.clone())).await;
-                client.snapshot(&name, &tag).await?;
+                client
+                    .vdi(&VdiSelector::working(name.clone()))
+                    .snapshot(&tag)
+                    .await?;
                 Ok(())
             }
             Command::Clone => {
                 let (base, name) = two_words(line, "NAME@TAG NEWNAME")?;
                 let base = self.snapshot_selector(base).await?;
-                client.clone_vdi(&base, &VdiName::new(name)?).await?;
+                client.vdi(&base).clone_to(&VdiName::new(name)?).await?;
                 Ok(())
             }
             Command::Rollback => {
                 let snapshot = self.snapshot_selector(line).await?;
-                let roll_back = async { Ok(client.rollback(&snapshot).await.map(drop)?) };
+                let roll_back = async { Ok(client.vdi(&snapshot).rollback().await.map(drop)?) };
                 self.replace(&VdiSelector::working(snapshot.name.clone()), roll_back)
                     .await
             }
             Command::Resize => {
                 let (name, bytes) = two_words(line, "NAME SIZE")?;
                 let name = VdiName::new(name)?;
-                client.resize(&name, size(bytes)?).await?;
+                client
+                    .vdi(&VdiSelector::working(name.clone()))
+                    .resize(size(bytes)?)
+                    .await?;
                 self.refresh(&VdiSelector::working(name)).await
             }
             Command::Unlock => {
                 let selector = resolve(client, line).await?;
                 // The lock of an attached volume goes back when it is detached.
                 self.check_not_attached(&selector)?;
-                let vid = client.find(&selector).await?;
-                Ok(client.release(vid).await?)
+                let vid = client.vdi(&selector).lookup().await?;
+                Ok(client.inode(vid).unlock().await?)
             }
             Command::Delete => {
                 let selector = resolve(client, line).await?;
-                self.replace(&selector, async { Ok(client.delete(&selector).await?) })
-                    .await
+                self.replace(&selector, async {
+                    Ok(client.vdi(&selector).delete().await?)
+                })
+                .await
             }
         }
     }
@@ -94,7 +102,7 @@ impl Tree {
                 let text = std::str::from_utf8(line).map_err(|_| invalid("not an address"))?;
                 let address = GatewayAddress::parse(text, DEFAULT_PORT)
                     .map_err(|error| invalid(error.to_string()))?;
-                self.client().move_to(address).await?;
+                self.client().switch_gateway(address).await?;
                 self.forget_sheep().await;
             }
         }
@@ -113,7 +121,7 @@ impl Tree {
         // Nobody attaches it, and writes, before all its objects are made.
         let _attach_lock = self.lock_attached().await;
         let client = self.client();
-        client.create_vdi(&line.new).await?;
+        client.cluster().create_vdi(&line.new).await?;
         if !line.preallocate {
             return Ok(());
         }

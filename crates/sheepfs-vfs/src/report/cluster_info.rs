@@ -16,21 +16,22 @@ use super::{host_and_port, joined_nodes, json};
 ///
 /// # Errors
 /// `Refused(WaitForJoin)` from a sheep that has not joined yet, otherwise as
-/// [`Client::nodes`] and [`Client::cluster_status`].
+/// [`Cluster::nodes`](sheep_client::Cluster::nodes) and
+/// [`Cluster::history`](sheep_client::Cluster::history).
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
-    let (_, status) = tokio::try_join!(joined_nodes(client), client.cluster_status())?;
+    let (_, status) = tokio::try_join!(joined_nodes(client), client.cluster().history())?;
     Ok(format_text(&status, &TimeZone::system()))
 }
 
 /// Status, settings and history as JSON.
 ///
 /// # Errors
-/// As [`text`], and as [`Client::cluster_default`].
+/// As [`text`], and as [`Cluster::defaults`](sheep_client::Cluster::defaults).
 pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
     let (_, status, default) = tokio::try_join!(
         joined_nodes(client),
-        client.cluster_status(),
-        client.cluster_default()
+        client.cluster().history(),
+        client.cluster().defaults()
     )?;
     Ok(format_json(&status, default))
 }

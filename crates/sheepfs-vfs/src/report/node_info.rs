@@ -2,7 +2,7 @@
 
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
-use sheep_client::cluster::StoreSpace;
+use sheep_client::node::StoreSpace;
 use sheep_client::{Client, ClientError};
 use sheep_proto::node::NodeRecord;
 
@@ -32,8 +32,8 @@ pub struct NodeInfo {
 ///
 /// # Errors
 /// When no node answers, why the last did not; `Refused(WaitForJoin)` from a
-/// sheep that has not joined yet; otherwise as [`Client::nodes`] and
-/// [`Client::vids`].
+/// sheep that has not joined yet; otherwise as [`Cluster::nodes`](sheep_client::Cluster::nodes) and
+/// [`Cluster::list_vids`](sheep_client::Cluster::list_vids).
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
     Ok(format_text(&query(client).await?))
 }
@@ -53,7 +53,7 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
 pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
     let nodes = joined_nodes(client).await?;
     let answers: Vec<_> = stream::iter(nodes)
-        .map(|node| async move { (node, client.store_space(node.address()).await) })
+        .map(|node| async move { (node, client.node(node.address()).store_space().await) })
         .buffered(PARALLEL)
         .collect()
         .await;

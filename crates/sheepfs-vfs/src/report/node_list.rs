@@ -12,7 +12,7 @@ const HEADER: &str = "  Id   Host:Port         V-Nodes       Zone\n";
 ///
 /// # Errors
 /// `Refused(WaitForJoin)` from a sheep that has not joined yet, otherwise as
-/// [`Client::nodes`].
+/// [`Cluster::nodes`](sheep_client::Cluster::nodes).
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
     Ok(format_text(&joined_nodes(client).await?))
 }

@@ -53,8 +53,10 @@ impl VdiUsage {
 /// lost or damaged, with a warning in the log.
 ///
 /// # Errors
-/// As [`Client::status`], [`Client::vids`] and [`Client::for_each_slot`];
-/// `Refused` while the cluster goes down.
+/// As [`Cluster::status`](sheep_client::Cluster::status),
+/// [`Cluster::list_vids`](sheep_client::Cluster::list_vids) and
+/// [`Index::for_each_slot`](sheep_client::Index::for_each_slot); `Refused`
+/// while the cluster goes down.
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
     let vdis = query(client).await?.unwrap_or_default();
     Ok(format_text(&vdis, &TimeZone::system()))
@@ -74,7 +76,7 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
 /// # Errors
 /// As [`text`].
 pub async fn query(client: &Client) -> Result<Option<Vec<VdiUsage>>, ClientError> {
-    match client.status().await? {
+    match client.cluster().status().await? {
         ResultCode::Success => {}
         // The sheep knows the VIDs, but nobody can read an inode.
         code @ (ResultCode::WaitForFormat | ResultCode::WaitForJoin) => {
@@ -104,7 +106,7 @@ pub(super) async fn for_each_vdi<T, F>(
 where
     F: Future<Output = Result<Option<T>, ClientError>>,
 {
-    stream::iter(client.vids().await?)
+    stream::iter(client.cluster().list_vids().await?)
         .map(|vid| {
             let found = look(vid);
             async move {
@@ -133,7 +135,7 @@ fn is_damage(error: &ClientError) -> bool {
 /// Some servers make VDIs with objects of any size. No volume can be opened on
 /// them, but dog lists them.
 pub(super) async fn facts(client: &Client, vid: Vid) -> Result<Option<VdiInfo>, ClientError> {
-    let mut header = client.read_header(vid).await?;
+    let mut header = client.inode(vid).header().await?;
     let odd_shift = header.object_shift().is_none();
     let shift = header.block_size_shift;
     if odd_shift {
@@ -158,7 +160,8 @@ async fn usage(client: &Client, vid: Vid) -> Result<Option<VdiUsage>, ClientErro
     };
     let (mut own, mut inherited) = (0u64, 0u64);
     client
-        .for_each_slot(&vdi, |_, owner| {
+        .index(&vdi)
+        .for_each_slot(|_, owner| {
             if owner == vid {
                 own += 1;
             } else {

@@ -59,7 +59,7 @@ impl Tree {
     /// is left out with a warning in the log.
     pub async fn attach_all(&self) -> Result<(), FsError> {
         let _one_at_a_time = self.changing.lock().await;
-        let mut names = self.client.working_names().await?;
+        let mut names = self.client.cluster().list_names().await?;
         names.retain(|name| !self.attached().by_name.contains_key(name.as_bytes()));
         for some in names.chunks(ATTACH_PARALLEL) {
             join_all(some.iter().map(|name| async move {
@@ -212,7 +212,7 @@ impl Tree {
         let changed = self.locked(selector, change).await;
         for name in names {
             let shown = name.escape_ascii().to_string();
-            let again = match self.client.find(selector).await {
+            let again = match self.client.vdi(selector).lookup().await {
                 Ok(_) => self.attach_selected(name.clone(), selector.clone()).await,
                 Err(error) if error.is_missing_version() => {
                     self.forget_name(&name);
@@ -238,14 +238,14 @@ impl Tree {
         if !locking || selector.which != WhichVersion::Working {
             return change.await;
         }
-        let vid = match self.client.lock(selector).await {
+        let vid = match self.client.vdi(selector).lock().await {
             Ok(vid) => vid,
             // A rollback that was interrupted has no working VDI to lock.
             Err(error) if error.is_missing_vdi() => return change.await,
             Err(error) => return Err(error.into()),
         };
         let changed = change.await;
-        if let Err(error) = self.client.release(vid).await {
+        if let Err(error) = self.client.inode(vid).unlock().await {
             tracing::warn!("lock of {selector} not released: {}", Chain(&error));
         }
         changed

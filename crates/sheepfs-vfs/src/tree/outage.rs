@@ -32,10 +32,15 @@ impl Outage {
     /// The live nodes: the question that any sheep answers on its own.
     ///
     /// # Errors
-    /// As [`Client::nodes`], at once when that was the answer a moment ago.
+    /// As [`Cluster::nodes`](sheep_client::Cluster::nodes), at once when that
+    /// was the answer a moment ago.
     pub(crate) async fn nodes(&self, client: &Client) -> Result<Vec<NodeRecord>, Arc<ClientError>> {
         self.check()?;
-        client.nodes().await.map_err(|error| self.note(error))
+        client
+            .cluster()
+            .nodes()
+            .await
+            .map_err(|error| self.note(error))
     }
 
     /// Runs `query` for as long as it may be answered.
@@ -52,7 +57,7 @@ impl Outage {
         query: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, Arc<ClientError>> {
         self.check()?;
-        let (query, nodes) = (pin!(query), pin!(client.nodes()));
+        let (query, nodes) = (pin!(query), pin!(client.cluster().nodes()));
         match select(query, nodes).await {
             Either::Left((Err(error), nodes)) if is_silence(&error) => match nodes.await {
                 Err(silence) if is_silence(&silence) => Err(self.note(silence)),

@@ -218,14 +218,14 @@ impl Deallocator {
                 break;
             };
             for &(index, owner) in held {
-                if client.read_slots(vid, index, 1).await? == [Some(owner)] {
+                if client.inode(vid).read_slots(index, 1).await? == [Some(owner)] {
                     self.committer.clear_slots(vid, &[index], locks).await?;
                 }
             }
             if vid == oldest {
                 break;
             }
-            snapshot = client.read_header(vid).await?.parent();
+            snapshot = client.inode(vid).header().await?.parent();
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use sheep_client::{Client, IndexTree, VdiSelector, WhichVersion};
+use sheep_client::unstable::IndexTree;
+use sheep_client::{Client, VdiSelector, WhichVersion};
 use sheep_proto::ObjectIndex;
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
 use tokio::runtime::Handle;
@@ -152,16 +153,16 @@ impl Device {
     ) -> Result<(HeadState, Option<IndexTree>), VolumeError> {
         for _ in 0..OPEN_RETRIES {
             let vid = if leased {
-                client.lock(selector).await?
+                client.vdi(selector).lock().await?
             } else {
-                client.find(selector).await?
+                client.vdi(selector).lookup().await?
             };
             let loaded = HeadState::load(client, vid).await;
             let working = selector.which == WhichVersion::Working;
             match loaded {
                 Ok(Some((state, _))) if state.info.size > state.info.max_size() => {
                     if leased {
-                        client.release(vid).await?;
+                        client.inode(vid).unlock().await?;
                     }
                     return Err(VolumeError::TooLarge {
                         volume: selector.to_string(),
@@ -171,10 +172,10 @@ impl Device {
                 Ok(Some(loaded)) if loaded.0.info.is_snapshot() != working => return Ok(loaded),
                 // Deleted, or turned into a snapshot, since it was found.
                 Ok(_) if !leased => {}
-                Ok(_) => client.release(vid).await?,
+                Ok(_) => client.inode(vid).unlock().await?,
                 Err(error) => {
                     if leased {
-                        client.release(vid).await?;
+                        client.inode(vid).unlock().await?;
                     }
                     return Err(error.into());
                 }
@@ -248,7 +249,7 @@ impl Device {
             return Ok(());
         }
         let client = &self.head.client;
-        client.resize(&self.head.selector.name, size).await?;
+        client.vdi(&self.head.selector).resize(size).await?;
         self.revalidator.revalidate_header().await
     }
 

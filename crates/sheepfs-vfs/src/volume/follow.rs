@@ -124,7 +124,7 @@ impl Follower {
                 } else {
                     to
                 };
-                if let Err(error) = self.head.client.release(unused).await {
+                if let Err(error) = self.head.client.inode(unused).unlock().await {
                     tracing::warn!("VDI {unused} stays locked: {}", Chain(&error));
                 }
             }
@@ -140,7 +140,7 @@ impl Follower {
     /// The head after `old`; `None` when that became a snapshot, too.
     async fn lookup_new_head(&self, old: Vid) -> Result<Option<VdiInfo>, VolumeError> {
         for tries in 0..HEAD_LOOKUP_RETRIES {
-            let vid = match self.head.client.find(&self.head.selector).await {
+            let vid = match self.head.client.vdi(&self.head.selector).lookup().await {
                 Ok(vid) => vid,
                 Err(error) if error.is_missing_vdi() => {
                     return Err(self.head.mark_stale());
@@ -148,7 +148,7 @@ impl Follower {
                 Err(error) => return Err(self.head.io_error(error)),
             };
             if vid != old {
-                let info = self.head.client.info(vid).await;
+                let info = self.head.client.inode(vid).stat().await;
                 return match info.map_err(|error| self.head.io_error(error))? {
                     // A hypervolume has no snapshots, so this is another VDI by that name.
                     Some(info) if info.hypervolume => Err(self.head.mark_stale()),
@@ -187,17 +187,18 @@ impl Follower {
     /// `to` any more.
     async fn lock_new_head(&self, to: Vid) -> Result<bool, VolumeError> {
         let mut asked = self.lock_in_doubt.lock().await;
-        let mut locked = self.head.client.lock(&self.head.selector).await;
+        let mut locked = self.head.client.vdi(&self.head.selector).lock().await;
         let refused =
             |locked: &Result<Vid, ClientError>| matches!(locked, Err(error) if error.is_locked());
         if refused(&locked) && *asked == Some(to) {
             // We hold this lock already; the response to the earlier request was lost.
             self.head
                 .client
-                .release(to)
+                .inode(to)
+                .unlock()
                 .await
                 .map_err(|error| self.head.io_error(error))?;
-            locked = self.head.client.lock(&self.head.selector).await;
+            locked = self.head.client.vdi(&self.head.selector).lock().await;
         }
         *asked = match &locked {
             Ok(_) => None,
@@ -208,7 +209,8 @@ impl Follower {
         if vid != to {
             self.head
                 .client
-                .release(vid)
+                .inode(vid)
+                .unlock()
                 .await
                 .map_err(|error| self.head.io_error(error))?;
         }
@@ -235,7 +237,7 @@ impl Follower {
                 }
                 Some(vid) => {
                     line.push(vid);
-                    let header = self.head.client.read_header(vid).await;
+                    let header = self.head.client.inode(vid).header().await;
                     parent = header.map_err(|error| self.head.io_error(error))?.parent();
                 }
                 None => break,
@@ -259,8 +261,8 @@ impl Follower {
             return Ok(());
         }
         if let Some(asked) = self.lock_in_doubt.lock().await.take() {
-            self.head.client.release(asked).await?;
+            self.head.client.inode(asked).unlock().await?;
         }
-        Ok(self.head.client.release(self.head.vid()).await?)
+        Ok(self.head.client.inode(self.head.vid()).unlock().await?)
     }
 }

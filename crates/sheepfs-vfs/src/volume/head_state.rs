@@ -1,6 +1,7 @@
 //! Which VDI is the head, and what is known of its index.
 
-use sheep_client::{Client, ClientError, IndexTree, VdiInfo};
+use sheep_client::unstable::IndexTree;
+use sheep_client::{Client, ClientError, VdiInfo};
 use sheep_proto::{ObjectIndex, Vid};
 
 use super::object_map::{ObjectMap, Owners};
@@ -19,13 +20,13 @@ impl HeadState {
         client: &Client,
         vid: Vid,
     ) -> Result<Option<(Self, Option<IndexTree>)>, ClientError> {
-        let Some(info) = client.info(vid).await? else {
+        let Some(info) = client.inode(vid).stat().await? else {
             return Ok(None);
         };
         let (owners, tree) = match info.hypervolume {
             false => (read_index(client, &info).await?, None),
             true => {
-                let tree = client.read_tree(&info).await?;
+                let tree = client.index(&info).tree().await?;
                 (tree_owners(&tree, &info), Some(tree))
             }
         };
@@ -38,7 +39,8 @@ impl HeadState {
 pub(super) async fn read_index(client: &Client, info: &VdiInfo) -> Result<Owners, ClientError> {
     let mut owners = Owners::default();
     client
-        .for_each_slot(info, |index, owner| owners.set(index, Some(owner)))
+        .index(info)
+        .for_each_slot(|index, owner| owners.set(index, Some(owner)))
         .await?;
     Ok(owners)
 }

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::call::KeepAlive;
-use sheep_client::{Call, Client, ClientError, IndexTree};
+use sheep_client::unstable::{Call, IndexTree, KeepAlive};
+use sheep_client::{Client, ClientError};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
 
@@ -159,8 +159,8 @@ impl IndexCommitter {
         let owners = vec![Some(vid); run.len()];
         let outcome = self
             .client
-            .write_slots_holding(
-                vid,
+            .inode(vid)
+            .write_slots_pinning(
                 first,
                 &owners,
                 &tokens(run.iter().map(|update| &update.lock)),
@@ -184,10 +184,7 @@ impl IndexCommitter {
             Err(error) => return vec![Err(Arc::new(error)); batch.len()],
         }
         let mut tree = tree.lock().await;
-        let outcome = self
-            .client
-            .insert_tree_slots_holding(&mut tree, &slots, &tokens)
-            .await;
+        let outcome = tree.commit(self.client.objects(), &slots, &tokens).await;
         vec![outcome.map_err(Arc::new); batch.len()]
     }
 
@@ -224,7 +221,8 @@ impl IndexCommitter {
             .map(|run| async move {
                 let none = vec![None; run.len()];
                 self.client
-                    .write_slots_holding(vid, run[0], &none, &tokens(locks))
+                    .inode(vid)
+                    .write_slots_pinning(run[0], &none, &tokens(locks))
                     .await
             });
         join_all(runs).await.into_iter().collect()
@@ -252,7 +250,7 @@ impl IndexCommitter {
         let call = Call::discard_object(Oid::data(vid, index))
             .holding(lock)
             .holding(fence);
-        let outcome = self.client.call(call).await.map(drop);
+        let outcome = self.client.send(call).await.map(drop);
         tree.discarded(index);
         outcome
     }

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use sheep_client::{ClientError, pieces};
+use sheep_client::ClientError;
+use sheep_client::unstable::pieces;
 use sheep_proto::ResultCode;
 use tokio::time::Instant;
 

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sheep_client::call::KeepAlive;
-use sheep_client::{Call, Client, ClientError};
+use sheep_client::unstable::{Call, KeepAlive};
+use sheep_client::{Client, ClientError};
 use sheep_proto::{ObjectIndex, Oid, Vid};
 
 use super::extent::Extent;
@@ -42,13 +42,15 @@ impl ObjectIo {
     ) {
         let oid = Oid::data(owner, extent.index);
         self.client
+            .objects()
             .submit_read(oid, extent.offset, extent.len, done);
     }
 
     pub(super) async fn read(&self, owner: Vid, extent: Extent) -> Result<Bytes, ClientError> {
         let oid = Oid::data(owner, extent.index);
         self.client
-            .read_object(oid, extent.offset, extent.len)
+            .objects()
+            .read(oid, extent.offset, extent.len)
             .await
     }
 
@@ -62,7 +64,9 @@ impl ObjectIo {
         done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
     ) {
         let oid = Oid::data(vid, extent.index);
-        self.client.submit_write(oid, extent.offset, data, done);
+        self.client
+            .objects()
+            .submit_write(oid, extent.offset, data, done);
     }
 
     pub(super) async fn write(
@@ -72,7 +76,7 @@ impl ObjectIo {
         data: Bytes,
     ) -> Result<(), ClientError> {
         let oid = Oid::data(vid, extent.index);
-        self.client.write_object(oid, extent.offset, data).await
+        self.client.objects().write(oid, extent.offset, data).await
     }
 
     /// Makes an object of `vid`, a copy of the one of `source` if there is one, and
@@ -91,11 +95,11 @@ impl ObjectIo {
         let call = Call::create_object(oid, extent.offset, data, source);
         let created = self
             .client
-            .call(call.holding(Arc::clone(lock) as KeepAlive))
+            .send(call.holding(Arc::clone(lock) as KeepAlive))
             .await;
         if matches!(created, Err(ClientError::Lost { .. })) {
             // Executed late it would wipe what the lock's next holder writes.
-            self.client.settle().await;
+            self.client.fence().await;
         }
         created.map(drop)
     }
@@ -118,7 +122,12 @@ impl ObjectIo {
     }
 
     pub(super) async fn exists(&self, vid: Vid, index: ObjectIndex) -> Result<bool, ClientError> {
-        match self.client.read_object(Oid::data(vid, index), 0, 1).await {
+        match self
+            .client
+            .objects()
+            .read(Oid::data(vid, index), 0, 1)
+            .await
+        {
             Ok(_) => Ok(true),
             Err(error) if error.is_missing_object() => Ok(false),
             Err(error) => Err(error),

@@ -321,7 +321,8 @@ impl Revalidator {
             let read = self
                 .head
                 .client
-                .read_slots(question.head(), ObjectIndex(first), count)
+                .inode(question.head())
+                .read_slots(ObjectIndex(first), count)
                 .await;
             let owners = read.map_err(|error| self.head.io_error(error))?;
             self.head
@@ -345,7 +346,7 @@ impl Revalidator {
             let info = &self.head.state().info;
             (info.vid, info.create_time, info.size)
         };
-        let now = match self.head.client.info(vid).await {
+        let now = match self.head.client.inode(vid).stat().await {
             Ok(Some(now)) if now.create_time == create_time => now,
             // It may have become a snapshot, and have been deleted as such.
             Ok(None) if self.head.is_head_selected() => {
@@ -373,7 +374,8 @@ impl Revalidator {
         let mut added = Vec::new();
         self.head
             .client
-            .for_each_slot(now, |index, owner| {
+            .index(now)
+            .for_each_slot(|index, owner| {
                 if u64::from(index.0) >= known {
                     added.push((index, owner));
                 }
@@ -409,7 +411,10 @@ impl Revalidator {
                 return self.head.slot_view(index);
             }
             let client = &self.head.client;
-            let (header, owner) = tokio::join!(client.info(info.vid), client.slot(&info, index));
+            let (header, owner) = tokio::join!(
+                client.inode(info.vid).stat(),
+                client.index(&info).slot(index)
+            );
             let owner = owner.map_err(|error| self.head.io_error(error))?;
             match header.map_err(|error| self.head.io_error(error))? {
                 Some(now) if now.create_time != info.create_time => {
@@ -465,7 +470,8 @@ impl Revalidator {
         let slot = self
             .head
             .client
-            .slot(&info, index)
+            .index(&info)
+            .slot(index)
             .await
             .map_err(|error| self.head.io_error(error))?;
         let now = SlotView {

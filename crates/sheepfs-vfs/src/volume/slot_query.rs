@@ -159,7 +159,8 @@ impl SlotQueries {
             let count = run.end() - run.start() + 1;
             self.head
                 .client
-                .submit_slots(vid, first, count, move |read| question.note(first, read));
+                .inode(vid)
+                .submit_slots(first, count, move |read| question.note(first, read));
         }
     }
 }
@@ -205,7 +206,7 @@ impl Question {
     /// Reads the tree of a hypervolume, which holds all slots.
     async fn ask_tree(self: Arc<Self>) {
         let info = self.queries.head.info();
-        let read = self.queries.head.client.read_tree(&info).await;
+        let read = self.queries.head.client.index(&info).tree().await;
         let answers = match read {
             Ok(tree) => {
                 let owners = tree_owners(&tree, &info);

@@ -1,7 +1,7 @@
 //! The JSON twins: every field of the text, exactly, and more.
 
 use serde_json::{Value, json};
-use sheep_client::cluster::StoreSpace;
+use sheep_client::node::StoreSpace;
 use sheep_proto::{Redundancy, SnapshotTag, Vid};
 use sheepfs_vfs::report::vdi_list::{self, VdiUsage};
 use sheepfs_vfs::report::{Format, Report};

@@ -8,11 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 use serde_json::Value;
-use sheep_client::cluster::StoreSpace;
-use sheep_client::gateway::BoxFuture;
-use sheep_client::{
-    Call, Client, ClientError, Completion, Gateway, GatewayAddress, Response, VdiInfo,
-};
+use sheep_client::node::StoreSpace;
+use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Response};
+use sheep_client::{Client, ClientError, GatewayAddress, VdiInfo};
 use sheep_proto::header::{ClusterDefaultResponse, NodeResponse};
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{Opcode, RequestBody, ResponseBody, ResponseHeader, ResultCode, VdiName, Vid};
@@ -141,7 +139,7 @@ impl Sheep {
     }
 
     pub(crate) fn client(self) -> Client {
-        Client::over(Arc::new(self))
+        Client::with_gateway(Arc::new(self))
     }
 
     fn answer(&self, call: &Call) -> (ResponseBody, Vec<u8>) {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use jiff::tz::TimeZone;
 use sheep_client::ClientError;
-use sheep_client::cluster::StoreSpace;
+use sheep_client::node::StoreSpace;
 use sheep_proto::ResultCode;
 use sheepfs_vfs::report::{Format, Report, cluster_info};
 
@@ -69,7 +69,7 @@ async fn an_unformatted_cluster_has_the_texts_dog_has_for_it() {
 #[tokio::test]
 async fn a_cluster_that_waits_for_nodes_tells_its_history() {
     let client = waiting().client();
-    let status = client.cluster_status().await.unwrap();
+    let status = client.cluster().history().await.unwrap();
     let text = cluster_info::format_text(&status, &TimeZone::UTC);
     let text = String::from_utf8(text).unwrap();
     let mut lines = text.lines();

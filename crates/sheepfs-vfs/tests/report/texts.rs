@@ -1,7 +1,7 @@
 //! Texts byte for byte as dog printed them.
 
 use jiff::tz::TimeZone;
-use sheep_client::cluster::StoreSpace;
+use sheep_client::node::StoreSpace;
 use sheep_proto::{Redundancy, SnapshotTag, Vid};
 use sheepfs_vfs::report::node_info::NodeInfo;
 use sheepfs_vfs::report::vdi_list::VdiUsage;
@@ -37,7 +37,7 @@ fn assert_text(ours: &[u8], dogs: &[u8]) {
 
 #[tokio::test]
 async fn cluster_info_is_what_dog_printed() {
-    let status = captured().cluster_status().await.unwrap();
+    let status = captured().cluster().history().await.unwrap();
     assert_text(
         &cluster_info::format_text(&status, &berlin()),
         include_bytes!("golden/cluster-info.txt"),

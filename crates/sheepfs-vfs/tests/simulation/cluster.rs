@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use sheep_client::gateway::BoxFuture;
-use sheep_client::network::{Network, SendingHalf as _, Stream};
+use sheep_client::unstable::{BoxFuture, Network, SendingHalf as _, Stream};
 use sheep_proto::cluster::ClusterInfoHeader;
 use sheep_proto::limits::HEADER_LEN;
 use sheep_proto::node::NodeRecord;

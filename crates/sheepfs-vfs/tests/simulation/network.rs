@@ -10,8 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
-use sheep_client::gateway::BoxFuture;
-use sheep_client::network::SendingHalf;
+use sheep_client::unstable::{BoxFuture, SendingHalf};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;

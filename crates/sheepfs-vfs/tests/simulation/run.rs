@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sheep_client::pool::Pool;
+use sheep_client::unstable::Pool;
 use sheep_client::{Client, ClientConfig, NewVdi, VdiSelector};
 use sheep_proto::{ResultCode, SnapshotTag, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
@@ -133,7 +133,7 @@ impl World {
             world.clone_template(&client).await;
         } else {
             let new = world.new_vdi(&world.name);
-            let vid = client.create_vdi(&new).await.unwrap();
+            let vid = client.cluster().create_vdi(&new).await.unwrap();
             if hypervolume && world.dice.one_in(2) {
                 world.cluster.shared().store().deepen(vid);
             }
@@ -199,19 +199,17 @@ impl World {
     async fn client(&self, number: usize) -> Client {
         let mut addresses = self.cluster.addresses();
         addresses.rotate_left(number % usize::from(SHEEP));
-        let config = ClientConfig {
-            addresses: addresses
-                .iter()
-                .take(1 + number % 2)
-                .map(|&address| address.into())
-                .collect(),
-            connections: 1 + self.dice.up_to(3),
-            ..ClientConfig::new(addresses[0].into())
-        };
+        let mut config = ClientConfig::new(addresses[0].into());
+        config.addresses = addresses
+            .iter()
+            .take(1 + number % 2)
+            .map(|&address| address.into())
+            .collect();
+        config.connections = 1 + self.dice.up_to(3);
         loop {
             let pool = Pool::connect_over(config.clone(), self.cluster.network(number)).await;
             match pool {
-                Ok(pool) => return Client::over(Arc::new(pool)),
+                Ok(pool) => return Client::with_gateway(Arc::new(pool)),
                 Err(_nobody_there) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
@@ -219,17 +217,22 @@ impl World {
 
     /// The disk, or the template, before anything is in it.
     fn new_vdi(&self, name: &VdiName) -> NewVdi {
-        NewVdi {
-            object_shift: (!self.layout.hypervolume).then_some(20),
-            hypervolume: self.layout.hypervolume,
-            ..NewVdi::new(name.clone(), self.layout.size())
+        let new = NewVdi::new(name.clone(), self.layout.size());
+        if self.layout.hypervolume {
+            new.with_hypervolume()
+        } else {
+            new.with_object_shift(20)
         }
     }
 
     /// Makes the disk a clone of a snapshot whose every cell is written.
     async fn clone_template(&self, client: &Client) {
         let (name, tag) = template();
-        client.create_vdi(&self.new_vdi(&name)).await.unwrap();
+        client
+            .cluster()
+            .create_vdi(&self.new_vdi(&name))
+            .await
+            .unwrap();
         let volume = self.open(client, &name).await;
         let number = self.next_number();
         assert_eq!(number, TEMPLATE);
@@ -243,9 +246,13 @@ impl World {
         }
         self.checker.end(0..self.layout.cells(), true);
         volume.close().await.unwrap();
-        client.snapshot(&name, &tag).await.unwrap();
+        client
+            .vdi(&VdiSelector::working(name.clone()))
+            .snapshot(&tag)
+            .await
+            .unwrap();
         let snapshot = VdiSelector::tag(name, tag);
-        client.clone_vdi(&snapshot, &self.name).await.unwrap();
+        client.vdi(&snapshot).clone_to(&self.name).await.unwrap();
         self.count(|totals| totals.clones += 1);
     }
 
@@ -305,7 +312,10 @@ impl World {
             tokio::time::sleep(self.dice.pause(Duration::from_secs(10))).await;
             let tag = SnapshotTag::new(format!("tag{}", tags.len())).unwrap();
             let since = self.checker.now();
-            let taken = client.snapshot(&self.name, &tag).await;
+            let taken = client
+                .vdi(&VdiSelector::working(self.name.clone()))
+                .snapshot(&tag)
+                .await;
             self.dice.note(("snapshot", format!("{taken:?}")));
             if taken.is_ok() {
                 tags.push((tag, since));

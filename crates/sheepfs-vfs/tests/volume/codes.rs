@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use sheep_client::Call;
 use sheep_client::testing::{Fault, Faulty};
+use sheep_client::unstable::Call;
 use sheep_proto::{ObjectKind, Opcode, ResultCode};
 
 use crate::races::is_index_update;

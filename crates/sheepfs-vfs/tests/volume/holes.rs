@@ -40,7 +40,12 @@ async fn a_hole_in_the_head_leaves_the_snapshot_its_data() {
     let name = cluster.create("hole-snap", 3 * MIB).await;
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(9, 3 << 20)).await.unwrap();
-    cluster.client.snapshot(&name, &tag("full")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("full"))
+        .await
+        .unwrap();
     volume.write_at(0, pattern(8, 10)).await.unwrap();
     volume.discard(0, 2 * MIB).await.unwrap();
     let head = read_all(&open(&cluster.client, &name).await).await;
@@ -51,7 +56,8 @@ async fn a_hole_in_the_head_leaves_the_snapshot_its_data() {
     assert!(read_all(&full).await == pattern(9, 3 << 20));
     cluster
         .client
-        .delete(&VdiSelector::working(name))
+        .vdi(&VdiSelector::working(name))
+        .delete()
         .await
         .unwrap();
     assert!(read_all(&full).await == pattern(9, 3 << 20));
@@ -64,7 +70,7 @@ async fn a_lost_object_is_an_error_until_its_space_is_given_back() {
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(9, 2 << 20)).await.unwrap();
     let lost = Oid::data(volume.info().vid, ObjectIndex(0));
-    cluster.client.remove_object(lost).await.unwrap();
+    cluster.client.objects().remove(lost).await.unwrap();
     for volume in [&volume, &open(&cluster.client, &name).await] {
         let error = volume.read_at(0, 10).await.unwrap_err();
         assert_eq!(error.errno(), Errno::EIO, "{error}");
@@ -146,7 +152,8 @@ async fn holes_and_writes_under_snapshots_disturb_nobody() {
         for number in 0..8 {
             cluster
                 .client
-                .snapshot(&name, &tag(format!("t{number}")))
+                .vdi(&VdiSelector::working(name.clone()))
+                .snapshot(&tag(format!("t{number}")))
                 .await
                 .unwrap();
         }

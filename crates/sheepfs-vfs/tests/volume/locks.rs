@@ -15,9 +15,9 @@ async fn locked_cluster() -> Cluster {
 }
 
 async fn is_locked(cluster: &Cluster, selector: &VdiSelector) -> bool {
-    match cluster.client.lock(selector).await {
+    match cluster.client.vdi(selector).lock().await {
         Ok(vid) => {
-            cluster.client.release(vid).await.unwrap();
+            cluster.client.inode(vid).unlock().await.unwrap();
             false
         }
         Err(ClientError::Refused {
@@ -51,7 +51,12 @@ async fn the_lock_follows_the_volume_over_a_snapshot() {
     let selector = VdiSelector::working(name.clone());
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(1, 10)).await.unwrap();
-    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     volume.write_at(0, pattern(2, 10)).await.unwrap();
     assert!(is_locked(&cluster, &selector).await);
     let snapshot = VdiSelector::tag(name, tag("s"));
@@ -115,7 +120,7 @@ async fn a_lock_left_by_a_crash_is_broken_on_request() {
     let cluster = locked_cluster().await;
     let name = cluster.create("stale", MIB).await;
     let selector = VdiSelector::working(name.clone());
-    cluster.client.lock(&selector).await.unwrap();
+    cluster.client.vdi(&selector).lock().await.unwrap();
     let config = TreeConfig {
         page_cache: false,
         write_through: false,

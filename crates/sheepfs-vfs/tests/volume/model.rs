@@ -197,14 +197,18 @@ impl<'a> Subject<'a> {
         }
         let text = format!("s{step}");
         let client = &self.cluster.client;
-        client.snapshot(&self.name, &tag(&text)).await.unwrap();
+        client
+            .vdi(&VdiSelector::working(self.name.clone()))
+            .snapshot(&tag(&text))
+            .await
+            .unwrap();
         let mut snapshot = Snapshot {
             of: self.name.clone(),
             tag: text,
             id: 0,
             bytes: self.bytes.clone(),
         };
-        let info = client.find_info(&snapshot.selector(false)).await.unwrap();
+        let info = client.vdi(&snapshot.selector(false)).stat().await.unwrap();
         snapshot.id = info.snap_id;
         self.snapshots.push(snapshot);
     }
@@ -217,7 +221,7 @@ impl<'a> Subject<'a> {
         let name = unique_name("model-clone");
         let client = &self.cluster.client;
         let parent = newest.selector(false);
-        client.clone_vdi(&parent, &name).await.unwrap();
+        client.vdi(&parent).clone_to(&name).await.unwrap();
         insist(async || self.volume.close().await).await;
         self.volume = open(&self.client, VdiSelector::working(name.clone())).await;
         self.name = name;
@@ -228,7 +232,7 @@ impl<'a> Subject<'a> {
         if self.snapshots.len() > 2 {
             let oldest = self.snapshots.remove(0);
             let client = &self.cluster.client;
-            client.delete(&oldest.selector(true)).await.unwrap();
+            client.vdi(&oldest.selector(true)).delete().await.unwrap();
         }
     }
 

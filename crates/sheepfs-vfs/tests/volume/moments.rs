@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
+use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, VdiSelector};
+use sheep_client::unstable::Call;
 use sheep_proto::{ClusterFlags, ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 use tokio::sync::Notify;
@@ -66,10 +67,16 @@ async fn prepare(cluster: &Cluster, before: Before) -> VdiName {
     let selector = VdiSelector::tag(name.clone(), tag("parent"));
     cluster
         .client
-        .snapshot(&name, &tag("parent"))
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("parent"))
         .await
         .unwrap();
-    cluster.client.clone_vdi(&selector, &clone).await.unwrap();
+    cluster
+        .client
+        .vdi(&selector)
+        .clone_to(&clone)
+        .await
+        .unwrap();
     clone
 }
 
@@ -99,7 +106,12 @@ async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: 
     held.notified().await;
     for number in 0..count {
         let tag = tag(format!("t{number}"));
-        cluster.client.snapshot(&name, &tag).await.unwrap();
+        cluster
+            .client
+            .vdi(&VdiSelector::working(name.clone()))
+            .snapshot(&tag)
+            .await
+            .unwrap();
     }
     release.notify_one();
     assert_eq!(writer.await.unwrap().unwrap() as usize, LEN, "{case}");
@@ -124,8 +136,8 @@ async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: 
         assert!(!(there && matches!(moment, Moment::Data)), "{case}");
     }
     volume.close().await.unwrap();
-    let lock = cluster.client.lock(&VdiSelector::working(name)).await;
-    cluster.client.release(lock.unwrap()).await.unwrap();
+    let lock = cluster.client.vdi(&VdiSelector::working(name)).lock().await;
+    cluster.client.inode(lock.unwrap()).unlock().await.unwrap();
 }
 
 async fn snapshots_at_every_moment(cluster: &Cluster) {
@@ -186,7 +198,12 @@ async fn a_write_waits_for_a_snapshot_that_has_only_begun() {
         let write = volume.write_at(OFFSET, pattern(7, LEN));
         let snapshot = async {
             asked.notified().await;
-            cluster.client.snapshot(&name, &tag("slow")).await.unwrap();
+            cluster
+                .client
+                .vdi(&VdiSelector::working(name.clone()))
+                .snapshot(&tag("slow"))
+                .await
+                .unwrap();
             begun.store(false, Ordering::Release);
         };
         let (written, ()) = tokio::join!(write, snapshot);

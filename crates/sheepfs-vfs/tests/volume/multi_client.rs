@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sheep_client::gateway::BoxFuture;
-use sheep_client::{Call, Client, NewVdi, VdiSelector};
+use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::{Client, NewVdi, VdiSelector};
 use sheep_proto::inode::SLOT_LEN;
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ClusterFlags, ObjectKind, Opcode, RequestBody, VdiName};
@@ -75,10 +75,15 @@ async fn clone_of_ones(cluster: &Cluster, size: u64) -> VdiName {
     let ones = pattern(1, usize::try_from(size).unwrap());
     volume.write_at(0, ones).await.unwrap();
     volume.close().await.unwrap();
-    cluster.client.snapshot(&base, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(base.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let name = unique_name("clone");
     let parent = VdiSelector::tag(base, tag("s"));
-    cluster.client.clone_vdi(&parent, &name).await.unwrap();
+    cluster.client.vdi(&parent).clone_to(&name).await.unwrap();
     name
 }
 
@@ -115,7 +120,12 @@ async fn multi_client_reads_follow_a_snapshot_within_a_second() {
         assert_eq!(read(&there, 0, 4).await.unwrap(), pattern(1, 4));
         for round in 2..4u8 {
             let text = format!("s{round}");
-            cluster.client.snapshot(&name, &tag(text)).await.unwrap();
+            cluster
+                .client
+                .vdi(&VdiSelector::working(name.clone()))
+                .snapshot(&tag(text))
+                .await
+                .unwrap();
             here.write_at(0, pattern(round, 4096)).await.unwrap();
             here.write_at(2 * MIB, pattern(round, 4096)).await.unwrap();
             tokio::time::sleep(HEAD_AGE).await;
@@ -133,7 +143,7 @@ async fn multi_client_reads_fail_once_the_vdi_is_gone() {
     let there = elsewhere(&cluster, &name).await;
     read(&there, 0, 4).await.unwrap();
     let selector = VdiSelector::working(name.clone());
-    cluster.client.delete(&selector).await.unwrap();
+    cluster.client.vdi(&selector).delete().await.unwrap();
     tokio::time::sleep(HEAD_AGE).await;
     let error = read(&there, 0, 4).await.unwrap_err();
     assert!(matches!(error, VolumeError::Stale(_)), "{error}");
@@ -199,9 +209,14 @@ async fn modification_time_is_no_earlier_than_the_attach() {
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
     let written = volume.modified();
     assert!(written > attached);
-    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let selector = VdiSelector::tag(name, tag("s"));
-    let info = cluster.client.find_info(&selector).await.unwrap();
+    let info = cluster.client.vdi(&selector).stat().await.unwrap();
     let options = VolumeOptions {
         read_only: true,
         lock: false,
@@ -324,7 +339,12 @@ async fn take_turns(cluster: &Cluster, name: VdiName, mut random: fastrand::Rng)
             45..48 if !hypervolume && snapshots < 2 => {
                 snapshots += 1;
                 let text = format!("s{step}");
-                cluster.client.snapshot(&name, &tag(text)).await.unwrap();
+                cluster
+                    .client
+                    .vdi(&VdiSelector::working(name.clone()))
+                    .snapshot(&tag(text))
+                    .await
+                    .unwrap();
                 tokio::time::sleep(HEAD_AGE).await;
             }
             _ => {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, Client, ClientError, Completion, Gateway, GatewayAddress, VdiSelector};
+use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway};
+use sheep_client::{Client, ClientError, GatewayAddress, VdiSelector};
 use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::{ClusterFlags, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
@@ -58,12 +58,22 @@ async fn a_reader_that_follows_snapshots_changes_nothing() {
             )
         });
         let readers = futures_util::future::join_all(readers).await;
-        cluster.client.snapshot(&name, &tag("s1")).await.unwrap();
+        cluster
+            .client
+            .vdi(&VdiSelector::working(name.clone()))
+            .snapshot(&tag("s1"))
+            .await
+            .unwrap();
         if punch {
             writer.discard(0, MIB).await.unwrap();
         } else {
             writer.write_at(0, pattern(2, 1 << 20)).await.unwrap();
-            cluster.client.snapshot(&name, &tag("s2")).await.unwrap();
+            cluster
+                .client
+                .vdi(&VdiSelector::working(name.clone()))
+                .snapshot(&tag("s2"))
+                .await
+                .unwrap();
         }
         writer.flush().await.unwrap();
         let expected = if punch { 0 } else { 2 };
@@ -255,13 +265,18 @@ async fn a_slow_lock_under_an_impatient_stat_is_not_lost() {
         .await;
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
-    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let impatient =
         tokio::time::timeout(Duration::from_millis(100), volume.revalidate_header()).await;
     assert!(impatient.is_err(), "the lock was not slow");
     volume.write_at(0, pattern(2, 4096)).await.unwrap();
     volume.close().await.unwrap();
-    let lock = cluster.client.lock(&VdiSelector::working(name)).await;
+    let lock = cluster.client.vdi(&VdiSelector::working(name)).lock().await;
     assert!(lock.is_ok(), "{lock:?}");
 }
 
@@ -305,7 +320,7 @@ async fn a_size_no_index_can_name_is_refused() {
     let cluster = formatted(ClusterFlags::empty()).await;
     let name = cluster.create("huge", 4 * MIB).await;
     let selector = VdiSelector::working(name);
-    let vid = cluster.client.find(&selector).await.unwrap();
+    let vid = cluster.client.vdi(&selector).lookup().await.unwrap();
     let huge = bytes::Bytes::copy_from_slice(&(1u64 << 62).to_le_bytes());
     // A C sheep takes it; ours does not, and the volume stays what it was.
     let options = VolumeOptions {
@@ -314,7 +329,8 @@ async fn a_size_no_index_can_name_is_refused() {
     };
     match cluster
         .client
-        .write_object(Oid::inode(vid), VDI_SIZE_OFFSET, huge)
+        .objects()
+        .write(Oid::inode(vid), VDI_SIZE_OFFSET, huge)
         .await
     {
         Ok(()) => {
@@ -360,7 +376,12 @@ async fn a_write_that_failed_does_not_show_later() {
     let name = cluster.create("doubt-copy", 4 * MIB).await;
     let before = open(&cluster.client, &name).await;
     before.write_at(0, pattern(1, 8192)).await.unwrap();
-    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let client = failing_after_an_index_update(&cluster).await;
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
@@ -390,7 +411,8 @@ async fn a_detach_looks_for_a_snapshot_once_more() {
     volume.flush().await.unwrap();
     cluster
         .client
-        .snapshot(&name, &tag("between"))
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("between"))
         .await
         .unwrap();
     volume.close().await.unwrap();
@@ -404,7 +426,8 @@ async fn writes_and_syncs_of_a_deleted_vdi_fail() {
     let volume = open(&cluster.client, &name).await;
     cluster
         .client
-        .delete(&VdiSelector::working(name))
+        .vdi(&VdiSelector::working(name))
+        .delete()
         .await
         .unwrap();
     let refused = volume.write_at(0, pattern(1, 512)).await.unwrap_err();
@@ -428,11 +451,15 @@ async fn an_idle_volume_outlives_the_snapshots_it_slept_through() {
             volume.write_at(0, pattern(1, 2 << 20)).await.unwrap();
             for number in 0..4 {
                 let tag = tag(format!("t{number}"));
-                client.snapshot(&name, &tag).await.unwrap();
+                client
+                    .vdi(&VdiSelector::working(name.clone()))
+                    .snapshot(&tag)
+                    .await
+                    .unwrap();
             }
             for number in 0..3 {
                 let snapshot = VdiSelector::tag(name.clone(), tag(format!("t{number}")));
-                client.delete(&snapshot).await.unwrap();
+                client.vdi(&snapshot).delete().await.unwrap();
             }
             match first_use {
                 0 => assert_eq!(volume.read_at(0, 9).await.unwrap(), pattern(1, 9)),

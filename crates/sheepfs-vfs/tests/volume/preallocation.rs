@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, Client, VdiSelector};
+use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::{Client, VdiSelector};
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, FsError, Volume, VolumeError};
 use tokio::sync::{Notify, oneshot};
@@ -149,9 +149,14 @@ async fn nothing_is_copied_ahead() {
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(2, 24 << 20)).await.unwrap();
     volume.close().await.unwrap();
-    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let (clone, parent) = (unique_name("ahead-clone"), VdiSelector::tag(name, tag("s")));
-    cluster.client.clone_vdi(&parent, &clone).await.unwrap();
+    cluster.client.vdi(&parent).clone_to(&clone).await.unwrap();
     let (client, made) = counting(&cluster).await;
     let volume = open(&client, &clone).await;
     begin(&volume, 0..RUN + 4).await;
@@ -180,7 +185,7 @@ async fn an_object_that_may_still_go_is_not_made_ahead() {
     let volume = open(&cluster.client, &name).await;
     let next = Oid::data(volume.info().vid, ObjectIndex(16));
     let left_over = Call::create_object(next, 0, pattern(9, 100), None);
-    cluster.client.call(left_over).await.unwrap();
+    cluster.client.send(left_over).await.unwrap();
     begin(&volume, 0..RUN).await;
     assert_eq!(allocated(&volume).await, RUN);
     begin(&volume, [RUN]).await;
@@ -303,7 +308,12 @@ async fn a_snapshot_while_an_object_is_made_ahead_hurts_neither() {
     let cluster = Cluster::start().await;
     for moment in MOMENTS {
         let (name, volume, release) = being_made(&cluster, moment).await;
-        cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+        cluster
+            .client
+            .vdi(&VdiSelector::working(name.clone()))
+            .snapshot(&tag("s"))
+            .await
+            .unwrap();
         release.notify_one();
         begin(&volume, [RUN, RUN + 1]).await;
         volume.close().await.unwrap();

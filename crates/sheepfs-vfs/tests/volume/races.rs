@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::support::{
     Cluster, Hold, SETTLE_TIME, open, open_version, pattern, read_all, tag, unique_name,
 };
+use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, VdiSelector};
+use sheep_client::unstable::Call;
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectKind, Opcode, RequestBody, ResultCode};
 use sheepfs_vfs::{BlockDevice as _, VolumeError};
@@ -63,11 +64,17 @@ async fn writers_racing_on_a_clones_objects_lose_nothing() {
     let name = cluster.create("race-base", 4 * MIB).await;
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(0xee, 4 << 20)).await.unwrap();
-    cluster.client.snapshot(&name, &tag("base")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("base"))
+        .await
+        .unwrap();
     let clone = unique_name("race-clone");
     cluster
         .client
-        .clone_vdi(&VdiSelector::tag(name.clone(), tag("base")), &clone)
+        .vdi(&VdiSelector::tag(name.clone(), tag("base")))
+        .clone_to(&clone)
         .await
         .unwrap();
     let volume = open(&cluster.client, &clone).await;
@@ -85,7 +92,8 @@ async fn snapshots_under_a_writer_lose_no_acknowledged_write() {
         for number in 0..12 {
             cluster
                 .client
-                .snapshot(&name, &tag(format!("t{number}")))
+                .vdi(&VdiSelector::working(name.clone()))
+                .snapshot(&tag(format!("t{number}")))
                 .await
                 .unwrap();
         }
@@ -141,7 +149,7 @@ async fn an_object_that_is_made_late_does_not_wipe_what_the_next_writer_wrote() 
                 tokio::spawn(async move {
                     tokio::time::sleep(SETTLE_TIME / 3).await;
                     let again = Call::create_object(oid, 0, pattern(1, 100), None);
-                    late.call(again).await.unwrap();
+                    late.send(again).await.unwrap();
                 });
                 Some(Fault::LoseBefore)
             });
@@ -194,7 +202,8 @@ async fn an_index_update_that_comes_after_the_snapshot_is_carried_over() {
     held.notified().await;
     cluster
         .client
-        .snapshot(&name, &tag("between"))
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("between"))
         .await
         .unwrap();
     release.notify_one();
@@ -217,7 +226,8 @@ async fn an_index_update_that_comes_after_the_volume_moved_on_is_carried_over() 
     held.notified().await;
     cluster
         .client
-        .snapshot(&name, &tag("between"))
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("between"))
         .await
         .unwrap();
     // Another write meets the snapshot and moves the volume.
@@ -247,7 +257,8 @@ async fn an_index_update_that_the_snapshot_overwrote_is_made_again() {
     volume.write_at(100, pattern(7, 5000)).await.unwrap();
     cluster
         .client
-        .snapshot(&name, &tag("between"))
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("between"))
         .await
         .unwrap();
     volume.flush().await.unwrap();
@@ -261,11 +272,17 @@ async fn a_deleted_or_rolled_back_vdi_is_never_read_as_something_else() {
     let name = cluster.create("gone", MIB).await;
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(1, 100)).await.unwrap();
-    cluster.client.snapshot(&name, &tag("one")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("one"))
+        .await
+        .unwrap();
     volume.write_at(0, pattern(2, 100)).await.unwrap();
     cluster
         .client
-        .rollback(&VdiSelector::tag(name.clone(), tag("one")))
+        .vdi(&VdiSelector::tag(name.clone(), tag("one")))
+        .rollback()
         .await
         .unwrap();
     assert!(matches!(
@@ -302,7 +319,12 @@ async fn a_snapshot_is_read_only_and_the_end_is_the_end() {
     ));
     assert_eq!(volume.allocated(), MIB);
 
-    cluster.client.snapshot(&name, &tag("ro")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("ro"))
+        .await
+        .unwrap();
     let selector = VdiSelector::tag(name, tag("ro"));
     let snapshot = open_version(&cluster.client, selector).await;
     assert!(matches!(
@@ -349,7 +371,12 @@ async fn snapshots_without_a_pause_stop_no_writer() {
     let snapshots = async {
         for number in 0..SNAPSHOTS {
             let tag = tag(format!("t{number}"));
-            cluster.client.snapshot(&name, &tag).await.unwrap();
+            cluster
+                .client
+                .vdi(&VdiSelector::working(name.clone()))
+                .snapshot(&tag)
+                .await
+                .unwrap();
             if done.load(Ordering::Relaxed) == 4 {
                 return number;
             }

@@ -5,10 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sheep_client::gateway::BoxFuture;
-use sheep_client::{
-    Call, Client, ClientError, Completion, Gateway, GatewayAddress, Response, VdiSelector,
-};
+use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Response};
+use sheep_client::{Client, ClientError, GatewayAddress, VdiSelector};
 use sheep_proto::btree::{LEAF_MAX_ENTRIES, ROOT_WRITE_OFFSET};
 use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
 use sheep_proto::{ClusterFlags, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, VdiName, Vid};
@@ -45,7 +43,12 @@ async fn objects_of_every_size_are_as_good_as_any() {
             let len = u32::try_from(data.len()).unwrap();
             assert_eq!(volume.write_at(offset, data).await.unwrap(), len);
         }
-        cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+        cluster
+            .client
+            .vdi(&VdiSelector::working(name.clone()))
+            .snapshot(&tag("s"))
+            .await
+            .unwrap();
         volume.write_at(3 * object, pattern(1, 2)).await.unwrap();
 
         let again = open(&cluster.client, &name).await;
@@ -161,12 +164,12 @@ async fn hypervolume(cluster: &Cluster, stem: &str) -> VdiName {
 /// `room` slots. They name objects that nobody made.
 async fn nearly_fill_root(client: &Client, name: &VdiName, room: u32) -> Vid {
     let selector = VdiSelector::working(name.clone());
-    let info = client.find_info(&selector).await.unwrap();
+    let info = client.vdi(&selector).stat().await.unwrap();
     let slots: Vec<_> = (0..LEAF_MAX_ENTRIES - room)
         .map(|number| (ObjectIndex(2 * number), info.vid))
         .collect();
-    let mut tree = client.read_tree(&info).await.unwrap();
-    client.insert_tree_slots(&mut tree, &slots).await.unwrap();
+    let mut tree = client.index(&info).tree().await.unwrap();
+    tree.commit(client.objects(), &slots, &[]).await.unwrap();
     info.vid
 }
 
@@ -174,7 +177,8 @@ async fn nearly_fill_root(client: &Client, name: &VdiName, room: u32) -> Vid {
 async fn root(client: &Client, vid: Vid) -> (u8, u32) {
     let offset = ROOT_WRITE_OFFSET + 8;
     let header = client
-        .read_object(Oid::inode(vid), offset, 8)
+        .objects()
+        .read(Oid::inode(vid), offset, 8)
         .await
         .unwrap();
     let entries = header[4..8].try_into().expect("four bytes");
@@ -268,10 +272,12 @@ async fn a_tree_that_the_c_programs_have_split_is_read_and_put_in_order() {
 
     let len = 8 + 8 + 16 * leaves;
     let inode = Oid::inode(vid);
-    let bytes = client.read_object(inode, ROOT_WRITE_OFFSET, len);
+    let bytes = client.objects().read(inode, ROOT_WRITE_OFFSET, len);
     let mut bytes = bytes.await.unwrap().to_vec();
     bytes[16..20].fill(0);
-    let write = client.write_object(inode, ROOT_WRITE_OFFSET, bytes.into());
+    let write = client
+        .objects()
+        .write(inode, ROOT_WRITE_OFFSET, bytes.into());
     write.await.unwrap();
 
     let volume = open(client, &name).await;
@@ -283,7 +289,7 @@ async fn a_tree_that_the_c_programs_have_split_is_read_and_put_in_order() {
         volume.write_at(offset, number(object)).await.unwrap();
     }
     // In order again: no maximum is below what its leaf holds.
-    let fixed = client.read_object(inode, ROOT_WRITE_OFFSET + 16, 4);
+    let fixed = client.objects().read(inode, ROOT_WRITE_OFFSET + 16, 4);
     assert_ne!(fixed.await.unwrap(), [0; 4][..]);
     let again = open(client, &name).await;
     for object in odd_objects(8) {
@@ -355,10 +361,14 @@ async fn an_inode_of_a_release_before_0_9_has_objects_of_4_mib() {
     let border = 4 * MIB;
     volume.write_at(border - 5, pattern(1, 10)).await.unwrap();
     volume.write_at(4 * TIB - 10, pattern(2, 10)).await.unwrap();
-    client.snapshot(&name, &tag("s")).await.unwrap();
+    client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let clone = unique_name("before-clone");
     let snapshot = VdiSelector::tag(name.clone(), tag("s"));
-    client.clone_vdi(&snapshot, &clone).await.unwrap();
+    client.vdi(&snapshot).clone_to(&clone).await.unwrap();
     volume.write_at(border, pattern(3, 10)).await.unwrap();
     volume.discard(4 * TIB - border, border).await.unwrap();
 

@@ -8,12 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sheep_client::cluster::FormatOptions;
-use sheep_client::gateway::BoxFuture;
-use sheep_client::pool::Pool;
-use sheep_client::{
-    Call, Client, ClientConfig, ClientError, Completion, Gateway, GatewayAddress, NewVdi,
-    VdiSelector,
-};
+use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Pool};
+use sheep_client::{Client, ClientConfig, ClientError, GatewayAddress, NewVdi, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
 use sheepfs_vfs::{
@@ -90,7 +86,7 @@ impl Cluster {
         let pool = Pool::connect(config(&self.address))
             .await
             .expect("the sheep answers");
-        Client::over(Arc::new(wrap(Arc::new(pool))))
+        Client::with_gateway(Arc::new(wrap(Arc::new(pool))))
     }
 
     /// A client whose first call of a kind is held back: the first signal tells
@@ -125,27 +121,31 @@ impl Cluster {
         let name = unique_name(stem);
         let mut new = NewVdi::new(name.clone(), 0);
         kind(&mut new);
-        self.client.create_vdi(&new).await.expect("the name is new");
+        self.client
+            .cluster()
+            .create_vdi(&new)
+            .await
+            .expect("the name is new");
         name
     }
 
     /// Makes a VDI with objects of a mebibyte and a name nobody else has.
     pub(crate) async fn create(&self, stem: &str, size: u64) -> VdiName {
         let name = unique_name(stem);
-        let new = NewVdi {
-            object_shift: Some(20),
-            ..NewVdi::new(name.clone(), size)
-        };
-        self.client.create_vdi(&new).await.expect("the name is new");
+        let new = NewVdi::new(name.clone(), size).with_object_shift(20);
+        self.client
+            .cluster()
+            .create_vdi(&new)
+            .await
+            .expect("the name is new");
         name
     }
 }
 
 fn config(address: &GatewayAddress) -> ClientConfig {
-    ClientConfig {
-        retry_for: Duration::from_secs(20),
-        ..ClientConfig::new(address.clone())
-    }
+    let mut config = ClientConfig::new(address.clone());
+    config.retry_for = Duration::from_secs(20);
+    config
 }
 
 pub(crate) fn unique_name(stem: &str) -> VdiName {
@@ -276,12 +276,10 @@ pub(crate) async fn formatted(flags: ClusterFlags) -> Cluster {
     let mut config = Config::new(StoreKind::Memory);
     config.format_if_new = false;
     let cluster = Cluster::private(config, None).await;
-    let options = FormatOptions {
-        redundancy: Redundancy::Replicated(1),
-        flags: ClusterFlags::AUTO_VNODES | flags,
-        ..FormatOptions::default()
-    };
-    let formatted = cluster.client.format(&options).await;
+    let options = FormatOptions::default()
+        .with_redundancy(Redundancy::Replicated(1))
+        .with_flags(flags);
+    let formatted = cluster.client.cluster().format(&options).await;
     formatted.expect("it can be formatted");
     cluster
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::gateway::BoxFuture;
-use sheep_client::{Call, Client, VdiSelector};
+use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::{Client, VdiSelector};
 use sheep_proto::btree::ROOT_WRITE_OFFSET;
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, Vid};
@@ -56,12 +56,18 @@ async fn only_slots_that_change_are_written_each_once_and_in_runs() {
     let base = cluster.create("wire-base", OBJECTS * MIB).await;
     let volume = open(&cluster.client, &base).await;
     volume.write_at(0, pattern(1, 24 << 20)).await.unwrap();
-    cluster.client.snapshot(&base, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(base.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let name = unique_name("wire");
     let parent = VdiSelector::tag(base, tag("s"));
     let vid = cluster
         .client
-        .clone_vdi(&parent, &name)
+        .vdi(&parent)
+        .clone_to(&name)
         .await
         .unwrap()
         .get();
@@ -149,7 +155,10 @@ async fn look_at(outside: &Client, call: &Call) -> Vec<String> {
         .map(|slot| Vid::new(u32::from_le_bytes(slot.try_into().unwrap())))
         .collect();
     let count = u32::try_from(new.len()).unwrap();
-    let old = outside.read_slots(vid, ObjectIndex(first), count).await;
+    let old = outside
+        .inode(vid)
+        .read_slots(ObjectIndex(first), count)
+        .await;
     let mut wrongs = Vec::new();
     for ((index, old), new) in (first..).zip(old.unwrap()).zip(new) {
         let slot = format!("slot {index} of {vid}, {old:?} -> {new:?}");
@@ -160,7 +169,7 @@ async fn look_at(outside: &Client, call: &Call) -> Vec<String> {
             let oid = Oid::data(vid, ObjectIndex(index));
             if owner != vid {
                 wrongs.push(format!("{slot}: another's"));
-            } else if outside.read_object(oid, 0, 1).await.is_err() {
+            } else if outside.objects().read(oid, 0, 1).await.is_err() {
                 wrongs.push(format!("{slot}: there is no object"));
             }
         }
@@ -201,7 +210,12 @@ async fn many_at_once_under_snapshots_repeat_no_slot_either() {
     let snapshots = async {
         for number in 0..6 {
             let tag = tag(format!("t{number}"));
-            cluster.client.snapshot(&name, &tag).await.unwrap();
+            cluster
+                .client
+                .vdi(&VdiSelector::working(name.clone()))
+                .snapshot(&tag)
+                .await
+                .unwrap();
         }
     };
     tokio::join!(writers, snapshots);
@@ -214,10 +228,20 @@ async fn reading_makes_nothing_on_the_cluster() {
     let name = cluster.create("wire-read", 8 * MIB + 5).await;
     let writer = open(&cluster.client, &name).await;
     writer.write_at(MIB, pattern(1, 100)).await.unwrap();
-    cluster.client.snapshot(&name, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let snapshot = VdiSelector::tag(name.clone(), tag("s"));
     let clone = unique_name("wire-read-clone");
-    cluster.client.clone_vdi(&snapshot, &clone).await.unwrap();
+    cluster
+        .client
+        .vdi(&snapshot)
+        .clone_to(&clone)
+        .await
+        .unwrap();
     let hyper = cluster
         .create_kind("wire-read-hyper", |new| {
             (new.size, new.hypervolume) = (20 * MIB, true);
@@ -298,10 +322,20 @@ async fn a_crash_between_data_and_index_exposes_nothing() {
     let parent = cluster.create("torn-parent", 2 * MIB).await;
     let volume = open(&cluster.client, &parent).await;
     volume.write_at(0, pattern(1, 1 << 20)).await.unwrap();
-    cluster.client.snapshot(&parent, &tag("s")).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::working(parent.clone()))
+        .snapshot(&tag("s"))
+        .await
+        .unwrap();
     let clone = unique_name("torn-clone");
     let snapshot = VdiSelector::tag(parent, tag("s"));
-    cluster.client.clone_vdi(&snapshot, &clone).await.unwrap();
+    cluster
+        .client
+        .vdi(&snapshot)
+        .clone_to(&clone)
+        .await
+        .unwrap();
     let hyper = cluster
         .create_kind("torn-hyper", |new| {
             (new.size, new.hypervolume) = (8 * MIB, true);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use nix::errno::Errno;
-use sheep_client::gateway::BoxFuture;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::{Call, Client, VdiSelector};
+use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::{Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, FsError, LockMode, TreeConfig, Volume, VolumeError};
 use tokio::sync::{oneshot, watch};
@@ -366,7 +366,12 @@ async fn check_against_bytes(cluster: &Cluster, random: &mut Rng) {
                 // What was flushed is in the snapshot, and stays as it was.
                 volume.flush().await.unwrap();
                 let name_of_it = tag(format!("step-{step}"));
-                cluster.client.snapshot(&name, &name_of_it).await.unwrap();
+                cluster
+                    .client
+                    .vdi(&VdiSelector::working(name.clone()))
+                    .snapshot(&name_of_it)
+                    .await
+                    .unwrap();
                 let frozen = VdiSelector::tag(name.clone(), name_of_it);
                 let frozen = open_version(&cluster.client, frozen).await;
                 assert!(read_all(&frozen).await == bytes, "step {step}");

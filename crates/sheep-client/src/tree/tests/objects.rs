@@ -62,14 +62,16 @@ impl Objects {
         let counter = &self.objects[&Oid::inode(self.vid)][at..at + 4];
         let counter = u32::from_le_bytes(counter.try_into().unwrap());
         let mut tree = match Node::parse(self.root()).unwrap() {
-            Node::Leaf(slots) => IndexTree::from_slots(self.vid, counter, self.sorted(slots)),
+            Node::Leaf(slots) => {
+                crate::tree::read::from_slots(self.vid, counter, self.sorted(slots))
+            }
             Node::Root(entries) => {
                 let found = entries.iter().map(|entry| Found {
                     max: entry.max_index.get(),
                     oid: Oid::from_raw(entry.oid.get()),
                     slots: self.leaf(entry),
                 });
-                IndexTree::from_leaves(self.vid, counter, found.collect(), self.capacity)
+                crate::tree::read::from_leaves(self.vid, counter, found.collect(), self.capacity)
             }
         };
         tree.capacity = self.capacity;
