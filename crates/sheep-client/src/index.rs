@@ -6,7 +6,7 @@ use sheep_proto::{ObjectIndex, Vid};
 use crate::error::ClientError;
 use crate::inode::Inode;
 use crate::sender::Sender;
-use crate::tree::{IndexTree, load_tree};
+use crate::tree::IndexTree;
 use crate::vdi_info::VdiInfo;
 
 /// The index of a VDI: which VID owns each data object; see
@@ -93,6 +93,6 @@ impl<'a> Index<'a> {
         if !self.vdi.hypervolume {
             return Err(ClientError::NotHypervolume(self.vdi.vid));
         }
-        load_tree(self.sender, self.vdi.vid).await
+        IndexTree::load(self.sender, self.vdi.vid).await
     }
 }

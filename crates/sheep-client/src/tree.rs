@@ -1,11 +1,11 @@
 //! The index of a hypervolume in memory: reading it, and changing it.
 //!
 //! ```text
-//! IndexTree  one leaf, or leaves in order        8 bytes per slot
-//!    |       insert: what to write, in order     plan.rs, no I/O
+//! IndexTree  the nodes: one leaf, or leaves in order    8 bytes per slot
+//!    |       insert: what to write, in order            plan.rs, no I/O
 //! TreeWrite  oid, offset, bytes
 //!    |       one after the other
-//! Client     writes and creates objects
+//! Objects    are written and created
 //! ```
 //!
 //! # The order of writes
@@ -38,105 +38,58 @@
 //! Source: protocol 4.6.
 
 mod leaf;
+mod nodes;
 mod plan;
 mod read;
 #[cfg(test)]
 mod tests;
 mod untangle;
+mod write;
 
-use std::sync::Arc;
+use sheep_proto::{ObjectIndex, Vid};
 
-use bytes::Bytes;
-use sheep_proto::btree::{LEAF_MAX_ENTRIES, LeafEntry, ROOT_MAX_ENTRIES};
-use sheep_proto::{ObjectIndex, Oid, Vid};
-
-use crate::call::{Call, KeepAlive};
+use crate::call::KeepAlive;
 use crate::error::ClientError;
 use crate::object::Objects;
-use leaf::Leaf;
-pub(crate) use read::load_tree;
+use crate::sender::Sender;
+use nodes::Nodes;
+pub use write::{TreeWrite, apply_writes};
 
 /// The index of one hypervolume. A clone is cheap and shares its leaves.
 ///
 /// There is one writer of a VDI, so what is in memory stays true.
 #[derive(Clone, Debug)]
 pub struct IndexTree {
-    vid: Vid,
-    level: Level,
-    /// Number of the next B-tree object.
-    counter: u32,
-    /// Whether the root must be written although no slot asks for it.
-    root_is_stale: bool,
+    nodes: Nodes,
     /// Whether a plan was begun whose end nobody has seen.
     in_doubt: bool,
-    capacity: Capacity,
-}
-
-/// What the root holds.
-#[derive(Clone, Debug)]
-enum Level {
-    /// Slots, sorted.
-    Slots(Arc<Vec<LeafEntry>>),
-    /// Leaves, none of them empty, sorted, and without slots in common.
-    Leaves(Vec<Leaf>),
-}
-
-/// Most entries of nodes.
-#[derive(Clone, Copy, Debug)]
-struct Capacity {
-    leaf: usize,
-    root: usize,
-}
-
-impl Capacity {
-    const PROTOCOL: Self = Self {
-        leaf: LEAF_MAX_ENTRIES as usize,
-        root: ROOT_MAX_ENTRIES as usize,
-    };
-}
-
-/// A write to an object, one step of a change of an [`IndexTree`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TreeWrite {
-    /// The inode, or a B-tree object.
-    pub oid: Oid,
-    /// Byte offset in it.
-    pub offset: u32,
-    /// The bytes.
-    pub data: Bytes,
-    /// Whether the object is made by this write.
-    pub create: bool,
 }
 
 impl IndexTree {
+    /// Reads the index of a hypervolume.
+    ///
+    /// # Errors
+    /// As [`Index::tree`](crate::Index::tree).
+    pub(crate) async fn load(sender: &Sender, vid: Vid) -> Result<Self, ClientError> {
+        Ok(Self {
+            nodes: read::load(sender, vid).await?,
+            in_doubt: false,
+        })
+    }
+
     /// The VDI whose index this is.
     pub fn vid(&self) -> Vid {
-        self.vid
+        self.nodes.vid
     }
 
     /// Every slot that names an owner, in ascending order of object number.
     pub fn slots(&self) -> impl Iterator<Item = (ObjectIndex, Vid)> {
-        let (root, leaves): (&[LeafEntry], &[Leaf]) = match &self.level {
-            Level::Slots(slots) => (slots, &[]),
-            Level::Leaves(leaves) => (&[], leaves),
-        };
-        root.iter()
-            .chain(leaves.iter().flat_map(|leaf| leaf.slots().iter()))
-            .filter_map(|slot| {
-                Vid::new(slot.vid.get()).map(|owner| (ObjectIndex(slot.index.get()), owner))
-            })
+        self.nodes.slots()
     }
 
     /// The VID that owns object `index`; `None` for a hole.
     pub fn slot(&self, index: ObjectIndex) -> Option<Vid> {
-        let slots = match &self.level {
-            Level::Slots(slots) => slots,
-            Level::Leaves(leaves) => {
-                let at = leaves.partition_point(|leaf| leaf.last() < index.0);
-                leaves.get(at)?.slots()
-            }
-        };
-        sheep_proto::btree::leaf_lookup(slots, index)
+        self.nodes.slot(index)
     }
 
     /// Sets slots in memory and returns the writes, in order, that make the
@@ -158,8 +111,8 @@ impl IndexTree {
             slots.is_sorted_by(|(before, _), (after, _)| before < after),
             "slots are inserted in ascending order"
         );
-        let (changed, writes) = plan::plan(self, slots)?;
-        *self = changed;
+        let (changed, writes) = plan::plan(&self.nodes, slots)?;
+        self.nodes = changed;
         Ok(writes)
     }
 
@@ -170,7 +123,7 @@ impl IndexTree {
     /// After a failure, or when this is dropped before its end, the tree is as it
     /// was before, the cluster has all slots it had, perhaps some of the new ones
     /// as well, and the next call reads the tree anew first. Every request that
-    /// is sent for it pins `tokens` ([`Call::holding`]).
+    /// is sent for it pins `tokens` ([`Call::holding`](crate::call::Call::holding)).
     ///
     /// # Errors
     /// `IndexFull` when the tree has no room left, otherwise as
@@ -187,7 +140,7 @@ impl IndexTree {
         tokens: &[KeepAlive],
     ) -> Result<(), ClientError> {
         if self.in_doubt {
-            *self = load_tree(objects.sender, self.vid).await?;
+            *self = Self::load(objects.sender, self.vid()).await?;
         }
         let mut changed = self.clone();
         let writes = changed.insert(slots)?;
@@ -204,39 +157,6 @@ impl IndexTree {
     /// change of the tree may be under way while an object is discarded, as the
     /// server changes the tree too.
     pub fn discarded(&mut self, index: ObjectIndex) {
-        let slots = match &mut self.level {
-            Level::Slots(slots) => slots,
-            Level::Leaves(leaves) => {
-                let at = leaves.partition_point(|leaf| leaf.last() < index.0);
-                match leaves.get_mut(at) {
-                    Some(leaf) => leaf.slots_mut(),
-                    None => return,
-                }
-            }
-        };
-        if let Ok(at) = slots.binary_search_by_key(&index.0, |slot| slot.index.get()) {
-            Arc::make_mut(slots)[at] = LeafEntry::new(index, None);
-        }
+        self.nodes.discarded(index);
     }
-}
-
-/// Makes the writes of a plan, each after the one before was answered.
-///
-/// # Errors
-/// As [`Objects::write`] and [`Objects::create`]; nothing is written after the
-/// write that failed.
-pub async fn apply_writes(
-    objects: Objects<'_>,
-    writes: Vec<TreeWrite>,
-    tokens: &[KeepAlive],
-) -> Result<(), ClientError> {
-    for write in writes {
-        let call = if write.create {
-            Call::create_object(write.oid, write.offset, write.data, None)
-        } else {
-            Call::write_object(write.oid, write.offset, write.data)
-        };
-        objects.sender.send(call.holding_all(tokens)).await?;
-    }
-    Ok(())
 }

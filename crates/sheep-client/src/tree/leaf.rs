@@ -7,7 +7,7 @@ use sheep_proto::btree::{LeafEntry, NodeHeader};
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes as _;
 
-use super::TreeWrite;
+use super::write::TreeWrite;
 
 /// Runs of changed entries up to which they are written one by one.
 const MAX_RUNS: usize = 8;

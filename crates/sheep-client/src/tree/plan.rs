@@ -9,25 +9,27 @@ use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes as _;
 
 use super::leaf::{self, Leaf, Place};
-use super::{Capacity, IndexTree, Level, TreeWrite};
+use super::nodes::{Capacity, Level, Nodes};
+use super::write::TreeWrite;
 use crate::error::ClientError;
 
 /// The tree with `slots` set, and the writes that make the cluster's tree equal.
 pub(super) fn plan(
-    tree: &IndexTree,
+    tree: &Nodes,
     slots: &[(ObjectIndex, Vid)],
-) -> Result<(IndexTree, Vec<TreeWrite>), ClientError> {
+) -> Result<(Nodes, Vec<TreeWrite>), ClientError> {
     let mut plan = Plan::new(tree);
     let level = match &tree.level {
         Level::Slots(old) => plan.grow_root(old, slots),
         Level::Leaves(old) => Level::Leaves(plan.grow_leaves(old, slots)),
     };
     let (level, counter, writes) = plan.finish(level)?;
-    let changed = IndexTree {
+    let changed = Nodes {
+        vid: tree.vid,
         level,
         counter,
         root_is_stale: false,
-        ..tree.clone()
+        capacity: tree.capacity,
     };
     Ok((changed, writes))
 }
@@ -43,7 +45,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(tree: &IndexTree) -> Self {
+    fn new(tree: &Nodes) -> Self {
         Self {
             vid: tree.vid,
             capacity: tree.capacity,

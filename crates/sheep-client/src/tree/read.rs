@@ -1,18 +1,15 @@
 //! Reading the tree of a hypervolume.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 use sheep_proto::btree::{self, LeafEntry, Node, NodeHeader, ROOT_OFFSET, RootEntry};
 use sheep_proto::inode::object_count;
 use sheep_proto::limits::{BTREE_NODE_LEN, DEFAULT_BLOCK_SIZE_SHIFT, INODE_INDEX_LEN};
 use sheep_proto::{Malformed, ObjectKind, Oid, Vid};
 
-use super::untangle::{Found, untangle};
-use super::{Capacity, IndexTree, Level};
+use super::nodes::{Capacity, Nodes};
+use super::untangle::Found;
 use crate::error::ClientError;
-use crate::inode::Inode;
-use crate::inode::{INDEX_READ_LEN, inode_error};
+use crate::inode::{INDEX_READ_LEN, Inode, inode_error};
 use crate::object::Objects;
 use crate::sender::Sender;
 
@@ -23,9 +20,10 @@ const READS: u32 = 64;
 /// request, and a writer cannot change it between its header and its entries.
 const FIRST_READ_LEN: usize = 16 << 10;
 
-pub(crate) async fn load_tree(sender: &Sender, vid: Vid) -> Result<IndexTree, ClientError> {
+/// The tree of a hypervolume as the cluster has it.
+pub(super) async fn load(sender: &Sender, vid: Vid) -> Result<Nodes, ClientError> {
     for _ in 1..READS {
-        match try_load_tree(sender, vid).await {
+        match try_load(sender, vid).await {
             Ok(Some(tree)) => return Ok(tree),
             // Parts from before and after a change do not fit together.
             Ok(None) | Err(ClientError::Malformed { .. }) => {}
@@ -33,13 +31,13 @@ pub(crate) async fn load_tree(sender: &Sender, vid: Vid) -> Result<IndexTree, Cl
             Err(error) => return Err(error),
         }
     }
-    try_load_tree(sender, vid)
+    try_load(sender, vid)
         .await?
         .ok_or_else(|| bad_tree(vid, "it changes faster than it can be read"))
 }
 
 /// The tree, unless it changed meanwhile.
-async fn try_load_tree(sender: &Sender, vid: Vid) -> Result<Option<IndexTree>, ClientError> {
+async fn try_load(sender: &Sender, vid: Vid) -> Result<Option<Nodes>, ClientError> {
     let header = Inode::new(sender, vid).header().await?;
     let counter = header.btree_counter.get();
     let inode = Oid::inode(vid);
@@ -47,13 +45,13 @@ async fn try_load_tree(sender: &Sender, vid: Vid) -> Result<Option<IndexTree>, C
     let (tree, checked) = match parse_node(vid, &root)? {
         Node::Leaf(slots) => {
             check_slots(vid, slots)?;
-            let tree = from_slots(vid, counter, slots.to_vec());
+            let tree = Nodes::from_slots(vid, counter, slots.to_vec(), Capacity::PROTOCOL);
             (tree, size_of::<NodeHeader>())
         }
         Node::Root(entries) => {
             let objects = object_count(header.vdi_size.get(), DEFAULT_BLOCK_SIZE_SHIFT);
             let found = read_leaves(sender, vid, entries, objects).await?;
-            let tree = from_leaves(vid, counter, found, Capacity::PROTOCOL);
+            let tree = Nodes::from_leaves(vid, counter, found, Capacity::PROTOCOL);
             (tree, root.len())
         }
     };
@@ -120,42 +118,6 @@ async fn read_node(
         node.extend_from_slice(&read_part(node.len(), used - node.len()).await?);
     }
     Ok(node.freeze())
-}
-
-/// A tree whose root holds checked `slots`.
-pub(super) fn from_slots(vid: Vid, counter: u32, slots: Vec<LeafEntry>) -> IndexTree {
-    IndexTree {
-        vid,
-        level: Level::Slots(Arc::new(slots)),
-        counter,
-        root_is_stale: false,
-        in_doubt: false,
-        capacity: Capacity::PROTOCOL,
-    }
-}
-
-/// A tree whose root leads to leaves with checked slots.
-pub(super) fn from_leaves(
-    vid: Vid,
-    counter: u32,
-    found: Vec<Found>,
-    capacity: Capacity,
-) -> IndexTree {
-    // The C programs write the counter last.
-    let used = found
-        .iter()
-        .filter(|leaf| leaf.oid.vid() == Some(vid))
-        .map(|leaf| leaf.oid.number().saturating_add(1));
-    let counter = used.fold(counter, u32::max);
-    let (leaves, root_is_stale) = untangle(found, capacity.leaf);
-    IndexTree {
-        vid,
-        level: Level::Leaves(leaves),
-        counter,
-        root_is_stale,
-        in_doubt: false,
-        capacity,
-    }
 }
 
 fn parse_node(vid: Vid, bytes: &[u8]) -> Result<Node<'_>, ClientError> {

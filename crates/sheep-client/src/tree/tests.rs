@@ -8,7 +8,8 @@ use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes as _;
 
-use super::{Capacity, TreeWrite};
+use super::TreeWrite;
+use super::nodes::Capacity;
 use crate::ClientError;
 use objects::Objects;
 

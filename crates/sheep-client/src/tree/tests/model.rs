@@ -7,7 +7,8 @@ use sheep_proto::btree::LeafEntry;
 use sheep_proto::{ObjectIndex, Vid};
 
 use super::objects::Objects;
-use crate::tree::{Capacity, IndexTree};
+use crate::tree::IndexTree;
+use crate::tree::nodes::Capacity;
 
 type Map = BTreeMap<u32, Vid>;
 

@@ -8,8 +8,9 @@ use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes as _;
 
+use crate::tree::nodes::{Capacity, Nodes};
 use crate::tree::untangle::Found;
-use crate::tree::{Capacity, IndexTree, TreeWrite};
+use crate::tree::{IndexTree, TreeWrite};
 
 #[derive(Clone)]
 pub(super) struct Objects {
@@ -61,9 +62,9 @@ impl Objects {
         let at = usize::try_from(BTREE_COUNTER_OFFSET).unwrap();
         let counter = &self.objects[&Oid::inode(self.vid)][at..at + 4];
         let counter = u32::from_le_bytes(counter.try_into().unwrap());
-        let mut tree = match Node::parse(self.root()).unwrap() {
+        let nodes = match Node::parse(self.root()).unwrap() {
             Node::Leaf(slots) => {
-                crate::tree::read::from_slots(self.vid, counter, self.sorted(slots))
+                Nodes::from_slots(self.vid, counter, self.sorted(slots), self.capacity)
             }
             Node::Root(entries) => {
                 let found = entries.iter().map(|entry| Found {
@@ -71,11 +72,13 @@ impl Objects {
                     oid: Oid::from_raw(entry.oid.get()),
                     slots: self.leaf(entry),
                 });
-                crate::tree::read::from_leaves(self.vid, counter, found.collect(), self.capacity)
+                Nodes::from_leaves(self.vid, counter, found.collect(), self.capacity)
             }
         };
-        tree.capacity = self.capacity;
-        tree
+        IndexTree {
+            nodes,
+            in_doubt: false,
+        }
     }
 
     fn leaf(&self, entry: &RootEntry) -> Vec<LeafEntry> {
