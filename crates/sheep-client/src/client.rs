@@ -6,17 +6,17 @@ use std::sync::Arc;
 use sheep_proto::Vid;
 
 use crate::address::GatewayAddress;
-use crate::call::{Call, Response};
 use crate::cluster::Cluster;
 use crate::config::ClientConfig;
 use crate::error::ClientError;
-use crate::gateway::{Completion, Gateway};
 use crate::index::Index;
 use crate::inode::Inode;
 use crate::node::Node;
 use crate::object::Objects;
 use crate::pool::Pool;
+use crate::request::{Request, Response};
 use crate::sender::Sender;
+use crate::transport::{Completion, Transport};
 use crate::vdi::Vdi;
 use crate::vdi_info::{VdiInfo, VdiSelector};
 
@@ -56,14 +56,14 @@ impl Client {
     /// # Panics
     /// Outside a tokio runtime, or when the configuration names no sheep.
     pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        Ok(Self::with_gateway(Arc::new(Pool::connect(config).await?)))
+        Ok(Self::with_transport(Arc::new(Pool::connect(config).await?)))
     }
 
     /// A client over something else than TCP connections.
     #[doc(hidden)]
-    pub fn with_gateway(gateway: Arc<dyn Gateway>) -> Self {
+    pub fn with_transport(transport: Arc<dyn Transport>) -> Self {
         Self {
-            sender: Sender { gateway },
+            sender: Sender { transport },
         }
     }
 
@@ -99,13 +99,13 @@ impl Client {
 
     /// The sheep's address as it was given.
     pub fn address(&self) -> GatewayAddress {
-        self.sender.gateway.address()
+        self.sender.transport.address()
     }
 
     /// The sheep in use now, which may be another after a failure; `None` while
     /// none is connected.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.sender.gateway.peer()
+        self.sender.transport.peer()
     }
 
     /// Checks that a sheep answers at `address`, then uses it for every request
@@ -116,7 +116,7 @@ impl Client {
     /// `Connect` or `Unreachable` when it does not answer; the old address stays
     /// in use.
     pub async fn switch_gateway(&self, address: GatewayAddress) -> Result<(), ClientError> {
-        self.sender.gateway.move_to(address).await
+        self.sender.transport.switch_gateway(address).await
     }
 
     /// Sends a request and runs `completion` with the outcome where the response
@@ -124,7 +124,7 @@ impl Client {
     ///
     /// Does not block. A refusal is an `Ok` with its result code here.
     #[doc(hidden)]
-    pub fn submit(&self, request: Call, completion: Completion) {
+    pub fn submit(&self, request: Request, completion: Completion) {
         self.sender.submit(request, completion);
     }
 
@@ -134,7 +134,7 @@ impl Client {
     /// `Refused` with the result code; `Lost`, `Unreachable` or `Closed` without a
     /// response.
     #[doc(hidden)]
-    pub async fn send(&self, request: Call) -> Result<Response, ClientError> {
+    pub async fn send(&self, request: Request) -> Result<Response, ClientError> {
         self.sender.send(request).await
     }
 

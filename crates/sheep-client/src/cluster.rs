@@ -17,9 +17,9 @@ use sheep_proto::{
     ClusterFlags, Malformed, Opcode, Redundancy, ResponseBody, ResultCode, VdiName, Vid,
 };
 
-use crate::call::{Call, Resend, Response};
 use crate::error::{Chain, ClientError};
 use crate::inode::Inode;
+use crate::request::{Request, Response, RetryPolicy};
 use crate::sender::Sender;
 use crate::vdi::new_vdi;
 use crate::vdi_info::{NewVdi, VdiInfo, check_redundancy, check_shift, packed_now};
@@ -185,7 +185,7 @@ impl<'a> Cluster<'a> {
     ///
     /// Source: `STAT_CLUSTER`, protocol 1.10.
     pub async fn status(self) -> Result<ResultCode, ClientError> {
-        Ok(self.ask_epochs(1, 0).await?.header.result())
+        Ok(self.read_epochs(1, 0).await?.header.result())
     }
 
     /// Status and all epochs, as many as fit in 64 MiB.
@@ -197,11 +197,11 @@ impl<'a> Cluster<'a> {
     /// Source: `STAT_CLUSTER`, protocol 8.3.
     pub async fn history(self) -> Result<ClusterStatus, ClientError> {
         // The first question is for the number of epochs.
-        let newest = self.ask_epochs(1, 0).await?;
+        let newest = self.read_epochs(1, 0).await?;
         let epochs = usize::try_from(newest.header.epoch.get()).unwrap_or(usize::MAX);
         let mut nodes_nr = 16;
         loop {
-            let response = self.ask_epochs(epochs.max(1), nodes_nr).await?;
+            let response = self.read_epochs(epochs.max(1), nodes_nr).await?;
             if response.header.result() == ResultCode::BufferSmall && nodes_nr < MAX_NODES {
                 nodes_nr = (nodes_nr * 4).min(MAX_NODES);
                 continue;
@@ -210,20 +210,20 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    async fn ask_epochs(self, epochs: usize, nodes_nr: usize) -> Result<Response, ClientError> {
+    async fn read_epochs(self, epochs: usize, nodes_nr: usize) -> Result<Response, ClientError> {
         let record_len = EPOCH_RECORD_HEADER_LEN + nodes_nr * NODE_RECORD_LEN;
         let records = epochs.min(MAX_PAYLOAD_LEN / record_len);
         let body = ClusterRequest {
             nodes_nr: u32::try_from(nodes_nr).expect("at most 6144").into(),
             ..ClusterRequest::default()
         };
-        let want = u32::try_from(records * record_len).expect("at most 64 MiB");
+        let len = u32::try_from(records * record_len).expect("at most 64 MiB");
         // Refusals are statuses here, not to be waited for.
-        let call = Call::new(Opcode::StatCluster, RequestBody::Cluster(body))
-            .wanting(want)
-            .with_resend(Resend::WhenLost)
-            .with_patience(QUERY_TIMEOUT);
-        self.sender.send_for_status(call).await
+        let request = Request::new(Opcode::StatCluster, RequestBody::Cluster(body))
+            .with_max_response_len(len)
+            .with_retry_policy(RetryPolicy::OnDisconnect)
+            .with_timeout(QUERY_TIMEOUT);
+        self.sender.send_for_status(request).await
     }
 
     /// What new VDIs get by default.
@@ -268,9 +268,9 @@ impl<'a> Cluster<'a> {
             block_size_shift: options.object_shift,
             ..ClusterRequest::default()
         };
-        let call = Call::new(Opcode::MakeFs, RequestBody::Cluster(body))
+        let request = Request::new(Opcode::MakeFs, RequestBody::Cluster(body))
             .with_payload(Bytes::from_static(b"plain\0"));
-        self.sender.send(call).await.map(drop)
+        self.sender.send(request).await.map(drop)
     }
 
     /// Makes an empty VDI.
@@ -361,24 +361,24 @@ impl<'a> Cluster<'a> {
     }
 
     async fn bitmap(self, opcode: Opcode) -> Result<VidBitmap<Bytes>, ClientError> {
-        let want = u32::try_from(VID_BITMAP_LEN).expect("2 MiB");
-        let call = Call::new(opcode, RequestBody::NONE)
-            .wanting(want)
-            .with_resend(Resend::WhenLostOrRefused)
-            .with_patience(QUERY_TIMEOUT);
-        let name = call.name();
-        let response = self.sender.send(call).await?;
+        let len = u32::try_from(VID_BITMAP_LEN).expect("2 MiB");
+        let request = Request::new(opcode, RequestBody::NONE)
+            .with_max_response_len(len)
+            .with_retry_policy(RetryPolicy::Always)
+            .with_timeout(QUERY_TIMEOUT);
+        let operation = request.operation();
+        let response = self.sender.send(request).await?;
         VidBitmap::parse(response.payload.freeze())
-            .map_err(|source| ClientError::Malformed { call: name, source })
+            .map_err(|source| ClientError::Malformed { operation, source })
     }
 }
 
 /// A plain question that may be asked again.
-pub(crate) fn query(opcode: Opcode, want: usize) -> Call {
-    Call::new(opcode, RequestBody::NONE)
-        .wanting(u32::try_from(want).expect("a constant below 4 GiB"))
-        .with_resend(Resend::WhenLostOrRefused)
-        .with_patience(QUERY_TIMEOUT)
+pub(crate) fn query(opcode: Opcode, len: usize) -> Request {
+    Request::new(opcode, RequestBody::NONE)
+        .with_max_response_len(u32::try_from(len).expect("a constant below 4 GiB"))
+        .with_retry_policy(RetryPolicy::Always)
+        .with_timeout(QUERY_TIMEOUT)
 }
 
 fn cluster_status(response: &Response, nodes_nr: usize) -> Result<ClusterStatus, ClientError> {

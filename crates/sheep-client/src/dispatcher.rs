@@ -15,12 +15,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::call::{Call, Response};
 use crate::connection::{Pending, RequestOwner};
 use crate::error::{Chain, ClientError};
-use crate::gateway::Completion;
+use crate::request::{Request, Response};
 use crate::retry::{self, Decision, Fence};
 use crate::supervisor::Supervisor;
+use crate::transport::Completion;
 
 /// The unit of the budget, in bytes.
 const PERMIT_LEN: usize = 4 << 10;
@@ -37,14 +37,14 @@ const MIN_CHARGE: usize = BUDGET_BYTES / 1024;
 /// sent again.
 pub(crate) trait NodePolicy: Send + Sync {
     /// The preferred node; `None` for the gateway.
-    fn preferred_node(&self, request: &Call) -> Option<SocketAddr>;
+    fn preferred_node(&self, request: &Request) -> Option<SocketAddr>;
 }
 
 /// Sends every request to the gateway.
 pub(crate) struct GatewayOnly;
 
 impl NodePolicy for GatewayOnly {
-    fn preferred_node(&self, _request: &Call) -> Option<SocketAddr> {
+    fn preferred_node(&self, _request: &Request) -> Option<SocketAddr> {
         None
     }
 }
@@ -82,8 +82,8 @@ impl Dispatcher {
 
     /// Sends a request from the calling thread, or leaves it to a task when it
     /// has to wait.
-    pub(crate) fn submit(self: &Arc<Self>, request: Call, completion: Completion) {
-        let timeout = request.patience().unwrap_or(self.retry_for);
+    pub(crate) fn submit(self: &Arc<Self>, request: Request, completion: Completion) {
+        let timeout = request.timeout().unwrap_or(self.retry_for);
         let timeout = timeout.min(self.retry_for);
         let mut pending = Pending::new(request, timeout, completion);
         let budget = Arc::clone(&self.budget);
@@ -103,7 +103,7 @@ impl Dispatcher {
     pub(crate) fn submit_to(
         self: &Arc<Self>,
         node: SocketAddr,
-        request: Call,
+        request: Request,
         completion: Completion,
     ) {
         let dispatcher = Arc::clone(self);
@@ -168,7 +168,7 @@ impl Dispatcher {
     ) -> Result<OwnedSemaphorePermit, ClientError> {
         self.supervisor.wait_connected(timeout).await?;
         if let Some(fence) = fence {
-            self.pass(fence).await;
+            self.wait_for_fence(fence).await;
             self.supervisor.wait_connected(timeout).await?;
         }
         let budget = Arc::clone(&self.budget).acquire_many_owned(permits);
@@ -178,7 +178,7 @@ impl Dispatcher {
         }
     }
 
-    async fn pass(&self, fence: Fence) {
+    async fn wait_for_fence(&self, fence: Fence) {
         let (refused_at, reachable_since) = self.supervisor.reachability(fence.node);
         if let Some(ends_at) = fence.ends_at(refused_at, reachable_since) {
             tokio::time::sleep_until(ends_at).await;
@@ -187,7 +187,7 @@ impl Dispatcher {
 }
 
 impl RequestOwner for Dispatcher {
-    fn ended(self: Arc<Self>, mut pending: Pending, outcome: Result<Response, ClientError>) {
+    fn on_complete(self: Arc<Self>, mut pending: Pending, outcome: Result<Response, ClientError>) {
         if let Ok(response) = &outcome {
             self.supervisor.observe_epoch(response.header.epoch.get());
         }
@@ -208,7 +208,7 @@ impl RequestOwner for Dispatcher {
         pending.attempts.record(now, fence);
         match &outcome {
             Ok(response) => {
-                tracing::debug!(code = %response.header.result(), "{} again", response.call);
+                tracing::debug!(code = %response.header.result(), "{} again", response.operation);
             }
             Err(error) => tracing::debug!("sending again: {}", Chain(error)),
         }
@@ -217,7 +217,7 @@ impl RequestOwner for Dispatcher {
 }
 
 /// The permits of the budget that a request takes.
-fn permits(request: &Call) -> u32 {
+fn permits(request: &Request) -> u32 {
     let charge = request.wire_len().clamp(MIN_CHARGE, BUDGET_BYTES);
     u32::try_from(charge.div_ceil(PERMIT_LEN)).expect("bounded by the budget")
 }
@@ -236,7 +236,7 @@ mod tests {
     use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
     use super::*;
-    use crate::network::Tcp;
+    use crate::connector::Tcp;
 
     /// A sheep that answers everything, and counts the requests for objects.
     struct Sheep {
@@ -292,14 +292,14 @@ mod tests {
     struct Prefer(SocketAddr);
 
     impl NodePolicy for Prefer {
-        fn preferred_node(&self, request: &Call) -> Option<SocketAddr> {
+        fn preferred_node(&self, request: &Request) -> Option<SocketAddr> {
             (request.opcode() == Opcode::ReadObj).then_some(self.0)
         }
     }
 
     async fn read(dispatcher: &Arc<Dispatcher>) {
         let (done, outcome) = oneshot::channel();
-        let read = Call::read_object(Oid::from_raw(1), 0, 0);
+        let read = Request::read_object(Oid::from_raw(1), 0, 0);
         let completion: Completion = Box::new(move |outcome| done.send(outcome).unwrap());
         dispatcher.submit(read, completion);
         let outcome = tokio::time::timeout(Duration::from_secs(30), outcome);

@@ -15,14 +15,14 @@ use crate::address::GatewayAddress;
 
 /// Names a call in messages: its operation, and its object when it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CallName {
+pub struct OperationId {
     /// The operation.
     pub opcode: Opcode,
     /// The object it is about.
     pub oid: Option<Oid>,
 }
 
-impl fmt::Display for CallName {
+impl fmt::Display for OperationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.oid {
             Some(oid) => write!(f, "{} of object {oid}", self.opcode),
@@ -34,7 +34,7 @@ impl fmt::Display for CallName {
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Hangup {
+pub enum DisconnectReason {
     /// The sheep closed it.
     #[error("the sheep closed the connection")]
     Closed,
@@ -58,10 +58,10 @@ pub enum Hangup {
     Aborted,
 }
 
-impl Hangup {
+impl DisconnectReason {
     /// True when it was this side that ended the connection to a sheep that is
     /// alive, and may still execute what it was sent.
-    pub(crate) fn is_ours(&self) -> bool {
+    pub(crate) fn closed_by_client(&self) -> bool {
         match self {
             Self::BadFrame(_) | Self::UnknownId { .. } | Self::Aborted => true,
             Self::Closed | Self::Io(_) => false,
@@ -105,15 +105,15 @@ pub enum ClientError {
         waited: Duration,
     },
     /// The connection died with the request in flight; it may have run.
-    #[error("lost sheep {gateway} during {call}")]
+    #[error("lost sheep {gateway} during {operation}")]
     Lost {
         /// The request in flight.
-        call: CallName,
+        operation: OperationId,
         /// The sheep it was sent to.
         gateway: SocketAddr,
         /// Why the connection ended.
         #[source]
-        why: Arc<Hangup>,
+        why: Arc<DisconnectReason>,
     },
     /// The client was closed before the request was sent.
     #[error("the connections to the cluster were closed")]
@@ -126,18 +126,18 @@ pub enum ClientError {
         task: &'static str,
     },
     /// The sheep answered, and the answer is no.
-    #[error("{call} was refused: {code}")]
+    #[error("{operation} was refused: {code}")]
     Refused {
         /// The request refused.
-        call: CallName,
+        operation: OperationId,
         /// The reason given.
         code: ResultCode,
     },
     /// The sheep answered with a payload that is not what the request asked for.
-    #[error("{call} got an unusable answer")]
+    #[error("{operation} got an unusable answer")]
     Malformed {
         /// The request answered.
-        call: CallName,
+        operation: OperationId,
         /// What is wrong.
         source: Malformed,
     },
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn error_chain_gives_each_reason_once() {
-        let call = CallName {
+        let operation = OperationId {
             opcode: Opcode::ReadObj,
             oid: None,
         };
@@ -390,16 +390,16 @@ mod tests {
             ),
             (
                 ClientError::Malformed {
-                    call,
+                    operation,
                     source: Malformed { what, why },
                 },
                 "READ_OBJ got an unusable answer: malformed object: wrong",
             ),
             (
                 ClientError::Lost {
-                    call,
+                    operation,
                     gateway,
-                    why: Arc::new(Hangup::Io(timed_out())),
+                    why: Arc::new(DisconnectReason::Io(timed_out())),
                 },
                 "lost sheep 127.0.0.1:7000 during READ_OBJ: timed out",
             ),

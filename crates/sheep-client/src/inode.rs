@@ -7,9 +7,9 @@ use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
 use sheep_proto::{InodeHeader, Malformed, ObjectIndex, Oid, Opcode, SnapshotTag, Vid};
 use zerocopy::FromBytes;
 
-use crate::call::{Call, KeepAlive, Resend};
 use crate::error::ClientError;
 use crate::object::Objects;
+use crate::request::{InFlightToken, Request, RetryPolicy};
 use crate::sender::Sender;
 use crate::vdi_info::VdiInfo;
 
@@ -98,9 +98,9 @@ impl<'a> Inode<'a> {
             base_vdi_id: self.vid.get().into(),
             ..VdiRequest::default()
         };
-        let call =
-            Call::new(Opcode::ReleaseVdi, RequestBody::Vdi(body)).with_resend(Resend::WhenLost);
-        self.sender.send(call).await.map(drop)
+        let request = Request::new(Opcode::ReleaseVdi, RequestBody::Vdi(body))
+            .with_retry_policy(RetryPolicy::OnDisconnect);
+        self.sender.send(request).await.map(drop)
     }
 
     /// Reads `count` slots of a flat index from object `first` on.
@@ -118,22 +118,22 @@ impl<'a> Inode<'a> {
         parse_slots(self.vid, &bytes)
     }
 
-    /// Reads slots as [`Inode::read_slots`] does and runs `done` with them where
+    /// Reads slots as [`Inode::read_slots`] does and runs `on_complete` with them where
     /// the response is read. Does not block.
-    pub fn submit_slots(
+    pub fn submit_read_slots(
         self,
         first: ObjectIndex,
         count: u32,
-        done: impl FnOnce(Result<Vec<Option<Vid>>, ClientError>) + Send + 'static,
+        on_complete: impl FnOnce(Result<Vec<Option<Vid>>, ClientError>) + Send + 'static,
     ) {
         let vid = self.vid;
         let offset = match slots_offset(first, count) {
             Ok(offset) => offset,
-            Err(error) => return done(Err(error)),
+            Err(error) => return on_complete(Err(error)),
         };
         let objects = Objects::new(self.sender);
         objects.submit_read(Oid::inode(vid), offset, count * SLOT_LEN, move |read| {
-            done(read.and_then(|bytes| parse_slots(vid, &bytes)));
+            on_complete(read.and_then(|bytes| parse_slots(vid, &bytes)));
         });
     }
 
@@ -155,20 +155,20 @@ impl<'a> Inode<'a> {
         first: ObjectIndex,
         owners: &[Option<Vid>],
     ) -> Result<(), ClientError> {
-        self.write_slots_pinning(first, owners, &[]).await
+        self.write_slots_with_tokens(first, owners, &[]).await
     }
 
     /// The same, with what every request made for it keeps alive
-    /// ([`Call::holding`]).
+    /// ([`Request::with_token`]).
     ///
     /// # Errors
     /// As [`Inode::write_slots`].
     #[doc(hidden)]
-    pub async fn write_slots_pinning(
+    pub async fn write_slots_with_tokens(
         self,
         first: ObjectIndex,
         owners: &[Option<Vid>],
-        keep: &[KeepAlive],
+        tokens: &[InFlightToken],
     ) -> Result<(), ClientError> {
         let count = u32::try_from(owners.len()).unwrap_or(u32::MAX);
         let offset = slots_offset(first, count)?;
@@ -178,11 +178,11 @@ impl<'a> Inode<'a> {
         }
         // Not blindly again: of two copies that both find the old owner, each
         // takes a reference of it away.
-        let call = Call::write_object(Oid::inode(self.vid), offset, bytes.freeze())
-            .with_resend(Resend::WhenRefused)
-            .holding_all(keep);
-        let wanted = || async { Ok(self.read_slots(first, count).await? == owners) };
-        self.sender.send_verified(call, wanted).await
+        let request = Request::write_object(Oid::inode(self.vid), offset, bytes.freeze())
+            .with_retry_policy(RetryPolicy::OnTransientError)
+            .with_tokens(tokens);
+        let is_written = || async { Ok(self.read_slots(first, count).await? == owners) };
+        self.sender.send_verified(request, is_written).await
     }
 
     /// Calls `visit` with every slot that names an owner, of the first `count` of
@@ -269,7 +269,7 @@ fn bad_index(vid: Vid, why: &'static str) -> ClientError {
 /// The error for an inode no cluster writes.
 pub(crate) fn inode_error(vid: Vid, source: Malformed) -> ClientError {
     ClientError::Malformed {
-        call: Call::read_object(Oid::inode(vid), 0, 0).name(),
+        operation: Request::read_object(Oid::inode(vid), 0, 0).operation(),
         source,
     }
 }

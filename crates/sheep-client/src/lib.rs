@@ -70,27 +70,27 @@
 
 mod address;
 mod backoff;
-mod call;
 mod client;
 pub mod cluster;
 pub mod config;
 mod connection;
+mod connector;
 mod dispatcher;
 pub mod error;
-mod gateway;
 mod index;
 mod inode;
-mod network;
 pub mod node;
 mod object;
-mod pieces;
 mod pool;
+mod request;
 mod retry;
 mod sender;
+mod split_io;
 mod supervisor;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod topology;
+mod transport;
 mod tree;
 mod vdi;
 mod vdi_info;
@@ -107,16 +107,16 @@ pub use object::Objects;
 pub use sheep_proto as proto;
 pub use sheep_proto::{ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName, Vid};
 pub use vdi::Vdi;
-pub use vdi_info::{NewVdi, VdiInfo, VdiSelector, WhichVersion};
+pub use vdi_info::{NewVdi, VdiInfo, VdiSelector, VdiVersion};
 
 /// What the layers above and the tests need of the inside. Not for others: it
 /// changes without notice.
 #[doc(hidden)]
 pub mod unstable {
-    pub use crate::call::{Call, KeepAlive, Resend, Response};
-    pub use crate::gateway::{BoxFuture, Completion, Gateway};
-    pub use crate::network::{Network, SendingHalf, Stream};
-    pub use crate::pieces::pieces;
+    pub use crate::connector::{ByteStream, Connector, WriteHalf};
     pub use crate::pool::Pool;
+    pub use crate::request::{InFlightToken, Request, Response, RetryPolicy};
+    pub use crate::split_io::split_io;
+    pub use crate::transport::{BoxFuture, Completion, Transport};
     pub use crate::tree::{IndexTree, TreeWrite, apply_writes};
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use sheep_proto::Oid;
 
-use crate::call::{Call, Response};
 use crate::connection::READ_BUFFER;
 use crate::error::ClientError;
-use crate::gateway::Completion;
-use crate::pieces::{Gathering, MAX_PIECE_LEN, check_range, join, pieces};
+use crate::request::{Request, Response};
 use crate::sender::{Sender, wake};
+use crate::split_io::{FanOut, MAX_IO_LEN, check_range, join, split_io};
+use crate::transport::Completion;
 
 /// Objects, by their numbers; see [`Client::objects`](crate::Client::objects).
 ///
@@ -40,7 +40,7 @@ impl<'a> Objects<'a> {
         Self { sender }
     }
 
-    /// Reads `len` bytes at byte `offset` of an object and runs `done` with them,
+    /// Reads `len` bytes at byte `offset` of an object and runs `on_complete` with them,
     /// where the last answer is read.
     ///
     /// Does not block. Asks for more than 480 KiB in several requests, between
@@ -53,40 +53,40 @@ impl<'a> Objects<'a> {
         oid: Oid,
         offset: u32,
         len: u32,
-        done: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
+        on_complete: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
     ) {
-        let mut room = BytesMut::new();
+        let mut recv_buffer = BytesMut::new();
         if len as usize > READ_BUFFER {
-            room.reserve(len as usize);
+            recv_buffer.reserve(len as usize);
         }
-        if len <= MAX_PIECE_LEN {
+        if len <= MAX_IO_LEN {
             check_range(offset, len);
-            let call = Call::read_object(oid, offset, len).with_room(room);
+            let request = Request::read_object(oid, offset, len).with_recv_buffer(recv_buffer);
             let completion: Completion = Box::new(move |outcome| {
                 let bytes = outcome.and_then(|response| response.object_bytes(len));
-                done(bytes.map(BytesMut::freeze));
+                on_complete(bytes.map(BytesMut::freeze));
             });
-            return self.sender.submit(call, completion);
+            return self.sender.submit(request, completion);
         }
         // Every piece is received into its part of the whole.
-        let calls = pieces(offset, len)
+        let requests = split_io(offset, len)
             .map(|(offset, len)| {
-                let rest = room.split_off(room.capacity().min(len as usize));
-                let room = std::mem::replace(&mut room, rest);
-                Call::read_object(oid, offset, len).with_room(room)
+                let rest = recv_buffer.split_off(recv_buffer.capacity().min(len as usize));
+                let recv_buffer = std::mem::replace(&mut recv_buffer, rest);
+                Request::read_object(oid, offset, len).with_recv_buffer(recv_buffer)
             })
             .collect();
         self.submit_split(
-            calls,
-            |response, want| response.object_bytes(want),
-            move |pieces| {
-                done(pieces.map(join));
+            requests,
+            |response, len| response.object_bytes(len),
+            move |parts| {
+                on_complete(parts.map(join));
             },
         );
     }
 
     /// Overwrites `data.len()` bytes at byte `offset` of an existing object and
-    /// runs `done` where the last answer is read.
+    /// runs `on_complete` where the last answer is read.
     ///
     /// Does not block. Sends more than 480 KiB in several requests: when one
     /// fails, others may have written their part. None is under way any more
@@ -99,27 +99,28 @@ impl<'a> Objects<'a> {
         oid: Oid,
         offset: u32,
         data: Bytes,
-        done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
+        on_complete: impl FnOnce(Result<(), ClientError>) + Send + 'static,
     ) {
         let len = u32::try_from(data.len()).expect("an object has less than 4 GiB");
-        if len <= MAX_PIECE_LEN {
+        if len <= MAX_IO_LEN {
             check_range(offset, len);
-            let call = Call::write_object(oid, offset, data);
-            let completion: Completion =
-                Box::new(move |outcome| done(outcome.and_then(Response::into_result).map(drop)));
-            return self.sender.submit(call, completion);
+            let request = Request::write_object(oid, offset, data);
+            let completion: Completion = Box::new(move |outcome| {
+                on_complete(outcome.and_then(Response::into_result).map(drop))
+            });
+            return self.sender.submit(request, completion);
         }
-        let calls = pieces(offset, len)
+        let requests = split_io(offset, len)
             .map(|(at, len)| {
                 let from = (at - offset) as usize;
-                Call::write_object(oid, at, data.slice(from..from + len as usize))
+                Request::write_object(oid, at, data.slice(from..from + len as usize))
             })
             .collect();
         self.submit_split(
-            calls,
+            requests,
             |response, _| response.into_result().map(|_| BytesMut::new()),
-            move |pieces| {
-                done(pieces.map(drop));
+            move |parts| {
+                on_complete(parts.map(drop));
             },
         );
     }
@@ -194,7 +195,7 @@ impl<'a> Objects<'a> {
         copy_from: Option<Oid>,
     ) -> Result<(), ClientError> {
         self.sender
-            .send(Call::create_object(oid, offset, data, copy_from))
+            .send(Request::create_object(oid, offset, data, copy_from))
             .await
             .map(drop)
     }
@@ -211,7 +212,10 @@ impl<'a> Objects<'a> {
     ///
     /// Source: protocol 7.5.
     pub async fn discard(self, oid: Oid) -> Result<(), ClientError> {
-        self.sender.send(Call::discard_object(oid)).await.map(drop)
+        self.sender
+            .send(Request::discard_object(oid))
+            .await
+            .map(drop)
     }
 
     /// Removes an object without looking at any index. Not for volumes.
@@ -220,30 +224,33 @@ impl<'a> Objects<'a> {
     /// `Refused(NoObj)` when there is none, otherwise those of [every
     /// request](ClientError#every-request).
     pub async fn remove(self, oid: Oid) -> Result<(), ClientError> {
-        self.sender.send(Call::remove_object(oid)).await.map(drop)
+        self.sender
+            .send(Request::remove_object(oid))
+            .await
+            .map(drop)
     }
 
     fn submit_split(
         self,
-        calls: Vec<Call>,
+        requests: Vec<Request>,
         result: fn(Response, u32) -> Result<BytesMut, ClientError>,
-        done: impl FnOnce(Result<Vec<BytesMut>, ClientError>) + Send + 'static,
+        on_complete: impl FnOnce(Result<Vec<BytesMut>, ClientError>) + Send + 'static,
     ) {
-        let gathering = Gathering::new(calls.len(), done);
-        for (number, call) in calls.into_iter().enumerate() {
-            let want = call.want();
-            let gathering = Arc::clone(&gathering);
+        let fan_out = FanOut::new(requests.len(), on_complete);
+        for (number, request) in requests.into_iter().enumerate() {
+            let len = request.max_response_len();
+            let fan_out = Arc::clone(&fan_out);
             let completion: Completion = Box::new(move |outcome| {
-                let piece = outcome.and_then(|response| result(response, want));
-                let all = gathering
+                let part = outcome.and_then(|response| result(response, len));
+                let all = fan_out
                     .lock()
-                    .expect("no one panics with the pieces")
-                    .note(number, piece);
-                if let Some((done, outcome)) = all {
-                    done(outcome);
+                    .expect("no code panics while it holds this lock")
+                    .complete(number, part);
+                if let Some((on_complete, outcome)) = all {
+                    on_complete(outcome);
                 }
             });
-            self.sender.submit(call, completion);
+            self.sender.submit(request, completion);
         }
     }
 }

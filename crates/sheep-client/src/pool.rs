@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::GatewayAddress;
-use crate::call::Call;
 use crate::config::ClientConfig;
+use crate::connector::{Connector, Tcp};
 use crate::dispatcher::{Dispatcher, GatewayOnly};
 use crate::error::ClientError;
-use crate::gateway::{BoxFuture, Completion, Gateway};
-use crate::network::{Network, Tcp};
+use crate::request::Request;
 use crate::retry::FENCE_INTERVAL;
 use crate::supervisor::Supervisor;
+use crate::transport::{BoxFuture, Completion, Transport};
 
 /// A pool of connections to a cluster, kept open through failures.
 ///
@@ -40,7 +40,7 @@ impl Pool {
     /// # Panics
     /// Outside a tokio runtime, or when the configuration names no sheep.
     pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        Self::connect_over(config, Arc::new(Tcp)).await
+        Self::connect_with(config, Arc::new(Tcp)).await
     }
 
     /// The same over another network than the machine's.
@@ -50,11 +50,11 @@ impl Pool {
     ///
     /// # Panics
     /// As [`Pool::connect`].
-    pub async fn connect_over(
+    pub async fn connect_with(
         config: ClientConfig,
-        network: Arc<dyn Network>,
+        connector: Arc<dyn Connector>,
     ) -> Result<Self, ClientError> {
-        let supervisor = Supervisor::start(config.addresses, config.connections, network).await?;
+        let supervisor = Supervisor::start(config.addresses, config.connections, connector).await?;
         let dispatcher = Dispatcher::new(supervisor, Box::new(GatewayOnly), config.retry_for);
         Ok(Self {
             dispatcher: Arc::new(dispatcher),
@@ -68,13 +68,13 @@ impl Drop for Pool {
     }
 }
 
-impl Gateway for Pool {
-    fn submit(&self, call: Call, done: Completion) {
-        self.dispatcher.submit(call, done);
+impl Transport for Pool {
+    fn submit(&self, request: Request, completion: Completion) {
+        self.dispatcher.submit(request, completion);
     }
 
-    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
-        self.dispatcher.submit_to(node, call, done);
+    fn submit_to(&self, node: SocketAddr, request: Request, completion: Completion) {
+        self.dispatcher.submit_to(node, request, completion);
     }
 
     fn address(&self) -> GatewayAddress {
@@ -86,11 +86,11 @@ impl Gateway for Pool {
         connection.map(|connection| connection.peer())
     }
 
-    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         Box::pin(self.dispatcher.supervisor().switch_gateway(address))
     }
 
-    fn settle_time(&self) -> Duration {
+    fn fence_interval(&self) -> Duration {
         FENCE_INTERVAL
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! # After a disconnect
 //!
-//! A request whose connection ended is sent again if its [`Resend`] policy
+//! A request whose connection ended is sent again if its [`RetryPolicy`]
 //! allows it. Usually the connection ended because its sheep died, and the old
 //! copy died with it. But a live sheep executes what it has read from a
 //! connection, even after that connection has ended:
@@ -32,8 +32,8 @@ use sheep_proto::{ResultCode, Retry};
 use tokio::time::Instant;
 
 use crate::backoff;
-use crate::call::{Call, Resend, Response};
-use crate::error::{ClientError, Hangup};
+use crate::error::{ClientError, DisconnectReason};
+use crate::request::{Request, Response, RetryPolicy};
 
 /// Upper bound on how long a sheep may still execute requests from a connection
 /// that has ended. Usually it is milliseconds.
@@ -104,13 +104,13 @@ impl Fence {
 /// Decides what becomes of `request`, whose last attempt ended with `outcome`
 /// at `now`. It is retried for `timeout` from its first failed attempt on.
 pub(crate) fn decide(
-    request: &Call,
+    request: &Request,
     attempts: &Attempts,
     outcome: &Result<Response, ClientError>,
     timeout: Duration,
     now: Instant,
 ) -> Decision {
-    let (policy, is_mutating) = (request.resend(), request.is_mutating());
+    let (policy, is_mutating) = (request.retry_policy(), request.is_mutating());
     let fence = match outcome {
         Ok(response) if retries_after(policy, response.header.result()) => attempts.fence,
         Err(ClientError::Lost { gateway, why, .. }) if replays_after(policy, is_mutating, why) => {
@@ -133,15 +133,15 @@ pub(crate) fn decide(
 }
 
 /// True when a request may be repeated after the transient refusal `code`.
-fn retries_after(policy: Resend, code: ResultCode) -> bool {
-    matches!(policy, Resend::WhenRefused | Resend::WhenLostOrRefused)
+fn retries_after(policy: RetryPolicy, code: ResultCode) -> bool {
+    matches!(policy, RetryPolicy::OnTransientError | RetryPolicy::Always)
         && code.retry() == Retry::Later
 }
 
 /// True when a request may be replayed after its connection ended for `reason`.
-fn replays_after(policy: Resend, is_mutating: bool, reason: &Hangup) -> bool {
-    matches!(policy, Resend::WhenLost | Resend::WhenLostOrRefused)
-        && !(is_mutating && reason.is_ours())
+fn replays_after(policy: RetryPolicy, is_mutating: bool, reason: &DisconnectReason) -> bool {
+    matches!(policy, RetryPolicy::OnDisconnect | RetryPolicy::Always)
+        && !(is_mutating && reason.closed_by_client())
 }
 
 #[cfg(test)]
@@ -162,31 +162,31 @@ mod tests {
         SocketAddr::from(([127, 0, 0, 1], 7000))
     }
 
-    fn answered(request: &Call, code: ResultCode) -> Result<Response, ClientError> {
+    fn answered(request: &Request, code: ResultCode) -> Result<Response, ClientError> {
         let body = ResponseBody::result(code);
         Ok(Response {
-            call: request.name(),
+            operation: request.operation(),
             header: ResponseHeader::answer(&request.header(1), 1, 0, body),
             payload: BytesMut::new(),
         })
     }
 
-    fn disconnected(request: &Call, why: Hangup) -> Result<Response, ClientError> {
+    fn disconnected(request: &Request, why: DisconnectReason) -> Result<Response, ClientError> {
         Err(ClientError::Lost {
-            call: request.name(),
+            operation: request.operation(),
             gateway: node(),
             why: Arc::new(why),
         })
     }
 
-    fn unanswered(_request: &Call) -> Result<Response, ClientError> {
+    fn unanswered(_request: &Request) -> Result<Response, ClientError> {
         Err(ClientError::Unreachable {
             gateway: node().into(),
             waited: TIMEOUT,
         })
     }
 
-    type Outcome = fn(&Call) -> Result<Response, ClientError>;
+    type Outcome = fn(&Request) -> Result<Response, ClientError>;
 
     /// The columns of the table below.
     const OUTCOMES: [(&str, Outcome); 10] = [
@@ -196,77 +196,92 @@ mod tests {
         ("ReadOnly", |request| {
             answered(request, ResultCode::ReadOnly)
         }),
-        ("closed", |request| disconnected(request, Hangup::Closed)),
+        ("closed", |request| {
+            disconnected(request, DisconnectReason::Closed)
+        }),
         ("I/O error", |request| {
             let error = io::ErrorKind::ConnectionReset.into();
-            disconnected(request, Hangup::Io(error))
+            disconnected(request, DisconnectReason::Io(error))
         }),
         ("bad frame", |request| {
-            disconnected(request, Hangup::BadFrame(BadFrame::UnknownOpcode(0xff)))
+            disconnected(
+                request,
+                DisconnectReason::BadFrame(BadFrame::UnknownOpcode(0xff)),
+            )
         }),
         ("unknown id", |request| {
-            disconnected(request, Hangup::UnknownId { id: 1, opcode: 2 })
+            disconnected(request, DisconnectReason::UnknownId { id: 1, opcode: 2 })
         }),
-        ("aborted", |request| disconnected(request, Hangup::Aborted)),
+        ("aborted", |request| {
+            disconnected(request, DisconnectReason::Aborted)
+        }),
         ("timeout", unanswered),
     ];
 
     /// C completes, R is retried, F is retried behind a fence; a column for
     /// each of [`OUTCOMES`].
-    fn table() -> Vec<(&'static str, Call, &'static str)> {
+    fn table() -> Vec<(&'static str, Request, &'static str)> {
         let oid = Oid::data(Vid::new(7).unwrap(), ObjectIndex(0));
         let data = || b"w"[..].into();
         let vdi = || RequestBody::Vdi(VdiRequest::default());
-        let other = |opcode, policy| Call::new(opcode, vdi()).with_resend(policy);
+        let other = |opcode, policy| Request::new(opcode, vdi()).with_retry_policy(policy);
         vec![
-            ("read", Call::read_object(oid, 0, 8), "CRCCRRRRRC"),
-            ("write", Call::write_object(oid, 0, data()), "CRCCFFCCCC"),
+            ("read", Request::read_object(oid, 0, 8), "CRCCRRRRRC"),
+            ("write", Request::write_object(oid, 0, data()), "CRCCFFCCCC"),
             (
                 "create",
-                Call::create_object(oid, 0, data(), None),
+                Request::create_object(oid, 0, data(), None),
                 "CRCCFFCCCC",
             ),
-            ("discard", Call::discard_object(oid), "CRCCFFCCCC"),
-            ("remove", Call::remove_object(oid), "CRCCFFCCCC"),
+            ("discard", Request::discard_object(oid), "CRCCFFCCCC"),
+            ("remove", Request::remove_object(oid), "CRCCFFCCCC"),
             (
                 "slots",
-                Call::write_object(oid, 0, data()).with_resend(Resend::WhenRefused),
+                Request::write_object(oid, 0, data())
+                    .with_retry_policy(RetryPolicy::OnTransientError),
                 "CRCCCCCCCC",
             ),
             (
                 "lookup",
-                other(Opcode::GetVdiInfo, Resend::WhenLostOrRefused),
+                other(Opcode::GetVdiInfo, RetryPolicy::Always),
                 "CRCCRRRRRC",
             ),
             (
                 "query",
-                other(Opcode::StatCluster, Resend::WhenLost),
+                other(Opcode::StatCluster, RetryPolicy::OnDisconnect),
                 "CCCCRRRRRC",
             ),
             (
                 "attribute",
-                other(Opcode::GetVdiAttr, Resend::WhenLostOrRefused),
+                other(Opcode::GetVdiAttr, RetryPolicy::Always),
                 "CRCCRRRRRC",
             ),
             (
                 "set attribute",
-                other(Opcode::GetVdiAttr, Resend::WhenLostOrRefused)
-                    .with_flags(RequestFlags::CREAT),
+                other(Opcode::GetVdiAttr, RetryPolicy::Always).with_flags(RequestFlags::CREAT),
                 "CRCCFFCCCC",
             ),
             (
                 "lock",
-                other(Opcode::LockVdi, Resend::WhenRefused),
+                other(Opcode::LockVdi, RetryPolicy::OnTransientError),
                 "CRCCCCCCCC",
             ),
             (
                 "unlock",
-                other(Opcode::ReleaseVdi, Resend::WhenLost),
+                other(Opcode::ReleaseVdi, RetryPolicy::OnDisconnect),
                 "CCCCFFCCCC",
             ),
-            ("create VDI", Call::new(Opcode::NewVdi, vdi()), "CCCCCCCCCC"),
-            ("delete VDI", Call::new(Opcode::DelVdi, vdi()), "CCCCCCCCCC"),
-            ("format", Call::new(Opcode::MakeFs, vdi()), "CCCCCCCCCC"),
+            (
+                "create VDI",
+                Request::new(Opcode::NewVdi, vdi()),
+                "CCCCCCCCCC",
+            ),
+            (
+                "delete VDI",
+                Request::new(Opcode::DelVdi, vdi()),
+                "CCCCCCCCCC",
+            ),
+            ("format", Request::new(Opcode::MakeFs, vdi()), "CCCCCCCCCC"),
         ]
     }
 
@@ -295,7 +310,7 @@ mod tests {
 
     #[test]
     fn retry_ends_with_the_timeout_of_the_first_failure() {
-        let request = Call::discard_object(Oid::from_raw(1));
+        let request = Request::discard_object(Oid::from_raw(1));
         let halt = answered(&request, ResultCode::Halt);
         let (start, mut attempts) = (Instant::now(), Attempts::default());
         let mut delays = Vec::new();
@@ -317,9 +332,9 @@ mod tests {
 
     #[test]
     fn retry_of_a_refusal_keeps_the_fence() {
-        let request = Call::discard_object(Oid::from_raw(1));
+        let request = Request::discard_object(Oid::from_raw(1));
         let (now, mut attempts) = (Instant::now(), Attempts::default());
-        let lost = disconnected(&request, Hangup::Closed);
+        let lost = disconnected(&request, DisconnectReason::Closed);
         let Decision::RetryAfter { fence, .. } = decide(&request, &attempts, &lost, TIMEOUT, now)
         else {
             panic!("a discard is replayed");

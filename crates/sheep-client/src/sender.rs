@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::call::{Call, Response};
 use crate::error::{Chain, ClientError};
-use crate::gateway::{Completion, Gateway};
+use crate::request::{Request, Response};
 use crate::retry::VERIFIED_ATTEMPTS;
+use crate::transport::{Completion, Transport};
 
 /// What all handles of a client send with. Clones share the gateway.
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
-    pub(crate) gateway: Arc<dyn Gateway>,
+    pub(crate) transport: Arc<dyn Transport>,
 }
 
 impl Sender {
@@ -21,8 +21,8 @@ impl Sender {
     /// is read.
     ///
     /// Does not block. A refusal is an `Ok` with its result code here.
-    pub(crate) fn submit(&self, request: Call, completion: Completion) {
-        self.gateway.submit(request, completion);
+    pub(crate) fn submit(&self, request: Request, completion: Completion) {
+        self.transport.submit(request, completion);
     }
 
     /// Sends a request and returns the response, unless it is a refusal.
@@ -30,7 +30,7 @@ impl Sender {
     /// # Errors
     /// `Refused` with the result code; `Lost`, `Unreachable` or `Closed` without a
     /// response.
-    pub(crate) async fn send(&self, request: Call) -> Result<Response, ClientError> {
+    pub(crate) async fn send(&self, request: Request) -> Result<Response, ClientError> {
         self.send_for_status(request).await?.into_result()
     }
 
@@ -44,7 +44,7 @@ impl Sender {
     /// `took_effect`.
     pub(crate) async fn send_verified<F>(
         &self,
-        request: Call,
+        request: Request,
         took_effect: impl Fn() -> F,
     ) -> Result<(), ClientError>
     where
@@ -72,10 +72,10 @@ impl Sender {
     }
 
     /// Sends a request and returns the response whatever its result code.
-    pub(crate) async fn send_for_status(&self, request: Call) -> Result<Response, ClientError> {
+    pub(crate) async fn send_for_status(&self, request: Request) -> Result<Response, ClientError> {
         self.wait(|caller| {
             let completion: Completion = Box::new(|outcome| wake(caller, outcome));
-            self.gateway.submit(request, completion);
+            self.transport.submit(request, completion);
         })
         .await
     }
@@ -85,11 +85,11 @@ impl Sender {
     pub(crate) async fn send_to_node(
         &self,
         node: SocketAddr,
-        request: Call,
+        request: Request,
     ) -> Result<Response, ClientError> {
         self.wait(|caller| {
             let completion: Completion = Box::new(|outcome| wake(caller, outcome));
-            self.gateway.submit_to(node, request, completion);
+            self.transport.submit_to(node, request, completion);
         })
         .await?
         .into_result()
@@ -98,7 +98,7 @@ impl Sender {
     /// Waits until a request that ended with [`ClientError::Lost`] can no longer
     /// be executed.
     pub(crate) async fn fence(&self) {
-        tokio::time::sleep(self.gateway.settle_time()).await;
+        tokio::time::sleep(self.transport.fence_interval()).await;
     }
 
     /// Waits for what `submit` passes to the completion it is given.
@@ -106,9 +106,9 @@ impl Sender {
         &self,
         submit: impl FnOnce(oneshot::Sender<Result<T, ClientError>>),
     ) -> Result<T, ClientError> {
-        let (caller, answer) = oneshot::channel();
+        let (caller, outcome) = oneshot::channel();
         submit(caller);
-        answer.await.unwrap_or(Err(ClientError::Panicked {
+        outcome.await.unwrap_or(Err(ClientError::Panicked {
             task: "complete a request",
         }))
     }

@@ -24,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::address::GatewayAddress;
 use crate::backoff;
-use crate::call::{Call, Response};
 use crate::connection::{Connection, ConnectionObserver, Pending, REQUEST_TIMEOUT, Shared};
-use crate::error::{Chain, ClientError, Hangup};
-use crate::network::Network;
+use crate::connector::Connector;
+use crate::error::{Chain, ClientError, DisconnectReason};
+use crate::request::{Request, Response};
 use crate::topology::{Generation, Membership, Rejected, Topology};
 
 /// Longest wait for a TCP connection, the lookup of its name included.
@@ -38,7 +38,7 @@ const REFUSAL_KEPT: Duration = Duration::from_secs(300);
 /// The connections to a cluster; see the module.
 pub(crate) struct Supervisor {
     runtime: Handle,
-    network: Arc<dyn Network>,
+    connector: Arc<dyn Connector>,
     /// Connections to keep open to the gateway.
     connections: usize,
     state: Mutex<State>,
@@ -117,7 +117,7 @@ impl State {
         Some(removed)
     }
 
-    fn note_refusal(&mut self, node: SocketAddr) {
+    fn record_refusal(&mut self, node: SocketAddr) {
         let remembered = |at: Instant| at.elapsed() < REFUSAL_KEPT;
         self.nodes.retain(|_, node| {
             !node.connections.is_empty() || node.refused_at.is_some_and(remembered)
@@ -137,11 +137,11 @@ impl Supervisor {
     pub(crate) async fn start(
         addresses: Vec<GatewayAddress>,
         connections: usize,
-        network: Arc<dyn Network>,
+        connector: Arc<dyn Connector>,
     ) -> Result<Arc<Self>, ClientError> {
         let supervisor = Arc::new(Self {
             runtime: Handle::current(),
-            network,
+            connector,
             connections: connections.max(1),
             state: Mutex::new(State {
                 topology: Topology::new(addresses),
@@ -185,7 +185,9 @@ impl Supervisor {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no one panics with the state")
+        self.state
+            .lock()
+            .expect("no code panics while it holds this lock")
     }
 
     /// The first address of the configuration, or the one switched to.
@@ -340,11 +342,11 @@ impl Supervisor {
         let connect = async {
             let mut last = io::ErrorKind::NotFound.into();
             for peer in tokio::net::lookup_host((address.host(), address.port())).await? {
-                match self.network.connect(peer).await {
+                match self.connector.connect(peer).await {
                     Ok(stream) => return Ok(Connection::start(peer, stream, observer)),
                     Err(error) => {
                         if error.kind() == io::ErrorKind::ConnectionRefused {
-                            self.state().note_refusal(peer);
+                            self.state().record_refusal(peer);
                         }
                         last = error;
                     }
@@ -504,7 +506,7 @@ impl ConnectionObserver for Supervisor {
         }
     }
 
-    fn closed(&self, connection: &Arc<Shared>, reason: &Hangup) {
+    fn closed(&self, connection: &Arc<Shared>, reason: &DisconnectReason) {
         let (removed, is_unreachable) = {
             let mut state = self.state();
             let removed = state.remove(connection);
@@ -527,9 +529,9 @@ impl ConnectionObserver for Supervisor {
 
 /// The question that any sheep answers at any time. Its response identifies the
 /// cluster and has the nodes; a sheep before 0.9 refuses it.
-fn membership_request() -> Call {
-    let want = u32::try_from(CLUSTER_INFO_LEN).expect("less than 4 GiB");
-    Call::new(Opcode::ClusterInfo, RequestBody::NONE).wanting(want)
+fn membership_request() -> Request {
+    let len = u32::try_from(CLUSTER_INFO_LEN).expect("less than 4 GiB");
+    Request::new(Opcode::ClusterInfo, RequestBody::NONE).with_max_response_len(len)
 }
 
 fn membership(response: &Response) -> Result<Membership, ClientError> {

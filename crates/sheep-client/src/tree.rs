@@ -25,7 +25,7 @@
 //!
 //! The root never names a maximum below a leaf's last slot, which would hide
 //! slots from the C programs. What they and interrupted plans leave behind is
-//! put in order while reading (`untangle.rs`), and on the cluster by the next
+//! put in order while reading (`repair.rs`), and on the cluster by the next
 //! plan.
 //!
 //! # The root
@@ -41,16 +41,16 @@ mod leaf;
 mod nodes;
 mod plan;
 mod read;
+mod repair;
 #[cfg(test)]
 mod tests;
-mod untangle;
 mod write;
 
 use sheep_proto::{ObjectIndex, Vid};
 
-use crate::call::KeepAlive;
 use crate::error::ClientError;
 use crate::object::Objects;
+use crate::request::InFlightToken;
 use crate::sender::Sender;
 use nodes::Nodes;
 pub use write::{TreeWrite, apply_writes};
@@ -123,7 +123,7 @@ impl IndexTree {
     /// After a failure, or when this is dropped before its end, the tree is as it
     /// was before, the cluster has all slots it had, perhaps some of the new ones
     /// as well, and the next call reads the tree anew first. Every request that
-    /// is sent for it pins `tokens` ([`Call::holding`](crate::call::Call::holding)).
+    /// is sent for it pins `tokens` ([`Request::with_token`](crate::request::Request::with_token)).
     ///
     /// # Errors
     /// `IndexFull` when the tree has no room left, otherwise as
@@ -137,7 +137,7 @@ impl IndexTree {
         &mut self,
         objects: Objects<'_>,
         slots: &[(ObjectIndex, Vid)],
-        tokens: &[KeepAlive],
+        tokens: &[InFlightToken],
     ) -> Result<(), ClientError> {
         if self.in_doubt {
             *self = Self::load(objects.sender, self.vid()).await?;
@@ -156,7 +156,7 @@ impl IndexTree {
     /// Without it the next change would name the discarded object again. No
     /// change of the tree may be under way while an object is discarded, as the
     /// server changes the tree too.
-    pub fn discarded(&mut self, index: ObjectIndex) {
-        self.nodes.discarded(index);
+    pub fn mark_hole(&mut self, index: ObjectIndex) {
+        self.nodes.mark_hole(index);
     }
 }

@@ -15,12 +15,12 @@ use sheep_proto::{
 };
 use zerocopy::IntoBytes;
 
-use crate::call::{Call, Resend};
 use crate::error::{Chain, ClientError};
 use crate::inode::Inode;
 use crate::object::Objects;
+use crate::request::{Request, RetryPolicy};
 use crate::sender::Sender;
-use crate::vdi_info::{VdiInfo, VdiSelector, WhichVersion, check_size};
+use crate::vdi_info::{VdiInfo, VdiSelector, VdiVersion, check_size};
 
 /// How often a change of the working VDI is tried while others take snapshots.
 const SNAPSHOT_RETRIES: u32 = 5;
@@ -66,9 +66,7 @@ impl<'a> Vdi<'a> {
     ///
     /// Source: `GET_VDI_INFO`, protocol 5.2.
     pub async fn lookup(self) -> Result<Vid, ClientError> {
-        let call = selector_call(Opcode::GetVdiInfo, self.selector, VdiRequest::default())
-            .with_resend(Resend::WhenLostOrRefused);
-        self.sender.send(call).await?.vid()
+        self.sender.send(lookup_request(self.selector)).await?.vid()
     }
 
     /// Finds a VDI and reads its facts.
@@ -80,7 +78,7 @@ impl<'a> Vdi<'a> {
         let info = Inode::new(self.sender, vid).stat().await?;
         info.ok_or_else(|| ClientError::Refused {
             // Deleted between the two requests.
-            call: selector_call(Opcode::GetVdiInfo, self.selector, VdiRequest::default()).name(),
+            operation: lookup_request(self.selector).operation(),
             code: ResultCode::NoVdi,
         })
     }
@@ -96,9 +94,9 @@ impl<'a> Vdi<'a> {
     /// Source: `LOCK_VDI`, protocol 5.2 and 6.9.
     pub async fn lock(self) -> Result<Vid, ClientError> {
         // A sheep that has just joined refuses until it knows all locks.
-        let call = selector_call(Opcode::LockVdi, self.selector, VdiRequest::default())
-            .with_resend(Resend::WhenRefused);
-        self.sender.send(call).await?.vid()
+        let request = selector_request(Opcode::LockVdi, self.selector, VdiRequest::default())
+            .with_retry_policy(RetryPolicy::OnTransientError);
+        self.sender.send(request).await?.vid()
     }
 
     /// Freezes the working VDI under `tag` and returns the VID of the
@@ -234,24 +232,24 @@ impl<'a> Vdi<'a> {
         for _ in 0..SNAPSHOT_RETRIES {
             let vdi = self.stat().await?;
             let inode = Inode::new(self.sender, vdi.vid);
-            let of_working = selector.which == WhichVersion::Working;
+            let of_working = selector.version == VdiVersion::Working;
             if of_working && inode.is_snapshot().await? {
                 continue;
             }
             if !vdi.hypervolume {
                 inode.clear_slots().await?;
             }
-            let exactly = match selector.which {
-                WhichVersion::Working => selector.clone(),
+            let exactly = match selector.version {
+                VdiVersion::Working => selector.clone(),
                 // By number, so that another snapshot with the same tag is not meant.
-                WhichVersion::Tag(_) | WhichVersion::SnapId(_) => {
+                VdiVersion::Tag(_) | VdiVersion::SnapId(_) => {
                     VdiSelector::snap_id(vdi.name, vdi.snap_id)
                 }
             };
             // A snapshot taken meanwhile made another working VDI, with a full index.
             if Vdi::new(self.sender, &exactly).lookup().await? == vdi.vid {
-                let call = selector_call(Opcode::DelVdi, &exactly, VdiRequest::default());
-                return self.sender.send(call).await.map(drop);
+                let request = selector_request(Opcode::DelVdi, &exactly, VdiRequest::default());
+                return self.sender.send(request).await.map(drop);
             }
         }
         Err(ClientError::ConcurrentSnapshot(selector.name.clone()))
@@ -266,14 +264,14 @@ impl<'a> Vdi<'a> {
     /// Source: `GET_VDI_ATTR`, protocol 5.3.
     pub async fn attribute(self, key: &[u8]) -> Result<Option<Bytes>, ClientError> {
         let name = self.working_name()?;
-        let call = attribute_call(name, key, &[], RequestFlags::empty())?
-            .with_resend(Resend::WhenLostOrRefused);
-        let found = match self.sender.send(call).await {
+        let request = attribute_request(name, key, &[], RequestFlags::empty())?
+            .with_retry_policy(RetryPolicy::Always);
+        let found = match self.sender.send(request).await {
             Err(error) if error.is_missing_object() => return Ok(None),
             other => other?,
         };
-        let name = found.call;
-        let malformed = |source| ClientError::Malformed { call: name, source };
+        let operation = found.operation;
+        let malformed = |source| ClientError::Malformed { operation, source };
         let body = found.vdi()?;
         let vid = Vid::new(body.vdi_id.get()).ok_or_else(|| {
             malformed(Malformed {
@@ -302,8 +300,8 @@ impl<'a> Vdi<'a> {
     /// Source: `GET_VDI_ATTR`, protocol 5.3.
     pub async fn set_attribute(self, key: &[u8], value: &[u8]) -> Result<(), ClientError> {
         let name = self.working_name()?;
-        let call = attribute_call(name, key, value, RequestFlags::CREAT)?;
-        self.sender.send(call).await.map(drop)
+        let request = attribute_request(name, key, value, RequestFlags::CREAT)?;
+        self.sender.send(request).await.map(drop)
     }
 
     /// Removes an attribute.
@@ -314,33 +312,32 @@ impl<'a> Vdi<'a> {
     /// Source: `GET_VDI_ATTR`, protocol 5.3.
     pub async fn remove_attribute(self, key: &[u8]) -> Result<(), ClientError> {
         let name = self.working_name()?;
-        let call = attribute_call(name, key, &[], RequestFlags::DEL)?;
-        self.sender.send(call).await.map(drop)
+        let request = attribute_request(name, key, &[], RequestFlags::DEL)?;
+        self.sender.send(request).await.map(drop)
     }
 
     /// The name, for what only a working VDI can do.
     fn working_name(self) -> Result<&'a VdiName, ClientError> {
-        match self.selector.which {
-            WhichVersion::Working => Ok(&self.selector.name),
-            WhichVersion::Tag(_) | WhichVersion::SnapId(_) => {
+        match self.selector.version {
+            VdiVersion::Working => Ok(&self.selector.name),
+            VdiVersion::Tag(_) | VdiVersion::SnapId(_) => {
                 Err(ClientError::NotWorking(self.selector.name.clone()))
             }
         }
     }
 
     fn check_is_snapshot(self) -> Result<(), ClientError> {
-        match self.selector.which {
-            WhichVersion::Working => Err(ClientError::NotSnapshot(self.selector.name.clone())),
-            WhichVersion::Tag(_) | WhichVersion::SnapId(_) => Ok(()),
+        match self.selector.version {
+            VdiVersion::Working => Err(ClientError::NotSnapshot(self.selector.name.clone())),
+            VdiVersion::Tag(_) | VdiVersion::SnapId(_) => Ok(()),
         }
     }
 
     async fn check_tag_is_free(self, name: &VdiName, tag: &SnapshotTag) -> Result<(), ClientError> {
         let selector = VdiSelector::tag(name.clone(), tag.clone());
-        let call = selector_call(Opcode::GetVdiInfo, &selector, VdiRequest::default()).name();
         match Vdi::new(self.sender, &selector).lookup().await {
             Ok(_) => Err(ClientError::Refused {
-                call,
+                operation: lookup_request(&selector).operation(),
                 code: ResultCode::VdiExist,
             }),
             Err(error) if error.code() == Some(ResultCode::NoTag) => Ok(()),
@@ -352,20 +349,29 @@ impl<'a> Vdi<'a> {
 /// A call that names a VDI: name and tag as 512 bytes, snapshot id in the header.
 ///
 /// The short form of 256 bytes crashes some servers (protocol 1.9).
-pub(crate) fn selector_call(opcode: Opcode, selector: &VdiSelector, body: VdiRequest) -> Call {
+pub(crate) fn selector_request(
+    opcode: Opcode,
+    selector: &VdiSelector,
+    body: VdiRequest,
+) -> Request {
     let mut payload = BytesMut::with_capacity(512);
     payload.extend_from_slice(&selector.name.to_field());
-    let (tag, snap_id) = match &selector.which {
-        WhichVersion::Working => ([0; 256], 0),
-        WhichVersion::Tag(tag) => (tag.to_field(), 0),
-        WhichVersion::SnapId(id) => ([0; 256], *id),
+    let (tag, snap_id) = match &selector.version {
+        VdiVersion::Working => ([0; 256], 0),
+        VdiVersion::Tag(tag) => (tag.to_field(), 0),
+        VdiVersion::SnapId(id) => ([0; 256], *id),
     };
     payload.extend_from_slice(&tag);
     let body = VdiRequest {
         snapid: snap_id.into(),
         ..body
     };
-    Call::new(opcode, RequestBody::Vdi(body)).with_payload(payload.freeze())
+    Request::new(opcode, RequestBody::Vdi(body)).with_payload(payload.freeze())
+}
+
+fn lookup_request(selector: &VdiSelector) -> Request {
+    selector_request(Opcode::GetVdiInfo, selector, VdiRequest::default())
+        .with_retry_policy(RetryPolicy::Always)
 }
 
 /// Sends NEW_VDI, which creates, snapshots and clones.
@@ -375,19 +381,19 @@ pub(crate) async fn new_vdi(
     body: VdiRequest,
 ) -> Result<Vid, ClientError> {
     let field = Bytes::copy_from_slice(&name.to_field());
-    let call = Call::new(Opcode::NewVdi, RequestBody::Vdi(body)).with_payload(field);
-    sender.send(call).await?.vid()
+    let request = Request::new(Opcode::NewVdi, RequestBody::Vdi(body)).with_payload(field);
+    sender.send(request).await?.vid()
 }
 
-fn attribute_call(
+fn attribute_request(
     name: &VdiName,
     key: &[u8],
     value: &[u8],
     flags: RequestFlags,
-) -> Result<Call, ClientError> {
-    let call = Call::new(Opcode::GetVdiAttr, RequestBody::Vdi(VdiRequest::default()));
+) -> Result<Request, ClientError> {
+    let request = Request::new(Opcode::GetVdiAttr, RequestBody::Vdi(VdiRequest::default()));
     let attribute = Attribute::new(name, key, value).map_err(ClientError::Attribute)?;
-    Ok(call
+    Ok(request
         .with_payload(Bytes::copy_from_slice(attribute.as_bytes()))
         .with_flags(flags))
 }

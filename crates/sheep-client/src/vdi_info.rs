@@ -26,12 +26,12 @@ pub struct VdiSelector {
     /// Name of the VDI.
     pub name: VdiName,
     /// Which of the VDIs with that name.
-    pub which: WhichVersion,
+    pub version: VdiVersion,
 }
 
 /// Tells the VDIs of one name apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum WhichVersion {
+pub enum VdiVersion {
     /// The writable head.
     Working,
     /// The newest snapshot with this tag.
@@ -45,7 +45,7 @@ impl VdiSelector {
     pub fn working(name: VdiName) -> Self {
         Self {
             name,
-            which: WhichVersion::Working,
+            version: VdiVersion::Working,
         }
     }
 
@@ -53,7 +53,7 @@ impl VdiSelector {
     pub fn tag(name: VdiName, tag: SnapshotTag) -> Self {
         Self {
             name,
-            which: WhichVersion::Tag(tag),
+            version: VdiVersion::Tag(tag),
         }
     }
 
@@ -61,7 +61,7 @@ impl VdiSelector {
     pub fn snap_id(name: VdiName, snap_id: u32) -> Self {
         Self {
             name,
-            which: WhichVersion::SnapId(snap_id),
+            version: VdiVersion::SnapId(snap_id),
         }
     }
 }
@@ -69,10 +69,10 @@ impl VdiSelector {
 /// Prints `NAME`, `NAME@TAG` or `NAME@ID`.
 impl fmt::Display for VdiSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.which {
-            WhichVersion::Working => write!(f, "{}", self.name),
-            WhichVersion::Tag(tag) => write!(f, "{}@{tag}", self.name),
-            WhichVersion::SnapId(id) => write!(f, "{}@{id}", self.name),
+        match &self.version {
+            VdiVersion::Working => write!(f, "{}", self.name),
+            VdiVersion::Tag(tag) => write!(f, "{}@{tag}", self.name),
+            VdiVersion::SnapId(id) => write!(f, "{}@{id}", self.name),
         }
     }
 }

@@ -29,7 +29,7 @@ pub mod vdi_list;
 
 pub use shared::{Found, ReportText, SharedReport};
 
-use sheep_client::error::CallName;
+use sheep_client::error::OperationId;
 use sheep_client::{Client, ClientError};
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{Opcode, ResultCode};
@@ -88,7 +88,7 @@ async fn joined_nodes(client: &Client) -> Result<Vec<NodeRecord>, ClientError> {
     let nodes = client.cluster().nodes().await?;
     if nodes.is_empty() {
         return Err(ClientError::Refused {
-            call: CallName {
+            operation: OperationId {
                 opcode: Opcode::GetNodeList,
                 oid: None,
             },

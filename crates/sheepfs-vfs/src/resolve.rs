@@ -8,7 +8,7 @@
 //! # }
 //! ```
 
-use sheep_client::{Client, ClientError, VdiSelector, WhichVersion};
+use sheep_client::{Client, ClientError, VdiSelector, VdiVersion};
 use sheep_proto::name::BadName;
 use sheep_proto::{SnapshotTag, VdiName};
 
@@ -77,7 +77,7 @@ async fn find_snapshot(
         (Err(error), Some(id)) if error.is_missing_version() && id != 0 => {
             let numbered = VdiSelector {
                 name,
-                which: WhichVersion::SnapId(id),
+                version: VdiVersion::SnapId(id),
             };
             client.vdi(&numbered).lookup().await?;
             Ok(numbered)

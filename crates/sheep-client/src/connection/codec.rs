@@ -9,10 +9,10 @@ use sheep_proto::limits::HEADER_LEN;
 use tokio_util::codec::Decoder;
 
 use super::pending::{InFlight, Matched, Pending};
-use crate::error::Hangup;
+use crate::error::DisconnectReason;
 
 /// A response with the request it answers, which is no longer in flight.
-pub(super) struct Answered {
+pub(super) struct Completed {
     pub(super) pending: Pending,
     pub(super) header: ResponseHeader,
     pub(super) payload: BytesMut,
@@ -41,11 +41,13 @@ impl ResponseCodec {
     }
 
     fn in_flight(&self) -> MutexGuard<'_, InFlight> {
-        self.in_flight.lock().expect("no one panics with the table")
+        self.in_flight
+            .lock()
+            .expect("no code panics while it holds this lock")
     }
 
     /// Starts the next response: completes it when all of it has arrived.
-    fn start(&mut self, src: &mut BytesMut) -> Result<Option<Answered>, Hangup> {
+    fn start(&mut self, src: &mut BytesMut) -> Result<Option<Completed>, DisconnectReason> {
         // How long it may be depends on the request, see below.
         let Some(header) = decoder::response(src, u32::MAX)? else {
             return Ok(None);
@@ -55,7 +57,7 @@ impl ResponseCodec {
         let matched = self.in_flight().match_response(&header, available)?;
         src.advance(HEADER_LEN);
         match matched {
-            Matched::Whole(pending) => Ok(Some(Answered {
+            Matched::Whole(pending) => Ok(Some(Completed {
                 pending,
                 header,
                 payload: take_payload(len, src),
@@ -84,7 +86,7 @@ impl ResponseCodec {
         &mut self,
         header: ResponseHeader,
         src: &mut BytesMut,
-    ) -> Result<Option<Answered>, Hangup> {
+    ) -> Result<Option<Completed>, DisconnectReason> {
         let len = header.data_length.get() as usize;
         if src.len() < len {
             src.reserve(len - src.len());
@@ -99,8 +101,8 @@ impl ResponseCodec {
         }
         let (id, opcode) = (header.id.get(), header.opcode);
         // It expired meanwhile, and nothing of it had been sent.
-        let gone = Hangup::UnknownId { id, opcode };
-        Ok(Some(Answered {
+        let gone = DisconnectReason::UnknownId { id, opcode };
+        Ok(Some(Completed {
             pending: self.in_flight().remove(id).ok_or(gone)?,
             header,
             payload,
@@ -118,10 +120,10 @@ fn take_payload(len: usize, src: &mut BytesMut) -> BytesMut {
 }
 
 impl Decoder for ResponseCodec {
-    type Item = Answered;
-    type Error = Hangup;
+    type Item = Completed;
+    type Error = DisconnectReason;
 
-    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Answered>, Hangup> {
+    fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Completed>, DisconnectReason> {
         match self.header.take() {
             None => self.start(src),
             Some(header) => self.finish(header, src),
@@ -139,24 +141,24 @@ mod tests {
     use zerocopy::IntoBytes as _;
 
     use super::*;
-    use crate::call::Call;
+    use crate::request::Request;
 
     /// A read of an object, and what a sheep answers.
     #[derive(Clone, Debug)]
     struct Read {
-        want: u32,
-        room: usize,
+        max_len: u32,
+        buffer_len: usize,
         payload: Vec<u8>,
     }
 
     fn reads() -> impl Strategy<Value = Vec<Read>> {
-        let read = (0..300u32).prop_flat_map(|want| {
-            let payload = vec(any::<u8>(), 0..=want as usize);
-            (Just(want), 0..400usize, payload)
+        let read = (0..300u32).prop_flat_map(|max_len| {
+            let payload = vec(any::<u8>(), 0..=max_len as usize);
+            (Just(max_len), 0..400usize, payload)
         });
-        let read = read.prop_map(|(want, room, payload)| Read {
-            want,
-            room,
+        let read = read.prop_map(|(max_len, buffer_len, payload)| Read {
+            max_len,
+            buffer_len,
             payload,
         });
         vec(read, 1..12)
@@ -172,13 +174,13 @@ mod tests {
             let mut bytes = Vec::new();
             let mut ids = Vec::new();
             for read in &reads {
-                let call = Call::read_object(Oid::from_raw(1), 0, read.want)
-                    .with_room(BytesMut::with_capacity(read.room));
-                let mut request = call.header(0);
-                request.id = in_flight.insert(Pending::new(call, Duration::MAX, Box::new(drop))).into();
+                let request = Request::read_object(Oid::from_raw(1), 0, read.max_len)
+                    .with_recv_buffer(BytesMut::with_capacity(read.buffer_len));
+                let mut header = request.header(0);
+                header.id = in_flight.insert(Pending::new(request, Duration::MAX, Box::new(drop))).into();
                 let len = u32::try_from(read.payload.len()).unwrap();
                 let success = ResponseBody::result(ResultCode::Success);
-                let header = ResponseHeader::answer(&request, 1, len, success);
+                let header = ResponseHeader::answer(&header, 1, len, success);
                 ids.push(header.id.get());
                 bytes.extend_from_slice(header.as_bytes());
                 bytes.extend_from_slice(&read.payload);
@@ -194,8 +196,8 @@ mod tests {
                 let now;
                 (now, rest) = rest.split_at(rest.len().min(space).min(*arrival));
                 src.extend_from_slice(now);
-                while let Some(answered) = codec.decode(&mut src).unwrap() {
-                    answers.push((answered.header.id.get(), answered.payload.to_vec()));
+                while let Some(completed) = codec.decode(&mut src).unwrap() {
+                    answers.push((completed.header.id.get(), completed.payload.to_vec()));
                 }
                 if now.is_empty() {
                     break;

@@ -21,11 +21,11 @@ use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::codec::FramedRead;
 
-use crate::call::{Call, Response};
-use crate::error::{ClientError, Hangup};
-use crate::gateway::Completion;
-use crate::network::Stream;
-use codec::{Answered, ResponseCodec};
+use crate::connector::ByteStream;
+use crate::error::{ClientError, DisconnectReason};
+use crate::request::{Request, Response};
+use crate::transport::Completion;
+use codec::{Completed, ResponseCodec};
 use pending::InFlight;
 pub(crate) use pending::{Pending, RequestOwner};
 use send_queue::SendQueue;
@@ -47,7 +47,7 @@ pub(crate) trait ConnectionObserver: Send + Sync {
     fn unresponsive(&self, connection: &Arc<Shared>);
 
     /// The connection has ended, and so have its requests, before this.
-    fn closed(&self, connection: &Arc<Shared>, reason: &Hangup);
+    fn closed(&self, connection: &Arc<Shared>, reason: &DisconnectReason);
 }
 
 /// A connection; the socket closes when this is dropped.
@@ -73,7 +73,7 @@ impl Connection {
     /// Starts the reader and writer tasks of a stream to `peer`.
     pub(crate) fn start(
         peer: SocketAddr,
-        stream: Stream,
+        stream: ByteStream,
         observer: Option<Arc<dyn ConnectionObserver>>,
     ) -> Self {
         let shared = Arc::new(Shared {
@@ -91,7 +91,7 @@ impl Connection {
             observer,
             writer: writer.abort_handle(),
             // Unless it gets to know better before it ends.
-            reason: Hangup::Aborted,
+            reason: DisconnectReason::Aborted,
         };
         tokio::spawn(reader.run(stream.reader));
         Self { shared }
@@ -125,11 +125,11 @@ impl Connection {
     ///
     /// # Errors
     /// `Lost` when the connection ends, `Unreachable` when no response arrives.
-    pub(crate) async fn request(&self, request: Call) -> Result<Response, ClientError> {
+    pub(crate) async fn request(&self, request: Request) -> Result<Response, ClientError> {
         let lost = ClientError::Lost {
-            call: request.name(),
+            operation: request.operation(),
             gateway: self.peer(),
-            why: Arc::new(Hangup::Closed),
+            why: Arc::new(DisconnectReason::Closed),
         };
         let (outcome, answer) = oneshot::channel();
         // A caller that was dropped does not hear of the end.
@@ -187,7 +187,9 @@ impl Shared {
     }
 
     fn in_flight(&self) -> MutexGuard<'_, InFlight> {
-        self.in_flight.lock().expect("no one panics with the table")
+        self.in_flight
+            .lock()
+            .expect("no code panics while it holds this lock")
     }
 
     fn is_accepting(&self) -> bool {
@@ -200,12 +202,12 @@ impl Shared {
         self.accepting.store(false, Ordering::Release);
     }
 
-    fn complete(&self, answered: Answered) {
-        let Answered {
+    fn complete(&self, completed: Completed) {
+        let Completed {
             pending,
             header,
             payload,
-        } = answered;
+        } = completed;
         if !pending.is_expired() {
             self.bytes_in_flight
                 .fetch_sub(pending.request.wire_len(), Ordering::Relaxed);
@@ -258,7 +260,7 @@ struct Reader {
     shared: Arc<Shared>,
     observer: Option<Arc<dyn ConnectionObserver>>,
     writer: AbortHandle,
-    reason: Hangup,
+    reason: DisconnectReason,
 }
 
 impl Reader {
@@ -275,13 +277,13 @@ impl Reader {
                 biased;
                 _ = expire.tick() => self.shared.expire_overdue(self.observer.as_deref()),
                 response = responses.next() => match response {
-                    Some(Ok(answered)) => self.shared.complete(answered),
+                    Some(Ok(completed)) => self.shared.complete(completed),
                     Some(Err(reason)) => {
                         self.reason = reason;
                         return;
                     }
                     None => {
-                        self.reason = Hangup::Closed;
+                        self.reason = DisconnectReason::Closed;
                         return;
                     }
                 },
@@ -299,12 +301,15 @@ impl Drop for Reader {
         shared.send_queue.shut_down();
         let left = shared.in_flight().drain();
         self.writer.abort();
-        let reason = Arc::new(std::mem::replace(&mut self.reason, Hangup::Aborted));
+        let reason = Arc::new(std::mem::replace(
+            &mut self.reason,
+            DisconnectReason::Aborted,
+        ));
         // Pending requests end before the close is reported, so that a later
         // refusal of a connection is seen as newer.
         for pending in left {
             let lost = ClientError::Lost {
-                call: pending.request.name(),
+                operation: pending.request.operation(),
                 gateway: shared.peer,
                 why: Arc::clone(&reason),
             };

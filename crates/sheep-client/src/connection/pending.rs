@@ -10,22 +10,22 @@ use sheep_proto::decoder::BadFrame;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::call::{Call, Response};
-use crate::error::{ClientError, Hangup};
-use crate::gateway::Completion;
+use crate::error::{ClientError, DisconnectReason};
+use crate::request::{Request, Response};
 use crate::retry::Attempts;
+use crate::transport::Completion;
 
 /// Hears of the end of its requests before their callers do, and may send them
 /// again.
 pub(crate) trait RequestOwner: Send + Sync {
     /// The request ended: with a response, whatever its result code, or because
     /// its connection ended.
-    fn ended(self: Arc<Self>, pending: Pending, outcome: Result<Response, ClientError>);
+    fn on_complete(self: Arc<Self>, pending: Pending, outcome: Result<Response, ClientError>);
 }
 
 /// A request on its way, with what is needed to complete or repeat it.
 pub(crate) struct Pending {
-    pub(crate) request: Call,
+    pub(crate) request: Request,
     /// `None` once the caller was told that there is no answer.
     completion: Option<Completion>,
     /// How long to wait for a connection, for the response, and for transient
@@ -42,7 +42,7 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// A request that is sent once.
-    pub(crate) fn new(request: Call, timeout: Duration, completion: Completion) -> Self {
+    pub(crate) fn new(request: Request, timeout: Duration, completion: Completion) -> Self {
         Self {
             request,
             completion: Some(completion),
@@ -63,7 +63,7 @@ impl Pending {
     /// Hands the request to its owner, or completes it when it has none.
     fn end(mut self, outcome: Result<Response, ClientError>) {
         match self.owner.take() {
-            Some(owner) => owner.ended(self, outcome),
+            Some(owner) => owner.on_complete(self, outcome),
             None => self.complete(outcome),
         }
     }
@@ -72,7 +72,7 @@ impl Pending {
     /// tokens are released, before the caller hears of it.
     pub(crate) fn complete(mut self, outcome: Result<Response, ClientError>) {
         drop(self.permit.take());
-        self.request.let_go();
+        self.request.release_tokens();
         if let Some(completion) = self.completion.take() {
             completion(outcome);
         }
@@ -81,7 +81,7 @@ impl Pending {
     /// Ends the request with the response to it.
     pub(super) fn respond(self, header: ResponseHeader, payload: BytesMut) {
         let response = Response {
-            call: self.request.name(),
+            operation: self.request.operation(),
             header,
             payload,
         };
@@ -150,19 +150,19 @@ impl InFlight {
         &mut self,
         header: &ResponseHeader,
         available: usize,
-    ) -> Result<Matched, Hangup> {
+    ) -> Result<Matched, DisconnectReason> {
         let (id, opcode) = (header.id.get(), header.opcode);
         let (len, payload_len) = (header.data_length.get(), header.data_length.get() as usize);
         let request = match self.requests.get_mut(&id) {
             Some(pending) if pending.request.opcode() as u8 == opcode => &mut pending.request,
-            Some(_) | None => return Err(Hangup::UnknownId { id, opcode }),
+            Some(_) | None => return Err(DisconnectReason::UnknownId { id, opcode }),
         };
-        let limit = request.want();
+        let limit = request.max_response_len();
         if len > limit {
             return Err(BadFrame::TooLong { len, limit }.into());
         }
         if available < payload_len {
-            return Ok(Matched::Partial(request.take_room()));
+            return Ok(Matched::Partial(request.take_recv_buffer()));
         }
         let pending = self.requests.remove(&id).expect("it was there just now");
         Ok(Matched::Whole(pending))
@@ -200,7 +200,7 @@ impl InFlight {
                 let completion = pending.completion.take()?;
                 let wire_len = pending.request.wire_len();
                 pending.permit = None;
-                pending.request.forget_payloads();
+                pending.request.release_buffers();
                 Some(Expired {
                     id,
                     completion,
@@ -225,7 +225,7 @@ impl InFlight {
     pub(super) fn is_idle(&self) -> bool {
         self.requests
             .values()
-            .all(|pending| pending.is_expired() && !pending.request.is_holding())
+            .all(|pending| pending.is_expired() && !pending.request.has_tokens())
     }
 }
 
@@ -236,13 +236,13 @@ mod tests {
     use super::*;
 
     fn pending(timeout: Duration) -> Pending {
-        let request = Call::new(Opcode::ReadVdis, RequestBody::NONE).wanting(7);
+        let request = Request::new(Opcode::ReadVdis, RequestBody::NONE).with_max_response_len(7);
         Pending::new(request, timeout, Box::new(drop))
     }
 
     /// The header of a response to request `id`, with `len` bytes of payload.
     fn response(opcode: Opcode, id: u32, len: u32) -> ResponseHeader {
-        let request = Call::new(opcode, RequestBody::NONE).header(id);
+        let request = Request::new(opcode, RequestBody::NONE).header(id);
         ResponseHeader::answer(&request, 1, len, ResponseBody::result(ResultCode::Success))
     }
 
@@ -265,15 +265,18 @@ mod tests {
         let mut refused = |header| table.match_response(&header, 0).err();
         assert!(matches!(
             refused(response(Opcode::ReadObj, id, 7)),
-            Some(Hangup::UnknownId { opcode: 2, .. })
+            Some(DisconnectReason::UnknownId { opcode: 2, .. })
         ));
         assert!(matches!(
             refused(response(Opcode::ReadVdis, id + 1, 7)),
-            Some(Hangup::UnknownId { .. })
+            Some(DisconnectReason::UnknownId { .. })
         ));
         assert!(matches!(
             refused(response(Opcode::ReadVdis, id, 8)),
-            Some(Hangup::BadFrame(BadFrame::TooLong { len: 8, limit: 7 }))
+            Some(DisconnectReason::BadFrame(BadFrame::TooLong {
+                len: 8,
+                limit: 7
+            }))
         ));
         let header = response(Opcode::ReadVdis, id, 7);
         let mut matched = |available| table.match_response(&header, available).unwrap();

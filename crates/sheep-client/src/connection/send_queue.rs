@@ -15,11 +15,11 @@ use sheep_proto::limits::HEADER_LEN;
 use tokio::sync::Notify;
 use zerocopy::IntoBytes;
 
-use crate::network::SendingHalf;
+use crate::connector::WriteHalf;
 
 /// The sending side of a socket.
 pub(super) struct SendQueue {
-    socket: Box<dyn SendingHalf>,
+    socket: Box<dyn WriteHalf>,
     queue: Mutex<VecDeque<Frame>>,
     not_empty: Notify,
 }
@@ -56,7 +56,7 @@ impl Frame {
 }
 
 impl SendQueue {
-    pub(super) fn new(socket: Box<dyn SendingHalf>) -> Self {
+    pub(super) fn new(socket: Box<dyn WriteHalf>) -> Self {
         Self {
             socket,
             queue: Mutex::default(),
@@ -128,7 +128,9 @@ impl SendQueue {
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Frame>> {
-        self.queue.lock().expect("no one panics with the queue")
+        self.queue
+            .lock()
+            .expect("no code panics while it holds this lock")
     }
 
     /// Writes as much of `frame` as the socket takes without waiting.

@@ -10,9 +10,9 @@ use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
 use tokio::runtime::Handle;
 
 use crate::address::GatewayAddress;
-use crate::call::{Call, Response};
-use crate::error::{CallName, ClientError, Hangup};
-use crate::gateway::{BoxFuture, Completion, Gateway};
+use crate::error::{ClientError, DisconnectReason, OperationId};
+use crate::request::{Request, Response};
+use crate::transport::{BoxFuture, Completion, Transport};
 
 /// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Fault {
     /// It is sent after a pause.
     Delay(Duration),
     /// It runs at once, and its answer comes after a pause.
-    DelayAnswer(Duration),
+    DelayResponse(Duration),
     /// It ends with [`ClientError::Lost`] and does not run.
     LoseBefore,
     /// It runs, then ends with [`ClientError::Lost`].
@@ -31,7 +31,7 @@ pub enum Fault {
 }
 
 /// Decides what happens to each call; `None` lets it pass.
-type Plan = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
+type FaultPlan = Box<dyn FnMut(&Request) -> Option<Fault> + Send>;
 
 /// Stands in front of another gateway and does to each call what a plan says.
 ///
@@ -50,17 +50,17 @@ type Plan = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
 /// let pool = Arc::new(Pool::connect(config).await?);
 /// let mut writes = 0;
 /// // Every third write runs, but its answer is lost.
-/// let faulty = Faulty::new(pool, move |call| {
-///     writes += u32::from(call.opcode() == Opcode::WriteObj);
-///     (call.opcode() == Opcode::WriteObj && writes % 3 == 0).then_some(Fault::LoseAfter)
+/// let faulty = Faulty::new(pool, move |request| {
+///     writes += u32::from(request.opcode() == Opcode::WriteObj);
+///     (request.opcode() == Opcode::WriteObj && writes % 3 == 0).then_some(Fault::LoseAfter)
 /// });
-/// let client = Client::with_gateway(Arc::new(faulty));
+/// let client = Client::with_transport(Arc::new(faulty));
 /// # Ok(())
 /// # }
 /// ```
 pub struct Faulty {
-    inner: Arc<dyn Gateway>,
-    plan: Mutex<Plan>,
+    inner: Arc<dyn Transport>,
+    plan: Mutex<FaultPlan>,
     runtime: Handle,
 }
 
@@ -78,8 +78,8 @@ impl Faulty {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(
-        inner: Arc<dyn Gateway>,
-        plan: impl FnMut(&Call) -> Option<Fault> + Send + 'static,
+        inner: Arc<dyn Transport>,
+        plan: impl FnMut(&Request) -> Option<Fault> + Send + 'static,
     ) -> Self {
         Self {
             inner,
@@ -88,51 +88,51 @@ impl Faulty {
         }
     }
 
-    /// Sends `call` with `send`, or does what the plan says.
-    fn disturb(
+    /// Sends `request` with `send`, or does what the plan says.
+    fn inject(
         &self,
-        call: Call,
-        done: Completion,
-        send: impl FnOnce(&dyn Gateway, Call, Completion) + Send + 'static,
+        request: Request,
+        completion: Completion,
+        send: impl FnOnce(&dyn Transport, Request, Completion) + Send + 'static,
     ) {
         let fault = {
             let mut plan = self.plan.lock().expect("a plan does not panic");
-            plan(&call)
+            plan(&request)
         };
-        let name = call.name();
+        let operation = request.operation();
         let runtime = self.runtime.clone();
         match fault {
-            None => send(&*self.inner, call, done),
+            None => send(&*self.inner, request, completion),
             Some(Fault::Delay(pause)) => {
                 let inner = Arc::clone(&self.inner);
                 self.runtime.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    send(&*inner, call, done);
+                    send(&*inner, request, completion);
                 });
             }
-            Some(Fault::DelayAnswer(pause)) => {
+            Some(Fault::DelayResponse(pause)) => {
                 let later: Completion = Box::new(move |outcome| {
                     runtime.spawn(async move {
                         tokio::time::sleep(pause).await;
-                        done(outcome);
+                        completion(outcome);
                     });
                 });
-                send(&*self.inner, call, later);
+                send(&*self.inner, request, later);
             }
             Some(Fault::LoseBefore) => {
-                drop(call);
-                done(Err(lost(name)));
+                drop(request);
+                completion(Err(lost(operation)));
             }
             Some(Fault::LoseAfter) => {
-                let lose: Completion = Box::new(move |_outcome| done(Err(lost(name))));
-                send(&*self.inner, call, lose);
+                let lose: Completion = Box::new(move |_outcome| completion(Err(lost(operation))));
+                send(&*self.inner, request, lose);
             }
             Some(Fault::Refuse(code)) => {
                 let body = ResponseBody::result(code);
-                let header = ResponseHeader::answer(&call.header(0), 0, 0, body);
-                drop(call);
-                done(Ok(Response {
-                    call: name,
+                let header = ResponseHeader::answer(&request.header(0), 0, 0, body);
+                drop(request);
+                completion(Ok(Response {
+                    operation,
                     header,
                     payload: BytesMut::new(),
                 }));
@@ -141,22 +141,24 @@ impl Faulty {
     }
 }
 
-fn lost(call: CallName) -> ClientError {
+fn lost(operation: OperationId) -> ClientError {
     ClientError::Lost {
-        call,
+        operation,
         gateway: SocketAddr::from(([0, 0, 0, 0], 0)),
-        why: Arc::new(Hangup::Closed),
+        why: Arc::new(DisconnectReason::Closed),
     }
 }
 
-impl Gateway for Faulty {
-    fn submit(&self, call: Call, done: Completion) {
-        self.disturb(call, done, |inner, call, done| inner.submit(call, done));
+impl Transport for Faulty {
+    fn submit(&self, request: Request, completion: Completion) {
+        self.inject(request, completion, |inner, request, completion| {
+            inner.submit(request, completion)
+        });
     }
 
-    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
-        self.disturb(call, done, move |inner, call, done| {
-            inner.submit_to(node, call, done);
+    fn submit_to(&self, node: SocketAddr, request: Request, completion: Completion) {
+        self.inject(request, completion, move |inner, request, completion| {
+            inner.submit_to(node, request, completion);
         });
     }
 
@@ -168,7 +170,7 @@ impl Gateway for Faulty {
         self.inner.peer()
     }
 
-    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
-        self.inner.move_to(address)
+    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.inner.switch_gateway(address)
     }
 }

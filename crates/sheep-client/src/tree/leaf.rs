@@ -15,26 +15,26 @@ const MAX_RUNS: usize = 8;
 /// A leaf in a B-tree object. Never empty.
 #[derive(Clone, Debug)]
 pub(super) struct Leaf {
-    pub(super) place: Place,
+    pub(super) location: Location,
     slots: Arc<Vec<LeafEntry>>,
 }
 
 /// What the cluster has of a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Location {
     /// The object, with the same slots.
-    Stored(Oid),
+    Clean(Oid),
     /// The object, with other slots as well that belong to other leaves.
-    Overfull(Oid),
+    HasDuplicates(Oid),
     /// Nothing yet.
-    New,
+    Unallocated,
 }
 
 impl Leaf {
-    pub(super) fn new(place: Place, slots: Vec<LeafEntry>) -> Self {
+    pub(super) fn new(location: Location, slots: Vec<LeafEntry>) -> Self {
         debug_assert!(!slots.is_empty(), "a leaf has slots");
         Self {
-            place,
+            location,
             slots: Arc::new(slots),
         }
     }
@@ -86,7 +86,7 @@ pub(super) fn merge(old: &[LeafEntry], slots: &[(ObjectIndex, Vid)]) -> Vec<Leaf
 }
 
 /// True when `new` is `old` with other owners at most, and more entries behind it.
-pub(super) fn extends(old: &[LeafEntry], new: &[LeafEntry]) -> bool {
+pub(super) fn is_append_of(new: &[LeafEntry], old: &[LeafEntry]) -> bool {
     new.len() >= old.len() && old.iter().zip(new).all(|(old, new)| old.index == new.index)
 }
 
@@ -103,14 +103,14 @@ pub(super) fn split(slots: &[LeafEntry], room: usize) -> Vec<&[LeafEntry]> {
 }
 
 /// The writes that make the object of a leaf have the slots `new` instead of `old`.
-pub(super) fn edit(oid: Oid, old: &[LeafEntry], new: &[LeafEntry]) -> Vec<TreeWrite> {
+pub(super) fn diff(oid: Oid, old: &[LeafEntry], new: &[LeafEntry]) -> Vec<TreeWrite> {
     let write = |entry: usize, data: &[u8]| TreeWrite {
         oid,
         offset: count(size_of::<NodeHeader>() + entry * size_of::<LeafEntry>()),
         data: Bytes::copy_from_slice(data),
         create: false,
     };
-    let runs = if extends(old, new) {
+    let runs = if is_append_of(new, old) {
         changed_runs(old, new)
     } else {
         None

@@ -6,7 +6,7 @@ use sheep_proto::btree::{LEAF_MAX_ENTRIES, LeafEntry, ROOT_MAX_ENTRIES};
 use sheep_proto::{ObjectIndex, Vid};
 
 use super::leaf::Leaf;
-use super::untangle::{Found, untangle};
+use super::repair::{RawLeaf, repair};
 
 /// What the cluster has of a tree. A clone is cheap and shares the leaves.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ impl Nodes {
     pub(super) fn from_leaves(
         vid: Vid,
         counter: u32,
-        found: Vec<Found>,
+        found: Vec<RawLeaf>,
         capacity: Capacity,
     ) -> Self {
         // The C programs write the counter last.
@@ -73,7 +73,7 @@ impl Nodes {
             .filter(|leaf| leaf.oid.vid() == Some(vid))
             .map(|leaf| leaf.oid.number().saturating_add(1));
         let counter = used.fold(counter, u32::max);
-        let (leaves, root_is_stale) = untangle(found, capacity.leaf);
+        let (leaves, root_is_stale) = repair(found, capacity.leaf);
         Self {
             vid,
             level: Level::Leaves(leaves),
@@ -109,7 +109,7 @@ impl Nodes {
     }
 
     /// Makes a slot a hole.
-    pub(super) fn discarded(&mut self, index: ObjectIndex) {
+    pub(super) fn mark_hole(&mut self, index: ObjectIndex) {
         let slots = match &mut self.level {
             Level::Slots(slots) => slots,
             Level::Leaves(leaves) => {

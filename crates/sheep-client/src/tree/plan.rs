@@ -8,7 +8,7 @@ use sheep_proto::inode::BTREE_COUNTER_OFFSET;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes as _;
 
-use super::leaf::{self, Leaf, Place};
+use super::leaf::{self, Leaf, Location};
 use super::nodes::{Capacity, Level, Nodes};
 use super::write::TreeWrite;
 use crate::error::ClientError;
@@ -18,10 +18,10 @@ pub(super) fn plan(
     tree: &Nodes,
     slots: &[(ObjectIndex, Vid)],
 ) -> Result<(Nodes, Vec<TreeWrite>), ClientError> {
-    let mut plan = Plan::new(tree);
+    let mut plan = WritePlan::new(tree);
     let level = match &tree.level {
-        Level::Slots(old) => plan.grow_root(old, slots),
-        Level::Leaves(old) => Level::Leaves(plan.grow_leaves(old, slots)),
+        Level::Slots(old) => plan.insert_into_root(old, slots),
+        Level::Leaves(old) => Level::Leaves(plan.insert_into_leaves(old, slots)),
     };
     let (level, counter, writes) = plan.finish(level)?;
     let changed = Nodes {
@@ -35,7 +35,7 @@ pub(super) fn plan(
 }
 
 /// A change of a tree as it comes together.
-struct Plan {
+struct WritePlan {
     vid: Vid,
     capacity: Capacity,
     counter: u32,
@@ -44,7 +44,7 @@ struct Plan {
     edits: Vec<TreeWrite>,
 }
 
-impl Plan {
+impl WritePlan {
     fn new(tree: &Nodes) -> Self {
         Self {
             vid: tree.vid,
@@ -56,7 +56,11 @@ impl Plan {
     }
 
     /// Sets slots of a root that holds slots.
-    fn grow_root(&mut self, old: &Arc<Vec<LeafEntry>>, slots: &[(ObjectIndex, Vid)]) -> Level {
+    fn insert_into_root(
+        &mut self,
+        old: &Arc<Vec<LeafEntry>>,
+        slots: &[(ObjectIndex, Vid)],
+    ) -> Level {
         let merged = leaf::merge(old, slots);
         if merged == **old {
             return Level::Slots(Arc::clone(old));
@@ -71,7 +75,7 @@ impl Plan {
 
     /// Sets slots of leaves, each in the leaf the root leads to, those behind
     /// every leaf in the last.
-    fn grow_leaves(&mut self, old: &[Leaf], slots: &[(ObjectIndex, Vid)]) -> Vec<Leaf> {
+    fn insert_into_leaves(&mut self, old: &[Leaf], slots: &[(ObjectIndex, Vid)]) -> Vec<Leaf> {
         let mut leaves = Vec::with_capacity(old.len() + 1);
         let mut rest = slots;
         for (number, old_leaf) in old.iter().enumerate() {
@@ -82,7 +86,7 @@ impl Plan {
             };
             let (into, behind) = rest.split_at(here);
             rest = behind;
-            self.grow_leaf(old_leaf, into, &mut leaves);
+            self.insert_into_leaf(old_leaf, into, &mut leaves);
         }
         if old.is_empty() && !rest.is_empty() {
             let slots = leaf::merge(&[], rest);
@@ -93,14 +97,19 @@ impl Plan {
     }
 
     /// Adds what becomes of `old` with `slots` to `leaves`.
-    fn grow_leaf(&mut self, old: &Leaf, slots: &[(ObjectIndex, Vid)], leaves: &mut Vec<Leaf>) {
-        let is_overfull = matches!(old.place, Place::Overfull(_));
-        if slots.is_empty() && !is_overfull {
+    fn insert_into_leaf(
+        &mut self,
+        old: &Leaf,
+        slots: &[(ObjectIndex, Vid)],
+        leaves: &mut Vec<Leaf>,
+    ) {
+        let has_duplicates = matches!(old.location, Location::HasDuplicates(_));
+        if slots.is_empty() && !has_duplicates {
             leaves.push(old.clone());
             return;
         }
         let merged = leaf::merge(old.slots(), slots);
-        if merged == old.slots() && !is_overfull {
+        if merged == old.slots() && !has_duplicates {
             leaves.push(old.clone());
             return;
         }
@@ -109,7 +118,7 @@ impl Plan {
             return;
         }
         self.root_changes = true;
-        if leaf::extends(old.slots(), &merged) {
+        if leaf::is_append_of(&merged, old.slots()) {
             // Behind the last slot: the old leaf is filled, not split.
             let mut parts = merged.chunks(self.capacity.leaf);
             let filled = parts.next().unwrap_or_default().to_vec();
@@ -125,21 +134,23 @@ impl Plan {
 
     /// The leaf in the object of `old` with the slots `new`.
     fn change_leaf(&mut self, old: &Leaf, new: Vec<LeafEntry>) -> Leaf {
-        let place = match old.place {
+        let location = match old.location {
             // Nothing is said about who else uses an ancestor's leaf.
-            Place::Stored(oid) | Place::Overfull(oid) if oid.vid() != Some(self.vid) => Place::New,
-            Place::Stored(oid) => {
-                self.edits.extend(leaf::edit(oid, old.slots(), &new));
-                Place::Stored(oid)
+            Location::Clean(oid) | Location::HasDuplicates(oid) if oid.vid() != Some(self.vid) => {
+                Location::Unallocated
             }
-            Place::Overfull(oid) => {
+            Location::Clean(oid) => {
+                self.edits.extend(leaf::diff(oid, old.slots(), &new));
+                Location::Clean(oid)
+            }
+            Location::HasDuplicates(oid) => {
                 self.edits.push(leaf::rewrite(oid, &new));
-                Place::Stored(oid)
+                Location::Clean(oid)
             }
-            Place::New => Place::New,
+            Location::Unallocated => Location::Unallocated,
         };
-        let changed = Leaf::new(place, new);
-        self.root_changes |= place == Place::New || changed.last() != old.last();
+        let changed = Leaf::new(location, new);
+        self.root_changes |= location == Location::Unallocated || changed.last() != old.last();
         changed
     }
 
@@ -176,13 +187,16 @@ impl Plan {
 
     fn number_new_leaves(&mut self, leaves: &mut [Leaf]) -> Result<Vec<TreeWrite>, ClientError> {
         let mut creates = Vec::new();
-        for leaf in leaves.iter_mut().filter(|leaf| leaf.place == Place::New) {
+        for leaf in leaves
+            .iter_mut()
+            .filter(|leaf| leaf.location == Location::Unallocated)
+        {
             let oid = Oid::btree_node(self.vid, self.counter);
             self.counter = self
                 .counter
                 .checked_add(1)
                 .ok_or(ClientError::IndexFull(self.vid))?;
-            leaf.place = Place::Stored(oid);
+            leaf.location = Location::Clean(oid);
             creates.push(TreeWrite {
                 oid,
                 offset: 0,
@@ -195,7 +209,7 @@ impl Plan {
 }
 
 fn new_leaf(slots: &[LeafEntry]) -> Leaf {
-    Leaf::new(Place::New, slots.to_vec())
+    Leaf::new(Location::Unallocated, slots.to_vec())
 }
 
 /// The bytes to write at [`ROOT_WRITE_OFFSET`].
@@ -209,7 +223,7 @@ fn encode_root(level: &Level) -> Bytes {
         Level::Leaves(leaves) => {
             bytes.put_slice(NodeHeader::root(leaf::count(leaves.len())).as_bytes());
             for leaf in leaves {
-                if let Place::Stored(oid) | Place::Overfull(oid) = leaf.place {
+                if let Location::Clean(oid) | Location::HasDuplicates(oid) = leaf.location {
                     let max = ObjectIndex(leaf.last());
                     bytes.put_slice(RootEntry::new(max, oid).as_bytes());
                 }

@@ -7,7 +7,7 @@ use sheep_proto::limits::{BTREE_NODE_LEN, DEFAULT_BLOCK_SIZE_SHIFT, INODE_INDEX_
 use sheep_proto::{Malformed, ObjectKind, Oid, Vid};
 
 use super::nodes::{Capacity, Nodes};
-use super::untangle::Found;
+use super::repair::RawLeaf;
 use crate::error::ClientError;
 use crate::inode::{INDEX_READ_LEN, Inode, inode_error};
 use crate::object::Objects;
@@ -15,14 +15,14 @@ use crate::sender::Sender;
 
 /// How often a tree is read that its writer changes meanwhile. A writer that
 /// allocates without a pause spoils every second attempt.
-const READS: u32 = 64;
+const READ_ATTEMPTS: u32 = 64;
 /// Bytes read of a node at first: a node that fits into them is read in one
 /// request, and a writer cannot change it between its header and its entries.
 const FIRST_READ_LEN: usize = 16 << 10;
 
 /// The tree of a hypervolume as the cluster has it.
 pub(super) async fn load(sender: &Sender, vid: Vid) -> Result<Nodes, ClientError> {
-    for _ in 1..READS {
+    for _ in 1..READ_ATTEMPTS {
         match try_load(sender, vid).await {
             Ok(Some(tree)) => return Ok(tree),
             // Parts from before and after a change do not fit together.
@@ -65,7 +65,7 @@ async fn read_leaves(
     vid: Vid,
     entries: &[RootEntry],
     objects: u64,
-) -> Result<Vec<Found>, ClientError> {
+) -> Result<Vec<RawLeaf>, ClientError> {
     // A leaf that is being split has its lower half twice.
     let limit = objects.saturating_mul(2);
     let mut total = 0;
@@ -84,7 +84,7 @@ async fn read_leaves(
         if total > limit {
             return Err(bad_tree(vid, "more slots than the volume has objects"));
         }
-        found.push(Found {
+        found.push(RawLeaf {
             max: entry.max_index.get(),
             oid,
             slots: slots.to_vec(),

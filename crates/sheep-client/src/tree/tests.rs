@@ -171,8 +171,8 @@ fn a_hole_that_gets_an_owner_is_changed_in_place() {
     let mut objects = tiny(4);
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 10, 20, 30, 40, 50])).unwrap());
-    tree.discarded(ObjectIndex(40));
-    tree.discarded(ObjectIndex(41));
+    tree.mark_hole(ObjectIndex(40));
+    tree.mark_hole(ObjectIndex(41));
     assert_eq!(tree.slot(ObjectIndex(40)), None);
     assert_eq!(tree.slots().count(), 5);
     let writes = tree.insert(&own([40])).unwrap();
@@ -208,7 +208,7 @@ fn a_maximum_that_hides_slots_is_found_out_and_corrected() {
     let found: Vec<_> = tree.slots().collect();
     assert_eq!(found, own([0, 10, 20, 30, 40, 50]));
     // What is changed elsewhere in the tree corrects it as well.
-    tree.discarded(ObjectIndex(30));
+    tree.mark_hole(ObjectIndex(30));
     let writes = tree.insert(&own([30])).unwrap();
     assert_eq!(
         outline(&writes),

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use sheep_proto::Oid;
 
-use crate::call::{Call, KeepAlive};
 use crate::error::ClientError;
 use crate::object::Objects;
+use crate::request::{InFlightToken, Request};
 
 /// A write to an object, one step of a change of an
 /// [`IndexTree`](super::IndexTree).
@@ -29,15 +29,15 @@ pub struct TreeWrite {
 pub async fn apply_writes(
     objects: Objects<'_>,
     writes: Vec<TreeWrite>,
-    tokens: &[KeepAlive],
+    tokens: &[InFlightToken],
 ) -> Result<(), ClientError> {
     for write in writes {
-        let call = if write.create {
-            Call::create_object(write.oid, write.offset, write.data, None)
+        let request = if write.create {
+            Request::create_object(write.oid, write.offset, write.data, None)
         } else {
-            Call::write_object(write.oid, write.offset, write.data)
+            Request::write_object(write.oid, write.offset, write.data)
         };
-        objects.sender.send(call.holding_all(tokens)).await?;
+        objects.sender.send(request.with_tokens(tokens)).await?;
     }
     Ok(())
 }

@@ -3,13 +3,13 @@
 use sheep_client::ClientError;
 use sheep_proto::ResultCode;
 
-use crate::{MIB, assert_refused, everywhere, refusal, tag, working};
+use crate::{MIB, assert_refused, for_each_backend, refusal, tag, working};
 
 #[tokio::test]
 async fn an_attribute_has_the_value_last_set_until_it_is_removed() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, _vid) = place.volume("v", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, _vid) = fixture.volume("v", MIB).await;
         assert_eq!(
             client.vdi(&working(&name)).attribute(b"key").await.unwrap(),
             None
@@ -53,9 +53,9 @@ async fn an_attribute_has_the_value_last_set_until_it_is_removed() {
 
 #[tokio::test]
 async fn attributes_belong_to_the_name_and_survive_a_snapshot() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, _vid) = place.volume("v", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, _vid) = fixture.volume("v", MIB).await;
         client
             .vdi(&working(&name))
             .set_attribute(b"key", b"value")
@@ -74,14 +74,14 @@ async fn attributes_belong_to_the_name_and_survive_a_snapshot() {
 
 #[tokio::test]
 async fn unknown_names_and_impossible_attributes_are_refused() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let nobody = place.name("nobody");
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let nobody = fixture.name("nobody");
         assert_eq!(
             refusal(client.vdi(&working(&nobody)).attribute(b"key").await),
             ResultCode::NoVdi
         );
-        let (name, _vid) = place.volume("v", MIB).await;
+        let (name, _vid) = fixture.volume("v", MIB).await;
         assert_refused!(
             client.vdi(&working(&name)).attribute(b"").await,
             ClientError::Attribute(_)

@@ -4,12 +4,12 @@ use sheep_client::cluster::FormatOptions;
 use sheep_client::{ClientError, NewVdi};
 use sheep_proto::{Redundancy, ResultCode};
 
-use crate::{MIB, assert_refused, embedded, everywhere, refusal, working};
+use crate::{MIB, assert_refused, embedded, for_each_backend, refusal, working};
 
 #[tokio::test]
 async fn a_running_cluster_tells_its_members_and_settings() {
-    everywhere(async |place| {
-        let client = &place.client;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
         let nodes = client.cluster().nodes().await.unwrap();
         assert!(!nodes.is_empty());
         let info = client.cluster().info().await.unwrap();
@@ -30,10 +30,10 @@ async fn a_running_cluster_tells_its_members_and_settings() {
 
 #[tokio::test]
 async fn every_node_answers_for_itself() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (_name, vid) = place.volume("v", 16 * MIB).await;
-        place.put(vid, 0, b"so that something is stored").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (_name, vid) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(vid, 0, b"so that something is stored").await;
         for node in client.cluster().nodes().await.unwrap() {
             let node = node.address();
             let space = client.node(node).store_space().await.unwrap();
@@ -51,14 +51,14 @@ async fn every_node_answers_for_itself() {
 async fn an_unformatted_cluster_says_so_until_it_is_formatted() {
     embedded(
         |config| config.format_if_new = false,
-        async |place| {
-            let client = &place.client;
+        async |fixture| {
+            let client = &fixture.client;
             let status = client.cluster().history().await.unwrap();
             assert_eq!(status.status, ResultCode::WaitForFormat);
             assert!(status.epochs.is_empty());
             assert_eq!(client.cluster().defaults().await.unwrap().object_shift, 0);
             assert!(client.cluster().list_vids().await.unwrap().is_empty());
-            let new = NewVdi::new(place.name("v"), MIB);
+            let new = NewVdi::new(fixture.name("v"), MIB);
             // The object size of a cluster without one is no complaint.
             for (object_shift, hypervolume) in [(None, false), (Some(23), false), (None, true)] {
                 let mut new = new.clone();
@@ -104,9 +104,9 @@ async fn an_unformatted_cluster_says_so_until_it_is_formatted() {
 async fn an_impossible_format_is_not_sent() {
     embedded(
         |_config| (),
-        async |place| {
-            let client = &place.client;
-            let (name, _vid) = place.volume("v", MIB).await;
+        async |fixture| {
+            let client = &fixture.client;
+            let (name, _vid) = fixture.volume("v", MIB).await;
             let good = FormatOptions::default();
             assert_refused!(
                 client

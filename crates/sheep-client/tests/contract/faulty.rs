@@ -22,12 +22,12 @@ async fn write_with(fault: Fault) -> (Result<(), ClientError>, Bytes) {
     let armed = Arc::new(AtomicBool::new(false));
     let faulty = Faulty::new(pool, {
         let armed = Arc::clone(&armed);
-        move |call| {
-            let hit = call.opcode() == Opcode::WriteObj && armed.load(Ordering::SeqCst);
+        move |request| {
+            let hit = request.opcode() == Opcode::WriteObj && armed.load(Ordering::SeqCst);
             hit.then_some(fault)
         }
     });
-    let client = Client::with_gateway(Arc::new(faulty));
+    let client = Client::with_transport(Arc::new(faulty));
     let new = NewVdi::new(VdiName::new("v").unwrap(), 4 << 20);
     let vid = client.cluster().create_vdi(&new).await.unwrap();
     let oid = Oid::data(vid, ObjectIndex(0));
@@ -55,7 +55,7 @@ async fn faults_happen_as_planned() {
     assert_eq!(refusal(result), ResultCode::Halt);
     assert_eq!(found, &b"old"[..]);
 
-    for delay in [Fault::Delay, Fault::DelayAnswer] {
+    for delay in [Fault::Delay, Fault::DelayResponse] {
         let (result, found) = write_with(delay(Duration::from_millis(5))).await;
         result.unwrap();
         assert_eq!(found, &b"new"[..]);

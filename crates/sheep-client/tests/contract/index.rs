@@ -7,11 +7,11 @@ use sheep_proto::limits::FLAT_INDEX_SLOTS;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes;
 
-use crate::{MIB, Place, assert_refused, everywhere, tag, working};
+use crate::{Fixture, MIB, assert_refused, for_each_backend, tag, working};
 
-async fn slots(place: &Place, vdi: &VdiInfo) -> Vec<(u32, Vid)> {
+async fn slots(fixture: &Fixture, vdi: &VdiInfo) -> Vec<(u32, Vid)> {
     let mut found = Vec::new();
-    place
+    fixture
         .client
         .index(vdi)
         .for_each_slot(|index, owner| found.push((index.0, owner)))
@@ -22,17 +22,17 @@ async fn slots(place: &Place, vdi: &VdiInfo) -> Vec<(u32, Vid)> {
 
 #[tokio::test]
 async fn a_flat_index_is_visited_in_order_up_to_the_end_of_the_volume() {
-    everywhere(async |place| {
-        let client = &place.client;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
         // 300,000 objects: more slots than one request reads.
-        let (name, vid) = place.volume("v", 300_000 * 4 * MIB).await;
+        let (name, vid) = fixture.volume("v", 300_000 * 4 * MIB).await;
         let vdi = client.vdi(&working(&name)).stat().await.unwrap();
-        assert_eq!(slots(place, &vdi).await, []);
+        assert_eq!(slots(fixture, &vdi).await, []);
         let used = [0, 262_143, 262_144, 299_999];
         for index in used.into_iter().rev() {
-            place.put(vid, index, b"x").await;
+            fixture.write(vid, index, b"x").await;
         }
-        assert_eq!(slots(place, &vdi).await, used.map(|index| (index, vid)));
+        assert_eq!(slots(fixture, &vdi).await, used.map(|index| (index, vid)));
         for (index, owner) in [(262_144, Some(vid)), (5, None)] {
             let found = client.index(&vdi).slot(ObjectIndex(index)).await.unwrap();
             assert_eq!(found, owner);
@@ -43,9 +43,9 @@ async fn a_flat_index_is_visited_in_order_up_to_the_end_of_the_volume() {
 
 #[tokio::test]
 async fn slots_past_the_end_of_an_index_are_refused() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (_name, vid) = place.volume("v", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (_name, vid) = fixture.volume("v", MIB).await;
         let last = ObjectIndex(FLAT_INDEX_SLOTS - 1);
         assert_eq!(client.inode(vid).read_slots(last, 1).await.unwrap(), [None]);
         assert_refused!(
@@ -65,15 +65,20 @@ async fn slots_past_the_end_of_an_index_are_refused() {
 }
 
 /// A hypervolume of 8 TiB, twice what a flat index of 4 MiB objects can name.
-async fn hypervolume(place: &Place) -> VdiInfo {
-    let new = NewVdi::new(place.name("hyper"), 8 << 40).with_hypervolume();
-    place.client.cluster().create_vdi(&new).await.unwrap();
-    place.client.vdi(&working(&new.name)).stat().await.unwrap()
+async fn hypervolume(fixture: &Fixture) -> VdiInfo {
+    let new = NewVdi::new(fixture.name("hyper"), 8 << 40).with_hypervolume();
+    fixture.client.cluster().create_vdi(&new).await.unwrap();
+    fixture
+        .client
+        .vdi(&working(&new.name))
+        .stat()
+        .await
+        .unwrap()
 }
 
-async fn write_root(place: &Place, vid: Vid, node: Vec<u8>) {
+async fn write_root(fixture: &Fixture, vid: Vid, node: Vec<u8>) {
     let bytes = [&btree::ROOT_WRITE_LEAD[..], &node].concat();
-    place
+    fixture
         .client
         .objects()
         .write(Oid::inode(vid), btree::ROOT_WRITE_OFFSET, bytes.into())
@@ -87,16 +92,19 @@ fn leaf(vid: Vid, indexes: &[u32]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_hypervolumes_tree_is_visited_like_an_index() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let vdi = hypervolume(place).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let vdi = hypervolume(fixture).await;
         assert!(vdi.hypervolume);
         assert_eq!((vdi.size, vdi.object_shift), (8 << 40, 22));
-        assert_eq!(slots(place, &vdi).await, []);
+        assert_eq!(slots(fixture, &vdi).await, []);
 
         let used = [0, 3, 7, 1_048_577];
-        write_root(place, vdi.vid, leaf(vdi.vid, &used)).await;
-        assert_eq!(slots(place, &vdi).await, used.map(|index| (index, vdi.vid)));
+        write_root(fixture, vdi.vid, leaf(vdi.vid, &used)).await;
+        assert_eq!(
+            slots(fixture, &vdi).await,
+            used.map(|index| (index, vdi.vid))
+        );
         let found = client.index(&vdi).slot(ObjectIndex(7)).await.unwrap();
         assert_eq!(found, Some(vdi.vid));
         assert_eq!(client.index(&vdi).slot(ObjectIndex(8)).await.unwrap(), None);
@@ -111,8 +119,8 @@ async fn a_hypervolumes_tree_is_visited_like_an_index() {
 
 #[tokio::test]
 async fn a_tree_of_two_levels_is_visited_in_order_despite_wrong_maxima() {
-    everywhere(async |place| {
-        let vdi = hypervolume(place).await;
+    for_each_backend(async |fixture| {
+        let vdi = hypervolume(fixture).await;
         let parts = [&[900, 1_500_000][..], &[], &[1, 2, 800]];
         let mut root = NodeHeader {
             magic: MAGIC.into(),
@@ -125,7 +133,7 @@ async fn a_tree_of_two_levels_is_visited_in_order_despite_wrong_maxima() {
             let oid = Oid::btree_node(vdi.vid, number);
             let mut node = leaf(vdi.vid, part);
             node.resize(4 << 20, 0xee);
-            place
+            fixture
                 .client
                 .objects()
                 .create(oid, 0, Bytes::from(node), None)
@@ -138,9 +146,9 @@ async fn a_tree_of_two_levels_is_visited_in_order_despite_wrong_maxima() {
             };
             root.extend_from_slice(entry.as_bytes());
         }
-        write_root(place, vdi.vid, root).await;
+        write_root(fixture, vdi.vid, root).await;
         assert_eq!(
-            slots(place, &vdi).await,
+            slots(fixture, &vdi).await,
             [1, 2, 800, 900, 1_500_000].map(|index| (index, vdi.vid))
         );
     })

@@ -7,13 +7,13 @@ use sheep_client::{ClientError, NewVdi, VdiSelector};
 use sheep_proto::limits::HYPERVOLUME_MAX_SIZE;
 use sheep_proto::{ClusterFlags, ObjectIndex, Oid, Redundancy, ResultCode, Vid};
 
-use crate::{MIB, assert_refused, embedded, everywhere, refusal, tag, tagged, working};
+use crate::{MIB, assert_refused, embedded, for_each_backend, refusal, tag, tagged, working};
 
 #[tokio::test]
 async fn a_new_vdi_is_found_by_name_and_is_what_was_asked_for() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let new = NewVdi::new(place.name("v"), 12_345)
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let new = NewVdi::new(fixture.name("v"), 12_345)
             .with_object_shift(23)
             .with_redundancy(Redundancy::Replicated(1));
         let vid = client.cluster().create_vdi(&new).await.unwrap();
@@ -33,14 +33,14 @@ async fn a_new_vdi_is_found_by_name_and_is_what_was_asked_for() {
 
 #[tokio::test]
 async fn a_name_in_use_and_impossible_sizes_are_refused() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, _vid) = place.volume("v", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, _vid) = fixture.volume("v", MIB).await;
         assert_eq!(
             refusal(client.cluster().create_vdi(&NewVdi::new(name, MIB)).await),
             ResultCode::VdiExist
         );
-        let mut new = NewVdi::new(place.name("w"), u64::MAX);
+        let mut new = NewVdi::new(fixture.name("w"), u64::MAX);
         assert!(matches!(
             client.cluster().create_vdi(&new).await,
             Err(ClientError::TooLarge { .. })
@@ -53,7 +53,7 @@ async fn a_name_in_use_and_impossible_sizes_are_refused() {
         ));
         // Kills a sheep.
         let bad = Redundancy::Erasure { data: 2, parity: 0 };
-        let new = NewVdi::new(place.name("w"), MIB).with_redundancy(bad);
+        let new = NewVdi::new(fixture.name("w"), MIB).with_redundancy(bad);
         assert_refused!(
             client.cluster().create_vdi(&new).await,
             ClientError::Redundancy(_)
@@ -64,9 +64,9 @@ async fn a_name_in_use_and_impossible_sizes_are_refused() {
 
 #[tokio::test]
 async fn what_does_not_exist_is_not_found() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let nobody = place.name("nobody");
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let nobody = fixture.name("nobody");
         let no_vdi = ResultCode::NoVdi;
         assert_eq!(
             refusal(client.vdi(&working(&nobody)).lookup().await),
@@ -88,7 +88,7 @@ async fn what_does_not_exist_is_not_found() {
             refusal(client.vdi(&working(&nobody)).snapshot(&tag("t")).await),
             no_vdi
         );
-        let (name, _vid) = place.volume("v", MIB).await;
+        let (name, _vid) = fixture.volume("v", MIB).await;
         let no_tag = ResultCode::NoTag;
         assert_eq!(
             refusal(client.vdi(&tagged(&name, "t")).lookup().await),
@@ -107,9 +107,9 @@ async fn what_does_not_exist_is_not_found() {
 
 #[tokio::test]
 async fn names_of_any_bytes_up_to_255_are_found_again() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let prefix = place.name("").as_bytes().to_vec();
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let prefix = fixture.name("").as_bytes().to_vec();
         let longest = [&prefix[..], &[b'x'; 255]].concat()[..255].to_vec();
         let strange = [&prefix[..], b"a/b \xff\n"].concat();
         for bytes in [longest, strange] {
@@ -125,10 +125,10 @@ async fn names_of_any_bytes_up_to_255_are_found_again() {
 
 #[tokio::test]
 async fn snapshots_are_found_by_tag_and_number_and_the_name_goes_on() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, first) = place.volume("v", 16 * MIB).await;
-        place.put(first, 0, b"one").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, first) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(first, 0, b"one").await;
         let second = client
             .vdi(&working(&name))
             .snapshot(&tag("a"))
@@ -158,16 +158,16 @@ async fn snapshots_are_found_by_tag_and_number_and_the_name_goes_on() {
         assert_eq!(info.parent, Some(first));
         assert_eq!(info.size, 16 * MIB);
         assert!(client.inode(first).is_snapshot().await.unwrap());
-        assert_eq!(place.get(third, 0, 3).await, &b"one"[..]);
+        assert_eq!(fixture.read(third, 0, 3).await, &b"one"[..]);
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_snapshot_needs_a_tag_of_its_own() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, _vid) = place.volume("v", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, _vid) = fixture.volume("v", MIB).await;
         assert_refused!(
             client.vdi(&working(&name)).snapshot(&tag("")).await,
             ClientError::NoTag
@@ -188,15 +188,15 @@ async fn a_snapshot_needs_a_tag_of_its_own() {
 
 #[tokio::test]
 async fn the_listing_has_every_vdi_once_in_order() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (kept, first) = place.volume("kept", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (kept, first) = fixture.volume("kept", MIB).await;
         let head = client
             .vdi(&working(&kept))
             .snapshot(&tag("t"))
             .await
             .unwrap();
-        let (gone, gone_vid) = place.volume("gone", MIB).await;
+        let (gone, gone_vid) = fixture.volume("gone", MIB).await;
         client.vdi(&working(&gone)).delete().await.unwrap();
 
         let listed = client.cluster().list_vdis().await.unwrap();
@@ -226,12 +226,15 @@ async fn the_listing_has_every_vdi_once_in_order() {
 
 #[tokio::test]
 async fn a_clone_has_the_snapshots_content_and_goes_its_own_way() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, base) = place.volume("v", 16 * MIB).await;
-        place.put(base, 1, b"shared").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, base) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(base, 1, b"shared").await;
         assert_refused!(
-            client.vdi(&working(&name)).clone_to(&place.name("c")).await,
+            client
+                .vdi(&working(&name))
+                .clone_to(&fixture.name("c"))
+                .await,
             ClientError::NotSnapshot(_)
         );
         client
@@ -240,7 +243,7 @@ async fn a_clone_has_the_snapshots_content_and_goes_its_own_way() {
             .await
             .unwrap();
 
-        let clone = place.name("c");
+        let clone = fixture.name("c");
         let vid = client
             .vdi(&tagged(&name, "t"))
             .clone_to(&clone)
@@ -249,7 +252,7 @@ async fn a_clone_has_the_snapshots_content_and_goes_its_own_way() {
         let info = client.vdi(&working(&clone)).stat().await.unwrap();
         assert_eq!((info.vid, info.parent), (vid, Some(base)));
         assert_eq!((info.size, info.snap_id), (16 * MIB, 1));
-        assert_eq!(place.get(vid, 1, 6).await, &b"shared"[..]);
+        assert_eq!(fixture.read(vid, 1, 6).await, &b"shared"[..]);
         assert_eq!(
             refusal(client.vdi(&tagged(&name, "t")).clone_to(&clone).await),
             ResultCode::VdiExist
@@ -258,23 +261,23 @@ async fn a_clone_has_the_snapshots_content_and_goes_its_own_way() {
         // What the clone shares survives the snapshot it was made from.
         client.vdi(&tagged(&name, "t")).delete().await.unwrap();
         client.vdi(&working(&name)).delete().await.unwrap();
-        assert_eq!(place.get(vid, 1, 6).await, &b"shared"[..]);
+        assert_eq!(fixture.read(vid, 1, 6).await, &b"shared"[..]);
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_rollback_brings_the_snapshots_content_back() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, old) = place.volume("v", 16 * MIB).await;
-        place.put(old, 0, b"before").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, old) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(old, 0, b"before").await;
         let head = client
             .vdi(&working(&name))
             .snapshot(&tag("t"))
             .await
             .unwrap();
-        place.put(head, 1, b"after").await;
+        fixture.write(head, 1, b"after").await;
         assert_refused!(
             client.vdi(&working(&name)).rollback().await,
             ClientError::NotSnapshot(_)
@@ -282,7 +285,7 @@ async fn a_rollback_brings_the_snapshots_content_back() {
 
         let new = client.vdi(&tagged(&name, "t")).rollback().await.unwrap();
         assert_eq!(client.vdi(&working(&name)).lookup().await.unwrap(), new);
-        assert_eq!(place.get(new, 0, 6).await, &b"before"[..]);
+        assert_eq!(fixture.read(new, 0, 6).await, &b"before"[..]);
         let slots = client
             .inode(new)
             .read_slots(ObjectIndex(1), 1)
@@ -294,16 +297,16 @@ async fn a_rollback_brings_the_snapshots_content_back() {
         // A name without a working VDI gets one, too.
         client.vdi(&working(&name)).delete().await.unwrap();
         let again = client.vdi(&tagged(&name, "t")).rollback().await.unwrap();
-        assert_eq!(place.get(again, 0, 6).await, &b"before"[..]);
+        assert_eq!(fixture.read(again, 0, 6).await, &b"before"[..]);
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_volume_grows_and_never_shrinks() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, vid) = place.volume("v", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, vid) = fixture.volume("v", MIB).await;
         client
             .vdi(&working(&name))
             .resize(5 * MIB + 3)
@@ -335,17 +338,17 @@ async fn a_volume_grows_and_never_shrinks() {
 
 #[tokio::test]
 async fn a_deleted_vdi_is_gone_and_its_name_free() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, vid) = place.volume("v", 16 * MIB).await;
-        place.put(vid, 0, b"a").await;
-        place.put(vid, 3, b"b").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, vid) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(vid, 0, b"a").await;
+        fixture.write(vid, 3, b"b").await;
         client.vdi(&working(&name)).delete().await.unwrap();
         assert_eq!(
             refusal(client.vdi(&working(&name)).lookup().await),
             ResultCode::NoVdi
         );
-        let (again, new) = place.volume("v", MIB).await;
+        let (again, new) = fixture.volume("v", MIB).await;
         assert_eq!(again, name);
         let info = client.inode(new).stat().await.unwrap().unwrap();
         assert_eq!((info.size, info.parent), (MIB, None));
@@ -361,10 +364,10 @@ async fn a_deleted_vdi_is_gone_and_its_name_free() {
 
 #[tokio::test]
 async fn deleting_one_version_leaves_the_others() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, first) = place.volume("v", 16 * MIB).await;
-        place.put(first, 0, b"kept").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, first) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(first, 0, b"kept").await;
         let second = client
             .vdi(&working(&name))
             .snapshot(&tag("a"))
@@ -381,12 +384,12 @@ async fn deleting_one_version_leaves_the_others() {
             refusal(client.vdi(&tagged(&name, "a")).lookup().await),
             ResultCode::NoTag
         );
-        assert_eq!(place.get(head, 0, 4).await, &b"kept"[..]);
+        assert_eq!(fixture.read(head, 0, 4).await, &b"kept"[..]);
 
         client.vdi(&working(&name)).delete().await.unwrap();
         let by_id = VdiSelector::snap_id(name.clone(), 2);
         assert_eq!(client.vdi(&by_id).lookup().await.unwrap(), second);
-        assert_eq!(place.get(second, 0, 4).await, &b"kept"[..]);
+        assert_eq!(fixture.read(second, 0, 4).await, &b"kept"[..]);
         client.vdi(&by_id).delete().await.unwrap();
         assert_eq!(
             refusal(client.vdi(&by_id).lookup().await),
@@ -401,14 +404,14 @@ async fn deleting_clears_every_slot_however_they_are_spread() {
     // On embedded alone, where an object takes no more than was written.
     embedded(
         |_config| (),
-        async |place| {
-            let client = &place.client;
-            let (name, vid) = place.volume("v", 4 << 40).await;
+        async |fixture| {
+            let client = &fixture.client;
+            let (name, vid) = fixture.volume("v", 4 << 40).await;
             let dense = 1000..1300;
             let spread = (0..40).map(|n| n * 26_214);
             let all: Vec<u32> = dense.chain(spread).chain([(1 << 20) - 1]).collect();
             for &index in &all {
-                place.put(vid, index, b"x").await;
+                fixture.write(vid, index, b"x").await;
             }
             client.vdi(&working(&name)).delete().await.unwrap();
             assert_eq!(client.inode(vid).stat().await.unwrap(), None);
@@ -428,13 +431,13 @@ async fn deleting_clears_every_slot_however_they_are_spread() {
 async fn a_lock_is_held_until_it_is_given_back() {
     embedded(
         |config| config.format_if_new = false,
-        async |place| {
-            let client = &place.client;
+        async |fixture| {
+            let client = &fixture.client;
             let options = FormatOptions::default()
                 .with_redundancy(Redundancy::Replicated(1))
                 .with_flags(ClusterFlags::USE_LOCK);
             client.cluster().format(&options).await.unwrap();
-            let (name, vid) = place.volume("v", MIB).await;
+            let (name, vid) = fixture.volume("v", MIB).await;
             assert_eq!(client.vdi(&working(&name)).lock().await.unwrap(), vid);
             assert_eq!(
                 refusal(client.vdi(&working(&name)).lock().await),
@@ -449,15 +452,15 @@ async fn a_lock_is_held_until_it_is_given_back() {
 
 #[tokio::test]
 async fn without_locking_a_lock_is_a_lookup() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, vid) = place.volume("v", MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, vid) = fixture.volume("v", MIB).await;
         for _ in 0..2 {
             assert_eq!(client.vdi(&working(&name)).lock().await.unwrap(), vid);
         }
         client.inode(vid).unlock().await.unwrap();
         assert_eq!(
-            refusal(client.vdi(&working(&place.name("nobody"))).lock().await),
+            refusal(client.vdi(&working(&fixture.name("nobody"))).lock().await),
             ResultCode::NoVdi
         );
     })

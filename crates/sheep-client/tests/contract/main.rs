@@ -25,12 +25,12 @@ use sheep_proto::{ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName, Vid};
 const MIB: u64 = 1 << 20;
 
 /// A cluster to ask, and names on it that nobody else uses.
-struct Place {
+struct Fixture {
     client: Client,
     prefix: String,
 }
 
-impl Place {
+impl Fixture {
     async fn connect(config: ClientConfig) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
@@ -58,7 +58,7 @@ impl Place {
     }
 
     /// Makes data object `index` with `data` in front, and its slot.
-    async fn put(&self, vid: Vid, index: u32, data: &'static [u8]) {
+    async fn write(&self, vid: Vid, index: u32, data: &'static [u8]) {
         let oid = Oid::data(vid, ObjectIndex(index));
         let data = Bytes::from_static(data);
         self.client
@@ -74,7 +74,7 @@ impl Place {
     }
 
     /// The first `len` bytes of data object `index` as `vid` sees it.
-    async fn get(&self, vid: Vid, index: u32, len: u32) -> Bytes {
+    async fn read(&self, vid: Vid, index: u32, len: u32) -> Bytes {
         let index = ObjectIndex(index);
         let owner = self.client.inode(vid).read_slots(index, 1).await.unwrap()[0];
         let oid = Oid::data(owner.expect("the object is there"), index);
@@ -83,26 +83,26 @@ impl Place {
 }
 
 /// Runs `case` on an embedded sheep of its own, then on the real cluster if there is one.
-async fn everywhere(case: impl AsyncFn(&Place)) {
+async fn for_each_backend(case: impl AsyncFn(&Fixture)) {
     embedded(|_config| (), &case).await;
     match std::env::var("SHEEPFS_TEST_SHEEP") {
         Ok(address) => {
             let config = ClientConfig::new(address.parse().unwrap());
-            let place = Place::connect(config).await;
-            within(case(&place)).await;
+            let fixture = Fixture::connect(config).await;
+            within(case(&fixture)).await;
         }
         Err(_unset) => eprintln!("SHEEPFS_TEST_SHEEP is not set: tested on embedded alone"),
     }
 }
 
 /// Runs `case` on an embedded sheep with its own settings.
-async fn embedded(change: impl FnOnce(&mut Config), case: impl AsyncFn(&Place)) {
+async fn embedded(change: impl FnOnce(&mut Config), case: impl AsyncFn(&Fixture)) {
     let mut config = Config::new(StoreKind::Memory);
     change(&mut config);
     let server = Server::start(config).await.unwrap();
-    let place = Place::connect(ClientConfig::new(server.local_address().into())).await;
-    within(case(&place)).await;
-    drop(place);
+    let fixture = Fixture::connect(ClientConfig::new(server.local_address().into())).await;
+    within(case(&fixture)).await;
+    drop(fixture);
     server.shutdown().await.unwrap();
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 
-use crate::{MIB, everywhere, refusal, tag, working};
+use crate::{MIB, for_each_backend, refusal, tag, working};
 
 fn zeros(len: usize) -> Bytes {
     vec![0; len].into()
@@ -11,9 +11,9 @@ fn zeros(len: usize) -> Bytes {
 
 #[tokio::test]
 async fn an_object_holds_what_was_written_and_zeros_elsewhere() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (_name, vid) = place.volume("v", 16 * MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (_name, vid) = fixture.volume("v", 16 * MIB).await;
         let oid = Oid::data(vid, ObjectIndex(2));
         client
             .objects()
@@ -49,8 +49,8 @@ async fn an_object_holds_what_was_written_and_zeros_elsewhere() {
 
 #[tokio::test]
 async fn large_reads_and_writes_in_parallel_keep_their_bytes() {
-    everywhere(async |place| {
-        let (_name, vid) = place.volume("v", 16 * MIB).await;
+    for_each_backend(async |fixture| {
+        let (_name, vid) = fixture.volume("v", 16 * MIB).await;
         let pattern = |number: u32| -> Bytes {
             (0u32..1 << 20)
                 .flat_map(|at| (at ^ number << 24).to_le_bytes())
@@ -58,7 +58,7 @@ async fn large_reads_and_writes_in_parallel_keep_their_bytes() {
         };
         let parts = (0..4).map(|number| {
             let oid = Oid::data(vid, ObjectIndex(number));
-            let client = &place.client;
+            let client = &fixture.client;
             async move {
                 client
                     .objects()
@@ -76,9 +76,9 @@ async fn large_reads_and_writes_in_parallel_keep_their_bytes() {
 
 #[tokio::test]
 async fn creating_replaces_what_was_there() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (_name, vid) = place.volume("v", 16 * MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (_name, vid) = fixture.volume("v", 16 * MIB).await;
         let oid = Oid::data(vid, ObjectIndex(0));
         for (offset, data) in [(0, &b"first"[..]), (2, b"x")] {
             let data = Bytes::from_static(data);
@@ -98,9 +98,9 @@ async fn creating_replaces_what_was_there() {
 
 #[tokio::test]
 async fn an_absent_object_is_neither_read_nor_written_nor_removed() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (_name, vid) = place.volume("v", 16 * MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (_name, vid) = fixture.volume("v", 16 * MIB).await;
         let oid = Oid::data(vid, ObjectIndex(1));
         let absent = ResultCode::NoObj;
         assert_eq!(refusal(client.objects().read(oid, 0, 512).await), absent);
@@ -120,9 +120,9 @@ async fn an_absent_object_is_neither_read_nor_written_nor_removed() {
 
 #[tokio::test]
 async fn a_removed_object_is_gone() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (_name, vid) = place.volume("v", 16 * MIB).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (_name, vid) = fixture.volume("v", 16 * MIB).await;
         let oid = Oid::data(vid, ObjectIndex(0));
         client
             .objects()
@@ -140,10 +140,10 @@ async fn a_removed_object_is_gone() {
 
 #[tokio::test]
 async fn copy_on_write_takes_the_rest_from_the_source() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, old) = place.volume("v", 16 * MIB).await;
-        place.put(old, 0, b"old content").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, old) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(old, 0, b"old content").await;
         let new = client
             .vdi(&working(&name))
             .snapshot(&tag("s"))
@@ -163,18 +163,18 @@ async fn copy_on_write_takes_the_rest_from_the_source() {
             .write_slots(ObjectIndex(0), &[Some(new)])
             .await
             .unwrap();
-        assert_eq!(place.get(new, 0, 11).await, &b"NEW content"[..]);
-        assert_eq!(place.get(old, 0, 11).await, &b"old content"[..]);
+        assert_eq!(fixture.read(new, 0, 11).await, &b"NEW content"[..]);
+        assert_eq!(fixture.read(old, 0, 11).await, &b"old content"[..]);
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_snapshots_data_objects_are_read_only() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (name, old) = place.volume("v", 16 * MIB).await;
-        place.put(old, 0, b"kept").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (name, old) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(old, 0, b"kept").await;
         client
             .vdi(&working(&name))
             .snapshot(&tag("s"))
@@ -192,17 +192,17 @@ async fn a_snapshots_data_objects_are_read_only() {
             refusal(client.objects().create(absent, 0, zeros(4), None).await),
             ResultCode::ReadOnly
         );
-        assert_eq!(place.get(old, 0, 4).await, &b"kept"[..]);
+        assert_eq!(fixture.read(old, 0, 4).await, &b"kept"[..]);
     })
     .await;
 }
 
 #[tokio::test]
 async fn discarding_clears_the_slot_and_may_be_repeated() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let (_name, vid) = place.volume("v", 16 * MIB).await;
-        place.put(vid, 3, b"data").await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let (_name, vid) = fixture.volume("v", 16 * MIB).await;
+        fixture.write(vid, 3, b"data").await;
         let oid = Oid::data(vid, ObjectIndex(3));
         client.objects().discard(oid).await.unwrap();
         let slots = client

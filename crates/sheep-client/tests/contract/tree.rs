@@ -12,7 +12,7 @@ use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::btree::LEAF_MAX_ENTRIES;
 use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName, Vid};
 
-use crate::{Place, assert_refused, everywhere, refusal, working};
+use crate::{Fixture, assert_refused, for_each_backend, refusal, working};
 
 /// A hypervolume of 16 TiB.
 async fn hypervolume(client: &Client, name: &VdiName) -> VdiInfo {
@@ -32,11 +32,11 @@ fn indexes(tree: &IndexTree) -> Vec<u32> {
 }
 
 /// Makes data objects that say their number.
-async fn make(place: &Place, vid: Vid, indexes: &[u32]) {
+async fn make(fixture: &Fixture, vid: Vid, indexes: &[u32]) {
     for &index in indexes {
         let oid = Oid::data(vid, ObjectIndex(index));
         let data = Bytes::from(format!("{index:8}"));
-        place
+        fixture
             .client
             .objects()
             .create(oid, 0, data, None)
@@ -45,25 +45,25 @@ async fn make(place: &Place, vid: Vid, indexes: &[u32]) {
     }
 }
 
-async fn check(place: &Place, vid: Vid, indexes: &[u32]) {
+async fn check(fixture: &Fixture, vid: Vid, indexes: &[u32]) {
     for &index in indexes {
         let oid = Oid::data(vid, ObjectIndex(index));
-        let data = place.client.objects().read(oid, 0, 8).await.unwrap();
+        let data = fixture.client.objects().read(oid, 0, 8).await.unwrap();
         assert_eq!(data, format!("{index:8}").as_bytes());
     }
 }
 
 #[tokio::test]
 async fn a_tree_grows_by_a_level_and_no_object_is_touched() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let vdi = hypervolume(client, &place.name("hyper")).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let vdi = hypervolume(client, &fixture.name("hyper")).await;
         let used: Vec<_> = (0..12).collect();
-        make(place, vdi.vid, &used).await;
+        make(fixture, vdi.vid, &used).await;
         let mut tree = client.index(&vdi).tree().await.unwrap();
         let slots = own(vdi.vid, used.iter().copied());
         tree.commit(client.objects(), &slots, &[]).await.unwrap();
-        check(place, vdi.vid, &used).await;
+        check(fixture, vdi.vid, &used).await;
 
         // Fills the root, then splits it, then puts something between and behind.
         let full = own(vdi.vid, (0..LEAF_MAX_ENTRIES).map(|number| 2 * number));
@@ -78,7 +78,7 @@ async fn a_tree_grows_by_a_level_and_no_object_is_touched() {
             tree.commit(client.objects(), &slots, &[]).await.unwrap();
             expected += 1;
         }
-        check(place, vdi.vid, &used).await;
+        check(fixture, vdi.vid, &used).await;
 
         let read = client.index(&vdi).tree().await.unwrap();
         assert_eq!(read.slots().count(), expected);
@@ -100,34 +100,34 @@ async fn a_tree_grows_by_a_level_and_no_object_is_touched() {
 
 #[tokio::test]
 async fn a_discarded_object_stays_discarded_when_the_tree_changes() {
-    everywhere(async |place| {
-        let client = &place.client;
-        let vdi = hypervolume(client, &place.name("hyper")).await;
-        make(place, vdi.vid, &[3, 4]).await;
+    for_each_backend(async |fixture| {
+        let client = &fixture.client;
+        let vdi = hypervolume(client, &fixture.name("hyper")).await;
+        make(fixture, vdi.vid, &[3, 4]).await;
         let mut tree = client.index(&vdi).tree().await.unwrap();
         let slots = own(vdi.vid, [3, 4]);
         tree.commit(client.objects(), &slots, &[]).await.unwrap();
 
         let discarded = Oid::data(vdi.vid, ObjectIndex(3));
         client.objects().discard(discarded).await.unwrap();
-        tree.discarded(ObjectIndex(3));
-        make(place, vdi.vid, &[5]).await;
+        tree.mark_hole(ObjectIndex(3));
+        make(fixture, vdi.vid, &[5]).await;
         let slots = own(vdi.vid, [5]);
         tree.commit(client.objects(), &slots, &[]).await.unwrap();
         let found = client.index(&vdi).tree().await.unwrap();
         assert_eq!(indexes(&found), [4, 5]);
-        check(place, vdi.vid, &[4, 5]).await;
+        check(fixture, vdi.vid, &[4, 5]).await;
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_flat_index_is_no_tree() {
-    everywhere(async |place| {
-        let (name, _vid) = place.volume("flat", 1 << 30).await;
-        let vdi = place.client.vdi(&working(&name)).stat().await.unwrap();
+    for_each_backend(async |fixture| {
+        let (name, _vid) = fixture.volume("flat", 1 << 30).await;
+        let vdi = fixture.client.vdi(&working(&name)).stat().await.unwrap();
         assert_refused!(
-            place.client.index(&vdi).tree().await,
+            fixture.client.index(&vdi).tree().await,
             ClientError::NotHypervolume(_)
         );
     })
@@ -143,13 +143,16 @@ async fn split_with_a_refusal(fault: Fault, failing: usize) -> bool {
     let left = Arc::new(AtomicUsize::new(usize::MAX));
     let faulty = Faulty::new(pool, {
         let left = Arc::clone(&left);
-        move |call| {
-            let is_write = matches!(call.opcode(), Opcode::WriteObj | Opcode::CreateAndWriteObj);
+        move |request| {
+            let is_write = matches!(
+                request.opcode(),
+                Opcode::WriteObj | Opcode::CreateAndWriteObj
+            );
             let hit = is_write && left.fetch_sub(1, Ordering::SeqCst) == 0;
             hit.then_some(fault)
         }
     });
-    let client = Client::with_gateway(Arc::new(faulty));
+    let client = Client::with_transport(Arc::new(faulty));
     let vdi = hypervolume(&client, &VdiName::new("v").unwrap()).await;
     let mut tree = client.index(&vdi).tree().await.unwrap();
     let full = own(vdi.vid, 0..LEAF_MAX_ENTRIES);
@@ -194,11 +197,11 @@ async fn a_full_cluster_refuses_a_new_leaf_and_says_so() {
     let server = Server::start(Config::new(StoreKind::Memory)).await.unwrap();
     let config = ClientConfig::new(server.local_address().into());
     let pool = Arc::new(Pool::connect(config).await.unwrap());
-    let faulty = Faulty::new(pool, |call| {
-        let is_create = call.opcode() == Opcode::CreateAndWriteObj;
+    let faulty = Faulty::new(pool, |request| {
+        let is_create = request.opcode() == Opcode::CreateAndWriteObj;
         is_create.then_some(Fault::Refuse(ResultCode::NoSpace))
     });
-    let client = Client::with_gateway(Arc::new(faulty));
+    let client = Client::with_transport(Arc::new(faulty));
     let vdi = hypervolume(&client, &VdiName::new("v").unwrap()).await;
     let mut tree = client.index(&vdi).tree().await.unwrap();
     let slots = own(vdi.vid, 0..=LEAF_MAX_ENTRIES);

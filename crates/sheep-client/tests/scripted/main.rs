@@ -3,18 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-mod answers;
-mod budget;
-mod codes;
-mod given_up;
-mod keep_alive;
-mod lies;
+mod admission;
+mod error_mapping;
+mod in_flight_tokens;
+mod malformed_response;
 mod panics;
 mod peer;
-mod pieces;
 mod reconnect;
-mod silence;
+mod responses;
 mod slots;
+mod split_io;
+mod stall;
+mod timeouts;
 
 use std::future::Future;
 use std::time::Duration;

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use sheep_client::error::{Chain, Hangup};
+use sheep_client::error::{Chain, DisconnectReason};
 use sheep_client::unstable::BoxFuture;
-use sheep_client::unstable::{Call, Completion, Gateway};
+use sheep_client::unstable::{Completion, Request, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress};
 use sheep_proto::Opcode;
 
@@ -16,30 +16,30 @@ use crate::{connected, object, read, within};
 #[derive(Debug)]
 struct Panics;
 
-impl Gateway for Panics {
-    fn submit(&self, _call: Call, done: Completion) {
+impl Transport for Panics {
+    fn submit(&self, _request: Request, done: Completion) {
         tokio::spawn(async move {
             let _done = done;
             panic!("this is a test");
         });
     }
 
-    fn submit_to(&self, _node: SocketAddr, call: Call, done: Completion) {
-        self.submit(call, done);
+    fn submit_to(&self, _node: SocketAddr, request: Request, done: Completion) {
+        self.submit(request, done);
     }
 
     fn address(&self) -> GatewayAddress {
         "sheep:7000".parse().unwrap()
     }
 
-    fn move_to(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+    fn switch_gateway(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         Box::pin(async { Ok(()) })
     }
 }
 
 #[tokio::test]
 async fn panic_is_not_reported_as_a_timeout() {
-    let client = Client::with_gateway(Arc::new(Panics));
+    let client = Client::with_transport(Arc::new(Panics));
     let error = within(client.objects().read(object(), 0, 8))
         .await
         .unwrap_err();
@@ -52,7 +52,7 @@ async fn panic_is_not_reported_as_a_timeout() {
 async fn panic_of_a_completion_never_replays_a_write() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     client.submit(
-        Call::read_object(object(), 1, 8),
+        Request::read_object(object(), 1, 8),
         Box::new(|_outcome| panic!("this is a test")),
     );
     let panics = peer.request().await;
@@ -68,7 +68,7 @@ async fn panic_of_a_completion_never_replays_a_write() {
     panics.answer(&[0; 8]).await;
     let error = write.await.unwrap().unwrap_err();
     assert!(
-        matches!(&error, ClientError::Lost { why, .. } if matches!(**why, Hangup::Aborted)),
+        matches!(&error, ClientError::Lost { why, .. } if matches!(**why, DisconnectReason::Aborted)),
         "{}",
         Chain(&error)
     );

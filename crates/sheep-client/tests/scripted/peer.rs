@@ -55,7 +55,7 @@ impl Default for Script {
 /// A running peer; see [`Peer::stop`].
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Received>,
     reading: watch::Sender<bool>,
     open: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
@@ -63,7 +63,7 @@ pub(crate) struct Peer {
 }
 
 /// A request as it arrived.
-pub(crate) struct Request {
+pub(crate) struct Received {
     pub(crate) header: RequestHeader,
     pub(crate) payload: Vec<u8>,
     pub(crate) wire: Arc<Wire>,
@@ -127,12 +127,12 @@ impl Peer {
     }
 
     /// The next request, on whatever connection.
-    pub(crate) async fn request(&mut self) -> Request {
+    pub(crate) async fn request(&mut self) -> Received {
         within(self.requests.recv()).await.expect("the peer runs")
     }
 
     /// A request that has arrived already.
-    pub(crate) fn arrived(&mut self) -> Option<Request> {
+    pub(crate) fn arrived(&mut self) -> Option<Received> {
         self.requests.try_recv().ok()
     }
 
@@ -150,7 +150,7 @@ impl Peer {
 async fn accept(
     listener: TcpListener,
     script: Arc<Script>,
-    forward: mpsc::Sender<Request>,
+    forward: mpsc::Sender<Received>,
     reading: watch::Receiver<bool>,
     open: Arc<AtomicUsize>,
     stop: CancellationToken,
@@ -185,7 +185,7 @@ async fn serve(
     mut socket: OwnedReadHalf,
     wire: Arc<Wire>,
     script: Arc<Script>,
-    forward: mpsc::Sender<Request>,
+    forward: mpsc::Sender<Received>,
     mut reading: watch::Receiver<bool>,
 ) {
     loop {
@@ -205,7 +205,7 @@ async fn serve(
         if socket.read_exact(&mut payload).await.is_err() {
             return;
         }
-        let request = Request {
+        let request = Received {
             header,
             payload,
             wire: Arc::clone(&wire),
@@ -232,7 +232,7 @@ fn membership(script: &Script) -> Vec<u8> {
     payload
 }
 
-impl Request {
+impl Received {
     pub(crate) fn opcode(&self) -> Opcode {
         Opcode::try_from(self.header.opcode).unwrap()
     }

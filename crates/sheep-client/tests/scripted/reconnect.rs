@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_client::{Client, ClientConfig, ClientError, NewVdi};
 use sheep_proto::{Opcode, ResultCode, VdiName};
 
@@ -41,15 +41,15 @@ async fn is_answered(peer: &mut Peer, client: &Client) {
 #[tokio::test]
 async fn reads_and_writes_survive_the_death_of_their_connection() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    for call in [
-        Call::read_object(object(), 0, 8),
-        Call::write_object(object(), 0, b"w"[..].into()),
-        Call::create_object(object(), 0, b"c"[..].into(), None),
-        Call::discard_object(object()),
+    for request in [
+        Request::read_object(object(), 0, 8),
+        Request::write_object(object(), 0, b"w"[..].into()),
+        Request::create_object(object(), 0, b"c"[..].into(), None),
+        Request::discard_object(object()),
     ] {
-        let opcode = call.opcode();
+        let opcode = request.opcode();
         let client = client.clone();
-        let caller = tokio::spawn(async move { within(client.send(call)).await });
+        let caller = tokio::spawn(async move { within(client.send(request)).await });
         let first = peer.request().await;
         first.wire.close();
         let again = peer.request().await;
@@ -79,7 +79,7 @@ async fn a_vdi_is_not_made_twice() {
     request.wire.close();
     assert!(matches!(
         caller.await.unwrap(),
-        Err(ClientError::Lost { call, .. }) if call.opcode == Opcode::NewVdi
+        Err(ClientError::Lost { operation, .. }) if operation.opcode == Opcode::NewVdi
     ));
     // The next request is not a second NEW_VDI.
     is_answered(&mut peer, &client).await;
@@ -295,7 +295,7 @@ async fn a_move_lets_calls_finish_where_they_are() {
     is_answered(&mut new, &client).await;
     until(|| new.open() == 2).await;
 
-    assert!(old.open() > 0, "the call is still there");
+    assert!(old.open() > 0, "the request is still there");
     request.answer(b"finished").await;
     assert_eq!(caller.await.unwrap().unwrap(), &b"finished"[..]);
     until(|| old.open() == 0).await;
@@ -305,14 +305,14 @@ async fn a_move_lets_calls_finish_where_they_are() {
 async fn a_client_that_goes_closes_everything_and_ends_its_calls() {
     let (mut peer, client) = connected(Script::default(), 4).await;
     let (ended, mut outcomes) = tokio::sync::mpsc::channel(2);
-    let submit = |call| {
+    let submit = |request| {
         let ended = ended.clone();
         client.submit(
-            call,
+            request,
             Box::new(move |outcome| ended.try_send(outcome).unwrap()),
         );
     };
-    submit(Call::read_object(object(), 0, 8));
+    submit(Request::read_object(object(), 0, 8));
     peer.request().await;
     drop(client);
     let outcome = within(outcomes.recv()).await.unwrap();
@@ -329,7 +329,7 @@ async fn a_client_that_goes_without_a_sheep_ends_its_calls() {
     let (ended, outcome) = tokio::sync::oneshot::channel();
     peer.stop().await;
     client.submit(
-        Call::read_object(object(), 0, 8),
+        Request::read_object(object(), 0, 8),
         Box::new(move |outcome| ended.send(outcome.map(drop)).unwrap()),
     );
     drop(client);

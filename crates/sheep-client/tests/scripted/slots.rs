@@ -5,7 +5,7 @@ use sheep_proto::inode::{SLOT_LEN, slot_offset};
 use sheep_proto::{ObjectIndex, Opcode, ResultCode, Vid};
 use tokio::task::JoinHandle;
 
-use crate::peer::{Peer, Request, Script};
+use crate::peer::{Peer, Received, Script};
 use crate::{connected, within};
 
 const FIRST: ObjectIndex = ObjectIndex(3);
@@ -27,7 +27,7 @@ fn wire(first: u32) -> Vec<u8> {
     [first.to_le_bytes(), [0; 4]].concat()
 }
 
-async fn slot_request(peer: &mut Peer, opcode: Opcode) -> Request {
+async fn slot_request(peer: &mut Peer, opcode: Opcode) -> Received {
     let request = peer.request().await;
     assert_eq!(request.opcode(), opcode);
     assert_eq!(Some(request.offset()), slot_offset(FIRST));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Response};
+use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress};
 use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
 use sheepfs_vfs::{LockMode, Tree, TreeConfig};
@@ -31,7 +31,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
             read_only: false,
             lock: LockMode::Auto,
         };
-        let tree = Tree::new(Client::with_gateway(Arc::new(liar)), config);
+        let tree = Tree::new(Client::with_transport(Arc::new(liar)), config);
         tokio::time::timeout(LIMIT, work(tree))
             .await
             .expect("nothing waits for ever");
@@ -43,7 +43,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
 struct Liar(Mutex<(Vec<u8>, usize)>);
 
 impl Liar {
-    fn answer(&self, call: &Call) -> Response {
+    fn answer(&self, request: &Request) -> Response {
         let mut state = self.0.lock().expect("no one panics with it");
         let (left, given) = &mut *state;
         *given += 1;
@@ -57,7 +57,7 @@ impl Liar {
         tail[4..4 + known].copy_from_slice(&head[head.len() - known..]);
         tail[..4].copy_from_slice(&u32::from(code).to_le_bytes());
         // As many bytes as were asked for, or fewer; the input, then zeros.
-        let want = call.want() as usize;
+        let want = request.max_response_len() as usize;
         let short = head.get(1).is_some_and(|&byte| byte == 0xff);
         let take = want.min(left.len()).min(8192);
         let mut payload: Vec<u8> = left.drain(..take).collect();
@@ -66,30 +66,30 @@ impl Liar {
         }
         let len = u32::try_from(payload.len()).expect("as was asked for");
         let mut header =
-            ResponseHeader::answer(&call.header(0), 1, len, ResponseBody::result(code));
+            ResponseHeader::answer(&request.header(0), 1, len, ResponseBody::result(code));
         header.tail = tail;
         Response {
-            call: call.name(),
+            operation: request.operation(),
             header,
             payload: BytesMut::from(&payload[..]),
         }
     }
 }
 
-impl Gateway for Liar {
-    fn submit(&self, call: Call, done: Completion) {
-        done(Ok(self.answer(&call)));
+impl Transport for Liar {
+    fn submit(&self, request: Request, done: Completion) {
+        done(Ok(self.answer(&request)));
     }
 
-    fn submit_to(&self, _node: SocketAddr, call: Call, done: Completion) {
-        done(Ok(self.answer(&call)));
+    fn submit_to(&self, _node: SocketAddr, request: Request, done: Completion) {
+        done(Ok(self.answer(&request)));
     }
 
     fn address(&self) -> GatewayAddress {
         SocketAddr::from(([127, 0, 0, 1], 7000)).into()
     }
 
-    fn move_to(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+    fn switch_gateway(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         Box::pin(async { Ok(()) })
     }
 }

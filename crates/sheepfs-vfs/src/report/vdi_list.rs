@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use sheep_client::error::CallName;
+use sheep_client::error::OperationId;
 use sheep_client::{Client, ClientError, VdiInfo};
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
@@ -84,11 +84,11 @@ pub async fn query(client: &Client) -> Result<Option<Vec<VdiUsage>>, ClientError
             return Ok(None);
         }
         code => {
-            let call = CallName {
+            let operation = OperationId {
                 opcode: Opcode::StatCluster,
                 oid: None,
             };
-            return Err(ClientError::Refused { call, code });
+            return Err(ClientError::Refused { operation, code });
         }
     }
     let vdis = for_each_vdi(client, |vid| usage(client, vid)).await?;
@@ -142,7 +142,7 @@ pub(super) async fn facts(client: &Client, vid: Vid) -> Result<Option<VdiInfo>, 
         header.block_size_shift = DEFAULT_BLOCK_SIZE_SHIFT;
     }
     let vdi = VdiInfo::from_header(vid, &header).map_err(|source| ClientError::Malformed {
-        call: CallName {
+        operation: OperationId {
             opcode: Opcode::ReadObj,
             oid: Some(Oid::inode(vid)),
         },

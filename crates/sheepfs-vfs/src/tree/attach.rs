@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::{VdiSelector, WhichVersion};
+use sheep_client::{VdiSelector, VdiVersion};
 use tokio::time::Instant;
 
 use super::Tree;
@@ -235,7 +235,7 @@ impl Tree {
         change: impl Future<Output = Result<(), FsError>>,
     ) -> Result<(), FsError> {
         let locking = self.lock_policy.is_locking(&self.client).await?;
-        if !locking || selector.which != WhichVersion::Working {
+        if !locking || selector.version != VdiVersion::Working {
             return change.await;
         }
         let vid = match self.client.vdi(selector).lock().await {

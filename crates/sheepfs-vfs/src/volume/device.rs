@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sheep_client::unstable::IndexTree;
-use sheep_client::{Client, VdiSelector, WhichVersion};
+use sheep_client::{Client, VdiSelector, VdiVersion};
 use sheep_proto::ObjectIndex;
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
 use tokio::runtime::Handle;
@@ -88,7 +88,7 @@ impl Device {
         selector: VdiSelector,
         options: VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
-        let working = selector.which == WhichVersion::Working;
+        let working = selector.version == VdiVersion::Working;
         let writable = working && !options.read_only;
         let leased = options.lock && writable;
         let (state, tree) = Self::find_and_load(&client, &selector, leased).await?;
@@ -158,7 +158,7 @@ impl Device {
                 client.vdi(selector).lookup().await?
             };
             let loaded = HeadState::load(client, vid).await;
-            let working = selector.which == WhichVersion::Working;
+            let working = selector.version == VdiVersion::Working;
             match loaded {
                 Ok(Some((state, _))) if state.info.size > state.info.max_size() => {
                     if leased {

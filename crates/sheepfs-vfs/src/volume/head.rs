@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sheep_client::{Client, ClientError, VdiInfo, VdiSelector, WhichVersion};
+use sheep_client::{Client, ClientError, VdiInfo, VdiSelector, VdiVersion};
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::{ObjectIndex, Vid};
 use tokio::task::JoinError;
@@ -110,7 +110,7 @@ impl Head {
     }
 
     pub(super) fn is_head_selected(&self) -> bool {
-        self.selector.which == WhichVersion::Working
+        self.selector.version == VdiVersion::Working
     }
 
     /// Whether nobody else may change the index, so that the cached one is true.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::unstable::{Call, IndexTree, KeepAlive};
+use sheep_client::unstable::{InFlightToken, IndexTree, Request};
 use sheep_client::{Client, ClientError};
 use sheep_proto::{ObjectIndex, Oid, ResultCode, Vid};
 use tokio::sync::oneshot;
@@ -160,7 +160,7 @@ impl IndexCommitter {
         let outcome = self
             .client
             .inode(vid)
-            .write_slots_pinning(
+            .write_slots_with_tokens(
                 first,
                 &owners,
                 &tokens(run.iter().map(|update| &update.lock)),
@@ -222,7 +222,7 @@ impl IndexCommitter {
                 let none = vec![None; run.len()];
                 self.client
                     .inode(vid)
-                    .write_slots_pinning(run[0], &none, &tokens(locks))
+                    .write_slots_with_tokens(run[0], &none, &tokens(locks))
                     .await
             });
         join_all(runs).await.into_iter().collect()
@@ -247,15 +247,15 @@ impl IndexCommitter {
         let tree = tree.expect("only objects of a hypervolume are discarded");
         let fence = self.acquire_fence().await?;
         let mut tree = tree.lock().await;
-        let call = Call::discard_object(Oid::data(vid, index))
-            .holding(lock)
-            .holding(fence);
-        let outcome = self.client.send(call).await.map(drop);
-        tree.discarded(index);
+        let request = Request::discard_object(Oid::data(vid, index))
+            .with_token(lock)
+            .with_token(fence);
+        let outcome = self.client.send(request).await.map(drop);
+        tree.mark_hole(index);
         outcome
     }
 
-    async fn acquire_fence(&self) -> Result<KeepAlive, ClientError> {
+    async fn acquire_fence(&self) -> Result<InFlightToken, ClientError> {
         let fence = Arc::clone(&self.fence).lock_owned();
         match tokio::time::timeout(FENCE_TIMEOUT, fence).await {
             Ok(fence) => Ok(Arc::new(fence)),
@@ -271,7 +271,7 @@ impl IndexCommitter {
             Ok(Probe::Writable) => Ok(CommitOutcome::Head),
             Ok(Probe::Frozen) => Ok(CommitOutcome::Frozen),
             Ok(Probe::NoObject) => Err(Arc::new(ClientError::Refused {
-                call: Call::read_object(Oid::data(vid, index), 0, 0).name(),
+                operation: Request::read_object(Oid::data(vid, index), 0, 0).operation(),
                 code: ResultCode::NoObj,
             })),
             Err(error) => Err(Arc::new(error)),
@@ -280,9 +280,11 @@ impl IndexCommitter {
 }
 
 /// The locks of some objects, for a request to pin.
-fn tokens<'a>(locks: impl IntoIterator<Item = &'a SharedObjectLock>) -> Vec<KeepAlive> {
+fn tokens<'a>(locks: impl IntoIterator<Item = &'a SharedObjectLock>) -> Vec<InFlightToken> {
     let locks = locks.into_iter();
-    locks.map(|lock| Arc::clone(lock) as KeepAlive).collect()
+    locks
+        .map(|lock| Arc::clone(lock) as InFlightToken)
+        .collect()
 }
 
 /// Cuts sorted updates into runs of neighbours of one VDI.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use sheep_client::ClientError;
-use sheep_client::unstable::pieces;
+use sheep_client::unstable::split_io;
 use sheep_proto::ResultCode;
 use tokio::time::Instant;
 
@@ -167,7 +167,7 @@ impl ExtentIo {
                 }
                 // Made with no more than fits one request: the rest is faster written
                 // in place, while the slot is committed.
-                let first = pieces(extent.offset, extent.len).next();
+                let first = split_io(extent.offset, extent.len).next();
                 let (first, rest) = extent.split_at(first.map_or(0, |(_, len)| len));
                 let part = data.slice(..first.len as usize);
                 match self.allocator.create(&object, first, part).await {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sheep_client::unstable::{Call, KeepAlive};
+use sheep_client::unstable::{InFlightToken, Request};
 use sheep_client::{Client, ClientError};
 use sheep_proto::{ObjectIndex, Oid, Vid};
 
@@ -92,10 +92,10 @@ impl ObjectIo {
     ) -> Result<(), ClientError> {
         let source = source.map(|owner| Oid::data(owner, extent.index));
         let oid = Oid::data(vid, extent.index);
-        let call = Call::create_object(oid, extent.offset, data, source);
+        let request = Request::create_object(oid, extent.offset, data, source);
         let created = self
             .client
-            .send(call.holding(Arc::clone(lock) as KeepAlive))
+            .send(request.with_token(Arc::clone(lock) as InFlightToken))
             .await;
         if matches!(created, Err(ClientError::Lost { .. })) {
             // Executed late it would wipe what the lock's next holder writes.

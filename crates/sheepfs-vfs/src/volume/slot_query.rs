@@ -160,7 +160,7 @@ impl SlotQueries {
             self.head
                 .client
                 .inode(vid)
-                .submit_slots(first, count, move |read| question.note(first, read));
+                .submit_read_slots(first, count, move |read| question.note(first, read));
         }
     }
 }

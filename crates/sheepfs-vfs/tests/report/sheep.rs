@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::BytesMut;
 use serde_json::Value;
 use sheep_client::node::StoreSpace;
-use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Response};
+use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress, VdiInfo};
 use sheep_proto::header::{ClusterDefaultResponse, NodeResponse};
 use sheep_proto::node::NodeRecord;
@@ -139,12 +139,12 @@ impl Sheep {
     }
 
     pub(crate) fn client(self) -> Client {
-        Client::with_gateway(Arc::new(self))
+        Client::with_transport(Arc::new(self))
     }
 
-    fn answer(&self, call: &Call) -> (ResponseBody, Vec<u8>) {
+    fn answer(&self, request: &Request) -> (ResponseBody, Vec<u8>) {
         let success = ResponseBody::result(ResultCode::Success);
-        match (call.opcode(), call.header(0).body()) {
+        match (request.opcode(), request.header(0).body()) {
             (Opcode::GetNodeList, _) => (success, self.nodes.clone()),
             (Opcode::ReadVdis, _) => (success, self.used.clone()),
             (Opcode::ReadDelVdis, _) => (success, self.deleted.clone()),
@@ -157,13 +157,16 @@ impl Sheep {
                 (ResponseBody::ClusterDefault(body), Vec::new())
             }
             (Opcode::StatCluster, RequestBody::Cluster(body)) => {
-                self.epoch_log(call.want(), body.nodes_nr.get() as usize)
+                self.epoch_log(request.max_response_len(), body.nodes_nr.get() as usize)
             }
             (Opcode::ReadObj, RequestBody::Object(body)) => {
                 let Some(object) = self.objects.get(&body.oid.get()) else {
                     return (ResponseBody::result(self.missing), Vec::new());
                 };
-                let (offset, len) = (body.offset.get() as usize, call.want() as usize);
+                let (offset, len) = (
+                    body.offset.get() as usize,
+                    request.max_response_len() as usize,
+                );
                 (success, object[offset..offset + len].to_vec())
             }
             (opcode, _) => panic!("{opcode} belongs to no report"),
@@ -197,21 +200,21 @@ impl Sheep {
             .map_or(0, |newest| u32_at(&newest.header, 16))
     }
 
-    fn response(&self, call: &Call, body: ResponseBody, payload: Vec<u8>) -> Response {
+    fn response(&self, request: &Request, body: ResponseBody, payload: Vec<u8>) -> Response {
         let len = u32::try_from(payload.len()).unwrap();
         Response {
-            call: call.name(),
-            header: ResponseHeader::answer(&call.header(0), self.epoch(), len, body),
+            operation: request.operation(),
+            header: ResponseHeader::answer(&request.header(0), self.epoch(), len, body),
             payload: BytesMut::from(&payload[..]),
         }
     }
 }
 
-impl Gateway for Sheep {
+impl Transport for Sheep {
     /// Answers later, so that a caller that sends more meanwhile is seen.
-    fn submit(&self, call: Call, done: Completion) {
-        let (body, payload) = self.answer(&call);
-        let response = self.response(&call, body, payload);
+    fn submit(&self, request: Request, done: Completion) {
+        let (body, payload) = self.answer(&request);
+        let response = self.response(&request, body, payload);
         let now = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.most_in_flight.fetch_max(now, Ordering::Relaxed);
         let in_flight = Arc::clone(&self.in_flight);
@@ -222,21 +225,21 @@ impl Gateway for Sheep {
         });
     }
 
-    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
-        assert_eq!(call.opcode(), Opcode::StatSheep);
+    fn submit_to(&self, node: SocketAddr, request: Request, done: Completion) {
+        assert_eq!(request.opcode(), Opcode::StatSheep);
         done(match self.stores.get(&node) {
             None => Err(ClientError::Connect {
                 gateway: node.into(),
                 source: std::io::ErrorKind::ConnectionRefused.into(),
             }),
-            Some(Err(code)) => Ok(self.response(&call, ResponseBody::result(*code), Vec::new())),
+            Some(Err(code)) => Ok(self.response(&request, ResponseBody::result(*code), Vec::new())),
             Some(Ok(space)) => {
                 let body = NodeResponse {
                     store_size: space.total.into(),
                     store_free: space.free.into(),
                     ..NodeResponse::default()
                 };
-                Ok(self.response(&call, ResponseBody::Node(body), Vec::new()))
+                Ok(self.response(&request, ResponseBody::Node(body), Vec::new()))
             }
         });
     }
@@ -245,7 +248,7 @@ impl Gateway for Sheep {
         address("127.0.0.1:7000").into()
     }
 
-    fn move_to(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+    fn switch_gateway(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         panic!("no report moves a client")
     }
 }

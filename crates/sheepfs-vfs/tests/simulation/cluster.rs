@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use sheep_client::unstable::{BoxFuture, Network, SendingHalf as _, Stream};
+use sheep_client::unstable::{BoxFuture, ByteStream, Connector, WriteHalf as _};
 use sheep_proto::cluster::ClusterInfoHeader;
 use sheep_proto::limits::HEADER_LEN;
 use sheep_proto::node::NodeRecord;
@@ -150,14 +150,14 @@ impl Cluster {
     }
 
     /// How a client numbered `client` reaches the sheep.
-    pub(crate) fn network(&self, client: usize) -> Arc<dyn Network> {
+    pub(crate) fn network(&self, client: usize) -> Arc<dyn Connector> {
         Arc::new(ClientNetwork {
             cluster: self.clone(),
             client,
         })
     }
 
-    fn connect(&self, peer: SocketAddr, client: usize) -> Option<Stream> {
+    fn connect(&self, peer: SocketAddr, client: usize) -> Option<ByteStream> {
         let ended = self.0.ended.lock().expect("no one panics with it");
         if ended.contains(&client) {
             return None;
@@ -188,7 +188,7 @@ impl Cluster {
             .clone()
             .serve(number, process.clone(), requests, Arc::new(answers));
         tokio::spawn(process.run_until_cancelled_owned(serve));
-        Some(Stream {
+        Some(ByteStream {
             reader: Box::new(Receiver {
                 pipe: Arc::clone(&back),
             }),
@@ -303,8 +303,8 @@ struct ClientNetwork {
     client: usize,
 }
 
-impl Network for ClientNetwork {
-    fn connect(&self, peer: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
+impl Connector for ClientNetwork {
+    fn connect(&self, peer: SocketAddr) -> BoxFuture<'_, io::Result<ByteStream>> {
         Box::pin(async move {
             tokio::time::sleep(self.cluster.0.dice.latency()).await;
             self.cluster

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
-use sheep_client::unstable::{BoxFuture, SendingHalf};
+use sheep_client::unstable::{BoxFuture, WriteHalf};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -148,7 +148,7 @@ impl Sender {
     }
 }
 
-impl SendingHalf for Sender {
+impl WriteHalf for Sender {
     fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut state = self.pipe.state();
         if state.end.is_some() {

@@ -207,9 +207,9 @@ impl World {
             .collect();
         config.connections = 1 + self.dice.up_to(3);
         loop {
-            let pool = Pool::connect_over(config.clone(), self.cluster.network(number)).await;
+            let pool = Pool::connect_with(config.clone(), self.cluster.network(number)).await;
             match pool {
-                Ok(pool) => return Client::with_gateway(Arc::new(pool)),
+                Ok(pool) => return Client::with_transport(Arc::new(pool)),
                 Err(_nobody_there) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_proto::{ObjectKind, Opcode, ResultCode};
 
 use crate::races::is_index_update;
@@ -22,14 +22,14 @@ enum Kind {
     IndexUpdate,
 }
 
-fn kind(call: &Call) -> Option<Kind> {
-    let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
-    match call.opcode() {
+fn kind(request: &Request) -> Option<Kind> {
+    let data = request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+    match request.opcode() {
         Opcode::ReadObj if data => Some(Kind::Read),
         // Without a payload it is a question.
-        Opcode::WriteObj if data && !call.payload().is_empty() => Some(Kind::Overwrite),
+        Opcode::WriteObj if data && !request.payload().is_empty() => Some(Kind::Overwrite),
         Opcode::CreateAndWriteObj => Some(Kind::Create),
-        _ => is_index_update(call).then_some(Kind::IndexUpdate),
+        _ => is_index_update(request).then_some(Kind::IndexUpdate),
     }
 }
 
@@ -67,9 +67,9 @@ async fn refuse_everything(cluster: Arc<Cluster>, code: ResultCode) {
     let plan = Arc::clone(&refuse);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
+            Faulty::new(inner, move |request| {
                 let refused = (*plan.lock().unwrap())?;
-                (kind(call) == Some(refused)).then_some(Fault::Refuse(code))
+                (kind(request) == Some(refused)).then_some(Fault::Refuse(code))
             })
         })
         .await;

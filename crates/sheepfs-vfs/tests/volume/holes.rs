@@ -95,11 +95,15 @@ async fn an_object_freed_and_made_again_is_not_taken_for_a_lost_one() {
     let plan = Arc::clone(&missed);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
+            Faulty::new(inner, move |request| {
                 let mut missed = plan.lock().unwrap();
-                let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
-                (data && missed.take_if(|opcode| *opcode == call.opcode()).is_some())
-                    .then_some(Fault::Refuse(ResultCode::NoObj))
+                let data =
+                    request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+                (data
+                    && missed
+                        .take_if(|opcode| *opcode == request.opcode())
+                        .is_some())
+                .then_some(Fault::Refuse(ResultCode::NoObj))
             })
         })
         .await;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::future::join_all;
 use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_proto::{ClusterFlags, ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 use tokio::sync::Notify;
@@ -40,13 +40,13 @@ pub(crate) enum Moment {
 }
 
 impl Moment {
-    pub(crate) fn is(self, call: &Call) -> bool {
-        let kind = call.name().oid.and_then(Oid::kind);
-        let data = kind == Some(ObjectKind::Data) && call.opcode() != Opcode::ReadObj;
+    pub(crate) fn is(self, request: &Request) -> bool {
+        let kind = request.operation().oid.and_then(Oid::kind);
+        let data = kind == Some(ObjectKind::Data) && request.opcode() != Opcode::ReadObj;
         match self {
-            Self::Data => data && !call.payload().is_empty(),
-            Self::Index => is_index_update(call),
-            Self::Question => data && call.payload().is_empty(),
+            Self::Data => data && !request.payload().is_empty(),
+            Self::Index => is_index_update(request),
+            Self::Question => data && request.payload().is_empty(),
         }
     }
 }
@@ -97,7 +97,9 @@ async fn find(volume: &Arc<Volume>, before: Before) -> bool {
 async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: u32) {
     let case = format!("{before:?}, {moment:?}, {count} snapshots");
     let name = prepare(cluster, before).await;
-    let (client, held, release) = cluster.client_held_at(move |call| moment.is(call)).await;
+    let (client, held, release) = cluster
+        .client_held_at(move |request| moment.is(request))
+        .await;
     let volume = open(&client, &name).await;
     let writer = tokio::spawn({
         let volume = Arc::clone(&volume);
@@ -176,12 +178,13 @@ async fn a_write_waits_for_a_snapshot_that_has_only_begun() {
         let tell = Arc::clone(&asked);
         let client = cluster
             .client_through(|inner| {
-                Faulty::new(inner, move |call| {
-                    if call.opcode() == Opcode::GetVdiInfo && refusing.load(Ordering::Acquire) {
+                Faulty::new(inner, move |request| {
+                    if request.opcode() == Opcode::GetVdiInfo && refusing.load(Ordering::Acquire) {
                         tell.notify_one();
                     }
-                    let kind = call.name().oid.and_then(Oid::kind);
-                    let data = kind == Some(ObjectKind::Data) && call.opcode() != Opcode::ReadObj;
+                    let kind = request.operation().oid.and_then(Oid::kind);
+                    let data =
+                        kind == Some(ObjectKind::Data) && request.opcode() != Opcode::ReadObj;
                     (data && refusing.load(Ordering::Acquire))
                         .then_some(Fault::Refuse(ResultCode::ReadOnly))
                 })

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, NewVdi, VdiSelector};
 use sheep_proto::inode::SLOT_LEN;
 use sheep_proto::limits::INODE_HEADER_LEN;
@@ -233,8 +233,8 @@ async fn counted(cluster: &Cluster) -> (Client, Arc<AtomicUsize>) {
     let client = cluster
         .client_through(|inner| Hold {
             inner,
-            until: move |call: &Call| -> Option<BoxFuture<'static, ()>> {
-                if !is_index_read(call) {
+            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
+                if !is_index_read(request) {
                     return None;
                 }
                 counter.fetch_add(1, Ordering::AcqRel);
@@ -246,16 +246,16 @@ async fn counted(cluster: &Cluster) -> (Client, Arc<AtomicUsize>) {
     (client, count)
 }
 
-fn is_index_read(call: &Call) -> bool {
-    let inode = call
-        .name()
+fn is_index_read(request: &Request) -> bool {
+    let inode = request
+        .operation()
         .oid
         .is_some_and(|oid| oid.kind() == Some(ObjectKind::Inode));
-    let RequestBody::Object(body) = call.header(0).body() else {
+    let RequestBody::Object(body) = request.header(0).body() else {
         return false;
     };
     let index = body.offset.get() >= u32::try_from(INODE_HEADER_LEN).unwrap();
-    inode && index && call.opcode() == Opcode::ReadObj
+    inode && index && request.opcode() == Opcode::ReadObj
 }
 
 #[tokio::test(flavor = "multi_thread")]

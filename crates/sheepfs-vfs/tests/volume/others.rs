@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway};
+use sheep_client::unstable::{BoxFuture, Completion, Request, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress, VdiSelector};
 use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::{ClusterFlags, Oid, Opcode, ResultCode, VdiName};
@@ -93,16 +93,16 @@ async fn a_write_that_fails_in_part_leaves_nothing_under_way() {
     let armed = AtomicBool::new(true);
     let client = cluster
         .client_through(|inner| {
-            let refusing = Faulty::new(inner, |call| {
-                let create = call.opcode() == Opcode::CreateAndWriteObj;
-                (create && call.name().oid?.number() == 0)
+            let refusing = Faulty::new(inner, |request| {
+                let create = request.opcode() == Opcode::CreateAndWriteObj;
+                (create && request.operation().oid?.number() == 0)
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             });
             Hold {
                 inner: Arc::new(refusing),
-                until: move |call: &Call| {
-                    let create = call.opcode() == Opcode::CreateAndWriteObj;
-                    if !create || call.name().oid?.number() == 0 {
+                until: move |request: &Request| {
+                    let create = request.opcode() == Opcode::CreateAndWriteObj;
+                    if !create || request.operation().oid?.number() == 0 {
                         return None;
                     }
                     if !armed.swap(false, Ordering::AcqRel) {
@@ -132,10 +132,10 @@ async fn a_write_that_fails_in_part_leaves_nothing_under_way() {
 
 /// Answers one call as if it was given up, and lets it run later.
 struct GivesUp {
-    inner: Arc<dyn Gateway>,
+    inner: Arc<dyn Transport>,
     armed: AtomicBool,
     release: Arc<Notify>,
-    pick: fn(&Call) -> bool,
+    pick: fn(&Request) -> bool,
     /// How long it claims to have waited.
     patience: Duration,
 }
@@ -146,10 +146,10 @@ impl std::fmt::Debug for GivesUp {
     }
 }
 
-impl Gateway for GivesUp {
-    fn submit(&self, call: Call, done: Completion) {
-        if !(self.pick)(&call) || !self.armed.swap(false, Ordering::AcqRel) {
-            return self.inner.submit(call, done);
+impl Transport for GivesUp {
+    fn submit(&self, request: Request, done: Completion) {
+        if !(self.pick)(&request) || !self.armed.swap(false, Ordering::AcqRel) {
+            return self.inner.submit(request, done);
         }
         let (inner, release) = (Arc::clone(&self.inner), Arc::clone(&self.release));
         done(Err(ClientError::Unreachable {
@@ -158,27 +158,27 @@ impl Gateway for GivesUp {
         }));
         tokio::spawn(async move {
             release.notified().await;
-            inner.submit(call, Box::new(|_| ()));
+            inner.submit(request, Box::new(|_| ()));
         });
     }
 
-    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
-        self.inner.submit_to(node, call, done);
+    fn submit_to(&self, node: SocketAddr, request: Request, done: Completion) {
+        self.inner.submit_to(node, request, done);
     }
 
     fn address(&self) -> GatewayAddress {
         self.inner.address()
     }
 
-    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
-        self.inner.move_to(address)
+    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.inner.switch_gateway(address)
     }
 }
 
 async fn giving_up(
     cluster: &Cluster,
     name: &VdiName,
-    pick: fn(&Call) -> bool,
+    pick: fn(&Request) -> bool,
     patience: Duration,
 ) -> (Arc<Volume>, Arc<Notify>) {
     let release = Arc::new(Notify::new());
@@ -201,7 +201,7 @@ const LONG: Duration = Duration::from_secs(600);
 async fn a_request_that_was_given_up_holds_nobody_up_for_longer_than_it_was_waited_for() {
     let cluster = Cluster::start().await;
     for pick in [
-        |call: &Call| call.opcode() == Opcode::CreateAndWriteObj,
+        |request: &Request| request.opcode() == Opcode::CreateAndWriteObj,
         is_index_update,
     ] {
         let name = cluster.create("held-up", 4 * MIB).await;
@@ -230,7 +230,7 @@ async fn write_behind(volume: &Arc<Volume>, release: &Notify) {
 async fn a_create_that_was_given_up_wipes_nothing_when_it_runs_after_all() {
     let cluster = Cluster::start().await;
     let name = cluster.create("late-create", 4 * MIB).await;
-    let create = |call: &Call| call.opcode() == Opcode::CreateAndWriteObj;
+    let create = |request: &Request| request.opcode() == Opcode::CreateAndWriteObj;
     let (volume, release) = giving_up(&cluster, &name, create, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
     write_behind(&volume, &release).await;
@@ -241,7 +241,9 @@ async fn a_create_that_was_given_up_wipes_nothing_when_it_runs_after_all() {
 async fn a_hole_that_was_given_up_takes_nothing_when_it_is_made_after_all() {
     let cluster = Cluster::start().await;
     let name = cluster.create("late-hole", 4 * MIB).await;
-    let clear = |call: &Call| is_index_update(call) && call.payload().iter().all(|&byte| byte == 0);
+    let clear = |request: &Request| {
+        is_index_update(request) && request.payload().iter().all(|&byte| byte == 0)
+    };
     let (volume, release) = giving_up(&cluster, &name, clear, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
     volume.discard(0, MIB).await.unwrap_err();
@@ -256,10 +258,10 @@ async fn a_slow_lock_under_an_impatient_stat_is_not_lost() {
     let locks = AtomicUsize::new(0);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                let second =
-                    call.opcode() == Opcode::LockVdi && locks.fetch_add(1, Ordering::AcqRel) == 1;
-                second.then_some(Fault::DelayAnswer(Duration::from_millis(300)))
+            Faulty::new(inner, move |request| {
+                let second = request.opcode() == Opcode::LockVdi
+                    && locks.fetch_add(1, Ordering::AcqRel) == 1;
+                second.then_some(Fault::DelayResponse(Duration::from_millis(300)))
             })
         })
         .await;
@@ -347,8 +349,8 @@ async fn failing_after_an_index_update(cluster: &Cluster) -> Client {
     let armed = AtomicBool::new(true);
     cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                let probe = call.opcode() == Opcode::WriteObj && call.payload().is_empty();
+            Faulty::new(inner, move |request| {
+                let probe = request.opcode() == Opcode::WriteObj && request.payload().is_empty();
                 (probe && armed.swap(false, Ordering::AcqRel))
                     .then_some(Fault::Refuse(ResultCode::Eio))
             })
@@ -400,8 +402,8 @@ async fn a_detach_looks_for_a_snapshot_once_more() {
     let mut armed = true;
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                let lost = is_index_update(call) && std::mem::take(&mut armed);
+            Faulty::new(inner, move |request| {
+                let lost = is_index_update(request) && std::mem::take(&mut armed);
                 lost.then_some(Fault::Refuse(ResultCode::Success))
             })
         })

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, FsError, Volume, VolumeError};
@@ -49,13 +49,13 @@ async fn assert_begun(cluster: &Cluster, name: &VdiName, objects: u64) {
 }
 
 /// The data object that a call is about, if any.
-fn data_object(call: &Call) -> Option<Oid> {
-    let oid = call.name().oid;
+fn data_object(request: &Request) -> Option<Oid> {
+    let oid = request.operation().oid;
     oid.filter(|oid| oid.kind() == Some(ObjectKind::Data))
 }
 
-fn creates(call: &Call) -> bool {
-    call.opcode() == Opcode::CreateAndWriteObj
+fn creates(request: &Request) -> bool {
+    request.opcode() == Opcode::CreateAndWriteObj
 }
 
 /// A client, and how many objects it has made.
@@ -64,8 +64,8 @@ async fn counting(cluster: &Cluster) -> (Client, Arc<AtomicU64>) {
     let count = Arc::clone(&made);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                count.fetch_add(u64::from(creates(call)), Ordering::Relaxed);
+            Faulty::new(inner, move |request| {
+                count.fetch_add(u64::from(creates(request)), Ordering::Relaxed);
                 None
             })
         })
@@ -184,7 +184,7 @@ async fn an_object_that_may_still_go_is_not_made_ahead() {
     let name = cluster.create("ahead-lingers", 24 * MIB).await;
     let volume = open(&cluster.client, &name).await;
     let next = Oid::data(volume.info().vid, ObjectIndex(16));
-    let left_over = Call::create_object(next, 0, pattern(9, 100), None);
+    let left_over = Request::create_object(next, 0, pattern(9, 100), None);
     cluster.client.send(left_over).await.unwrap();
     begin(&volume, 0..RUN).await;
     assert_eq!(allocated(&volume).await, RUN);
@@ -204,9 +204,9 @@ async fn held_client(
     let armed = Arc::new(AtomicBool::new(false));
     let arm = Arc::clone(&armed);
     let (client, held, release) = cluster
-        .client_held_at(move |call| {
-            let before = data_object(call).is_some_and(|oid| u64::from(oid.number()) < RUN);
-            moment.is(call) && !before && armed.load(Ordering::Acquire)
+        .client_held_at(move |request| {
+            let before = data_object(request).is_some_and(|oid| u64::from(oid.number()) < RUN);
+            moment.is(request) && !before && armed.load(Ordering::Acquire)
         })
         .await;
     (client, arm, held, release)
@@ -334,8 +334,8 @@ async fn the_last_object_there_is_room_for_goes_to_the_writer() {
         let room = AtomicU64::new(RUN);
         let client = cluster
             .client_through(|inner| {
-                Faulty::new(inner, move |call| {
-                    let full = creates(call) && {
+                Faulty::new(inner, move |request| {
+                    let full = creates(request) && {
                         let less = |room: u64| room.checked_sub(1);
                         let taken = room.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
                         taken.is_err()
@@ -359,9 +359,9 @@ async fn that_an_object_cannot_be_made_ahead_is_no_error_before_it_is_written() 
     let is_full = Arc::clone(&full);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                let index = u64::from(data_object(call)?.number());
-                (creates(call) && index >= RUN && is_full.load(Ordering::Acquire))
+            Faulty::new(inner, move |request| {
+                let index = u64::from(data_object(request)?.number());
+                (creates(request) && index >= RUN && is_full.load(Ordering::Acquire))
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             })
         })

@@ -8,7 +8,7 @@ use crate::support::{
 };
 use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectKind, Opcode, RequestBody, ResultCode};
 use sheepfs_vfs::{BlockDevice as _, VolumeError};
@@ -140,22 +140,22 @@ async fn an_object_that_is_made_late_does_not_wipe_what_the_next_writer_wrote() 
     let (late, first) = (cluster.client.clone(), AtomicBool::new(true));
     let client = cluster
         .client_through(|inner| {
-            let faulty = Faulty::new(inner, move |call| {
-                let creates = call.opcode() == Opcode::CreateAndWriteObj;
+            let faulty = Faulty::new(inner, move |request| {
+                let creates = request.opcode() == Opcode::CreateAndWriteObj;
                 if !creates || !first.swap(false, Ordering::AcqRel) {
                     return None;
                 }
-                let (late, oid) = (late.clone(), call.name().oid?);
+                let (late, oid) = (late.clone(), request.operation().oid?);
                 tokio::spawn(async move {
                     tokio::time::sleep(SETTLE_TIME / 3).await;
-                    let again = Call::create_object(oid, 0, pattern(1, 100), None);
+                    let again = Request::create_object(oid, 0, pattern(1, 100), None);
                     late.send(again).await.unwrap();
                 });
                 Some(Fault::LoseBefore)
             });
             Hold {
                 inner: Arc::new(faulty),
-                until: |_call: &Call| None,
+                until: |_request: &Request| None,
             }
         })
         .await;
@@ -170,13 +170,13 @@ async fn an_object_that_is_made_late_does_not_wipe_what_the_next_writer_wrote() 
 }
 
 /// A write of index entries.
-pub(crate) fn is_index_update(call: &Call) -> bool {
-    let header = call.header(0);
+pub(crate) fn is_index_update(request: &Request) -> bool {
+    let header = request.header(0);
     let RequestBody::Object(body) = header.body() else {
         return false;
     };
-    let kind = call.name().oid.and_then(|oid| oid.kind());
-    call.opcode() == Opcode::WriteObj
+    let kind = request.operation().oid.and_then(|oid| oid.kind());
+    request.opcode() == Opcode::WriteObj
         && kind == Some(ObjectKind::Inode)
         && body.offset.get() as usize >= INODE_HEADER_LEN
 }
@@ -247,8 +247,8 @@ async fn an_index_update_that_the_snapshot_overwrote_is_made_again() {
     let mut armed = true;
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                let lost = is_index_update(call) && std::mem::take(&mut armed);
+            Faulty::new(inner, move |request| {
+                let lost = is_index_update(request) && std::mem::take(&mut armed);
                 lost.then_some(Fault::Refuse(ResultCode::Success))
             })
         })
@@ -339,9 +339,10 @@ async fn a_working_vdi_that_refuses_writes_for_ever_is_given_up() {
     let name = cluster.create("frozen", MIB).await;
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, |call| {
-                let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
-                (data && call.opcode() != Opcode::ReadObj)
+            Faulty::new(inner, |request| {
+                let data =
+                    request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+                (data && request.opcode() != Opcode::ReadObj)
                     .then_some(Fault::Refuse(ResultCode::ReadOnly))
             })
         })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Response};
+use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress, VdiSelector};
 use sheep_proto::btree::{LEAF_MAX_ENTRIES, ROOT_WRITE_OFFSET};
 use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
@@ -304,20 +304,20 @@ async fn a_tree_that_the_c_programs_have_split_is_read_and_put_in_order() {
 /// Shows inodes as releases before 0.9 have them: no object size, children in
 /// the header, and nothing behind the index but a counter.
 #[derive(Debug)]
-struct BeforeReferenceCounts(Arc<dyn Gateway>);
+struct BeforeReferenceCounts(Arc<dyn Transport>);
 
 const CHILDREN: std::ops::Range<usize> = 568..INODE_HEADER_LEN;
 const OBJECT_SHIFT_OFFSET: usize = 555;
 
-impl Gateway for BeforeReferenceCounts {
-    fn submit(&self, call: Call, done: Completion) {
-        let header = call.header(0);
-        let is_inode = call.name().oid.and_then(Oid::kind) == Some(ObjectKind::Inode);
+impl Transport for BeforeReferenceCounts {
+    fn submit(&self, request: Request, done: Completion) {
+        let header = request.header(0);
+        let is_inode = request.operation().oid.and_then(Oid::kind) == Some(ObjectKind::Inode);
         let RequestBody::Object(body) = header.body() else {
-            return self.0.submit(call, done);
+            return self.0.submit(request, done);
         };
-        if !is_inode || call.opcode() != Opcode::ReadObj {
-            return self.0.submit(call, done);
+        if !is_inode || request.opcode() != Opcode::ReadObj {
+            return self.0.submit(request, done);
         }
         let start = body.offset.get() as usize;
         let as_before = move |mut response: Response| {
@@ -332,19 +332,19 @@ impl Gateway for BeforeReferenceCounts {
             response
         };
         let done = Box::new(move |result: Result<Response, _>| done(result.map(as_before)));
-        self.0.submit(call, done);
+        self.0.submit(request, done);
     }
 
-    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
-        self.0.submit_to(node, call, done);
+    fn submit_to(&self, node: SocketAddr, request: Request, done: Completion) {
+        self.0.submit_to(node, request, done);
     }
 
     fn address(&self) -> GatewayAddress {
         self.0.address()
     }
 
-    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
-        self.0.move_to(address)
+    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.0.switch_gateway(address)
     }
 }
 

@@ -98,7 +98,9 @@ async fn stress(cluster: &Cluster, seed: u64) {
         .client_through(move |inner| {
             Faulty::new(inner, move |_call| match dice.u8(..10) {
                 0 => Some(Fault::Delay(Duration::from_micros(dice.u64(..2000)))),
-                1 | 2 => Some(Fault::DelayAnswer(Duration::from_micros(dice.u64(..3000)))),
+                1 | 2 => Some(Fault::DelayResponse(Duration::from_micros(
+                    dice.u64(..3000),
+                ))),
                 _ => None,
             })
         })

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sheep_client::cluster::FormatOptions;
-use sheep_client::unstable::{BoxFuture, Call, Completion, Gateway, Pool};
+use sheep_client::unstable::{BoxFuture, Completion, Pool, Request, Transport};
 use sheep_client::{Client, ClientConfig, ClientError, GatewayAddress, NewVdi, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
@@ -79,21 +79,21 @@ impl Cluster {
     }
 
     /// Another client, that calls through what `wrap` makes of its pool.
-    pub(crate) async fn client_through<G: Gateway + 'static>(
+    pub(crate) async fn client_through<G: Transport + 'static>(
         &self,
-        wrap: impl FnOnce(Arc<dyn Gateway>) -> G,
+        wrap: impl FnOnce(Arc<dyn Transport>) -> G,
     ) -> Client {
         let pool = Pool::connect(config(&self.address))
             .await
             .expect("the sheep answers");
-        Client::with_gateway(Arc::new(wrap(Arc::new(pool))))
+        Client::with_transport(Arc::new(wrap(Arc::new(pool))))
     }
 
     /// A client whose first call of a kind is held back: the first signal tells
     /// that it was made, the second lets it go.
     pub(crate) async fn client_held_at(
         &self,
-        kind: impl Fn(&Call) -> bool + Send + Sync + 'static,
+        kind: impl Fn(&Request) -> bool + Send + Sync + 'static,
     ) -> (Client, Arc<Notify>, Arc<Notify>) {
         let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
@@ -101,8 +101,8 @@ impl Cluster {
         let client = self
             .client_through(|inner| Hold {
                 inner,
-                until: move |call: &Call| {
-                    if !kind(call) || !armed.swap(false, Ordering::AcqRel) {
+                until: move |request: &Request| {
+                    if !kind(request) || !armed.swap(false, Ordering::AcqRel) {
                         return None;
                     }
                     tell.notify_one();
@@ -228,7 +228,7 @@ pub(crate) const SETTLE_TIME: Duration = Duration::from_millis(300);
 
 /// A gateway that holds calls back until what the test returned for them is done.
 pub(crate) struct Hold<F> {
-    pub(crate) inner: Arc<dyn Gateway>,
+    pub(crate) inner: Arc<dyn Transport>,
     pub(crate) until: F,
 }
 
@@ -238,20 +238,20 @@ impl<F> std::fmt::Debug for Hold<F> {
     }
 }
 
-impl<F: Fn(&Call) -> Option<BoxFuture<'static, ()>> + Send + Sync> Gateway for Hold<F> {
-    fn submit(&self, call: Call, done: Completion) {
-        let Some(ready) = (self.until)(&call) else {
-            return self.inner.submit(call, done);
+impl<F: Fn(&Request) -> Option<BoxFuture<'static, ()>> + Send + Sync> Transport for Hold<F> {
+    fn submit(&self, request: Request, done: Completion) {
+        let Some(ready) = (self.until)(&request) else {
+            return self.inner.submit(request, done);
         };
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
             ready.await;
-            inner.submit(call, done);
+            inner.submit(request, done);
         });
     }
 
-    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion) {
-        self.inner.submit_to(node, call, done);
+    fn submit_to(&self, node: SocketAddr, request: Request, done: Completion) {
+        self.inner.submit_to(node, request, done);
     }
 
     fn address(&self) -> GatewayAddress {
@@ -262,12 +262,12 @@ impl<F: Fn(&Call) -> Option<BoxFuture<'static, ()>> + Send + Sync> Gateway for H
         self.inner.peer()
     }
 
-    fn settle_time(&self) -> Duration {
+    fn fence_interval(&self) -> Duration {
         SETTLE_TIME
     }
 
-    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
-        self.inner.move_to(address)
+    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.inner.switch_gateway(address)
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use nix::errno::Errno;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_client::{Client, NewVdi};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{AllocateMode, BlockDevice as _, FsError, HandleId, Ino, OpenMode, Tree};
@@ -249,12 +249,12 @@ async fn mapped_pages_do_not_extend_truncated_handle() {
 }
 
 /// Writes of zeros in place, which is how part of an object is discarded.
-fn is_discard(call: &Call) -> bool {
-    let kind = call.name().oid.and_then(|oid| oid.kind());
-    call.opcode() == Opcode::WriteObj
+fn is_discard(request: &Request) -> bool {
+    let kind = request.operation().oid.and_then(|oid| oid.kind());
+    request.opcode() == Opcode::WriteObj
         && kind == Some(ObjectKind::Data)
-        && call.payload().iter().all(|&byte| byte == 0)
-        && !call.payload().is_empty()
+        && request.payload().iter().all(|&byte| byte == 0)
+        && !request.payload().is_empty()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,8 +263,8 @@ async fn truncated_handle_retries_failed_discard() {
     let failing = Arc::new(AtomicBool::new(true));
     let fails = Arc::clone(&failing);
     let client = cluster.client_through(|inner| {
-        Faulty::new(inner, move |call| {
-            let refused = is_discard(call) && fails.load(Ordering::SeqCst);
+        Faulty::new(inner, move |request| {
+            let refused = is_discard(request) && fails.load(Ordering::SeqCst);
             refused.then_some(Fault::Refuse(ResultCode::Eio))
         })
     });

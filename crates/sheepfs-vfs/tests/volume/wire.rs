@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::btree::ROOT_WRITE_OFFSET;
 use sheep_proto::limits::INODE_HEADER_LEN;
@@ -28,21 +28,21 @@ struct Seen {
 }
 
 impl Seen {
-    fn note(&mut self, call: &Call) {
-        let oid = call.name().oid;
-        let RequestBody::Object(body) = call.header(0).body() else {
+    fn note(&mut self, request: &Request) {
+        let oid = request.operation().oid;
+        let RequestBody::Object(body) = request.header(0).body() else {
             return;
         };
         let (offset, start) = (body.offset.get(), u32::try_from(INODE_HEADER_LEN).unwrap());
         let Some(oid) = oid.filter(|oid| oid.kind() == Some(ObjectKind::Inode)) else {
             return;
         };
-        if call.opcode() != Opcode::WriteObj || offset < start {
+        if request.opcode() != Opcode::WriteObj || offset < start {
             return;
         }
         self.requests += 1;
         let vid = oid.vid().unwrap().get();
-        for (number, slot) in (0u32..).zip(call.payload().chunks_exact(4)) {
+        for (number, slot) in (0u32..).zip(request.payload().chunks_exact(4)) {
             let slot = u32::from_le_bytes(slot.try_into().unwrap());
             let index = (offset - start) / 4 + number;
             self.slots.entry((vid, index)).or_default().push(slot);
@@ -77,10 +77,10 @@ async fn only_slots_that_change_are_written_each_once_and_in_runs() {
     let client = cluster
         .client_through(|inner| Hold {
             inner,
-            until: move |call: &Call| -> Option<BoxFuture<'static, ()>> {
-                log.lock().unwrap().note(call);
+            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
+                log.lock().unwrap().note(request);
                 // Slow enough for the others to gather behind the first few.
-                is_index_update(call).then(|| {
+                is_index_update(request).then(|| {
                     Box::pin(tokio::time::sleep(Duration::from_millis(200)))
                         as BoxFuture<'static, ()>
                 })
@@ -127,13 +127,14 @@ async fn watched(cluster: &Cluster) -> (Client, Wrongs) {
     let client = cluster
         .client_through(|inner| Hold {
             inner,
-            until: move |call: &Call| {
-                if !is_index_update(call) {
+            until: move |request: &Request| {
+                if !is_index_update(request) {
                     return None;
                 }
-                let (call, found, outside) = (call.clone(), Arc::clone(&found), outside.clone());
+                let (request, found, outside) =
+                    (request.clone(), Arc::clone(&found), outside.clone());
                 let ready: BoxFuture<'static, ()> = Box::pin(async move {
-                    let wrong = look_at(&outside, &call).await;
+                    let wrong = look_at(&outside, &request).await;
                     found.lock().unwrap().extend(wrong);
                 });
                 Some(ready)
@@ -143,13 +144,17 @@ async fn watched(cluster: &Cluster) -> (Client, Wrongs) {
     (client, wrongs)
 }
 
-async fn look_at(outside: &Client, call: &Call) -> Vec<String> {
-    let vid = call.name().oid.and_then(Oid::vid).expect("an inode's");
-    let RequestBody::Object(body) = call.header(0).body() else {
+async fn look_at(outside: &Client, request: &Request) -> Vec<String> {
+    let vid = request
+        .operation()
+        .oid
+        .and_then(Oid::vid)
+        .expect("an inode's");
+    let RequestBody::Object(body) = request.header(0).body() else {
         panic!("an index update has a place in an object");
     };
     let first = (body.offset.get() - u32::try_from(INODE_HEADER_LEN).unwrap()) / 4;
-    let new: Vec<_> = call
+    let new: Vec<_> = request
         .payload()
         .chunks_exact(4)
         .map(|slot| Vid::new(u32::from_le_bytes(slot.try_into().unwrap())))
@@ -253,10 +258,10 @@ async fn reading_makes_nothing_on_the_cluster() {
     let client = cluster
         .client_through(|inner| Hold {
             inner,
-            until: move |call: &Call| -> Option<BoxFuture<'static, ()>> {
+            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
                 let reads = [Opcode::ReadObj, Opcode::GetVdiInfo, Opcode::LockVdi];
-                if !reads.contains(&call.opcode()) {
-                    log.lock().unwrap().push(call.name());
+                if !reads.contains(&request.opcode()) {
+                    log.lock().unwrap().push(request.operation());
                 }
                 None
             },
@@ -281,13 +286,13 @@ async fn reading_makes_nothing_on_the_cluster() {
 }
 
 /// Any write to an inode that says where data objects are.
-fn publishes(call: &Call) -> bool {
-    let header = call.header(0);
+fn publishes(request: &Request) -> bool {
+    let header = request.header(0);
     let RequestBody::Object(body) = header.body() else {
         return false;
     };
-    let kind = call.name().oid.and_then(Oid::kind);
-    call.opcode() == Opcode::WriteObj
+    let kind = request.operation().oid.and_then(Oid::kind);
+    request.opcode() == Opcode::WriteObj
         && kind == Some(ObjectKind::Inode)
         && body.offset.get() >= ROOT_WRITE_OFFSET
 }
@@ -299,8 +304,8 @@ async fn dies_before_the_index_update(cluster: &Cluster, name: &sheep_proto::Vdi
     let client = cluster
         .client_through(|inner| Hold {
             inner,
-            until: move |call: &Call| {
-                publishes(call).then(|| {
+            until: move |request: &Request| {
+                publishes(request).then(|| {
                     tell.notify_one();
                     Box::pin(std::future::pending()) as BoxFuture<'static, ()>
                 })

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use nix::errno::Errno;
 use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::{BoxFuture, Call};
+use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, FsError, LockMode, TreeConfig, Volume, VolumeError};
@@ -45,9 +45,12 @@ async fn write_buffered(
     begin(volume, offset, data).await.unwrap()
 }
 
-fn is_data_write(call: &Call) -> bool {
-    let data = call.name().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
-    data && matches!(call.opcode(), Opcode::WriteObj | Opcode::CreateAndWriteObj)
+fn is_data_write(request: &Request) -> bool {
+    let data = request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+    data && matches!(
+        request.opcode(),
+        Opcode::WriteObj | Opcode::CreateAndWriteObj
+    )
 }
 
 /// A volume whose objects exist.
@@ -74,8 +77,8 @@ async fn small_writes_in_a_row_reach_the_cluster_together() {
     let count = Arc::clone(&writes);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                count.fetch_add(usize::from(is_data_write(call)), Ordering::SeqCst);
+            Faulty::new(inner, move |request| {
+                count.fetch_add(usize::from(is_data_write(request)), Ordering::SeqCst);
                 None
             })
         })
@@ -120,9 +123,9 @@ async fn a_writer_faster_than_the_cluster_waits_for_it() {
     let client = cluster
         .client_through(|inner| Hold {
             inner,
-            until: move |call: &Call| -> Option<BoxFuture<'static, ()>> {
+            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
                 let mut gate = gate.clone();
-                is_data_write(call).then(|| {
+                is_data_write(request).then(|| {
                     Box::pin(async move {
                         gate.wait_for(|&open| open).await.unwrap();
                     }) as BoxFuture<'static, ()>
@@ -156,8 +159,8 @@ async fn failing_client(cluster: &Cluster) -> (Client, Arc<AtomicBool>) {
     let fails = Arc::clone(&failing);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |call| {
-                (is_data_write(call) && fails.load(Ordering::SeqCst))
+            Faulty::new(inner, move |request| {
+                (is_data_write(request) && fails.load(Ordering::SeqCst))
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             })
         })

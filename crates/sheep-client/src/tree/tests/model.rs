@@ -101,7 +101,7 @@ impl Life {
             Step::Discard(index) => {
                 // The server finds the slot like the C programs.
                 if self.is_sound && self.model.remove(&index).is_some() {
-                    self.tree.discarded(ObjectIndex(index));
+                    self.tree.mark_hole(ObjectIndex(index));
                     let set_in_place = self.objects.discard(index);
                     prop_assert!(set_in_place);
                 }

@@ -9,7 +9,7 @@ use sheep_proto::{ObjectIndex, Oid, Vid};
 use zerocopy::IntoBytes as _;
 
 use crate::tree::nodes::{Capacity, Nodes};
-use crate::tree::untangle::Found;
+use crate::tree::repair::RawLeaf;
 use crate::tree::{IndexTree, TreeWrite};
 
 #[derive(Clone)]
@@ -67,7 +67,7 @@ impl Objects {
                 Nodes::from_slots(self.vid, counter, self.sorted(slots), self.capacity)
             }
             Node::Root(entries) => {
-                let found = entries.iter().map(|entry| Found {
+                let found = entries.iter().map(|entry| RawLeaf {
                     max: entry.max_index.get(),
                     oid: Oid::from_raw(entry.oid.get()),
                     slots: self.leaf(entry),

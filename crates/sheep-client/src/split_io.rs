@@ -12,7 +12,7 @@ use crate::error::ClientError;
 /// aligned to included, its C library fetches that from the kernel and gives it
 /// back each time: 256 page faults for a mebibyte, which cost more than
 /// everything else it does with it. Smaller pieces cost more requests.
-pub(crate) const MAX_PIECE_LEN: u32 = 480 << 10;
+pub(crate) const MAX_IO_LEN: u32 = 480 << 10;
 /// Where the borders of pieces lie: a disk does not tear its blocks either.
 const BLOCK_LEN: u64 = 4096;
 
@@ -24,8 +24,8 @@ const BLOCK_LEN: u64 = 4096;
 ///
 /// # Panics
 /// When the range reaches beyond any object.
-pub fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
-    let count = u64::from(len.div_ceil(MAX_PIECE_LEN).max(1));
+pub fn split_io(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
+    let count = u64::from(len.div_ceil(MAX_IO_LEN).max(1));
     let (start, len) = (u64::from(offset), u64::from(len));
     let border = move |number: u64| match number {
         0 => start,
@@ -33,8 +33,8 @@ pub fn pieces(offset: u32, len: u32) -> impl Iterator<Item = (u32, u32)> {
         _ => (start + len * number / count) / BLOCK_LEN * BLOCK_LEN,
     };
     let number = |number: u64| u32::try_from(number).expect("an object has less than 4 GiB");
-    (0..count).map(move |piece| {
-        let (from, to) = (border(piece), border(piece + 1));
+    (0..count).map(move |part| {
+        let (from, to) = (border(part), border(part + 1));
         (number(from), number(to - from))
     })
 }
@@ -48,27 +48,27 @@ pub(crate) fn check_range(offset: u32, len: u32) {
 }
 
 /// The results of all pieces.
-pub(crate) struct Gathering<D> {
+pub(crate) struct FanOut<D> {
     payloads: Vec<BytesMut>,
     left: usize,
     error: Option<ClientError>,
     /// Nothing once it has run.
-    done: Option<D>,
+    on_complete: Option<D>,
 }
 
-impl<D: FnOnce(Result<Vec<BytesMut>, ClientError>)> Gathering<D> {
-    pub(crate) fn new(pieces: usize, done: D) -> Arc<Mutex<Self>> {
+impl<D: FnOnce(Result<Vec<BytesMut>, ClientError>)> FanOut<D> {
+    pub(crate) fn new(parts: usize, on_complete: D) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self {
-            payloads: vec![BytesMut::new(); pieces],
-            left: pieces,
+            payloads: vec![BytesMut::new(); parts],
+            left: parts,
             error: None,
-            done: Some(done),
+            on_complete: Some(on_complete),
         }))
     }
 
     /// Notes what became of a piece, and returns what became of all when it was
     /// the last.
-    pub(crate) fn note(
+    pub(crate) fn complete(
         &mut self,
         number: usize,
         result: Result<BytesMut, ClientError>,
@@ -87,14 +87,14 @@ impl<D: FnOnce(Result<Vec<BytesMut>, ClientError>)> Gathering<D> {
         }
         let payloads = std::mem::take(&mut self.payloads);
         let outcome = self.error.take().map_or(Ok(payloads), Err);
-        Some((self.done.take()?, outcome))
+        Some((self.on_complete.take()?, outcome))
     }
 }
 
 /// One after the other, without a copy when they lie there like that already.
-pub(crate) fn join(pieces: Vec<BytesMut>) -> Bytes {
-    let whole = pieces.into_iter().reduce(|mut whole, piece| {
-        whole.unsplit(piece);
+pub(crate) fn join(parts: Vec<BytesMut>) -> Bytes {
+    let whole = parts.into_iter().reduce(|mut whole, part| {
+        whole.unsplit(part);
         whole
     });
     whole.unwrap_or_default().freeze()
@@ -108,9 +108,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_tile_the_range(offset in 0..1u32 << 31, len in 1..64u32 << 20) {
+        fn split_io_tiles_the_range(offset in 0..1u32 << 31, len in 1..64u32 << 20) {
             let mut at = offset;
-            for (start, len) in pieces(offset, len) {
+            for (start, len) in split_io(offset, len) {
                 prop_assert_eq!(start, at);
                 prop_assert!(start == offset || u64::from(start) % BLOCK_LEN == 0);
                 prop_assert!((1..512 << 10).contains(&len));
@@ -121,9 +121,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_range_is_one_piece() {
-        for offset in [0, 1, MAX_PIECE_LEN, u32::MAX] {
-            assert!(pieces(offset, 0).eq([(offset, 0)]), "{offset}");
+    fn split_io_of_an_empty_range_is_one_request() {
+        for offset in [0, 1, MAX_IO_LEN, u32::MAX] {
+            assert!(split_io(offset, 0).eq([(offset, 0)]), "{offset}");
         }
     }
 }

@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::address::GatewayAddress;
-use crate::call::{Call, Response};
 use crate::error::ClientError;
+use crate::request::{Request, Response};
 
 /// Runs once with the outcome of a call: an answer, whatever its result code,
 /// or the reason why there is none.
@@ -22,15 +22,15 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Gets calls to a cluster. [`Pool`](crate::pool::Pool) does it over TCP; tests
 /// put others in front of it that lose, delay and refuse.
-pub trait Gateway: Debug + Send + Sync {
-    /// Sends `call` to the cluster and runs `done` with the outcome.
+pub trait Transport: Debug + Send + Sync {
+    /// Sends `request` to the cluster and runs `completion` with the outcome.
     ///
     /// Neither blocks nor needs an async runtime to be entered. While the
     /// socket has room the frame is written by the calling thread.
-    fn submit(&self, call: Call, done: Completion);
+    fn submit(&self, request: Request, completion: Completion);
 
-    /// Sends `call` to one node of the cluster, for what only that node knows.
-    fn submit_to(&self, node: SocketAddr, call: Call, done: Completion);
+    /// Sends `request` to one node of the cluster, for what only that node knows.
+    fn submit_to(&self, node: SocketAddr, request: Request, completion: Completion);
 
     /// The address that was given, not the one failed over to.
     fn address(&self) -> GatewayAddress;
@@ -42,10 +42,10 @@ pub trait Gateway: Debug + Send + Sync {
 
     /// Checks that a sheep answers at `address`, then uses it for every call
     /// from now on. Calls in flight finish where they are.
-    fn move_to(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>>;
+    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>>;
 
     /// How long a call may still run after it ended with [`ClientError::Lost`].
-    fn settle_time(&self) -> Duration {
+    fn fence_interval(&self) -> Duration {
         Duration::ZERO
     }
 }

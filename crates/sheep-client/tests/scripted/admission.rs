@@ -1,9 +1,9 @@
 //! How much is in flight at once.
 
 use sheep_client::Client;
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 
-use crate::peer::{Peer, Request, Script};
+use crate::peer::{Peer, Received, Script};
 use crate::{connected, object, until};
 
 /// Submits `count` reads of `len` bytes and returns the requests that arrive
@@ -14,10 +14,10 @@ async fn in_flight_at_once(
     count: u32,
     len: u32,
     expected: usize,
-) -> Vec<Request> {
+) -> Vec<Received> {
     for number in 0..count {
         client.submit(
-            Call::read_object(object(), number, len),
+            Request::read_object(object(), number, len),
             Box::new(|outcome| {
                 outcome.unwrap();
             }),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_client::{Client, ClientError};
 use sheep_proto::Opcode;
 
@@ -16,9 +16,9 @@ const HANGS: u32 = 1 << 20;
 const MANY: usize = 1030;
 
 /// Makes `count` calls that get no answer and waits for them to be given up.
-async fn give_up(client: &Client, count: usize, call: &Call) {
-    let call = call.clone().with_patience(Duration::from_millis(100));
-    let calls = (0..count).map(|_| within(client.send(call.clone())));
+async fn give_up(client: &Client, count: usize, request: &Request) {
+    let request = request.clone().with_timeout(Duration::from_millis(100));
+    let calls = (0..count).map(|_| within(client.send(request.clone())));
     for outcome in futures_util::future::join_all(calls).await {
         let error = outcome.unwrap_err();
         assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
@@ -28,7 +28,7 @@ async fn give_up(client: &Client, count: usize, call: &Call) {
 #[tokio::test]
 async fn an_object_that_hangs_does_not_use_up_the_budget() {
     let (mut peer, client) = connected(Script::default(), 2).await;
-    give_up(&client, MANY, &Call::read_object(object(), HANGS, 4)).await;
+    give_up(&client, MANY, &Request::read_object(object(), HANGS, 4)).await;
     let next = read(&client, 0, 4);
     let request = loop {
         let request = peer.request().await;
@@ -47,10 +47,10 @@ async fn a_worn_out_connection_lives_while_a_call_on_it_holds_something() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let held = Arc::new(());
     let seen = Arc::downgrade(&held);
-    let create = Call::create_object(object(), HANGS, b"c"[..].into(), None).holding(held);
+    let create = Request::create_object(object(), HANGS, b"c"[..].into(), None).with_token(held);
     give_up(&client, 1, &create).await;
     drop(create);
-    give_up(&client, MANY / 2, &Call::read_object(object(), HANGS, 4)).await;
+    give_up(&client, MANY / 2, &Request::read_object(object(), HANGS, 4)).await;
     until(|| peer.open() == 2).await;
     assert_eq!(seen.strong_count(), 1, "it may still run");
     let request = peer.request().await;
@@ -74,10 +74,10 @@ async fn what_no_byte_was_sent_of_is_taken_back() {
         let held = Arc::new(());
         seen.push(Arc::downgrade(&held));
         let data = vec![u8::try_from(number).unwrap(); 1 << 20];
-        let call = Call::write_object(object(), 0, data.into())
-            .holding(held)
-            .with_patience(Duration::from_millis(100));
-        calls.push(within(client.send(call)));
+        let request = Request::write_object(object(), 0, data.into())
+            .with_token(held)
+            .with_timeout(Duration::from_millis(100));
+        calls.push(within(client.send(request)));
     }
     for outcome in futures_util::future::join_all(calls).await {
         outcome.unwrap_err();

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use sheep_client::{Client, ClientError, NewVdi, VdiSelector};
 use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName, Vid};
 
-use crate::peer::{Peer, Request, Script};
+use crate::peer::{Peer, Received, Script};
 use crate::{config, object, within};
 
 /// Whether a refusal passes, so that it is asked again.
@@ -146,7 +146,7 @@ async fn within_outcome(ask: Pin<Box<dyn Future<Output = Outcome> + Send>>) -> O
 }
 
 /// The next request with `opcode`; those before it succeed.
-async fn expect(peer: &mut Peer, opcode: Opcode) -> Request {
+async fn expect(peer: &mut Peer, opcode: Opcode) -> Received {
     loop {
         let request = peer.request().await;
         if request.opcode() == opcode {

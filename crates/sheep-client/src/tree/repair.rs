@@ -7,11 +7,11 @@
 use sheep_proto::Oid;
 use sheep_proto::btree::LeafEntry;
 
-use super::leaf::{Leaf, Place};
+use super::leaf::{Leaf, Location};
 
 /// A leaf as found, in the order of the root.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct RawLeaf {
     /// The maximum that the root names.
     pub(super) max: u32,
     /// Its object.
@@ -22,14 +22,14 @@ pub(super) struct Found {
 
 /// A slot of a group of leaves that overlap.
 #[derive(Clone, Copy)]
-struct Copied {
+struct SlotCopy {
     slot: LeafEntry,
     /// Position of its leaf in the root.
     leaf: usize,
 }
 
 /// The leaves in order, and whether the root differs from what they need.
-pub(super) fn untangle(found: Vec<Found>, room: usize) -> (Vec<Leaf>, bool) {
+pub(super) fn repair(found: Vec<RawLeaf>, room: usize) -> (Vec<Leaf>, bool) {
     let keys: Vec<_> = found.iter().map(|leaf| (leaf.max, leaf.oid)).collect();
     let root = Root::new(&keys);
     let mut sorted: Vec<_> = found
@@ -40,59 +40,59 @@ pub(super) fn untangle(found: Vec<Found>, room: usize) -> (Vec<Leaf>, bool) {
     sorted.sort_by_key(|(_, leaf)| leaf.slots[0].index);
 
     let mut leaves = Vec::with_capacity(sorted.len());
-    let mut group: Vec<(usize, Found)> = Vec::new();
+    let mut group: Vec<(usize, RawLeaf)> = Vec::new();
     let mut group_last = 0;
     for (position, leaf) in sorted {
         let (first, last) = (leaf.slots[0].index.get(), last_index(&leaf.slots));
         if first > group_last {
-            untangle_group(std::mem::take(&mut group), &root, room, &mut leaves);
+            repair_group(std::mem::take(&mut group), &root, room, &mut leaves);
         }
         group_last = group_last.max(last);
         group.push((position, leaf));
     }
-    untangle_group(group, &root, room, &mut leaves);
+    repair_group(group, &root, room, &mut leaves);
 
-    let needed = leaves.iter().map(|leaf| match leaf.place {
-        Place::Stored(oid) | Place::Overfull(oid) => Some((leaf.last(), oid)),
-        Place::New => None,
+    let needed = leaves.iter().map(|leaf| match leaf.location {
+        Location::Clean(oid) | Location::HasDuplicates(oid) => Some((leaf.last(), oid)),
+        Location::Unallocated => None,
     });
     let stale = !needed.eq(keys.iter().copied().map(Some));
     (leaves, stale)
 }
 
 /// Puts leaves in order of which each overlaps another, or a single one.
-fn untangle_group(
-    mut group: Vec<(usize, Found)>,
+fn repair_group(
+    mut group: Vec<(usize, RawLeaf)>,
     root: &Root,
     room: usize,
     leaves: &mut Vec<Leaf>,
 ) {
     if group.len() <= 1 {
         let single = group.pop();
-        leaves.extend(single.map(|(_, leaf)| Leaf::new(Place::Stored(leaf.oid), leaf.slots)));
+        leaves.extend(single.map(|(_, leaf)| Leaf::new(Location::Clean(leaf.oid), leaf.slots)));
         return;
     }
     let mut copies: Vec<_> = group
         .iter()
         .flat_map(|(position, leaf)| {
-            leaf.slots.iter().map(|&slot| Copied {
+            leaf.slots.iter().map(|&slot| SlotCopy {
                 slot,
                 leaf: *position,
             })
         })
         .collect();
     copies.sort_by_key(|copy| (copy.slot.index, copy.leaf));
-    let (slots, is_tangled) = choose(&copies, root);
+    let (slots, has_conflicts) = resolve_duplicates(&copies, root);
     drop(copies);
 
-    if is_tangled {
+    if has_conflicts {
         // Into objects of its own; the root leaves the old ones with one write.
         let merged: Vec<_> = slots.iter().map(|copy| copy.slot).collect();
         let parts = merged.len().div_ceil(room);
         leaves.extend(
             merged
                 .chunks(merged.len().div_ceil(parts))
-                .map(|part| Leaf::new(Place::New, part.to_vec())),
+                .map(|part| Leaf::new(Location::Unallocated, part.to_vec())),
         );
         return;
     }
@@ -103,21 +103,21 @@ fn untangle_group(
             .find(|(position, _)| *position == part[0].leaf)
             .map(|(_, leaf)| leaf)
             .expect("slots come from leaves of the group");
-        let place = if slots.len() == home.slots.len() {
-            Place::Stored(home.oid)
+        let location = if slots.len() == home.slots.len() {
+            Location::Clean(home.oid)
         } else {
-            Place::Overfull(home.oid)
+            Location::HasDuplicates(home.oid)
         };
-        leaves.push(Leaf::new(place, slots));
+        leaves.push(Leaf::new(location, slots));
     }
 }
 
 /// One copy of each slot, the one in the first leaf where that is as good as
 /// the one the root leads to, and whether the leaves must be made anew: a slot
 /// would have to move from one to another.
-fn choose(copies: &[Copied], root: &Root) -> (Vec<Copied>, bool) {
-    let mut chosen: Vec<Copied> = Vec::with_capacity(copies.len());
-    let mut is_tangled = false;
+fn resolve_duplicates(copies: &[SlotCopy], root: &Root) -> (Vec<SlotCopy>, bool) {
+    let mut chosen: Vec<SlotCopy> = Vec::with_capacity(copies.len());
+    let mut has_conflicts = false;
     for same in copies.chunk_by(|a, b| a.slot.index == b.slot.index) {
         let first = same[0];
         let leads_to = root.lookup(first.slot.index.get());
@@ -128,12 +128,12 @@ fn choose(copies: &[Copied], root: &Root) -> (Vec<Copied>, bool) {
         if led.slot == first.slot {
             chosen.push(first);
         } else {
-            is_tangled = true;
+            has_conflicts = true;
             chosen.push(*led);
         }
     }
-    is_tangled |= !chosen.is_sorted_by_key(|copy| copy.leaf);
-    (chosen, is_tangled)
+    has_conflicts |= !chosen.is_sorted_by_key(|copy| copy.leaf);
+    (chosen, has_conflicts)
 }
 
 fn last_index(slots: &[LeafEntry]) -> u32 {

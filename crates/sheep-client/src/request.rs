@@ -12,7 +12,7 @@ use sheep_proto::{
     Vid,
 };
 
-use crate::error::{CallName, ClientError};
+use crate::error::{ClientError, OperationId};
 
 /// Version of a READ_OBJ: from 2 on, servers 0.5.3 to 0.7 cut zeros off the
 /// answer, which then cannot be told from one that is too short (protocol 7.2).
@@ -20,38 +20,38 @@ const READ_PROTO_VER: u8 = 1;
 
 /// What a gateway does by itself when a call fails in a way that may pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resend {
+pub enum RetryPolicy {
     /// Nothing: a second run would not do the same as the first.
     Never,
     /// Sends it again after a pause when the refusal is one that passes
     /// ([`Retry::Later`](sheep_proto::Retry::Later)), but not when it may have run.
-    WhenRefused,
+    OnTransientError,
     /// Sends it again when the connection died with it in flight. A call that
     /// changes something is not when this side hung up on a sheep that answered
     /// nonsense: the first copy may still run there.
-    WhenLost,
+    OnDisconnect,
     /// Both.
-    WhenLostOrRefused,
+    Always,
 }
 
-/// Something that lives until a request can no longer run, see [`Call::holding`].
-pub type KeepAlive = Arc<dyn Any + Send + Sync>;
+/// Something that lives until a request can no longer run, see [`Request::with_token`].
+pub type InFlightToken = Arc<dyn Any + Send + Sync>;
 
 /// A request with its payload, before it has an id. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct Request {
     opcode: Opcode,
     flags: RequestFlags,
     body: RequestBody,
     payload: Bytes,
-    want: u32,
-    room: BytesMut,
-    resend: Resend,
-    patience: Option<Duration>,
-    held: Vec<KeepAlive>,
+    max_response_len: u32,
+    recv_buffer: BytesMut,
+    retry_policy: RetryPolicy,
+    timeout: Option<Duration>,
+    tokens: Vec<InFlightToken>,
 }
 
-impl Call {
+impl Request {
     /// A call without payload, that wants none back and is never resent.
     pub fn new(opcode: Opcode, body: RequestBody) -> Self {
         Self {
@@ -59,11 +59,11 @@ impl Call {
             flags: RequestFlags::empty(),
             body,
             payload: Bytes::new(),
-            want: 0,
-            room: BytesMut::new(),
-            resend: Resend::Never,
-            patience: None,
-            held: Vec::new(),
+            max_response_len: 0,
+            recv_buffer: BytesMut::new(),
+            retry_policy: RetryPolicy::Never,
+            timeout: None,
+            tokens: Vec::new(),
         }
     }
 
@@ -83,18 +83,18 @@ impl Call {
         self
     }
 
-    /// The call with a response payload of at most `want` bytes.
+    /// The call with a response payload of at most `max_response_len` bytes.
     #[must_use]
-    pub fn wanting(mut self, want: u32) -> Self {
-        self.want = want;
+    pub fn with_max_response_len(mut self, max_response_len: u32) -> Self {
+        self.max_response_len = max_response_len;
         self
     }
 
     /// The call with memory for the payload of its response, which is used when
     /// all of it fits. A clone has none.
     #[must_use]
-    pub(crate) fn with_room(mut self, room: BytesMut) -> Self {
-        self.room = room;
+    pub(crate) fn with_recv_buffer(mut self, recv_buffer: BytesMut) -> Self {
+        self.recv_buffer = recv_buffer;
         self
     }
 
@@ -107,15 +107,15 @@ impl Call {
 
     /// The call with another rule for resending.
     #[must_use]
-    pub fn with_resend(mut self, resend: Resend) -> Self {
-        self.resend = resend;
+    pub fn with_retry_policy(mut self, retry_policy: RetryPolicy) -> Self {
+        self.retry_policy = retry_policy;
         self
     }
 
     /// The call given up sooner than the configuration says, when no sheep answers.
     #[must_use]
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = Some(patience);
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
         self
     }
 
@@ -126,14 +126,14 @@ impl Call {
     /// A call that its caller hears is [`ClientError::Unreachable`] may still run
     /// at a silent gateway, and keeps holding. A clone of a call holds as well.
     #[must_use]
-    pub fn holding(mut self, keep: KeepAlive) -> Self {
-        self.held.push(keep);
+    pub fn with_token(mut self, token: InFlightToken) -> Self {
+        self.tokens.push(token);
         self
     }
 
     /// Reads `len` bytes at byte `offset` of an object.
     pub fn read_object(oid: Oid, offset: u32, len: u32) -> Self {
-        Self::object(Opcode::ReadObj, oid, offset).wanting(len)
+        Self::object(Opcode::ReadObj, oid, offset).with_max_response_len(len)
     }
 
     /// Overwrites `data.len()` bytes at byte `offset` of an existing object.
@@ -154,12 +154,12 @@ impl Call {
     /// # Panics
     /// When `data` is longer than [`MAX_PAYLOAD_LEN`].
     pub fn create_object(oid: Oid, offset: u32, data: Bytes, copy_from: Option<Oid>) -> Self {
-        let mut call = Self::object(Opcode::CreateAndWriteObj, oid, offset).with_payload(data);
-        if let (Some(source), RequestBody::Object(body)) = (copy_from, &mut call.body) {
+        let mut request = Self::object(Opcode::CreateAndWriteObj, oid, offset).with_payload(data);
+        if let (Some(source), RequestBody::Object(body)) = (copy_from, &mut request.body) {
             body.cow_oid = source.raw().into();
-            call.flags |= RequestFlags::COW;
+            request.flags |= RequestFlags::COW;
         }
-        call
+        request
     }
 
     /// Clears a data object's index entry and gives its space back.
@@ -178,44 +178,44 @@ impl Call {
             offset: offset.into(),
             ..ObjectRequest::default()
         };
-        Self::new(opcode, RequestBody::Object(body)).with_resend(Resend::WhenLostOrRefused)
+        Self::new(opcode, RequestBody::Object(body)).with_retry_policy(RetryPolicy::Always)
     }
 
-    /// The call with all of `keep`, see [`Call::holding`].
-    pub(crate) fn holding_all(mut self, keep: &[KeepAlive]) -> Self {
-        self.held.extend_from_slice(keep);
+    /// The call with all of `tokens`, see [`Request::with_token`].
+    pub(crate) fn with_tokens(mut self, tokens: &[InFlightToken]) -> Self {
+        self.tokens.extend_from_slice(tokens);
         self
     }
 
     /// Gives the memory of a payload back that will not be sent again, and of
     /// one that nobody will look at.
-    pub(crate) fn forget_payloads(&mut self) {
+    pub(crate) fn release_buffers(&mut self) {
         self.payload = Bytes::new();
-        self.room = BytesMut::new();
+        self.recv_buffer = BytesMut::new();
     }
 
     /// The memory for the payload of the response, for who receives it.
-    pub(crate) fn take_room(&mut self) -> BytesMut {
-        std::mem::take(&mut self.room)
+    pub(crate) fn take_recv_buffer(&mut self) -> BytesMut {
+        std::mem::take(&mut self.recv_buffer)
     }
 
     /// True while it keeps something alive.
-    pub(crate) fn is_holding(&self) -> bool {
-        !self.held.is_empty()
+    pub(crate) fn has_tokens(&self) -> bool {
+        !self.tokens.is_empty()
     }
 
     /// Lets go of what it kept alive.
-    pub(crate) fn let_go(&mut self) {
-        self.held.clear();
+    pub(crate) fn release_tokens(&mut self) {
+        self.tokens.clear();
     }
 
     /// How messages name it.
-    pub fn name(&self) -> CallName {
+    pub fn operation(&self) -> OperationId {
         let oid = match &self.body {
             RequestBody::Object(body) => Some(Oid::from_raw(body.oid.get())),
             _ => None,
         };
-        CallName {
+        OperationId {
             opcode: self.opcode,
             oid,
         }
@@ -232,18 +232,18 @@ impl Call {
     }
 
     /// Most bytes of payload the response may have.
-    pub fn want(&self) -> u32 {
-        self.want
+    pub fn max_response_len(&self) -> u32 {
+        self.max_response_len
     }
 
     /// The rule for resending.
-    pub fn resend(&self) -> Resend {
-        self.resend
+    pub fn retry_policy(&self) -> RetryPolicy {
+        self.retry_policy
     }
 
     /// How long to wait for a sheep, unless the configuration says less.
-    pub fn patience(&self) -> Option<Duration> {
-        self.patience
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 
     /// The header that goes with `id`.
@@ -251,7 +251,7 @@ impl Call {
         let data_length = if self.flags.contains(RequestFlags::WRITE) {
             u32::try_from(self.payload.len()).expect("checked when the payload was set")
         } else {
-            self.want
+            self.max_response_len
         };
         let mut header = RequestHeader::new(self.opcode, self.flags, data_length, self.body);
         if self.opcode == Opcode::ReadObj {
@@ -263,7 +263,7 @@ impl Call {
 
     /// Bytes on the wire, both ways.
     pub(crate) fn wire_len(&self) -> usize {
-        2 * HEADER_LEN + self.payload.len() + self.want as usize
+        2 * HEADER_LEN + self.payload.len() + self.max_response_len as usize
     }
 
     /// True unless a late second execution can do no harm.
@@ -294,7 +294,7 @@ impl Call {
 #[derive(Clone, Debug)]
 pub struct Response {
     /// The call answered.
-    pub call: CallName,
+    pub operation: OperationId,
     /// The header.
     pub header: ResponseHeader,
     /// The payload, never more than the call wanted.
@@ -310,7 +310,7 @@ impl Response {
         match self.header.result() {
             ResultCode::Success => Ok(self),
             code => Err(ClientError::Refused {
-                call: self.call,
+                operation: self.operation,
                 code,
             }),
         }
@@ -339,18 +339,18 @@ impl Response {
 
     /// The VID in an accepted VDI response.
     pub(crate) fn vid(self) -> Result<Vid, ClientError> {
-        let call = self.call;
+        let operation = self.operation;
         let source = Malformed {
             what: "VDI response",
             why: "VID out of range",
         };
-        Vid::new(self.vdi()?.vdi_id.get()).ok_or(ClientError::Malformed { call, source })
+        Vid::new(self.vdi()?.vdi_id.get()).ok_or(ClientError::Malformed { operation, source })
     }
 
     /// The error for a payload that cannot be understood.
     pub(crate) fn bad_payload(&self, source: Malformed) -> ClientError {
         ClientError::Malformed {
-            call: self.call,
+            operation: self.operation,
             source,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_client::{Client, ClientConfig, ClientError};
 use sheep_proto::Opcode;
 
@@ -38,9 +38,9 @@ async fn nothing_is_sent_elsewhere_while_the_gateway_is_silent() {
         ..Script::default()
     };
     let (mut gateway, client) = connected(script, 1).await;
-    let call =
-        Call::write_object(object(), 0, b"w"[..].into()).with_patience(Duration::from_millis(200));
-    let error = within(client.send(call)).await.unwrap_err();
+    let request = Request::write_object(object(), 0, b"w"[..].into())
+        .with_timeout(Duration::from_millis(200));
+    let error = within(client.send(request)).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     gateway.request().await;
     assert!(gateway.arrived().is_none());
@@ -74,7 +74,7 @@ async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
         move |number| {
             let done = done.clone();
             client.submit(
-                Call::write_object(object(), number, payload(number).into()),
+                Request::write_object(object(), number, payload(number).into()),
                 Box::new(move |outcome| done.try_send(outcome).unwrap()),
             );
         }
@@ -127,7 +127,7 @@ async fn a_connection_that_dies_with_a_backlog_sends_all_of_it_again() {
     let writes: Vec<_> = (0..WRITES)
         .map(|number| {
             let data = vec![number.to_le_bytes()[0]; 1 << 20];
-            let write = Call::write_object(object(), number, data.into());
+            let write = Request::write_object(object(), number, data.into());
             let client = client.clone();
             tokio::spawn(async move { within(client.send(write)).await })
         })

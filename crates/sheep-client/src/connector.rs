@@ -14,7 +14,7 @@ use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 
-use crate::gateway::BoxFuture;
+use crate::transport::BoxFuture;
 
 /// Idle time before a silent host is probed.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
@@ -24,27 +24,27 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const USER_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Opens byte streams to sheep.
-pub trait Network: Debug + Send + Sync {
+pub trait Connector: Debug + Send + Sync {
     /// Connects to `peer`, for as long as the system tries.
-    fn connect(&self, peer: SocketAddr) -> BoxFuture<'_, io::Result<Stream>>;
+    fn connect(&self, peer: SocketAddr) -> BoxFuture<'_, io::Result<ByteStream>>;
 }
 
 /// A byte stream to one sheep.
-pub struct Stream {
+pub struct ByteStream {
     /// What the sheep sends.
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
     /// What is sent to it.
-    pub writer: Box<dyn SendingHalf>,
+    pub writer: Box<dyn WriteHalf>,
 }
 
-impl Debug for Stream {
+impl Debug for ByteStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stream").finish_non_exhaustive()
+        f.debug_struct("ByteStream").finish_non_exhaustive()
     }
 }
 
-/// The sending side of a [`Stream`], for several threads.
-pub trait SendingHalf: Send + Sync {
+/// The sending side of a [`ByteStream`], for several threads.
+pub trait WriteHalf: Send + Sync {
     /// Writes as much as there is room for, at once.
     ///
     /// # Errors
@@ -65,8 +65,8 @@ pub trait SendingHalf: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Tcp;
 
-impl Network for Tcp {
-    fn connect(&self, peer: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
+impl Connector for Tcp {
+    fn connect(&self, peer: SocketAddr) -> BoxFuture<'_, io::Result<ByteStream>> {
         Box::pin(async move {
             let stream = TcpStream::connect(peer).await?;
             stream.set_nodelay(true)?;
@@ -77,7 +77,7 @@ impl Network for Tcp {
             socket.set_tcp_keepalive(&keepalive)?;
             socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
             let (reader, writer) = stream.into_split();
-            Ok(Stream {
+            Ok(ByteStream {
                 reader: Box::new(reader),
                 writer: Box::new(writer),
             })
@@ -85,7 +85,7 @@ impl Network for Tcp {
     }
 }
 
-impl SendingHalf for OwnedWriteHalf {
+impl WriteHalf for OwnedWriteHalf {
     fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         Self::try_write_vectored(self, parts)
     }

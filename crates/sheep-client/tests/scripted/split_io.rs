@@ -6,7 +6,7 @@ use sheep_client::{Client, ClientError};
 use sheep_proto::ResultCode;
 use zerocopy::IntoBytes as _;
 
-use crate::peer::{Peer, Request, Script};
+use crate::peer::{Peer, Received, Script};
 use crate::{config, connected, object, read, within};
 
 /// A range of four pieces, whose borders lie between blocks of 4 KiB.
@@ -27,7 +27,7 @@ fn content() -> Vec<u8> {
 }
 
 /// The part of [`content`] that a request is about.
-fn part(request: &Request) -> Vec<u8> {
+fn part(request: &Received) -> Vec<u8> {
     let (offset, len) = PIECES
         .into_iter()
         .find(|&(offset, _)| offset == request.offset())
@@ -36,12 +36,12 @@ fn part(request: &Request) -> Vec<u8> {
     content()[from..from + len as usize].to_vec()
 }
 
-async fn requests(peer: &mut Peer) -> Vec<Request> {
+async fn requests(peer: &mut Peer) -> Vec<Received> {
     let mut all = Vec::new();
     for _ in PIECES {
         all.push(peer.request().await);
     }
-    all.sort_unstable_by_key(Request::offset);
+    all.sort_unstable_by_key(Received::offset);
     all
 }
 

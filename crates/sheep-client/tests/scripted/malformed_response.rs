@@ -2,17 +2,17 @@
 //! else goes wrong.
 
 use sheep_client::ClientError;
-use sheep_client::unstable::Call;
+use sheep_client::unstable::Request;
 use sheep_proto::{Opcode, ResponseHeader};
 use zerocopy::IntoBytes;
 
-use crate::peer::{Request, Script};
+use crate::peer::{Received, Script};
 use crate::{connected, object, read, until, within};
 
 /// The peer answers a read with what `lie` makes of the request, and closes when
 /// that is only part of a frame. The read must get the right answer elsewhere,
 /// and a read on another connection must not notice.
-async fn is_dropped_and_the_call_repeated(name: &str, lie: impl Fn(&Request) -> Vec<u8>) {
+async fn is_dropped_and_the_call_repeated(name: &str, lie: impl Fn(&Received) -> Vec<u8>) {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let first = read(&client, 1, 64);
     let lied_to = peer.request().await;
@@ -26,7 +26,7 @@ async fn is_dropped_and_the_call_repeated(name: &str, lie: impl Fn(&Request) -> 
         lied_to.wire.close();
     }
     let again = peer.request().await;
-    assert_eq!(again.offset(), 1, "{name}: the call is sent again");
+    assert_eq!(again.offset(), 1, "{name}: the request is sent again");
     assert_ne!(again.wire.number, lied_to.wire.number, "{name}");
     again.answer(&[1; 64]).await;
     other.answer(&[2; 64]).await;
@@ -35,7 +35,7 @@ async fn is_dropped_and_the_call_repeated(name: &str, lie: impl Fn(&Request) -> 
     until(|| peer.open() == 2).await;
 }
 
-fn header(request: &Request, change: impl Fn(&mut ResponseHeader)) -> Vec<u8> {
+fn header(request: &Received, change: impl Fn(&mut ResponseHeader)) -> Vec<u8> {
     let mut header = request.success(64);
     change(&mut header);
     [header.as_bytes(), &[0xee; 64]].concat()
@@ -136,15 +136,15 @@ async fn an_answer_that_comes_byte_by_byte_is_an_answer() {
 #[tokio::test]
 async fn what_changes_something_is_lost_when_the_client_hangs_up() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    for call in [
-        Call::write_object(object(), 0, b"w"[..].into()),
-        Call::create_object(object(), 0, b"c"[..].into(), None),
-        Call::discard_object(object()),
-        Call::remove_object(object()),
+    for request in [
+        Request::write_object(object(), 0, b"w"[..].into()),
+        Request::create_object(object(), 0, b"c"[..].into(), None),
+        Request::discard_object(object()),
+        Request::remove_object(object()),
     ] {
-        let opcode = call.opcode();
+        let opcode = request.opcode();
         let asking = client.clone();
-        let caller = tokio::spawn(async move { within(asking.send(call)).await });
+        let caller = tokio::spawn(async move { within(asking.send(request)).await });
         let request = peer.request().await;
         let garbage = header(&request, |header| header.proto_ver = 2);
         request.wire.send(&garbage).await;
