@@ -167,7 +167,10 @@ impl Sheep {
                     body.offset.get() as usize,
                     request.max_response_len() as usize,
                 );
-                (success, object[offset..offset + len].to_vec())
+                // A capture has only the front of an object; the rest is zeros.
+                let mut payload = object.get(offset..).unwrap_or_default().to_vec();
+                payload.resize(len, 0);
+                (success, payload)
             }
             (opcode, _) => panic!("{opcode} belongs to no report"),
         }
