@@ -3,7 +3,6 @@
 
 #![no_main]
 
-use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use sheepfs_vfs::{Ino, OpenMode};
 
@@ -39,11 +38,10 @@ fuzz_target!(|input: &[u8]| {
         };
         let opened = tree.open(file, mode, tokio::time::Instant::now()).await.expect("it can be written");
         let (done, written) = tokio::sync::oneshot::channel();
-        let data = Bytes::copy_from_slice(line);
         tree.write(
             opened.handle,
             0,
-            data,
+            line,
             true,
             Box::new(|result| drop(done.send(result))),
         );
