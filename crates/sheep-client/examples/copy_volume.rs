@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Copy a snapshot when someone may be writing to the volume: the objects are
-//! read one after the other, and only a snapshot stands still meanwhile.
+//! read one after the other, and only a snapshot does not change in between.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -17,10 +17,10 @@ use sheep_client::{
     VdiSelector, Vid,
 };
 
-/// Reads in flight at once.
+/// Reads in flight at the same time.
 const PARALLEL: usize = 16;
 /// Most bytes of one read.
-const PIECE: u64 = 1 << 20;
+const READ_LEN: u64 = 1 << 20;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -55,17 +55,17 @@ async fn copy(client: &Client, vdi: &VdiInfo, file: &File) -> anyhow::Result<u64
         .index(vdi)
         .for_each_slot(|index, owner| objects.push((index, owner)))
         .await?;
-    let pieces = objects
+    let parts = objects
         .into_iter()
-        .flat_map(|(index, owner)| pieces(vdi, index, owner));
-    stream::iter(pieces)
-        .map(|piece| async move {
+        .flat_map(|(index, owner)| parts(vdi, index, owner));
+    stream::iter(parts)
+        .map(|part| async move {
             let data = client
                 .objects()
-                .read(piece.oid, piece.offset, piece.len)
+                .read(part.oid, part.offset, part.len)
                 .await?;
-            file.write_all_at(&data, piece.at)?;
-            anyhow::Ok(u64::from(piece.len))
+            file.write_all_at(&data, part.at)?;
+            anyhow::Ok(u64::from(part.len))
         })
         .buffer_unordered(PARALLEL)
         .try_fold(0, |sum, len| async move { Ok(sum + len) })
@@ -73,7 +73,7 @@ async fn copy(client: &Client, vdi: &VdiInfo, file: &File) -> anyhow::Result<u64
 }
 
 /// A part of an object.
-struct Piece {
+struct Part {
     oid: Oid,
     /// Bytes from the start of the object.
     offset: u32,
@@ -82,16 +82,16 @@ struct Piece {
     at: u64,
 }
 
-/// Cuts an object into pieces that end where the volume ends.
-fn pieces(vdi: &VdiInfo, index: ObjectIndex, owner: Vid) -> impl Iterator<Item = Piece> {
+/// Splits an object into reads that end where the volume ends.
+fn parts(vdi: &VdiInfo, index: ObjectIndex, owner: Vid) -> impl Iterator<Item = Part> {
     let start = u64::from(index.0) * vdi.object_size();
     let len = vdi.object_size().min(vdi.size - start);
-    (0..len.div_ceil(PIECE)).map(move |number| {
-        let offset = number * PIECE;
-        Piece {
+    (0..len.div_ceil(READ_LEN)).map(move |number| {
+        let offset = number * READ_LEN;
+        Part {
             oid: Oid::data(owner, index),
             offset: u32::try_from(offset).expect("an object has at most 2 GiB"),
-            len: u32::try_from(PIECE.min(len - offset)).expect("at most 1 MiB"),
+            len: u32::try_from(READ_LEN.min(len - offset)).expect("at most 1 MiB"),
             at: start + offset,
         }
     })

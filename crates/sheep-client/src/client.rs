@@ -22,9 +22,9 @@ use crate::vdi_info::{VdiInfo, VdiSelector};
 
 /// A cluster to talk to. Clones share its connections.
 ///
-/// What can be done with a cluster is grouped by what it is done to: see
-/// [`Client::vdi`], [`Client::cluster`], [`Client::node`], [`Client::objects`],
-/// [`Client::inode`] and [`Client::index`].
+/// The operations are grouped by what they act on: see [`Client::vdi`],
+/// [`Client::cluster`], [`Client::node`], [`Client::objects`], [`Client::inode`]
+/// and [`Client::index`].
 ///
 /// ```
 /// use sheep_client::{Client, ClientConfig, NewVdi, VdiName, VdiSelector};
@@ -59,7 +59,7 @@ impl Client {
         Ok(Self::with_transport(Arc::new(Pool::connect(config).await?)))
     }
 
-    /// A client over something else than TCP connections.
+    /// A client over another transport than TCP connections.
     #[doc(hidden)]
     pub fn with_transport(transport: Arc<dyn Transport>) -> Self {
         Self {
@@ -109,8 +109,8 @@ impl Client {
     }
 
     /// Checks that a sheep answers at `address`, then uses it for every request
-    /// from now on, for all clones of this client. Requests in flight finish
-    /// where they are.
+    /// from now on, for all clones of this client. Requests in flight complete on
+    /// their old connections.
     ///
     /// # Errors
     /// `Connect` or `Unreachable` when it does not answer; the old address stays

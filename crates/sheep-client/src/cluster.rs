@@ -24,10 +24,10 @@ use crate::sender::Sender;
 use crate::vdi::new_vdi;
 use crate::vdi_info::{NewVdi, VdiInfo, check_redundancy, check_shift, packed_now};
 
-/// Inodes read at once while listing.
+/// Inodes read at the same time while listing.
 const LIST_PARALLEL: usize = 32;
-/// How long a question about the cluster waits while no sheep answers: whoever
-/// looks at a cluster that is down wants to hear so soon.
+/// Timeout of queries: a user who looks at a cluster that is down should see that
+/// soon.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Membership and settings of a cluster.
@@ -57,7 +57,7 @@ pub struct EpochRecord {
     pub nodes: Vec<NodeRecord>,
 }
 
-/// What new VDIs get when nothing else is asked for.
+/// Redundancy and object size of new VDIs by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterDefault {
     /// Redundancy; 0 copies before the cluster is formatted.
@@ -196,7 +196,7 @@ impl<'a> Cluster<'a> {
     ///
     /// Source: `STAT_CLUSTER`, protocol 8.3.
     pub async fn history(self) -> Result<ClusterStatus, ClientError> {
-        // The first question is for the number of epochs.
+        // The first request is for the number of epochs.
         let newest = self.read_epochs(1, 0).await?;
         let epochs = usize::try_from(newest.header.epoch.get()).unwrap_or(usize::MAX);
         let mut nodes_nr = 16;
@@ -218,7 +218,7 @@ impl<'a> Cluster<'a> {
             ..ClusterRequest::default()
         };
         let len = u32::try_from(records * record_len).expect("at most 64 MiB");
-        // Refusals are statuses here, not to be waited for.
+        // A refusal is a status here, not a reason to retry.
         let request = Request::new(Opcode::StatCluster, RequestBody::Cluster(body))
             .with_max_response_len(len)
             .with_retry_policy(RetryPolicy::OnDisconnect)
@@ -250,7 +250,7 @@ impl<'a> Cluster<'a> {
         })
     }
 
-    /// Formats the cluster. **Everything on it is gone.**
+    /// Formats the cluster. **This deletes everything on it.**
     ///
     /// # Errors
     /// `Redundancy` or `ObjectSize` for one that no cluster can have, otherwise
@@ -275,7 +275,7 @@ impl<'a> Cluster<'a> {
 
     /// Makes an empty VDI.
     ///
-    /// Not sent again when the connection is lost: look for the name then.
+    /// Not retried after a disconnect: look the name up then.
     ///
     /// # Errors
     /// `Refused(VdiExist)` when the name is in use, `TooLarge`, `ObjectSize`,
@@ -324,8 +324,8 @@ impl<'a> Cluster<'a> {
 
     /// The facts of all VDIs in ascending order of VID.
     ///
-    /// A VDI that was deleted meanwhile, or whose inode is lost or damaged, is
-    /// left out, the latter with a warning in the log.
+    /// A VDI that was deleted in between is skipped; one whose inode is missing or
+    /// malformed is, too, with a warning in the log.
     ///
     /// # Errors
     /// Those of [every request](ClientError#every-request).
@@ -373,7 +373,7 @@ impl<'a> Cluster<'a> {
     }
 }
 
-/// A plain question that may be asked again.
+/// A query, which may be repeated.
 pub(crate) fn query(opcode: Opcode, len: usize) -> Request {
     Request::new(opcode, RequestBody::NONE)
         .with_max_response_len(u32::try_from(len).expect("a constant below 4 GiB"))

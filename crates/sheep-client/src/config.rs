@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::address::GatewayAddress;
 
-/// Connections to the gateway unless told otherwise; a sheep reads the frames
-/// of one connection one at a time, so more of them carry more.
+/// Connections to the gateway, unless configured otherwise. A sheep reads the
+/// frames of one connection one at a time, so more connections carry more.
 pub const DEFAULT_CONNECTIONS: usize = 8;
-/// Time without any sheep or answer after which requests fail, unless told otherwise.
+/// Timeout of requests, unless configured otherwise.
 pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(60);
 
 /// Settings of a [`Client`](crate::Client).
@@ -23,13 +23,13 @@ pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClientConfig {
-    /// Sheep to use, the first that answers. When none does any more, the nodes
-    /// of the last node list are tried as well. Must not be empty.
+    /// Sheep to connect to, in this order. Failover also tries the nodes of the
+    /// last node list. Must not be empty.
     pub addresses: Vec<GatewayAddress>,
     /// Connections to keep open to the gateway, at least 1.
     pub connections: usize,
-    /// How long a request waits while no sheep is reachable, for an answer, and for
-    /// a refusal that passes.
+    /// Timeout of a request: how long it waits for a sheep and for a response, and
+    /// for how long it is retried.
     pub retry_for: Duration,
 }
 

@@ -1,8 +1,7 @@
 //! What connections are made of: TCP, or what a test puts in its place.
 //!
-//! This is where a simulated network comes in, below everything that can go
-//! wrong with frames, ids, reconnects and resends, and above nothing but the
-//! system calls. It costs a virtual call for each of them.
+//! A simulated network plugs in here: below frames, ids, reconnects and retries,
+//! and above the system calls alone. It costs one virtual call for each of these.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -45,7 +44,7 @@ impl Debug for ByteStream {
 
 /// The sending side of a [`ByteStream`], for several threads.
 pub trait WriteHalf: Send + Sync {
-    /// Writes as much as there is room for, at once.
+    /// Writes as much as there is room for, without waiting.
     ///
     /// # Errors
     /// `WouldBlock` when there is no room, anything else when the stream is broken.

@@ -1,11 +1,11 @@
 //! Sends requests: admission, the choice of a connection, timeouts, retries.
 //!
 //! A request goes to the least loaded connection of the node that the
-//! [`NodePolicy`] prefers, or else of the gateway; as many requests at once as a
-//! budget admits. A node that does not answer is waited for, because what was sent
-//! may still be queued there. TCP keepalive finds out whether its host is dead,
-//! and after the timeout the caller is told that there is no answer. What is sent
-//! again, and when, is decided in [`retry`].
+//! [`NodePolicy`] prefers, or else of the gateway; a budget admits as many requests
+//! at the same time as it has permits for. An unresponsive node is waited for,
+//! because requests may still be queued there. TCP keepalive finds out whether its
+//! host is dead, and after the timeout the request fails. [`retry`] decides what is
+//! sent again, and when.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ const MIN_CHARGE: usize = BUDGET_BYTES / 1024;
 /// Chooses the node that a request is sent to first.
 ///
 /// A choice is only a preference: when the node has no connection the request
-/// goes to the gateway, which forwards it. It is asked anew whenever a request is
-/// sent again.
+/// goes to the gateway, which forwards it. The choice is made anew for every
+/// retry.
 pub(crate) trait NodePolicy: Send + Sync {
     /// The preferred node; `None` for the gateway.
     fn preferred_node(&self, request: &Request) -> Option<SocketAddr>;

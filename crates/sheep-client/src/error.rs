@@ -1,4 +1,4 @@
-//! What can go wrong with a call, and the errno each failure stands for.
+//! What can go wrong with a request, and the errno of each failure.
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use sheep_proto::{Malformed, Oid, Opcode, Redundancy, ResultCode, VdiName, Vid};
 
 use crate::address::GatewayAddress;
 
-/// Names a call in messages: its operation, and its object when it has one.
+/// Names a request in messages: its opcode, and its object when it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OperationId {
     /// The operation.
@@ -44,7 +44,7 @@ pub enum DisconnectReason {
     /// The sheep sent a header no sheep sends.
     #[error(transparent)]
     BadFrame(#[from] BadFrame),
-    /// The sheep answered a request that was not made.
+    /// The sheep responded to a request that was not made.
     #[error("a response has id {id} and opcode {opcode:#04x}, and no such request is in flight")]
     UnknownId {
         /// Id of the response.
@@ -52,15 +52,15 @@ pub enum DisconnectReason {
         /// Opcode of the response.
         opcode: u8,
     },
-    /// This program closed it: it needs it no more, or the task that reads from
-    /// it panicked, or the runtime shut down.
+    /// This program closed it: it no longer needs it, or the reader task panicked,
+    /// or the runtime shut down.
     #[error("this program closed the connection, or the task that reads from it panicked")]
     Aborted,
 }
 
 impl DisconnectReason {
-    /// True when it was this side that ended the connection to a sheep that is
-    /// alive, and may still execute what it was sent.
+    /// True when the client closed the connection to a sheep that is alive and may
+    /// still execute what it was sent.
     pub(crate) fn closed_by_client(&self) -> bool {
         match self {
             Self::BadFrame(_) | Self::UnknownId { .. } | Self::Aborted => true,
@@ -68,7 +68,7 @@ impl DisconnectReason {
         }
     }
 
-    /// True when the sheep sent what no sheep sends.
+    /// True when the sheep violated the protocol.
     pub(crate) fn is_protocol_violation(&self) -> bool {
         matches!(self, Self::BadFrame(_) | Self::UnknownId { .. })
     }
@@ -81,9 +81,9 @@ impl DisconnectReason {
 /// # Every request
 ///
 /// Every request can end with `Refused` and the result code of the sheep, with
-/// `Malformed` after an answer that makes no sense, and with `Lost`,
-/// `Unreachable`, `Closed` or `Panicked` without an answer. The other variants
-/// are found by this crate, before a request is sent or between two.
+/// `Malformed` after a response that violates the protocol, and with `Lost`,
+/// `Unreachable`, `Closed` or `Panicked` without a response. The client returns
+/// the other variants by itself, before or between requests.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -95,16 +95,16 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
-    /// No sheep has answered for as long as the configuration allows. A request
-    /// that was sent to a silent one may still run.
+    /// The timeout is over without a response. A request that was sent to an
+    /// unresponsive sheep may still be executed.
     #[error("no sheep has answered for {} s, last tried {gateway}", waited.as_secs())]
     Unreachable {
         /// The address tried last.
         gateway: GatewayAddress,
-        /// Time without an answer, or since the last sheep was lost.
+        /// Time without a response, or since the last sheep was lost.
         waited: Duration,
     },
-    /// The connection died with the request in flight; it may have run.
+    /// The connection ended with the request in flight, which may have been executed.
     #[error("lost sheep {gateway} during {operation}")]
     Lost {
         /// The request in flight.
@@ -119,13 +119,13 @@ pub enum ClientError {
     #[error("the connections to the cluster were closed")]
     Closed,
     /// A task of this program panicked, or its runtime shut down, before it had a
-    /// result. What it was about to do may have been done.
+    /// result. The operation may have been executed.
     #[error("the task that should {task} panicked, or its runtime has shut down")]
     Panicked {
         /// What the task was to do, as an infinitive: "complete a request".
         task: &'static str,
     },
-    /// The sheep answered, and the answer is no.
+    /// The sheep refused the request.
     #[error("{operation} was refused: {code}")]
     Refused {
         /// The request refused.
@@ -133,10 +133,10 @@ pub enum ClientError {
         /// The reason given.
         code: ResultCode,
     },
-    /// The sheep answered with a payload that is not what the request asked for.
+    /// The sheep sent a response that is none to this request.
     #[error("{operation} got an unusable answer")]
     Malformed {
-        /// The request answered.
+        /// The request.
         operation: OperationId,
         /// What is wrong.
         source: Malformed,
@@ -187,7 +187,7 @@ pub enum ClientError {
     /// The index of a hypervolume has no room for more objects.
     #[error("the index of VDI {0} is full")]
     IndexFull(Vid),
-    /// What only a hypervolume has was asked of another VDI.
+    /// An operation on the tree of a VDI that is not a hypervolume.
     #[error("VDI {0} is not a hypervolume: its index is not a tree")]
     NotHypervolume(Vid),
     /// A snapshot of a hypervolume.
@@ -196,13 +196,13 @@ pub enum ClientError {
     /// A snapshot without a tag.
     #[error("a snapshot needs a tag")]
     NoTag,
-    /// What needs a snapshot was asked of a working VDI.
+    /// An operation on snapshots, for a working VDI.
     #[error("{0} is not a snapshot: only a snapshot can be cloned, or rolled back to")]
     NotSnapshot(VdiName),
-    /// What needs a working VDI was asked of a snapshot.
+    /// An operation on working VDIs, for a snapshot.
     #[error("{0} is a snapshot, which cannot change")]
     NotWorking(VdiName),
-    /// Someone else took snapshots meanwhile; another try may succeed.
+    /// Another client took snapshots at the same time; a retry may succeed.
     #[error("someone else is taking snapshots of {0}")]
     ConcurrentSnapshot(VdiName),
 }
@@ -231,7 +231,7 @@ impl fmt::Display for Chain<'_> {
 }
 
 impl ClientError {
-    /// The refusal's code, when the sheep answered and said no.
+    /// The result code of a refusal.
     pub fn code(&self) -> Option<ResultCode> {
         match self {
             Self::Refused { code, .. } => Some(*code),
@@ -239,7 +239,8 @@ impl ClientError {
         }
     }
 
-    /// True when no answer came within the timeout; the request may still run.
+    /// True when no response came within the timeout; the request may still be
+    /// executed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
@@ -249,7 +250,7 @@ impl ClientError {
         self.code() == Some(ResultCode::ReadOnly)
     }
 
-    /// True when what the cluster stores, or answers, makes no sense.
+    /// True when what the cluster stores, or sends, violates the protocol.
     pub fn is_malformed(&self) -> bool {
         matches!(self, Self::Malformed { .. })
     }
@@ -274,7 +275,7 @@ impl ClientError {
         matches!(self.code(), Some(ResultCode::NoVdi | ResultCode::NoTag))
     }
 
-    /// True when somebody has locked the VDI.
+    /// True when the VDI is locked.
     pub fn is_locked(&self) -> bool {
         self.code() == Some(ResultCode::VdiLocked)
     }

@@ -71,7 +71,7 @@ impl<'a> Index<'a> {
             .await
     }
 
-    /// The slot of one object, asked anew; for when a cached one led nowhere.
+    /// The slot of one object, read from the cluster.
     ///
     /// # Errors
     /// As [`Index::for_each_slot`].

@@ -13,11 +13,11 @@ use crate::request::{InFlightToken, Request, RetryPolicy};
 use crate::sender::Sender;
 use crate::vdi_info::VdiInfo;
 
-/// Bytes of an index read in one request: 32 of them for a volume of 4 TiB,
-/// and little memory for each of many that are attached at once.
+/// Bytes of an index read in one request: 32 requests for a volume of 4 TiB, and
+/// little memory for each of many volumes that are attached at the same time.
 pub(crate) const INDEX_READ_LEN: u32 = 128 << 10;
 /// Slots in use cleared by one request while a VDI is deleted: a server does
-/// work for each of them before it answers.
+/// work for each of them before it responds.
 const USED_PER_CLEAR: usize = 128;
 /// Slots that such a request may span, with the unused ones in between.
 const SPAN_PER_CLEAR: u32 = 16 << 10;
@@ -76,7 +76,7 @@ impl<'a> Inode<'a> {
         ))
     }
 
-    /// True once the VDI has become a snapshot: the cheapest question about it.
+    /// True once the VDI has become a snapshot: the cheapest query about it.
     ///
     /// # Errors
     /// As [`Objects::read`].
@@ -87,7 +87,7 @@ impl<'a> Inode<'a> {
         Ok(bytes.iter().any(|&byte| byte != 0))
     }
 
-    /// Gives a lock back, whoever holds it. Succeeds also when nobody does.
+    /// Releases the lock, whichever node holds it. Succeeds also without a lock.
     ///
     /// # Errors
     /// Those of [every request](ClientError#every-request).
@@ -158,7 +158,7 @@ impl<'a> Inode<'a> {
         self.write_slots_with_tokens(first, owners, &[]).await
     }
 
-    /// The same, with what every request made for it keeps alive
+    /// The same, with tokens that every request for it pins
     /// ([`Request::with_token`]).
     ///
     /// # Errors
@@ -176,8 +176,8 @@ impl<'a> Inode<'a> {
         for owner in owners {
             bytes.put_u32_le(owner.map_or(0, Vid::get));
         }
-        // Not blindly again: of two copies that both find the old owner, each
-        // takes a reference of it away.
+        // Not replayed blindly: of two copies that both find the old owner, each
+        // drops a reference to it.
         let request = Request::write_object(Oid::inode(self.vid), offset, bytes.freeze())
             .with_retry_policy(RetryPolicy::OnTransientError)
             .with_tokens(tokens);

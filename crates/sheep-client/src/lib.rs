@@ -3,7 +3,7 @@
 //! ```text
 //! Client      handles: vdi, cluster, node, objects, inode, index
 //!    |        request -> response
-//! gateway     what gets requests to a cluster: a pool, or a test
+//! Transport   sends requests to a cluster: the pool, or one of a test
 //!    |
 //! Dispatcher  admission, choice of a connection, timeouts
 //!    |------- retry         what is sent again, and when
@@ -11,44 +11,42 @@
 //!    |------- topology      where to look for a sheep, and which cluster it is
 //! Connection  one socket: writes frames, matches responses by id
 //!    |
-//! network     TCP, or what a test puts in its place
+//! Connector   TCP, or what a test puts in its place
 //! ```
 //!
-//! A [`Client`] is made with [`Client::connect`] and is cheap to clone. What can
-//! be done is grouped by what it is done to: [`Client::vdi`], [`Client::cluster`],
+//! A [`Client`] is made with [`Client::connect`] and is cheap to clone. Its
+//! operations are grouped by what they act on: [`Client::vdi`], [`Client::cluster`],
 //! [`Client::node`], [`Client::objects`], [`Client::inode`] and [`Client::index`]
-//! return handles. Their methods are `async` and may be dropped at any time: what
-//! was sent still runs, and nobody else gets its response. A caller for whom every
-//! microsecond counts uses [`Objects::submit_read`] and [`Objects::submit_write`],
+//! return handles. Their methods are `async` and may be dropped at any time: a
+//! request that was sent is still executed, and its response is discarded. For the
+//! lowest latency there are [`Objects::submit_read`] and [`Objects::submit_write`],
 //! which send from the calling thread and complete where the response is read.
-//! Large reads and writes are split into several requests that are sent at the
-//! same time, because that is what a sheep is fastest at.
+//! Large reads and writes are split into several requests that are in flight at
+//! the same time, because that is what a sheep is fastest at.
 //!
 //! The types of the protocol are in [`proto`], the usual ones here as well, so
 //! that one crate is enough.
 //!
-//! # What is sent again
+//! # Retries
 //!
-//! Object reads, writes and creates, index updates and plain queries are sent
-//! again when their connection dies, to the same sheep or the next, and when a
-//! refusal is one that passes (a cluster that waits for a node, say), for as
-//! long as [`ClientConfig::retry_for`] allows. When the client itself hung up on
-//! a sheep that answered nonsense, only what changes nothing is (`retry.rs`).
-//! Operations that would not do the same a second time
-//! ([`Cluster::create_vdi`], [`Vdi::lock`], ...) are not: they fail with
-//! [`ClientError::Lost`], and the caller looks what became of them. Nothing is
-//! ever sent elsewhere while a sheep is merely silent; after
-//! `retry_for` without an answer a call ends with [`ClientError::Unreachable`]
-//! and may still run.
+//! Object reads, writes and creates, index updates and queries are retried after a
+//! disconnect, on the same sheep or the next, and after a transient refusal (a
+//! cluster that waits for a node, say), for as long as [`ClientConfig::retry_for`]
+//! allows. When the client closed the connection because of a protocol violation,
+//! only requests that change nothing are (`retry.rs`). Operations that are not
+//! idempotent ([`Cluster::create_vdi`], [`Vdi::lock`], ...) are not: they fail with
+//! [`ClientError::Lost`], and the caller looks what became of them. No request is
+//! sent elsewhere while a sheep is merely unresponsive; after `retry_for` it ends
+//! with [`ClientError::Unreachable`] and may still be executed.
 //!
-//! A sheep of another cluster, one that was formatted at another time, is never
-//! taken for a lost one; [`Client::switch_gateway`] goes to any.
+//! The client never fails over to a sheep of another cluster, one that was
+//! formatted at another time; [`Client::switch_gateway`] does.
 //!
 //! # One writer
 //!
-//! A VDI has one writer at a time, and objects are created by one caller at a
-//! time ([`Objects::create`]). This crate sends what it is told;
-//! `sheepfs-vfs` is the layer that keeps these rules for a volume.
+//! A VDI has one writer at a time, and an object is created by one caller at a
+//! time ([`Objects::create`]). This crate does not enforce that; `sheepfs-vfs` is
+//! the layer that keeps these rules for a volume.
 //!
 //! # Example
 //!
@@ -109,8 +107,8 @@ pub use sheep_proto::{ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName, Vid};
 pub use vdi::Vdi;
 pub use vdi_info::{NewVdi, VdiInfo, VdiSelector, VdiVersion};
 
-/// What the layers above and the tests need of the inside. Not for others: it
-/// changes without notice.
+/// What the layers above and the tests use of the inside. It changes without
+/// notice.
 #[doc(hidden)]
 pub mod unstable {
     pub use crate::connector::{ByteStream, Connector, WriteHalf};

@@ -1,4 +1,4 @@
-//! Questions that only one node can answer.
+//! Queries to one node, about what only that node knows.
 
 use std::net::SocketAddr;
 

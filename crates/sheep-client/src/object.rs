@@ -40,11 +40,11 @@ impl<'a> Objects<'a> {
         Self { sender }
     }
 
-    /// Reads `len` bytes at byte `offset` of an object and runs `on_complete` with them,
-    /// where the last answer is read.
+    /// Reads `len` bytes at byte `offset` of an object and runs `on_complete` with
+    /// them, where the last response is read.
     ///
-    /// Does not block. Asks for more than 480 KiB in several requests, between
-    /// which a writer may come. Memory for all of it is taken at once.
+    /// Does not block. More than 480 KiB are read with several requests, between
+    /// which a write may be executed. The buffer for all of them is allocated now.
     ///
     /// # Panics
     /// When the range reaches beyond 4 GiB.
@@ -68,7 +68,7 @@ impl<'a> Objects<'a> {
             });
             return self.sender.submit(request, completion);
         }
-        // Every piece is received into its part of the whole.
+        // Every response is received into its part of one buffer.
         let requests = split_io(offset, len)
             .map(|(offset, len)| {
                 let rest = recv_buffer.split_off(recv_buffer.capacity().min(len as usize));
@@ -86,11 +86,11 @@ impl<'a> Objects<'a> {
     }
 
     /// Overwrites `data.len()` bytes at byte `offset` of an existing object and
-    /// runs `on_complete` where the last answer is read.
+    /// runs `on_complete` where the last response is read.
     ///
-    /// Does not block. Sends more than 480 KiB in several requests: when one
-    /// fails, others may have written their part. None is under way any more
-    /// then, unless the error is [`ClientError::Unreachable`].
+    /// Does not block. More than 480 KiB are written with several requests: when
+    /// one fails, others may have written their part. None of them is in flight
+    /// when `on_complete` runs, unless the error is [`ClientError::Unreachable`].
     ///
     /// # Panics
     /// When the range reaches beyond 4 GiB.
@@ -127,12 +127,12 @@ impl<'a> Objects<'a> {
 
     /// Reads `len` bytes at byte `offset` of an object.
     ///
-    /// Never ask past the object's end: a sheep answers that with whatever its
-    /// buffer held.
+    /// Never read past the end of the object: a sheep returns whatever its buffer
+    /// contained.
     ///
     /// # Errors
     /// `Refused(NoObj)` for an object never created, `Malformed` when the
-    /// answer has not exactly `len` bytes, otherwise those of [every
+    /// response has not exactly `len` bytes, otherwise those of [every
     /// request](ClientError#every-request).
     ///
     /// # Panics
@@ -149,9 +149,9 @@ impl<'a> Objects<'a> {
 
     /// Overwrites `data.len()` bytes at byte `offset` of an existing object.
     ///
-    /// Returns once the gateway reports the data on every replica. Sent again
-    /// when the gateway hangs up before it answers, so keep at most one write
-    /// to the same bytes in flight. Slots of an index have
+    /// Returns once the gateway reports the data on every replica. The request is
+    /// replayed after a disconnect, so keep at most one write to the same bytes in
+    /// flight. Slots of an index have
     /// [`Inode::write_slots`](crate::Inode::write_slots).
     ///
     /// # Errors

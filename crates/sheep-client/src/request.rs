@@ -14,27 +14,28 @@ use sheep_proto::{
 
 use crate::error::{ClientError, OperationId};
 
-/// Version of a READ_OBJ: from 2 on, servers 0.5.3 to 0.7 cut zeros off the
-/// answer, which then cannot be told from one that is too short (protocol 7.2).
+/// Protocol version of a READ_OBJ. From 2 on, servers 0.5.3 to 0.7 trim zeros
+/// from the response, which then looks like one that is too short (protocol 7.2).
 const READ_PROTO_VER: u8 = 1;
 
-/// What a gateway does by itself when a call fails in a way that may pass.
+/// After which failures the client sends a request again by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryPolicy {
-    /// Nothing: a second run would not do the same as the first.
+    /// None: the request is not idempotent.
     Never,
-    /// Sends it again after a pause when the refusal is one that passes
-    /// ([`Retry::Later`](sheep_proto::Retry::Later)), but not when it may have run.
+    /// A transient refusal ([`Retry::Later`](sheep_proto::Retry::Later)), after a
+    /// backoff. Not a disconnect, after which the request may have been executed.
     OnTransientError,
-    /// Sends it again when the connection died with it in flight. A call that
-    /// changes something is not when this side hung up on a sheep that answered
-    /// nonsense: the first copy may still run there.
+    /// A disconnect with the request in flight. A mutating request is not replayed
+    /// when the client closed the connection because of a protocol violation: the
+    /// sheep is alive and may still execute the first copy.
     OnDisconnect,
     /// Both.
     Always,
 }
 
-/// Something that lives until a request can no longer run, see [`Request::with_token`].
+/// Stays alive until a request can no longer be executed, see
+/// [`Request::with_token`].
 pub type InFlightToken = Arc<dyn Any + Send + Sync>;
 
 /// A request with its payload, before it has an id. Cheap to clone.
@@ -52,7 +53,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// A call without payload, that wants none back and is never resent.
+    /// A request without payload in either direction, which is never retried.
     pub fn new(opcode: Opcode, body: RequestBody) -> Self {
         Self {
             opcode,
@@ -67,7 +68,7 @@ impl Request {
         }
     }
 
-    /// The call with `payload`, and the flag that says so.
+    /// The request with `payload`, and the flag that announces it.
     ///
     /// # Panics
     /// When the payload is longer than [`MAX_PAYLOAD_LEN`].
@@ -83,48 +84,50 @@ impl Request {
         self
     }
 
-    /// The call with a response payload of at most `max_response_len` bytes.
+    /// The request with a response payload of at most `max_response_len` bytes.
     #[must_use]
     pub fn with_max_response_len(mut self, max_response_len: u32) -> Self {
         self.max_response_len = max_response_len;
         self
     }
 
-    /// The call with memory for the payload of its response, which is used when
-    /// all of it fits. A clone has none.
+    /// The request with a buffer for the payload of its response, which is used
+    /// when the whole payload fits. A clone has none.
     #[must_use]
     pub(crate) fn with_recv_buffer(mut self, recv_buffer: BytesMut) -> Self {
         self.recv_buffer = recv_buffer;
         self
     }
 
-    /// The call with more flags.
+    /// The request with more flags.
     #[must_use]
     pub fn with_flags(mut self, flags: RequestFlags) -> Self {
         self.flags |= flags;
         self
     }
 
-    /// The call with another rule for resending.
+    /// The request with another retry policy.
     #[must_use]
     pub fn with_retry_policy(mut self, retry_policy: RetryPolicy) -> Self {
         self.retry_policy = retry_policy;
         self
     }
 
-    /// The call given up sooner than the configuration says, when no sheep answers.
+    /// The request with a timeout that is shorter than the configured one.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// The call with something more that it keeps alive: until its answer has
-    /// arrived, or its connection has ended and it is not sent again, or it was
-    /// never sent. It is let go before the caller hears of that.
+    /// The request with one more token, which it pins until it can no longer be
+    /// executed: until its response arrives, or its connection ends and it is not
+    /// replayed, or it fails before it was sent. The token is released before the
+    /// completion runs.
     ///
-    /// A call that its caller hears is [`ClientError::Unreachable`] may still run
-    /// at a silent gateway, and keeps holding. A clone of a call holds as well.
+    /// A request that ended with [`ClientError::Unreachable`] may still be executed
+    /// by an unresponsive gateway, so its tokens stay pinned. A clone of a request
+    /// pins them, too.
     #[must_use]
     pub fn with_token(mut self, token: InFlightToken) -> Self {
         self.tokens.push(token);
@@ -147,9 +150,9 @@ impl Request {
     /// Makes an object anew with `data` at byte `offset` and the rest zero, or
     /// the rest from object `copy_from`.
     ///
-    /// Whatever was there is gone, so the caller must be the only one who
-    /// creates this object, and nobody may write to it meanwhile. Under that
-    /// condition it may run twice, and it is resent like a write.
+    /// It replaces an existing object, so there must be no other create of the
+    /// object and no write to it in flight. Under that condition it is idempotent
+    /// and retried like a write.
     ///
     /// # Panics
     /// When `data` is longer than [`MAX_PAYLOAD_LEN`].
@@ -181,35 +184,35 @@ impl Request {
         Self::new(opcode, RequestBody::Object(body)).with_retry_policy(RetryPolicy::Always)
     }
 
-    /// The call with all of `tokens`, see [`Request::with_token`].
+    /// The request with all of `tokens`, see [`Request::with_token`].
     pub(crate) fn with_tokens(mut self, tokens: &[InFlightToken]) -> Self {
         self.tokens.extend_from_slice(tokens);
         self
     }
 
-    /// Gives the memory of a payload back that will not be sent again, and of
-    /// one that nobody will look at.
+    /// Frees the buffers of a request that timed out: it is not sent again, and its
+    /// response is dropped.
     pub(crate) fn release_buffers(&mut self) {
         self.payload = Bytes::new();
         self.recv_buffer = BytesMut::new();
     }
 
-    /// The memory for the payload of the response, for who receives it.
+    /// The buffer for the payload of the response.
     pub(crate) fn take_recv_buffer(&mut self) -> BytesMut {
         std::mem::take(&mut self.recv_buffer)
     }
 
-    /// True while it keeps something alive.
+    /// True while the request pins a token.
     pub(crate) fn has_tokens(&self) -> bool {
         !self.tokens.is_empty()
     }
 
-    /// Lets go of what it kept alive.
+    /// Releases all tokens.
     pub(crate) fn release_tokens(&mut self) {
         self.tokens.clear();
     }
 
-    /// How messages name it.
+    /// The operation and its object, for messages.
     pub fn operation(&self) -> OperationId {
         let oid = match &self.body {
             RequestBody::Object(body) => Some(Oid::from_raw(body.oid.get())),
@@ -236,12 +239,12 @@ impl Request {
         self.max_response_len
     }
 
-    /// The rule for resending.
+    /// When it is retried.
     pub fn retry_policy(&self) -> RetryPolicy {
         self.retry_policy
     }
 
-    /// How long to wait for a sheep, unless the configuration says less.
+    /// Its timeout, unless the configured one is shorter.
     pub fn timeout(&self) -> Option<Duration> {
         self.timeout
     }
@@ -266,7 +269,7 @@ impl Request {
         2 * HEADER_LEN + self.payload.len() + self.max_response_len as usize
     }
 
-    /// True unless a late second execution can do no harm.
+    /// True when a late second execution can do harm.
     pub(crate) fn is_mutating(&self) -> bool {
         match self.opcode {
             Opcode::ReadObj
@@ -290,14 +293,14 @@ impl Request {
     }
 }
 
-/// What a sheep answered.
+/// The response to a request.
 #[derive(Clone, Debug)]
 pub struct Response {
-    /// The call answered.
+    /// The operation that was requested.
     pub operation: OperationId,
     /// The header.
     pub header: ResponseHeader,
-    /// The payload, never more than the call wanted.
+    /// The payload, never longer than the request allowed.
     pub payload: BytesMut,
 }
 

@@ -23,7 +23,7 @@
 //!   protocol offers no certainty: a sheep that delays a request for longer than
 //!   the interval can still execute it late.
 //!
-//! A request whose caller was told that no answer came is never sent again.
+//! A request that has timed out is never sent again.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -39,8 +39,8 @@ use crate::request::{Request, Response, RetryPolicy};
 /// that has ended. Usually it is milliseconds.
 pub(crate) const FENCE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often a request is sent whose effect is looked at before it is repeated,
-/// see `Sender::send_verified`.
+/// How often a request is sent whose effect is checked before each retry, see
+/// `Sender::send_verified`.
 pub(crate) const VERIFIED_ATTEMPTS: u32 = 5;
 
 /// The failed attempts of one request.
@@ -87,7 +87,7 @@ impl Attempts {
 }
 
 impl Fence {
-    /// When the request may be sent again, `None` for at once.
+    /// When the request may be sent again, `None` for now.
     ///
     /// `refused_at`: when the node last refused a connection. `reachable_since`:
     /// when the sheep that the request is sent to now became reachable.

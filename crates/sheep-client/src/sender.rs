@@ -114,8 +114,8 @@ impl Sender {
     }
 }
 
-/// Passes the outcome of a request to its caller. One that was dropped does not
-/// hear of it; the request still runs.
+/// Passes the outcome of a request to its caller, unless that was dropped; the
+/// request is executed in either case.
 pub(crate) fn wake<T>(caller: oneshot::Sender<T>, outcome: T) {
     drop(caller.send(outcome));
 }

@@ -1,4 +1,5 @@
-//! Large reads and writes of objects, in pieces that are sent all at once.
+//! Splitting large reads and writes of objects into requests that are in flight
+//! at the same time, and joining their results.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,19 +9,19 @@ use crate::error::ClientError;
 
 /// Most bytes that go in one request, give or take a block.
 ///
-/// A C sheep takes memory for every payload. From 512 KiB on, the page it is
-/// aligned to included, its C library fetches that from the kernel and gives it
-/// back each time: 256 page faults for a mebibyte, which cost more than
-/// everything else it does with it. Smaller pieces cost more requests.
+/// A C sheep allocates a buffer for every payload. From 512 KiB on, alignment to
+/// a page included, its C library maps the buffer anew and unmaps it each time:
+/// 256 page faults for a mebibyte, which cost more than the rest of the request.
+/// A smaller limit costs more requests.
 pub(crate) const MAX_IO_LEN: u32 = 480 << 10;
-/// Where the borders of pieces lie: a disk does not tear its blocks either.
+/// Ranges are split at multiples of this: a disk does not tear its blocks either.
 const BLOCK_LEN: u64 = 4096;
 
-/// First byte and length of each piece of `[offset, offset + len)`; one that is
-/// empty when the range is.
+/// Offset and length of each request for `[offset, offset + len)`; a single empty
+/// one for an empty range.
 ///
-/// As few as are needed, of about the same length, so that none of them keeps
-/// the others waiting.
+/// There are as few as possible, of about the same length, so that none of them
+/// delays the whole.
 ///
 /// # Panics
 /// When the range reaches beyond any object.
@@ -47,12 +48,12 @@ pub(crate) fn check_range(offset: u32, len: u32) {
         .expect("an object has less than 4 GiB");
 }
 
-/// The results of all pieces.
+/// Joins the results of all requests.
 pub(crate) struct FanOut<D> {
     payloads: Vec<BytesMut>,
     left: usize,
     error: Option<ClientError>,
-    /// Nothing once it has run.
+    /// `None` once it has run.
     on_complete: Option<D>,
 }
 
@@ -66,8 +67,8 @@ impl<D: FnOnce(Result<Vec<BytesMut>, ClientError>)> FanOut<D> {
         }))
     }
 
-    /// Notes what became of a piece, and returns what became of all when it was
-    /// the last.
+    /// Records the result of one request. Returns the callback and the result of
+    /// the whole when it was the last.
     pub(crate) fn complete(
         &mut self,
         number: usize,
@@ -75,7 +76,8 @@ impl<D: FnOnce(Result<Vec<BytesMut>, ClientError>)> FanOut<D> {
     ) -> Option<(D, Result<Vec<BytesMut>, ClientError>)> {
         match result {
             Ok(payload) => self.payloads[number] = payload,
-            // One that was not even refused may still run, and counts more.
+            // A request without a response may still be executed: the caller
+            // has to know that rather than a refusal.
             Err(error) => match &self.error {
                 Some(known) if known.code().is_none() => {}
                 _ => self.error = Some(error),
@@ -91,7 +93,7 @@ impl<D: FnOnce(Result<Vec<BytesMut>, ClientError>)> FanOut<D> {
     }
 }
 
-/// One after the other, without a copy when they lie there like that already.
+/// The parts in order, without a copy when they are adjacent in one buffer.
 pub(crate) fn join(parts: Vec<BytesMut>) -> Bytes {
     let whole = parts.into_iter().reduce(|mut whole, part| {
         whole.unsplit(part);

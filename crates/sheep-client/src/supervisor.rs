@@ -49,7 +49,7 @@ pub(crate) struct Supervisor {
     incomplete: Notify,
     /// The epoch in the last response.
     epoch: AtomicU32,
-    /// Whether a question for the membership is under way.
+    /// Whether a refresh of the membership is in flight.
     refreshing: AtomicBool,
     /// Cancelled when the pool is dropped; ends every task.
     closing: CancellationToken,
@@ -312,7 +312,7 @@ impl Supervisor {
         result
     }
 
-    /// Connects to a sheep and asks for its membership.
+    /// Connects to a sheep and reads its membership.
     async fn handshake(
         self: &Arc<Self>,
         address: &GatewayAddress,
@@ -453,7 +453,7 @@ impl Supervisor {
     }
 
     /// Notes the epoch in a response. A new one is a change of membership, about
-    /// which the gateway is asked, for somewhere to go when it dies.
+    /// which the gateway is asked, so that failover knows the current nodes.
     pub(crate) fn observe_epoch(self: &Arc<Self>, epoch: u32) {
         if self.epoch.load(Ordering::Relaxed) != epoch {
             self.epoch.store(epoch, Ordering::Relaxed);
@@ -527,7 +527,7 @@ impl ConnectionObserver for Supervisor {
     }
 }
 
-/// The question that any sheep answers at any time. Its response identifies the
+/// A query that any sheep answers in any state. The response identifies the
 /// cluster and has the nodes; a sheep before 0.9 refuses it.
 fn membership_request() -> Request {
     let len = u32::try_from(CLUSTER_INFO_LEN).expect("less than 4 GiB");

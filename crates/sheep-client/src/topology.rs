@@ -25,8 +25,8 @@ pub(crate) struct Topology {
     generation: Generation,
 }
 
-/// Counts the switches to another gateway that were asked for. Whatever was
-/// started in an earlier generation no longer counts.
+/// Counts the calls of `switch_gateway`. Connections and queries of an earlier
+/// generation are discarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
 
@@ -42,7 +42,7 @@ pub(crate) struct Membership {
 /// Why a sheep cannot be the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rejected {
-    /// The gateway was switched meanwhile.
+    /// The gateway was switched in between.
     Outdated,
     /// The sheep is up, but in another cluster.
     OtherCluster,
@@ -109,7 +109,7 @@ impl Topology {
         }
     }
 
-    /// Makes a sheep the gateway; `membership` is its first answer, and `None`
+    /// Makes a sheep the gateway; `membership` is its first response, and `None`
     /// for one more connection to the same sheep.
     ///
     /// A node list may contain addresses that belong to another host here, so a

@@ -10,8 +10,8 @@
 //!
 //! # The order of writes
 //!
-//! Whatever was in the tree before is found in it after each single write, so
-//! it does not matter where a crash or a failure cuts a plan off:
+//! After each single write, every slot that was in the tree before can be found,
+//! so a crash or a failure may interrupt a plan anywhere:
 //!
 //! 1. The counter of B-tree objects, so that no number is used twice.
 //! 2. New leaves. Nothing points to them yet.
@@ -24,9 +24,9 @@
 //!    from the leaf's first byte on.
 //!
 //! The root never names a maximum below a leaf's last slot, which would hide
-//! slots from the C programs. What they and interrupted plans leave behind is
-//! put in order while reading (`repair.rs`), and on the cluster by the next
-//! plan.
+//! slots from the C programs. Overlapping leaves, which they and interrupted
+//! plans leave behind, are repaired while reading (`repair.rs`), and on the
+//! cluster by the next plan.
 //!
 //! # The root
 //!
@@ -61,7 +61,7 @@ pub use write::{TreeWrite, apply_writes};
 #[derive(Clone, Debug)]
 pub struct IndexTree {
     nodes: Nodes,
-    /// Whether a plan was begun whose end nobody has seen.
+    /// Whether the outcome of the last plan is unknown.
     in_doubt: bool,
 }
 
@@ -119,7 +119,7 @@ impl IndexTree {
     /// Sets slots on the cluster as well, after their objects were created.
     ///
     /// `slots` are in ascending order; those that are there already are changed
-    /// in place. With none, only what is out of order on the cluster is repaired.
+    /// in place. With no slots, only overlapping leaves on the cluster are repaired.
     /// After a failure, or when this is dropped before its end, the tree is as it
     /// was before, the cluster has all slots it had, perhaps some of the new ones
     /// as well, and the next call reads the tree anew first. Every request that
@@ -154,8 +154,8 @@ impl IndexTree {
     /// the cluster.
     ///
     /// Without it the next change would name the discarded object again. No
-    /// change of the tree may be under way while an object is discarded, as the
-    /// server changes the tree too.
+    /// change of the tree may be in flight while an object is discarded, as the
+    /// server changes the tree, too.
     pub fn mark_hole(&mut self, index: ObjectIndex) {
         self.nodes.mark_hole(index);
     }

@@ -1,9 +1,9 @@
 //! A VDI by its name: looking it up, locking it, changing it, its attributes.
 //!
 //! Locks exist only in clusters formatted with locking; elsewhere locking is a
-//! lookup and unlocking does nothing. A lock belongs to the sheep that was asked,
-//! not to a connection: it survives the client's death, and anyone may release it
-//! (protocol 6.9).
+//! lookup and unlocking does nothing. A lock belongs to the sheep that took it,
+//! not to a connection: it survives a crash of the client, and any client can
+//! release it (protocol 6.9).
 
 use bytes::{Bytes, BytesMut};
 use sheep_proto::attribute::Attribute;
@@ -85,7 +85,7 @@ impl<'a> Vdi<'a> {
 
     /// Finds a VDI and locks it for this client's sheep alone.
     ///
-    /// Not sent again when the connection is lost: the lock may have been taken.
+    /// Not retried after a disconnect: the lock may have been taken.
     ///
     /// # Errors
     /// `Refused(VdiLocked)` when any sheep holds it, this one included;
@@ -209,7 +209,7 @@ impl<'a> Vdi<'a> {
             Objects::new(self.sender)
                 .write(Oid::inode(vdi.vid), VDI_SIZE_OFFSET, bytes)
                 .await?;
-            // A snapshot taken meanwhile may have copied the old size to the new head.
+            // A concurrent snapshot may have copied the old size to the new head.
             if !Inode::new(self.sender, vdi.vid).is_snapshot().await? {
                 return Ok(());
             }
@@ -246,7 +246,7 @@ impl<'a> Vdi<'a> {
                     VdiSelector::snap_id(vdi.name, vdi.snap_id)
                 }
             };
-            // A snapshot taken meanwhile made another working VDI, with a full index.
+            // A concurrent snapshot made another working VDI, with a full index.
             if Vdi::new(self.sender, &exactly).lookup().await? == vdi.vid {
                 let request = selector_request(Opcode::DelVdi, &exactly, VdiRequest::default());
                 return self.sender.send(request).await.map(drop);
@@ -282,7 +282,7 @@ impl<'a> Vdi<'a> {
         let oid = Oid::attribute(vid, body.attr_id.get());
         let len = u32::try_from(ATTRIBUTE_LEN).expect("66,320");
         let object = match Objects::new(self.sender).read(oid, 0, len).await {
-            // Removed between the two questions.
+            // Removed between the two requests.
             Err(error) if error.is_missing_object() => return Ok(None),
             other => other?,
         };
@@ -346,7 +346,7 @@ impl<'a> Vdi<'a> {
     }
 }
 
-/// A call that names a VDI: name and tag as 512 bytes, snapshot id in the header.
+/// A request that names a VDI: name and tag as 512 bytes, snapshot id in the header.
 ///
 /// The short form of 256 bytes crashes some servers (protocol 1.9).
 pub(crate) fn selector_request(

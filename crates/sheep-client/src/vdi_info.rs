@@ -1,4 +1,4 @@
-//! What a VDI is: its facts, how to name one, what to ask for a new one.
+//! The metadata of a VDI, how to name one, and the options of a new one.
 
 use std::fmt;
 
@@ -77,14 +77,14 @@ impl fmt::Display for VdiSelector {
     }
 }
 
-/// The facts in a VDI's inode header.
+/// The metadata in the inode header of a VDI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VdiInfo {
     /// Its number.
     pub vid: Vid,
     /// Its name.
     pub name: VdiName,
-    /// Its tag; empty on a working VDI and on a snapshot nobody named.
+    /// Its tag; empty on a working VDI and on a snapshot without a tag.
     pub tag: SnapshotTag,
     /// 1, 2, 3 ... along the name; the working VDI has one too.
     pub snap_id: u32,
@@ -226,7 +226,7 @@ impl NewVdi {
     }
 }
 
-/// Refuses an object size that a sheep would take but nobody can use (protocol 4.2).
+/// Refuses an object size that a sheep accepts but that is unusable (protocol 4.2).
 pub(crate) fn check_shift(shift: u8) -> Result<(), ClientError> {
     if (MIN_BLOCK_SIZE_SHIFT..=MAX_BLOCK_SIZE_SHIFT).contains(&shift) {
         Ok(())

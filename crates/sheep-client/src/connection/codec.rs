@@ -100,7 +100,7 @@ impl ResponseCodec {
             *src = spare;
         }
         let (id, opcode) = (header.id.get(), header.opcode);
-        // It expired meanwhile, and nothing of it had been sent.
+        // It has expired in between, and nothing of it had been sent.
         let gone = DisconnectReason::UnknownId { id, opcode };
         Ok(Some(Completed {
             pending: self.in_flight().remove(id).ok_or(gone)?,
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::request::Request;
 
-    /// A read of an object, and what a sheep answers.
+    /// A read of an object, and the response to it.
     #[derive(Clone, Debug)]
     struct Read {
         max_len: u32,

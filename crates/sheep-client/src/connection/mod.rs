@@ -30,7 +30,7 @@ use pending::InFlight;
 pub(crate) use pending::{Pending, RequestOwner};
 use send_queue::SendQueue;
 
-/// Bytes read at once at most while no payload is awaited: several responses of
+/// Most bytes of one read while no payload is awaited: several responses of
 /// the usual 4 KiB, each with its header.
 pub(crate) const READ_BUFFER: usize = 16 << 10;
 /// How often a connection looks for requests that have timed out.
@@ -97,7 +97,7 @@ impl Connection {
         Self { shared }
     }
 
-    /// Sends a request; its owner, or else its caller, hears of its end.
+    /// Sends a request; its owner, or else its completion, is notified of its end.
     ///
     /// # Errors
     /// Gives the request back, unsent, when the connection accepts no more.
@@ -132,7 +132,7 @@ impl Connection {
             why: Arc::new(DisconnectReason::Closed),
         };
         let (outcome, answer) = oneshot::channel();
-        // A caller that was dropped does not hear of the end.
+        // A caller that was dropped is not notified.
         let forward: Completion = Box::new(move |result| drop(outcome.send(result)));
         let pending = Pending::new(request, REQUEST_TIMEOUT, forward);
         if self.send(pending).is_err() {
@@ -213,8 +213,7 @@ impl Shared {
                 .fetch_sub(pending.request.wire_len(), Ordering::Relaxed);
         }
         pending.respond(header, payload);
-        // Whoever drains the connection has retired it first, and looks at the
-        // table after that.
+        // `drained` retires the connection first, and looks at the table after that.
         if !self.is_accepting() {
             self.completed.notify_waiters();
         }

@@ -26,7 +26,7 @@ pub(crate) trait RequestOwner: Send + Sync {
 /// A request on its way, with what is needed to complete or repeat it.
 pub(crate) struct Pending {
     pub(crate) request: Request,
-    /// `None` once the caller was told that there is no answer.
+    /// `None` once the request has timed out.
     completion: Option<Completion>,
     /// How long to wait for a connection, for the response, and for transient
     /// refusals.
@@ -54,7 +54,7 @@ impl Pending {
         }
     }
 
-    /// The request with an owner, which hears of its next end.
+    /// The request with an owner, which is notified of its next end.
     pub(crate) fn owned_by(mut self, owner: Arc<dyn RequestOwner>) -> Self {
         self.owner = Some(owner);
         self
@@ -68,8 +68,8 @@ impl Pending {
         }
     }
 
-    /// Completes the request. Its share of the budget is free again, and its
-    /// tokens are released, before the caller hears of it.
+    /// Completes the request. Its permits and its tokens are released before the
+    /// completion runs.
     pub(crate) fn complete(mut self, outcome: Result<Response, ClientError>) {
         drop(self.permit.take());
         self.request.release_tokens();
@@ -93,13 +93,13 @@ impl Pending {
         self.end(Err(error));
     }
 
-    /// True when the caller was told that there is no answer.
+    /// True once the request has timed out.
     pub(crate) fn is_expired(&self) -> bool {
         self.completion.is_none()
     }
 }
 
-/// A request whose caller must be told that there is no answer.
+/// A request that has just timed out.
 pub(super) struct Expired {
     pub(super) id: u32,
     pub(super) completion: Completion,
@@ -111,7 +111,7 @@ pub(super) struct Expired {
 /// What to do with a response header.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub(super) enum Matched {
-    /// All of it is there, and nothing waits for it any more.
+    /// All of it is there; the request is no longer in the table.
     Whole(Pending),
     /// More of its payload has to be read, into this memory if it suffices.
     Partial(BytesMut),
@@ -145,7 +145,7 @@ impl InFlight {
     /// bytes of its payload have arrived.
     ///
     /// # Errors
-    /// When nothing waits for the response, or it is longer than was asked for.
+    /// When there is no such request, or the payload is longer than it allows.
     pub(super) fn match_response(
         &mut self,
         header: &ResponseHeader,
@@ -173,8 +173,7 @@ impl InFlight {
         self.requests.remove(&id)
     }
 
-    /// Removes every request, oldest first, when no response can come any more.
-    /// In this order they are sent again.
+    /// Removes every request, oldest first: the order in which they are sent again.
     pub(super) fn drain(&mut self) -> Vec<Pending> {
         let next = self.next_id;
         let mut requests: Vec<_> = self.requests.drain().collect();

@@ -1,4 +1,4 @@
-//! A gateway that fails as it is told.
+//! A transport that injects faults.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,29 +14,29 @@ use crate::error::{ClientError, DisconnectReason, OperationId};
 use crate::request::{Request, Response};
 use crate::transport::{BoxFuture, Completion, Transport};
 
-/// What happens to a call.
+/// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
     /// It is sent after a pause.
     Delay(Duration),
-    /// It runs at once, and its answer comes after a pause.
+    /// It is sent immediately, and its response is delivered after a pause.
     DelayResponse(Duration),
-    /// It ends with [`ClientError::Lost`] and does not run.
+    /// It ends with [`ClientError::Lost`] and is not executed.
     LoseBefore,
-    /// It runs, then ends with [`ClientError::Lost`].
+    /// It is executed, then ends with [`ClientError::Lost`].
     LoseAfter,
-    /// It does not run, and is answered with this code.
+    /// It is not executed, and refused with this code.
     Refuse(ResultCode),
 }
 
-/// Decides what happens to each call; `None` lets it pass.
+/// Decides what happens to each request; `None` lets it pass.
 type FaultPlan = Box<dyn FnMut(&Request) -> Option<Fault> + Send>;
 
-/// Stands in front of another gateway and does to each call what a plan says.
+/// A transport in front of another one, with a plan that picks the faults.
 ///
-/// Nothing is sent again behind it: what it does to a call is what the caller
-/// sees. A plan that throws dice should print its seed.
+/// Only the inner transport retries, so the caller sees every injected fault. A
+/// random plan should print its seed.
 ///
 /// ```no_run
 /// # async fn example(config: sheep_client::ClientConfig) -> Result<(), sheep_client::ClientError> {
@@ -49,7 +49,7 @@ type FaultPlan = Box<dyn FnMut(&Request) -> Option<Fault> + Send>;
 ///
 /// let pool = Arc::new(Pool::connect(config).await?);
 /// let mut writes = 0;
-/// // Every third write runs, but its answer is lost.
+/// // Every third write is executed, but its response is lost.
 /// let faulty = Faulty::new(pool, move |request| {
 ///     writes += u32::from(request.opcode() == Opcode::WriteObj);
 ///     (request.opcode() == Opcode::WriteObj && writes % 3 == 0).then_some(Fault::LoseAfter)
@@ -73,7 +73,7 @@ impl fmt::Debug for Faulty {
 }
 
 impl Faulty {
-    /// A gateway over `inner` that asks `plan` about each call.
+    /// A transport over `inner` that applies `plan` to each request.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -88,7 +88,7 @@ impl Faulty {
         }
     }
 
-    /// Sends `request` with `send`, or does what the plan says.
+    /// Sends a request with `send`, or injects the fault that the plan picks.
     fn inject(
         &self,
         request: Request,

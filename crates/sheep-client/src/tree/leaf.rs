@@ -19,14 +19,14 @@ pub(super) struct Leaf {
     slots: Arc<Vec<LeafEntry>>,
 }
 
-/// What the cluster has of a leaf.
+/// Where the cluster has a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Location {
-    /// The object, with the same slots.
+    /// In this object, with the same slots.
     Clean(Oid),
-    /// The object, with other slots as well that belong to other leaves.
+    /// In this object, together with slots that belong to other leaves.
     HasDuplicates(Oid),
-    /// Nothing yet.
+    /// Nowhere yet.
     Unallocated,
 }
 
@@ -90,8 +90,8 @@ pub(super) fn is_append_of(new: &[LeafEntry], old: &[LeafEntry]) -> bool {
     new.len() >= old.len() && old.iter().zip(new).all(|(old, new)| old.index == new.index)
 }
 
-/// The parts of a leaf with more slots than `room`: the lower half of a full
-/// leaf and the rest, or equal parts when the rest has no room either.
+/// The parts of a leaf with more than `room` slots: the lower half of a full leaf
+/// and the rest, or equal parts when the rest is still too large.
 pub(super) fn split(slots: &[LeafEntry], room: usize) -> Vec<&[LeafEntry]> {
     let half = room / 2;
     if slots.len() - half <= room {

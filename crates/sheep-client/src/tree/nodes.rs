@@ -15,7 +15,7 @@ pub(super) struct Nodes {
     pub(super) level: Level,
     /// Number of the next B-tree object.
     pub(super) counter: u32,
-    /// Whether the root must be written although no slot asks for it.
+    /// Whether the root on the cluster is out of date.
     pub(super) root_is_stale: bool,
     pub(super) capacity: Capacity,
 }

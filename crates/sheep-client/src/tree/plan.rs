@@ -135,7 +135,7 @@ impl WritePlan {
     /// The leaf in the object of `old` with the slots `new`.
     fn change_leaf(&mut self, old: &Leaf, new: Vec<LeafEntry>) -> Leaf {
         let location = match old.location {
-            // Nothing is said about who else uses an ancestor's leaf.
+            // Other VDIs may use the leaf of an ancestor, too.
             Location::Clean(oid) | Location::HasDuplicates(oid) if oid.vid() != Some(self.vid) => {
                 Location::Unallocated
             }

@@ -13,8 +13,8 @@ use crate::inode::{INDEX_READ_LEN, Inode, inode_error};
 use crate::object::Objects;
 use crate::sender::Sender;
 
-/// How often a tree is read that its writer changes meanwhile. A writer that
-/// allocates without a pause spoils every second attempt.
+/// How often a tree is read while its writer changes it. A writer that allocates
+/// without a pause spoils every second attempt.
 const READ_ATTEMPTS: u32 = 64;
 /// Bytes read of a node at first: a node that fits into them is read in one
 /// request, and a writer cannot change it between its header and its entries.
@@ -36,7 +36,7 @@ pub(super) async fn load(sender: &Sender, vid: Vid) -> Result<Nodes, ClientError
         .ok_or_else(|| bad_tree(vid, "it changes faster than it can be read"))
 }
 
-/// The tree, unless it changed meanwhile.
+/// The tree, unless it changed during the read.
 async fn try_load(sender: &Sender, vid: Vid) -> Result<Option<Nodes>, ClientError> {
     let header = Inode::new(sender, vid).header().await?;
     let counter = header.btree_counter.get();

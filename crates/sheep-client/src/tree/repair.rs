@@ -1,26 +1,26 @@
-//! Puts leaves in order as they were found on the cluster.
+//! Repair of leaves that overlap.
 //!
-//! Usually they are. But the C programs store a wrong maximum when they split a
-//! leaf, and then take what is below it for missing and put it into the leaf
-//! behind; and a plan that was cut off leaves slots in two leaves.
+//! Usually none do. But the C programs store a wrong maximum when they split a
+//! leaf; they then miss the slots below it, and insert them into the next leaf
+//! again. And an interrupted plan leaves slots in two leaves.
 
 use sheep_proto::Oid;
 use sheep_proto::btree::LeafEntry;
 
 use super::leaf::{Leaf, Location};
 
-/// A leaf as found, in the order of the root.
+/// A leaf as the cluster has it.
 #[derive(Debug)]
 pub(super) struct RawLeaf {
-    /// The maximum that the root names.
+    /// Its maximum, according to the root.
     pub(super) max: u32,
     /// Its object.
     pub(super) oid: Oid,
-    /// Its slots, sorted; may be none.
+    /// Its slots, sorted; possibly none.
     pub(super) slots: Vec<LeafEntry>,
 }
 
-/// A slot of a group of leaves that overlap.
+/// A copy of a slot in one of several overlapping leaves.
 #[derive(Clone, Copy)]
 struct SlotCopy {
     slot: LeafEntry,
@@ -28,7 +28,7 @@ struct SlotCopy {
     leaf: usize,
 }
 
-/// The leaves in order, and whether the root differs from what they need.
+/// The leaves in order without duplicates, and whether the root is out of date.
 pub(super) fn repair(found: Vec<RawLeaf>, room: usize) -> (Vec<Leaf>, bool) {
     let keys: Vec<_> = found.iter().map(|leaf| (leaf.max, leaf.oid)).collect();
     let root = Root::new(&keys);
@@ -60,7 +60,7 @@ pub(super) fn repair(found: Vec<RawLeaf>, room: usize) -> (Vec<Leaf>, bool) {
     (leaves, stale)
 }
 
-/// Puts leaves in order of which each overlaps another, or a single one.
+/// Repairs leaves of which each overlaps another, or keeps a single one.
 fn repair_group(
     mut group: Vec<(usize, RawLeaf)>,
     root: &Root,
@@ -86,7 +86,7 @@ fn repair_group(
     drop(copies);
 
     if has_conflicts {
-        // Into objects of its own; the root leaves the old ones with one write.
+        // Into new objects; a single write of the root replaces the old ones.
         let merged: Vec<_> = slots.iter().map(|copy| copy.slot).collect();
         let parts = merged.len().div_ceil(room);
         leaves.extend(
@@ -112,9 +112,9 @@ fn repair_group(
     }
 }
 
-/// One copy of each slot, the one in the first leaf where that is as good as
-/// the one the root leads to, and whether the leaves must be made anew: a slot
-/// would have to move from one to another.
+/// Picks one copy per slot: the one that the root leads to, or an equal one in an
+/// earlier leaf. Also returns whether slots conflict, in which case the leaves
+/// must be rewritten: a slot would have to move from one leaf to another.
 fn resolve_duplicates(copies: &[SlotCopy], root: &Root) -> (Vec<SlotCopy>, bool) {
     let mut chosen: Vec<SlotCopy> = Vec::with_capacity(copies.len());
     let mut has_conflicts = false;

@@ -21,7 +21,7 @@ pub struct TreeWrite {
     pub create: bool,
 }
 
-/// Makes the writes of a plan, each after the one before was answered.
+/// Makes the writes of a plan, each after the response to the one before.
 ///
 /// # Errors
 /// As [`Objects::write`] and [`Objects::create`]; nothing is written after the

@@ -1,4 +1,4 @@
-//! The gateway that fails as it is told does just that.
+//! The transport that injects faults does just that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! What every cluster promises, asked of `sheep-embedded` and, when
+//! What every cluster promises, checked on `sheep-embedded` and, when
 //! `SHEEPFS_TEST_SHEEP` names one as HOST:PORT, of a real cluster as well.
 //!
 //! Names are unique, so the tests can share a cluster with others and with
@@ -24,7 +24,7 @@ use sheep_proto::{ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName, Vid};
 
 const MIB: u64 = 1 << 20;
 
-/// A cluster to ask, and names on it that nobody else uses.
+/// A cluster, and unique names on it.
 struct Fixture {
     client: Client,
     prefix: String,

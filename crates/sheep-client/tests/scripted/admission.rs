@@ -1,4 +1,4 @@
-//! How much is in flight at once.
+//! How much is in flight at the same time.
 
 use sheep_client::Client;
 use sheep_client::unstable::Request;
@@ -7,7 +7,7 @@ use crate::peer::{Peer, Received, Script};
 use crate::{connected, object, until};
 
 /// Submits `count` reads of `len` bytes and returns the requests that arrive
-/// before the first of them is answered.
+/// before the response to the first of them.
 async fn in_flight_at_once(
     peer: &mut Peer,
     client: &Client,
@@ -33,10 +33,10 @@ async fn in_flight_at_once(
 }
 
 #[tokio::test]
-async fn the_number_of_calls_in_flight_is_bounded() {
+async fn admission_bounds_the_number_of_requests_in_flight() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let arrived = in_flight_at_once(&mut peer, &client, 1100, 1, 1024).await;
-    // Whoever sent the 1025th by now has ignored the budget; it comes for an answer.
+    // A 1025th request by now would ignore the budget; it is admitted after a response.
     assert!(peer.arrived().is_none());
     arrived[0].answer(&[0]).await;
     peer.request().await;
@@ -50,7 +50,7 @@ async fn the_number_of_calls_in_flight_is_bounded() {
 }
 
 #[tokio::test]
-async fn the_bytes_of_calls_in_flight_are_bounded() {
+async fn admission_bounds_the_bytes_in_flight() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let arrived = in_flight_at_once(&mut peer, &client, 20, 8 << 20, 7).await;
     assert!(peer.arrived().is_none());
@@ -60,7 +60,7 @@ async fn the_bytes_of_calls_in_flight_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_call_larger_than_the_budget_goes_alone() {
+async fn admission_lets_a_request_above_the_budget_go_alone() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let arrived = in_flight_at_once(&mut peer, &client, 2, 64 << 20, 1).await;
     assert!(peer.arrived().is_none());

@@ -1,4 +1,4 @@
-//! Every result code as the answer to every operation: what the caller gets.
+//! Every result code as the response to every operation: what the caller gets.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName, Vid};
 use crate::peer::{Peer, Received, Script};
 use crate::{config, object, within};
 
-/// Whether a refusal passes, so that it is asked again.
+/// Whether a refusal is transient, so that the request is retried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Asked {
     Once,
@@ -80,7 +80,7 @@ const CODES: [(u32, Errno, Asked); 54] = [
 ];
 
 #[test]
-fn the_table_has_every_code() {
+fn error_mapping_table_has_every_code() {
     for &code in ResultCode::ALL {
         let raw = u32::from(code);
         assert!(
@@ -101,9 +101,8 @@ fn vid() -> Vid {
     Vid::new(7).unwrap()
 }
 
-/// Asks with `ask`, whose last request has `opcode`, once for each code. What is
-/// asked before is answered with success. An answer that comes with a payload
-/// nobody needs is no different.
+/// Runs `ask`, whose last request has `opcode`, once for each code. Requests before
+/// that one succeed. A payload in a refusal makes no difference.
 async fn every_code(opcode: Opcode, repeated: bool, ask: Ask) {
     let mut peer = Peer::start(Script::default()).await;
     let mut config = config(&peer, 1);
@@ -175,33 +174,33 @@ macro_rules! operations {
 }
 
 operations! {
-    a_read_reports_every_refusal: ReadObj, true,
+    read_reports_every_refusal: ReadObj, true,
         |client| async move { client.objects().read(object(), 0, 64).await.map(drop) };
-    a_write_reports_every_refusal: WriteObj, true,
+    write_reports_every_refusal: WriteObj, true,
         |client| async move { client.objects().write(object(), 0, b"w"[..].into()).await };
-    a_create_reports_every_refusal: CreateAndWriteObj, true,
+    create_reports_every_refusal: CreateAndWriteObj, true,
         |client| async move {
             let parent = Oid::data(vid(), ObjectIndex(0));
             client.objects().create(object(), 0, b"c"[..].into(), Some(parent)).await
         };
-    a_removal_reports_every_refusal: RemoveObj, true,
+    remove_reports_every_refusal: RemoveObj, true,
         |client| async move { client.objects().remove(object()).await };
-    a_discard_reports_every_refusal: DiscardObj, true,
+    discard_reports_every_refusal: DiscardObj, true,
         |client| async move { client.objects().discard(object()).await };
-    an_index_write_reports_every_refusal: WriteObj, true,
+    write_slots_reports_every_refusal: WriteObj, true,
         |client| async move {
             client.inode(vid()).write_slots(ObjectIndex(1), &[Some(vid())]).await
         };
-    a_lookup_reports_every_refusal: GetVdiInfo, true,
+    lookup_reports_every_refusal: GetVdiInfo, true,
         |client| async move { client.vdi(&VdiSelector::working(name())).lookup().await.map(drop) };
-    a_lock_reports_every_refusal: LockVdi, true,
+    lock_reports_every_refusal: LockVdi, true,
         |client| async move { client.vdi(&VdiSelector::working(name())).lock().await.map(drop) };
-    a_release_reports_every_refusal: ReleaseVdi, false,
+    unlock_reports_every_refusal: ReleaseVdi, false,
         |client| async move { client.inode(vid()).unlock().await };
-    a_creation_reports_every_refusal: NewVdi, false,
+    create_vdi_reports_every_refusal: NewVdi, false,
         |client| async move {
             client.cluster().create_vdi(&NewVdi::new(name(), 1)).await.map(drop)
         };
-    a_question_reports_every_refusal: GetClusterDefault, true,
+    query_reports_every_refusal: GetClusterDefault, true,
         |client| async move { client.cluster().defaults().await.map(drop) };
 }

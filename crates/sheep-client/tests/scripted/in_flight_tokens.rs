@@ -1,4 +1,4 @@
-//! What a call keeps alive lives for as long as the call may run.
+//! A token stays alive for as long as its request may be executed.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,97 +10,97 @@ use sheep_proto::ResultCode;
 use crate::peer::Script;
 use crate::{connected, object, until, within};
 
-/// A write that holds something, and the way to see whether it still does.
-fn holding_write() -> (Request, Weak<()>) {
-    let held = Arc::new(());
-    let seen = Arc::downgrade(&held);
-    let request = Request::write_object(object(), 0, b"w"[..].into()).with_token(held);
-    (request, seen)
+/// A write that pins a token, and a way to see whether it still does.
+fn write_with_token() -> (Request, Weak<()>) {
+    let token = Arc::new(());
+    let weak = Arc::downgrade(&token);
+    let request = Request::write_object(object(), 0, b"w"[..].into()).with_token(token);
+    (request, weak)
 }
 
-fn is_held(seen: &Weak<()>) -> bool {
-    seen.strong_count() > 0
+fn is_pinned(weak: &Weak<()>) -> bool {
+    weak.strong_count() > 0
 }
 
 #[tokio::test]
-async fn it_is_let_go_before_the_caller_hears_the_answer() {
+async fn token_is_released_before_the_completion_runs() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     for code in [ResultCode::Success, ResultCode::NoSpace] {
-        let (request, seen) = holding_write();
+        let (request, weak) = write_with_token();
         let (ended, outcome) = tokio::sync::oneshot::channel();
-        let look = seen.clone();
+        let observed = weak.clone();
         client.submit(
             request,
-            Box::new(move |_outcome| ended.send(is_held(&look)).unwrap()),
+            Box::new(move |_outcome| ended.send(is_pinned(&observed)).unwrap()),
         );
         let request = peer.request().await;
-        assert!(is_held(&seen));
+        assert!(is_pinned(&weak));
         request.respond(code, &[]).await;
         assert!(!within(outcome).await.unwrap());
     }
 }
 
 #[tokio::test]
-async fn a_call_given_up_holds_until_its_late_answer() {
+async fn token_of_a_timed_out_request_outlives_it_until_the_response() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    let (request, seen) = holding_write();
+    let (request, weak) = write_with_token();
     let request = request.with_timeout(Duration::from_millis(100));
     let error = within(client.send(request)).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
-    assert!(is_held(&seen), "it may still run");
+    assert!(is_pinned(&weak), "it may still run");
     peer.request().await.answer(&[]).await;
-    until(|| !is_held(&seen)).await;
+    until(|| !is_pinned(&weak)).await;
 }
 
 #[tokio::test]
-async fn a_call_given_up_holds_until_its_connection_ends() {
+async fn token_of_a_timed_out_request_outlives_it_until_the_disconnect() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    let (request, seen) = holding_write();
+    let (request, weak) = write_with_token();
     let request = request.with_timeout(Duration::from_millis(100));
     within(client.send(request)).await.unwrap_err();
-    assert!(is_held(&seen), "it may still run");
+    assert!(is_pinned(&weak), "it may still run");
     peer.request().await.wire.close();
-    until(|| !is_held(&seen)).await;
+    until(|| !is_pinned(&weak)).await;
     assert!(peer.arrived().is_none(), "it is not sent again");
 }
 
 #[tokio::test]
-async fn a_call_that_is_sent_again_holds_on() {
+async fn token_stays_pinned_across_retries() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    let (request, seen) = holding_write();
+    let (request, weak) = write_with_token();
     let caller = tokio::spawn(async move { within(client.send(request)).await });
     peer.request().await.wire.close();
     let again = peer.request().await;
-    assert!(is_held(&seen));
+    assert!(is_pinned(&weak));
     again.respond(ResultCode::Halt, &[]).await;
     let again = peer.request().await;
-    assert!(is_held(&seen));
+    assert!(is_pinned(&weak));
     again.answer(&[]).await;
     caller.await.unwrap().unwrap();
-    assert!(!is_held(&seen));
+    assert!(!is_pinned(&weak));
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_leaves_it_held() {
+async fn token_stays_pinned_when_the_caller_is_dropped() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    let (request, seen) = holding_write();
+    let (request, weak) = write_with_token();
     let caller = tokio::spawn(async move { client.send(request).await });
     let request = peer.request().await;
     caller.abort();
     assert!(caller.await.unwrap_err().is_cancelled());
-    assert!(is_held(&seen), "it may still run");
+    assert!(is_pinned(&weak), "it may still run");
     request.answer(&[]).await;
-    until(|| !is_held(&seen)).await;
+    until(|| !is_pinned(&weak)).await;
 }
 
 #[tokio::test]
-async fn a_call_that_was_never_sent_holds_nothing() {
+async fn token_of_an_unsent_request_is_released() {
     let (peer, client) = connected(Script::default(), 1).await;
     peer.stop().await;
     until(|| client.peer().is_none()).await;
-    let (request, seen) = holding_write();
+    let (request, weak) = write_with_token();
     let request = request.with_timeout(Duration::from_millis(100));
     let error = within(client.send(request)).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
-    assert!(!is_held(&seen));
+    assert!(!is_pinned(&weak));
 }

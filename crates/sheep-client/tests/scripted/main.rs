@@ -1,5 +1,5 @@
-//! The client against a peer that follows a script: what it does with answers
-//! in any order, with lies, with silence, and with connections that die.
+//! The client against a scripted peer: responses in any order, protocol
+//! violations, stalls, and connections that die.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 

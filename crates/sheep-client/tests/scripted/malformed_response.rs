@@ -1,5 +1,5 @@
-//! A sheep that sends what no sheep sends loses that connection, and nothing
-//! else goes wrong.
+//! A sheep that violates the protocol loses that connection, and nothing else
+//! goes wrong.
 
 use sheep_client::ClientError;
 use sheep_client::unstable::Request;
@@ -9,10 +9,10 @@ use zerocopy::IntoBytes;
 use crate::peer::{Received, Script};
 use crate::{connected, object, read, until, within};
 
-/// The peer answers a read with what `lie` makes of the request, and closes when
-/// that is only part of a frame. The read must get the right answer elsewhere,
+/// The peer responds to a read with what `lie` makes of it, and closes when
+/// that is only part of a frame. The read must get the right response elsewhere,
 /// and a read on another connection must not notice.
-async fn is_dropped_and_the_call_repeated(name: &str, lie: impl Fn(&Received) -> Vec<u8>) {
+async fn is_dropped_and_the_request_retried(name: &str, lie: impl Fn(&Received) -> Vec<u8>) {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let first = read(&client, 1, 64);
     let lied_to = peer.request().await;
@@ -42,25 +42,25 @@ fn header(request: &Received, change: impl Fn(&mut ResponseHeader)) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn an_unknown_id_drops_the_connection() {
-    is_dropped_and_the_call_repeated("unknown id", |request| {
+async fn unknown_id_drops_the_connection() {
+    is_dropped_and_the_request_retried("unknown id", |request| {
         header(request, |header| header.id = 0xdead_beef.into())
     })
     .await;
 }
 
 #[tokio::test]
-async fn another_operations_answer_drops_the_connection() {
-    is_dropped_and_the_call_repeated("wrong opcode", |request| {
+async fn response_with_another_opcode_drops_the_connection() {
+    is_dropped_and_the_request_retried("wrong opcode", |request| {
         header(request, |header| header.opcode = Opcode::WriteObj as u8)
     })
     .await;
 }
 
 #[tokio::test]
-async fn more_bytes_than_were_asked_for_drop_the_connection() {
+async fn response_that_is_too_long_drops_the_connection() {
     for len in [65, u32::MAX] {
-        is_dropped_and_the_call_repeated("oversize", |request| {
+        is_dropped_and_the_request_retried("oversize", |request| {
             header(request, |header| header.data_length = len.into())
         })
         .await;
@@ -68,12 +68,12 @@ async fn more_bytes_than_were_asked_for_drop_the_connection() {
 }
 
 #[tokio::test]
-async fn a_version_or_flag_in_an_answer_drops_the_connection() {
-    is_dropped_and_the_call_repeated("version", |request| {
+async fn response_with_version_or_flag_drops_the_connection() {
+    is_dropped_and_the_request_retried("version", |request| {
         header(request, |header| header.proto_ver = 2)
     })
     .await;
-    is_dropped_and_the_call_repeated("flags", |request| {
+    is_dropped_and_the_request_retried("flags", |request| {
         header(request, |header| header.flags = 1.into())
     })
     .await;
@@ -81,11 +81,11 @@ async fn a_version_or_flag_in_an_answer_drops_the_connection() {
 
 #[tokio::test]
 async fn garbage_drops_the_connection() {
-    is_dropped_and_the_call_repeated("garbage", |_| b"SSH-2.0-OpenSSH_9.2\r\n".repeat(8)).await;
+    is_dropped_and_the_request_retried("garbage", |_| b"SSH-2.0-OpenSSH_9.2\r\n".repeat(8)).await;
 }
 
 #[tokio::test]
-async fn a_second_answer_to_one_request_drops_the_connection() {
+async fn second_response_to_a_request_drops_the_connection() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = read(&client, 1, 64);
     let request = peer.request().await;
@@ -93,7 +93,7 @@ async fn a_second_answer_to_one_request_drops_the_connection() {
     request.answer(&[2; 64]).await;
     assert_eq!(caller.await.unwrap().unwrap(), [1; 64][..]);
     let caller = read(&client, 2, 64);
-    // It may have gone out before the client read the second answer.
+    // It may have gone out before the client read the second response.
     let request = loop {
         let request = peer.request().await;
         if request.wire.number == 1 {
@@ -105,9 +105,9 @@ async fn a_second_answer_to_one_request_drops_the_connection() {
 }
 
 #[tokio::test]
-async fn a_frame_cut_anywhere_is_no_answer() {
+async fn response_cut_anywhere_is_discarded() {
     for len in 0..48 + 64 {
-        is_dropped_and_the_call_repeated("cut", |request| {
+        is_dropped_and_the_request_retried("cut", |request| {
             let mut frame = header(request, |_| ());
             frame.truncate(len);
             frame
@@ -117,7 +117,7 @@ async fn a_frame_cut_anywhere_is_no_answer() {
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_byte_by_byte_is_an_answer() {
+async fn response_that_arrives_byte_by_byte_is_valid() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let callers = [read(&client, 1, 64), read(&client, 2, 64)];
     let requests = [peer.request().await, peer.request().await];
@@ -134,7 +134,7 @@ async fn an_answer_that_comes_byte_by_byte_is_an_answer() {
 }
 
 #[tokio::test]
-async fn what_changes_something_is_lost_when_the_client_hangs_up() {
+async fn retry_never_replays_mutating_request_after_protocol_violation() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     for request in [
         Request::write_object(object(), 0, b"w"[..].into()),

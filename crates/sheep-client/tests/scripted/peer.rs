@@ -1,7 +1,7 @@
 //! A sheep that does what the test says, over real sockets on loopback.
 //!
-//! It reads whole frames and hands them to the test, which answers them as it
-//! likes. Only the question that opens a connection is answered by itself.
+//! It reads whole frames and hands them to the test, which sends the responses.
+//! Only to the first query on a connection the peer responds by itself.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::within;
 
-/// Epoch in every answer.
+/// Epoch in every response.
 const EPOCH: u32 = 1;
 
 /// How a peer is set up.
@@ -36,7 +36,7 @@ pub(crate) struct Script {
     pub(crate) nodes: Vec<SocketAddr>,
     /// Bytes of the receive buffer, when it shall be small.
     pub(crate) receive_buffer: Option<usize>,
-    /// Whether the opening question gets an answer.
+    /// Whether the peer leaves the first query without a response.
     pub(crate) is_silent: bool,
 }
 
@@ -119,7 +119,7 @@ impl Peer {
     }
 
     /// Closes the listener and every connection; returns when nothing listens
-    /// at the address any more.
+    /// at the address.
     pub(crate) async fn stop(self) -> SocketAddr {
         drop(self.stop);
         within(self.accepting).await.unwrap();
@@ -263,7 +263,7 @@ impl Received {
 }
 
 impl Wire {
-    /// Sends any bytes. That the client has gone away meanwhile is no failure.
+    /// Sends any bytes. A client that has disconnected is no failure.
     pub(crate) async fn send(&self, bytes: &[u8]) {
         let mut socket = self.socket.lock().await;
         drop(socket.write_all(bytes).await);

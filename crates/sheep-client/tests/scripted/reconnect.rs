@@ -39,7 +39,7 @@ async fn is_answered(peer: &mut Peer, client: &Client) {
 }
 
 #[tokio::test]
-async fn reads_and_writes_survive_the_death_of_their_connection() {
+async fn retry_replays_idempotent_requests_after_a_disconnect() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     for request in [
         Request::read_object(object(), 0, 8),
@@ -62,7 +62,7 @@ async fn reads_and_writes_survive_the_death_of_their_connection() {
 }
 
 #[tokio::test]
-async fn a_vdi_is_not_made_twice() {
+async fn retry_never_replays_create_vdi() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let name = VdiName::new("once").unwrap();
     let caller = {
@@ -86,7 +86,7 @@ async fn a_vdi_is_not_made_twice() {
 }
 
 #[tokio::test]
-async fn a_sheep_that_comes_back_is_found_again() {
+async fn reconnect_to_a_restarted_sheep() {
     let (peer, client) = connected(Script::default(), 2).await;
     let address = peer.address;
     assert_eq!(client.peer(), Some(address));
@@ -104,7 +104,7 @@ async fn a_sheep_that_comes_back_is_found_again() {
 }
 
 #[tokio::test]
-async fn the_second_address_is_used_when_the_first_is_dead() {
+async fn failover_to_the_second_address() {
     let dead = Peer::start(Script::default()).await.stop().await;
     let mut alive = Peer::start(Script::default()).await;
     let mut config = ClientConfig::new(dead.into());
@@ -115,7 +115,7 @@ async fn the_second_address_is_used_when_the_first_is_dead() {
 }
 
 #[tokio::test]
-async fn calls_go_on_at_a_node_of_the_list_when_the_gateway_dies() {
+async fn failover_to_a_node_of_the_list() {
     let mut other = Peer::start(Script::default()).await;
     let (mut gateway, client) = connected(
         Script {
@@ -135,7 +135,7 @@ async fn calls_go_on_at_a_node_of_the_list_when_the_gateway_dies() {
 }
 
 #[tokio::test]
-async fn the_given_address_comes_before_the_node_list() {
+async fn failover_prefers_the_configured_address() {
     let other = Peer::start(Script::default()).await;
     let first = Peer::start(Script::default()).await;
     let address = first.address;
@@ -156,7 +156,7 @@ async fn the_given_address_comes_before_the_node_list() {
 }
 
 #[tokio::test]
-async fn a_sheep_of_another_cluster_is_no_substitute() {
+async fn failover_rejects_a_sheep_of_another_cluster() {
     let stranger = Peer::start(Script {
         ctime: 8,
         ..Script::default()
@@ -181,7 +181,7 @@ async fn a_sheep_of_another_cluster_is_no_substitute() {
 }
 
 #[tokio::test]
-async fn calls_fail_while_no_sheep_answers_and_succeed_when_one_does() {
+async fn requests_fail_while_unreachable_and_succeed_after_reconnect() {
     let peer = Peer::start(Script::default()).await;
     let address = peer.address;
     let mut config = config(&peer, 2);
@@ -207,7 +207,7 @@ async fn calls_fail_while_no_sheep_answers_and_succeed_when_one_does() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_sheep_says_so_at_once() {
+async fn connect_without_a_sheep_fails_immediately() {
     let dead = Peer::start(Script::default()).await.stop().await;
     let error = within(Client::connect(ClientConfig::new(dead.into())))
         .await
@@ -217,7 +217,7 @@ async fn a_client_without_a_sheep_says_so_at_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_passes_is_waited_out() {
+async fn retry_waits_out_a_transient_refusal() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = read(&client, 0, 8);
     for code in [
@@ -232,7 +232,7 @@ async fn a_refusal_that_passes_is_waited_out() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_stays_is_reported_in_the_end() {
+async fn retry_of_a_lasting_refusal_ends_with_the_timeout() {
     let peer = Peer::start(Script::default()).await;
     let mut config = config(&peer, 1);
     config.retry_for = SHORT;
@@ -256,7 +256,7 @@ async fn a_refusal_that_stays_is_reported_in_the_end() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_does_not_pass_is_reported_at_once() {
+async fn permanent_refusal_is_not_retried() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     for code in [ResultCode::NoObj, ResultCode::ReadOnly, ResultCode::NoSpace] {
         let caller = read(&client, 0, 8);
@@ -266,7 +266,7 @@ async fn a_refusal_that_does_not_pass_is_reported_at_once() {
 }
 
 #[tokio::test]
-async fn a_move_checks_first_and_keeps_the_old_sheep_when_it_fails() {
+async fn switch_gateway_that_fails_keeps_the_old_one() {
     let (mut old, client) = connected(Script::default(), 2).await;
     let dead = Peer::start(Script::default()).await.stop().await;
     let error = within(client.switch_gateway(dead.into()))
@@ -278,7 +278,7 @@ async fn a_move_checks_first_and_keeps_the_old_sheep_when_it_fails() {
 }
 
 #[tokio::test]
-async fn a_move_lets_calls_finish_where_they_are() {
+async fn switch_gateway_lets_requests_in_flight_finish() {
     let (mut old, client) = connected(Script::default(), 2).await;
     // Moving to another cluster is what the user wants here.
     let mut new = Peer::start(Script {
@@ -302,7 +302,7 @@ async fn a_move_lets_calls_finish_where_they_are() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_closes_everything_and_ends_its_calls() {
+async fn dropped_client_closes_connections_and_ends_requests() {
     let (mut peer, client) = connected(Script::default(), 4).await;
     let (ended, mut outcomes) = tokio::sync::mpsc::channel(2);
     let submit = |request| {
@@ -324,7 +324,7 @@ async fn a_client_that_goes_closes_everything_and_ends_its_calls() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_without_a_sheep_ends_its_calls() {
+async fn dropped_client_ends_requests_while_unreachable() {
     let (peer, client) = connected(Script::default(), 1).await;
     let (ended, outcome) = tokio::sync::oneshot::channel();
     peer.stop().await;
@@ -337,7 +337,7 @@ async fn a_client_that_goes_without_a_sheep_ends_its_calls() {
 }
 
 #[tokio::test]
-async fn a_node_is_asked_at_its_own_address() {
+async fn node_query_goes_to_its_own_address() {
     let (gateway, client) = connected(Script::default(), 1).await;
     let mut node = Peer::start(Script::default()).await;
     let address = node.address;

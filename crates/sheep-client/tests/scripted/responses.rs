@@ -11,7 +11,7 @@ use crate::peer::{Peer, Script};
 use crate::{connected, object, read, within};
 
 #[tokio::test]
-async fn answers_in_any_order_reach_their_callers() {
+async fn responses_in_any_order_reach_their_callers() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let callers: Vec<_> = (0..20u8).map(|n| read(&client, n.into(), 1)).collect();
     let mut requests = Vec::new();
@@ -29,7 +29,7 @@ async fn answers_in_any_order_reach_their_callers() {
 }
 
 #[tokio::test]
-async fn the_payload_of_a_refusal_is_drained() {
+async fn payload_of_a_refusal_is_drained() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let refused = read(&client, 0, 4096);
     let request = peer.request().await;
@@ -45,7 +45,7 @@ async fn the_payload_of_a_refusal_is_drained() {
 }
 
 #[tokio::test]
-async fn a_late_response_never_reaches_the_next_request() {
+async fn late_response_never_reaches_the_next_request() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let gone = read(&client, 1, 4);
     let late = peer.request().await;
@@ -62,7 +62,7 @@ async fn a_late_response_never_reaches_the_next_request() {
 }
 
 #[tokio::test]
-async fn an_answer_in_many_pieces_is_one_answer() {
+async fn response_in_many_segments_is_one_response() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = read(&client, 0, 3000);
     let request = peer.request().await;
@@ -76,7 +76,7 @@ async fn an_answer_in_many_pieces_is_one_answer() {
 }
 
 #[tokio::test]
-async fn a_success_with_fewer_bytes_than_were_asked_for_is_an_error() {
+async fn short_response_is_an_error() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     for len in [0, 1, 2047] {
         let caller = read(&client, 0, 2048);
@@ -90,7 +90,7 @@ async fn a_success_with_fewer_bytes_than_were_asked_for_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_empty_answer_does_not_make_a_working_vdi() {
+async fn empty_response_does_not_make_a_working_vdi() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let vid = Vid::new(0x76_d396).unwrap();
     let asking = tokio::spawn(async move { within(client.inode(vid).is_snapshot()).await });
@@ -123,7 +123,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn many_calls_at_once_each_get_their_own_answer(
+    fn many_concurrent_requests_get_their_own_responses(
         calls in prop::collection::vec((4u32..9000, 0u64..3000), 1..200),
         connections in 1usize..5,
     ) {
@@ -152,7 +152,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn a_write_is_one_frame_with_its_payload() {
+async fn write_is_one_frame_with_its_payload() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let payload: Vec<u8> = (0..=255).cycle().take(70_000).collect();
     let write = client

@@ -40,7 +40,7 @@ async fn slot_request(peer: &mut Peer, opcode: Opcode) -> Received {
 }
 
 #[tokio::test]
-async fn slots_found_as_wanted_after_a_loss_are_not_written_again() {
+async fn write_slots_that_took_effect_is_not_retried() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = write(&client);
     let first = slot_request(&mut peer, Opcode::WriteObj).await;
@@ -52,7 +52,7 @@ async fn slots_found_as_wanted_after_a_loss_are_not_written_again() {
 }
 
 #[tokio::test]
-async fn slots_found_unwritten_after_a_loss_are_written_again() {
+async fn write_slots_without_effect_is_retried_after_a_disconnect() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = write(&client);
     for _ in 0..2 {
@@ -72,7 +72,7 @@ async fn slots_found_unwritten_after_a_loss_are_written_again() {
 }
 
 #[tokio::test]
-async fn slots_written_late_by_the_lost_copy_are_not_written_again() {
+async fn write_slots_executed_late_is_not_retried() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = write(&client);
     let lost = slot_request(&mut peer, Opcode::WriteObj).await;
@@ -86,7 +86,7 @@ async fn slots_written_late_by_the_lost_copy_are_not_written_again() {
 }
 
 #[tokio::test]
-async fn slots_lost_again_and_again_are_lost_in_the_end() {
+async fn write_slots_fails_after_many_disconnects() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = write(&client);
     let refusing = async {
@@ -108,7 +108,7 @@ async fn slots_lost_again_and_again_are_lost_in_the_end() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_passes_is_waited_out_without_a_look() {
+async fn write_slots_waits_out_a_transient_refusal() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = write(&client);
     let refused = slot_request(&mut peer, Opcode::WriteObj).await;

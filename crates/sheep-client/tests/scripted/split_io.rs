@@ -1,4 +1,4 @@
-//! Reads and writes that are so large that they go in pieces.
+//! Reads and writes that are split into several requests.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use zerocopy::IntoBytes as _;
 use crate::peer::{Peer, Received, Script};
 use crate::{config, connected, object, read, within};
 
-/// A range of four pieces, whose borders lie between blocks of 4 KiB.
+/// A range that is split into four, between blocks of 4 KiB.
 const START: u32 = 5000;
 const LEN: u32 = 4 * (448 << 10);
-const PIECES: [(u32, u32); 4] = [
+const PARTS: [(u32, u32); 4] = [
     (START, 457_848),
     (462_848, 458_752),
     (921_600, 458_752),
@@ -28,17 +28,17 @@ fn content() -> Vec<u8> {
 
 /// The part of [`content`] that a request is about.
 fn part(request: &Received) -> Vec<u8> {
-    let (offset, len) = PIECES
+    let (offset, len) = PARTS
         .into_iter()
         .find(|&(offset, _)| offset == request.offset())
-        .expect("a piece");
+        .expect("one of the parts");
     let from = (offset - START) as usize;
     content()[from..from + len as usize].to_vec()
 }
 
 async fn requests(peer: &mut Peer) -> Vec<Received> {
     let mut all = Vec::new();
-    for _ in PIECES {
+    for _ in PARTS {
         all.push(peer.request().await);
     }
     all.sort_unstable_by_key(Received::offset);
@@ -52,11 +52,11 @@ fn write(client: &Client) -> tokio::task::JoinHandle<Result<(), ClientError>> {
 }
 
 #[tokio::test]
-async fn what_is_read_in_pieces_is_put_together_whatever_the_order_of_the_answers() {
+async fn split_read_is_joined_whatever_the_response_order() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let reading = read(&client, START, LEN);
     let requests = requests(&mut peer).await;
-    for (request, (offset, len)) in requests.iter().zip(PIECES) {
+    for (request, (offset, len)) in requests.iter().zip(PARTS) {
         assert_eq!(
             (request.offset(), request.header.data_length.get()),
             (offset, len)
@@ -70,7 +70,7 @@ async fn what_is_read_in_pieces_is_put_together_whatever_the_order_of_the_answer
 }
 
 #[tokio::test]
-async fn what_a_dying_connection_has_delivered_in_part_comes_over_the_next() {
+async fn split_read_is_retried_after_a_partial_response() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let reading = read(&client, START, LEN);
     let first = requests(&mut peer).await;
@@ -82,7 +82,7 @@ async fn what_a_dying_connection_has_delivered_in_part_comes_over_the_next() {
     // Not before the client has begun to read it.
     tokio::time::sleep(Duration::from_millis(50)).await;
     wire.close();
-    for _ in 1..PIECES.len() {
+    for _ in 1..PARTS.len() {
         let again = peer.request().await;
         again.answer(&part(&again)).await;
     }
@@ -90,7 +90,7 @@ async fn what_a_dying_connection_has_delivered_in_part_comes_over_the_next() {
 }
 
 #[tokio::test]
-async fn a_write_in_pieces_ends_with_the_last_of_them() {
+async fn split_write_completes_with_its_last_request() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let writing = write(&client);
     let requests = requests(&mut peer).await;
@@ -104,7 +104,7 @@ async fn a_write_in_pieces_ends_with_the_last_of_them() {
 }
 
 #[tokio::test]
-async fn a_piece_that_is_refused_fails_the_whole_but_not_before_the_others_have_ended() {
+async fn split_write_that_is_refused_waits_for_the_rest() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let writing = write(&client);
     let requests = requests(&mut peer).await;
@@ -119,8 +119,8 @@ async fn a_piece_that_is_refused_fails_the_whole_but_not_before_the_others_have_
 }
 
 #[tokio::test]
-async fn a_piece_that_may_still_run_counts_more_than_one_that_was_refused() {
-    for silent in 0..PIECES.len() {
+async fn split_write_reports_a_timeout_rather_than_a_refusal() {
+    for silent in 0..PARTS.len() {
         let mut peer = Peer::start(Script::default()).await;
         let mut config = config(&peer, 2);
         config.retry_for = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! A sheep that is there but says nothing.
+//! A sheep that is there but does not respond.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::peer::{Peer, Script};
 use crate::{config, connected, object, read, until, within};
 
 #[tokio::test]
-async fn a_silent_sheep_is_waited_for_and_then_reported() {
+async fn stalled_sheep_is_reported_after_the_timeout() {
     let mut peer = Peer::start(Script::default()).await;
     let mut config = config(&peer, 1);
     config.retry_for = Duration::from_millis(200);
@@ -20,7 +20,7 @@ async fn a_silent_sheep_is_waited_for_and_then_reported() {
     let late = peer.request().await;
     assert!(peer.arrived().is_none(), "it was sent once");
 
-    // The connection is kept, and what comes late is nobody's answer.
+    // The connection is kept, and the late response is discarded.
     let next = read(&client, 2, 4);
     let request = peer.request().await;
     assert_eq!(request.wire.number, 0);
@@ -31,7 +31,7 @@ async fn a_silent_sheep_is_waited_for_and_then_reported() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_elsewhere_while_the_gateway_is_silent() {
+async fn stalled_gateway_is_not_failed_over() {
     let mut other = Peer::start(Script::default()).await;
     let script = Script {
         nodes: vec![other.address],
@@ -49,10 +49,10 @@ async fn nothing_is_sent_elsewhere_while_the_gateway_is_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
+async fn stalled_socket_keeps_frames_whole_and_in_order() {
     // Twice what the buffer of a sending socket grows to.
     const LARGE: u32 = 8;
-    // All fit in the budget: a call that waits for its share comes later.
+    // All fit in the budget: a request that waits for permits comes later.
     const ALL: u32 = 600;
     let script = Script {
         receive_buffer: Some(4096),
@@ -80,7 +80,7 @@ async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
         }
     };
     (0..LARGE).for_each(&submit);
-    // A caller that gives up while its frame waits leaves the frame whole.
+    // A caller that is dropped while its frame is queued leaves the frame whole.
     let abandoned = tokio::spawn({
         let client = client.clone();
         async move { client.objects().read(object(), LARGE, 4).await }
@@ -114,7 +114,7 @@ async fn frames_beyond_the_sockets_room_arrive_whole_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_connection_that_dies_with_a_backlog_sends_all_of_it_again() {
+async fn retry_replays_the_queue_of_a_dead_connection() {
     const WRITES: u32 = 12;
     let script = Script {
         receive_buffer: Some(4096),
@@ -139,7 +139,7 @@ async fn a_connection_that_dies_with_a_backlog_sends_all_of_it_again() {
     let answering = async {
         loop {
             let request = peer.request().await;
-            // What came on the old connection cannot be answered any more.
+            // The old connection is gone: its requests get no response.
             let expected = request.offset().to_le_bytes()[0];
             assert!(request.payload.iter().all(|&byte| byte == expected));
             seen[request.offset() as usize] += 1;
@@ -165,8 +165,8 @@ async fn a_connection_that_dies_with_a_backlog_sends_all_of_it_again() {
 }
 
 #[tokio::test]
-async fn a_listener_that_is_silent_from_the_start_is_passed_over() {
-    // Ten seconds, the time any sheep is given for its first answer.
+async fn connect_skips_a_listener_that_never_responds() {
+    // Ten seconds, the timeout of the first query.
     let silent = Peer::start(Script {
         is_silent: true,
         ..Script::default()

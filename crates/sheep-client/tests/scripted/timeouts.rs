@@ -1,4 +1,4 @@
-//! Calls that got no answer do not take the pool down with them.
+//! Requests that time out do not take the pool down with them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use sheep_proto::Opcode;
 use crate::peer::Script;
 use crate::{connected, object, read, until, within};
 
-/// The offset that the sheep never answers for.
+/// The offset of requests to which the peer never responds.
 const HANGS: u32 = 1 << 20;
-/// More calls than may be in flight.
+/// More requests than may be in flight.
 const MANY: usize = 1030;
 
-/// Makes `count` calls that get no answer and waits for them to be given up.
-async fn give_up(client: &Client, count: usize, request: &Request) {
+/// Sends `count` requests to which the peer does not respond, until they time out.
+async fn time_out(client: &Client, count: usize, request: &Request) {
     let request = request.clone().with_timeout(Duration::from_millis(100));
-    let calls = (0..count).map(|_| within(client.send(request.clone())));
-    for outcome in futures_util::future::join_all(calls).await {
+    let requests = (0..count).map(|_| within(client.send(request.clone())));
+    for outcome in futures_util::future::join_all(requests).await {
         let error = outcome.unwrap_err();
         assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     }
 }
 
 #[tokio::test]
-async fn an_object_that_hangs_does_not_use_up_the_budget() {
+async fn timed_out_requests_free_the_budget() {
     let (mut peer, client) = connected(Script::default(), 2).await;
-    give_up(&client, MANY, &Request::read_object(object(), HANGS, 4)).await;
+    time_out(&client, MANY, &Request::read_object(object(), HANGS, 4)).await;
     let next = read(&client, 0, 4);
     let request = loop {
         let request = peer.request().await;
@@ -43,25 +43,25 @@ async fn an_object_that_hangs_does_not_use_up_the_budget() {
 }
 
 #[tokio::test]
-async fn a_worn_out_connection_lives_while_a_call_on_it_holds_something() {
+async fn unresponsive_connection_stays_open_while_a_token_is_pinned() {
     let (mut peer, client) = connected(Script::default(), 1).await;
-    let held = Arc::new(());
-    let seen = Arc::downgrade(&held);
-    let create = Request::create_object(object(), HANGS, b"c"[..].into(), None).with_token(held);
-    give_up(&client, 1, &create).await;
+    let token = Arc::new(());
+    let weak = Arc::downgrade(&token);
+    let create = Request::create_object(object(), HANGS, b"c"[..].into(), None).with_token(token);
+    time_out(&client, 1, &create).await;
     drop(create);
-    give_up(&client, MANY / 2, &Request::read_object(object(), HANGS, 4)).await;
+    time_out(&client, MANY / 2, &Request::read_object(object(), HANGS, 4)).await;
     until(|| peer.open() == 2).await;
-    assert_eq!(seen.strong_count(), 1, "it may still run");
+    assert_eq!(weak.strong_count(), 1, "it may still run");
     let request = peer.request().await;
     assert_eq!(request.opcode(), Opcode::CreateAndWriteObj);
     request.answer(&[]).await;
     until(|| peer.open() == 1).await;
-    assert_eq!(seen.strong_count(), 0);
+    assert_eq!(weak.strong_count(), 0);
 }
 
 #[tokio::test]
-async fn what_no_byte_was_sent_of_is_taken_back() {
+async fn timed_out_request_that_is_unsent_is_cancelled() {
     const WRITES: usize = 24;
     let script = Script {
         receive_buffer: Some(4096),
@@ -69,20 +69,20 @@ async fn what_no_byte_was_sent_of_is_taken_back() {
     };
     let (mut peer, client) = connected(script, 1).await;
     peer.set_reading(false);
-    let (mut seen, mut calls) = (Vec::new(), Vec::new());
+    let (mut weak, mut requests) = (Vec::new(), Vec::new());
     for number in 0..WRITES {
-        let held = Arc::new(());
-        seen.push(Arc::downgrade(&held));
+        let token = Arc::new(());
+        weak.push(Arc::downgrade(&token));
         let data = vec![u8::try_from(number).unwrap(); 1 << 20];
         let request = Request::write_object(object(), 0, data.into())
-            .with_token(held)
+            .with_token(token)
             .with_timeout(Duration::from_millis(100));
-        calls.push(within(client.send(request)));
+        requests.push(within(client.send(request)));
     }
-    for outcome in futures_util::future::join_all(calls).await {
+    for outcome in futures_util::future::join_all(requests).await {
         outcome.unwrap_err();
     }
-    let sent = seen.iter().filter(|seen| seen.strong_count() > 0).count();
+    let sent = weak.iter().filter(|weak| weak.strong_count() > 0).count();
     assert!(0 < sent && sent < WRITES, "{sent} writes are under way");
     peer.set_reading(true);
     for number in 0..sent {
@@ -91,7 +91,7 @@ async fn what_no_byte_was_sent_of_is_taken_back() {
         assert!(request.payload.iter().all(|&byte| byte == expected));
         request.answer(&[]).await;
     }
-    until(|| seen.iter().all(|seen| seen.strong_count() == 0)).await;
+    until(|| weak.iter().all(|weak| weak.strong_count() == 0)).await;
     let next = read(&client, 0, 4);
     let request = peer.request().await;
     assert_eq!(request.opcode(), Opcode::ReadObj);
