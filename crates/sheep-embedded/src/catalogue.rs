@@ -3,14 +3,14 @@
 //! About 500 bytes of memory per VDI, deleted ones included.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use sheep_proto::hash::first_vid;
 use sheep_proto::limits::VID_COUNT;
 use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{InodeHeader, Redundancy, ResultCode, SnapshotTag, VdiName, Vid};
 
-use crate::poison::{read, write};
+use crate::poison::{lock, read, write};
 
 /// One VDI. Only its [`VdiState`] changes.
 pub(crate) struct Vdi {
@@ -35,6 +35,9 @@ pub(crate) struct VdiState {
     /// `None` once the VDI is deleted.
     pub(crate) name: Option<VdiName>,
 }
+
+/// A VDI's state, locked for writing.
+pub(crate) type VdiStateGuard<'a> = RwLockWriteGuard<'a, VdiState>;
 
 impl Vdi {
     /// The VDI of an inode; `None` when its header cannot be one of `vid`.
@@ -61,7 +64,7 @@ impl Vdi {
         read(&self.state)
     }
 
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, VdiState> {
+    pub(crate) fn write(&self) -> VdiStateGuard<'_> {
         write(&self.state)
     }
 
@@ -74,7 +77,11 @@ impl Vdi {
 
 /// See the module.
 #[derive(Default)]
-pub(crate) struct Catalogue(RwLock<Entries>);
+pub(crate) struct Catalogue {
+    /// Held by the one [`VdiOperation`] that runs.
+    operations: Mutex<()>,
+    entries: RwLock<Entries>,
+}
 
 #[derive(Default)]
 struct Entries {
@@ -84,18 +91,55 @@ struct Entries {
 }
 
 impl Catalogue {
+    /// Waits until no other VDI operation runs, and keeps others out.
+    pub(crate) fn begin_operation(&self) -> VdiOperation<'_> {
+        VdiOperation {
+            entries: &self.entries,
+            _serialized: lock(&self.operations),
+        }
+    }
+
     pub(crate) fn get(&self, vid: Vid) -> Option<Arc<Vdi>> {
-        read(&self.0).by_vid.get(&vid).cloned()
+        read(&self.entries).by_vid.get(&vid).cloned()
     }
 
     /// Every VDI, deleted ones included, in ascending order of VID.
     pub(crate) fn all(&self) -> Vec<Arc<Vdi>> {
-        read(&self.0).by_vid.values().cloned().collect()
+        read(&self.entries).by_vid.values().cloned().collect()
+    }
+
+    /// The VIDs whose VDI passes `filter`.
+    pub(crate) fn bitmap(&self, filter: impl Fn(&Vdi) -> bool) -> VidBitmap<Box<[u8]>> {
+        let mut bitmap = VidBitmap::empty();
+        for vdi in self.all() {
+            if filter(&vdi) {
+                bitmap.insert(vdi.vid);
+            }
+        }
+        bitmap
+    }
+
+    pub(crate) fn clear(&self) {
+        *write(&self.entries) = Entries::default();
+    }
+}
+
+/// The only VDI operation that runs: names are looked up and change within one
+/// alone, so what it has found stays true until it ends.
+pub(crate) struct VdiOperation<'a> {
+    entries: &'a RwLock<Entries>,
+    _serialized: MutexGuard<'a, ()>,
+}
+
+impl VdiOperation<'_> {
+    /// Every name that has a VDI.
+    pub(crate) fn names(&self) -> Vec<VdiName> {
+        read(self.entries).by_name.keys().cloned().collect()
     }
 
     /// The VDIs of a name, newest first.
     pub(crate) fn versions_of(&self, name: &VdiName) -> Vec<Arc<Vdi>> {
-        let entries = read(&self.0);
+        let entries = read(self.entries);
         let versions = entries.by_name.get(name);
         versions.into_iter().flatten().rev().cloned().collect()
     }
@@ -139,15 +183,10 @@ impl Catalogue {
             .ok_or(missing)
     }
 
-    /// Every name that has a VDI.
-    pub(crate) fn names(&self) -> Vec<VdiName> {
-        read(&self.0).by_name.keys().cloned().collect()
-    }
-
     /// Adds a VDI. Those of one name come in the order in which they took their VIDs.
     pub(crate) fn insert(&self, vdi: Arc<Vdi>) {
         let name = vdi.read().name.clone();
-        let mut entries = write(&self.0);
+        let mut entries = write(self.entries);
         entries.by_vid.insert(vdi.vid, Arc::clone(&vdi));
         if let Some(name) = name {
             let age = |vdi: &Arc<Vdi>| ring_distance(first_vid(name.as_bytes()), vdi.vid);
@@ -159,7 +198,7 @@ impl Catalogue {
 
     /// Removes a deleted VDI from its name; its VID stays in use.
     pub(crate) fn remove_name(&self, name: &VdiName, vid: Vid) {
-        let mut entries = write(&self.0);
+        let mut entries = write(self.entries);
         if let Some(versions) = entries.by_name.get_mut(name) {
             versions.retain(|vdi| vdi.vid != vid);
             if versions.is_empty() {
@@ -170,7 +209,7 @@ impl Catalogue {
 
     /// The VID of the next VDI called `name`: the first free one from its hash on (protocol 6.1).
     pub(crate) fn free_vid(&self, name: &VdiName) -> Option<Vid> {
-        let entries = read(&self.0);
+        let entries = read(self.entries);
         let first = first_vid(name.as_bytes());
         let mut expected = first.get();
         for &used in entries.by_vid.range(first..).map(|(vid, _vdi)| vid) {
@@ -192,19 +231,17 @@ impl Catalogue {
         Vid::new(expected).filter(|&vid| vid < first)
     }
 
-    /// The VIDs whose VDI passes `filter`.
-    pub(crate) fn bitmap(&self, filter: impl Fn(&Vdi) -> bool) -> VidBitmap<Box<[u8]>> {
-        let mut bitmap = VidBitmap::empty();
-        for vdi in self.all() {
-            if filter(&vdi) {
-                bitmap.insert(vdi.vid);
-            }
-        }
-        bitmap
-    }
-
-    pub(crate) fn clear(&self) {
-        *write(&self.0) = Entries::default();
+    /// Locks the states of up to two VDIs for writing, once if they are the same.
+    ///
+    /// Nothing else locks two states, so two callers cannot wait for each other.
+    pub(crate) fn write_both<'b>(
+        &self,
+        first: Option<&'b Vdi>,
+        second: Option<&'b Vdi>,
+    ) -> (Option<VdiStateGuard<'b>>, Option<VdiStateGuard<'b>>) {
+        let is_same = first.map(|vdi| vdi.vid) == second.map(|vdi| vdi.vid);
+        let first = first.map(Vdi::write);
+        (first, second.filter(|_| !is_same).map(Vdi::write))
     }
 }
 
@@ -232,19 +269,21 @@ mod tests {
     #[test]
     fn a_taken_vid_sends_the_name_to_the_next_free_one() {
         let catalogue = Catalogue::default();
+        let operation = catalogue.begin_operation();
         let (demo, other) = (name("demo"), name("other"));
         let first = first_vid(b"demo");
-        assert_eq!(catalogue.free_vid(&demo), Some(first));
+        assert_eq!(operation.free_vid(&demo), Some(first));
         for offset in [0, 1, 3] {
             let vid = Vid::new(first.get() + offset).unwrap();
-            catalogue.insert(vdi(&other, vid));
+            operation.insert(vdi(&other, vid));
         }
-        assert_eq!(catalogue.free_vid(&demo), Vid::new(first.get() + 2));
+        assert_eq!(operation.free_vid(&demo), Vid::new(first.get() + 2));
     }
 
     #[test]
     fn the_search_for_a_vid_goes_around_and_ends() {
         let catalogue = Catalogue::default();
+        let operation = catalogue.begin_operation();
         // A name whose run starts close to the end of the ring.
         let mut names = (0..).map(|number| name(&number.to_string()));
         let demo = names
@@ -252,14 +291,16 @@ mod tests {
             .unwrap();
         for raw in first_vid(demo.as_bytes()).get()..1 << 24 {
             let vid = Vid::new(raw).unwrap();
-            write(&catalogue.0).by_vid.insert(vid, vdi(&demo, vid));
+            write(&catalogue.entries)
+                .by_vid
+                .insert(vid, vdi(&demo, vid));
         }
-        assert_eq!(catalogue.free_vid(&demo), Vid::new(1));
+        assert_eq!(operation.free_vid(&demo), Vid::new(1));
         let last = Vid::new((1 << 24) - 1).unwrap();
-        catalogue.insert(vdi(&demo, Vid::new(1).unwrap()));
-        catalogue.insert(vdi(&demo, last));
-        assert_eq!(catalogue.free_vid(&demo), Vid::new(2));
-        let newest_first: Vec<_> = catalogue
+        operation.insert(vdi(&demo, Vid::new(1).unwrap()));
+        operation.insert(vdi(&demo, last));
+        assert_eq!(operation.free_vid(&demo), Vid::new(2));
+        let newest_first: Vec<_> = operation
             .versions_of(&demo)
             .iter()
             .map(|vdi| vdi.vid)

@@ -1,68 +1,95 @@
 //! From an opcode to its handler: the only place that looks at opcodes.
 
+use std::sync::Arc;
+
 use sheep_proto::{Opcode, ResultCode};
+use tokio_util::sync::CancellationToken;
 
-use crate::call::{Answer, Call, Outcome};
-use crate::sheep::Sheep;
+use crate::cluster::Cluster;
+use crate::membership::Membership;
+use crate::request::{HandlerResult, Reply, Request};
+use crate::service::{
+    AttributeService, ClusterService, LockService, NodeService, ObjectService, VdiService,
+};
 
-impl Sheep {
-    /// Runs an operation that the status gate has let through.
+/// The services, and what is too little for one.
+pub(crate) struct Dispatcher {
+    pub(crate) objects: ObjectService,
+    pub(crate) vdis: VdiService,
+    pub(crate) locks: LockService,
+    pub(crate) attributes: AttributeService,
+    pub(crate) clusters: ClusterService,
+    pub(crate) nodes: NodeService,
+    pub(crate) members: Arc<Membership>,
+    /// Cancelled when all nodes must stop.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Dispatcher {
+    /// Runs an operation that the status check has let through.
     ///
     /// What a cluster of one node cannot be asked (peer operations, recovery,
     /// disks, tracing) and what 1.0 has dropped is answered with INVALID_PARMS.
-    pub(crate) fn dispatch(&self, opcode: Opcode, call: &Call<'_>) -> Outcome {
+    pub(crate) fn dispatch(
+        &self,
+        opcode: Opcode,
+        request: &Request<'_>,
+        cluster: Option<&Cluster>,
+    ) -> HandlerResult {
+        // The status check lets no request that needs them through without.
+        let formatted = || cluster.ok_or(ResultCode::WaitForFormat);
         match opcode {
-            Opcode::ReadObj => self.read_object(call),
-            Opcode::WriteObj => self.write_object(call),
-            Opcode::CreateAndWriteObj => self.create_object(call),
-            Opcode::RemoveObj => self.remove_object(call),
-            Opcode::DiscardObj => self.discard_object(call),
-            Opcode::Exist => self.object_exists(call),
-            Opcode::OidsExist => self.missing_objects(call),
+            Opcode::ReadObj => self.objects.read(request),
+            Opcode::WriteObj => self.objects.write(request, formatted()?),
+            Opcode::CreateAndWriteObj => self.objects.create(request, formatted()?),
+            Opcode::RemoveObj => self.objects.remove(request),
+            Opcode::DiscardObj => self.objects.discard(request),
+            Opcode::Exist => self.objects.exists(request),
+            Opcode::OidsExist => self.objects.missing(request),
 
-            Opcode::NewVdi => self.new_vdi(call),
-            Opcode::GetVdiInfo => self.vdi_info(call),
-            Opcode::DelVdi => self.delete_vdi(call),
-            Opcode::LockVdi => self.lock_vdi(call),
-            Opcode::ReleaseVdi => self.release_vdi(call),
-            Opcode::ReadVdis => self.used_vids(call),
-            Opcode::ReadDelVdis => self.deleted_vids(call),
-            Opcode::GetVdiCopies => self.vdi_states(call),
-            Opcode::GetVdiAttr => self.attribute(call),
+            Opcode::NewVdi => self.vdis.create(request, formatted()?),
+            Opcode::GetVdiInfo => self.vdis.info(request),
+            Opcode::DelVdi => self.vdis.delete(request),
+            Opcode::LockVdi => self.locks.lock(request, formatted()?),
+            Opcode::ReleaseVdi => self.locks.release(request),
+            Opcode::ReadVdis => self.vdis.used_vids(request),
+            Opcode::ReadDelVdis => self.vdis.deleted_vids(request),
+            Opcode::GetVdiCopies => self.locks.states(request),
+            Opcode::GetVdiAttr => self.attributes.access(request),
 
-            Opcode::GetClusterDefault => self.cluster_default(call),
-            Opcode::StatCluster => self.stat_cluster(call),
-            Opcode::ClusterInfo => self.cluster_info(call),
-            Opcode::GetStoreList => self.store_list(call),
+            Opcode::GetClusterDefault => ClusterService::defaults(cluster),
+            Opcode::StatCluster => self.clusters.status(request, cluster),
+            Opcode::ClusterInfo => self.clusters.info(request, cluster),
+            Opcode::GetStoreList => ClusterService::store_list(request),
 
-            Opcode::GetNodeList => self.node_list(call),
-            Opcode::StatSheep => self.stat_sheep(),
-            Opcode::StatRecovery => self.recovery_state(call),
-            Opcode::GetRecovery => self.recovery_throttle(call),
-            Opcode::MdInfo => self.disks(call),
-            Opcode::Stat => self.request_counters(call),
-            Opcode::GetLogLevel => self.get_log_level(call),
-            Opcode::SetLogLevel => self.set_log_level(call),
-            Opcode::GetVnodes => self.vnodes(call),
+            Opcode::GetNodeList => self.nodes.list(request),
+            Opcode::StatSheep => self.nodes.space(),
+            Opcode::StatRecovery => NodeService::recovery_state(request),
+            Opcode::GetRecovery => self.clusters.recovery_throttle(request),
+            Opcode::MdInfo => self.nodes.disks(request),
+            Opcode::Stat => self.nodes.request_counters(request),
+            Opcode::GetLogLevel => self.nodes.log_level(request),
+            Opcode::SetLogLevel => self.nodes.set_log_level(request),
+            Opcode::GetVnodes => NodeService::vnodes(request),
 
-            Opcode::FlushDelCache | Opcode::DeleteCache => Ok(Answer::done()),
+            Opcode::FlushDelCache | Opcode::DeleteCache => Ok(Reply::ok()),
             Opcode::Shutdown => {
                 tracing::info!("a client asked for a shutdown");
                 self.stop.cancel();
-                Ok(Answer::done())
+                Ok(Reply::ok())
             }
             Opcode::KillNode => {
                 tracing::info!("a client asked this node to end");
-                call.origin.stop.cancel();
-                Ok(Answer::done())
+                request.origin.stop.cancel();
+                Ok(Reply::ok())
             }
-            Opcode::ForceRecover if call.cluster.is_some() => Err(ResultCode::ForceRecover),
-            Opcode::EnableRecover => self.disable_recovery(false),
-            Opcode::DisableRecover => self.disable_recovery(true),
-            Opcode::SetRecovery => self.set_recovery_throttle(call),
+            Opcode::ForceRecover if cluster.is_some() => Err(ResultCode::ForceRecover),
+            Opcode::EnableRecover => self.clusters.set_recovery_disabled(false),
+            Opcode::DisableRecover => self.clusters.set_recovery_disabled(true),
+            Opcode::SetRecovery => self.clusters.set_recovery_throttle(request),
             // The weight of the only node.
-            Opcode::Reweight => Ok(Answer::done()),
-            Opcode::GetHash => self.object_digest(call),
+            Opcode::Reweight => Ok(Reply::ok()),
+            Opcode::GetHash => self.objects.digest(request),
             Opcode::SetVnodes => Err(ResultCode::InvalidVnodesStrategy),
 
             // There are no peers, and clients do not know the epoch.
@@ -70,7 +97,7 @@ impl Sheep {
             | Opcode::ReadPeer
             | Opcode::WritePeer
             | Opcode::RemovePeer
-                if call.header.epoch.get() < self.members.epoch() =>
+                if request.header.epoch.get() < self.members.epoch() =>
             {
                 Err(ResultCode::OldNodeVer)
             }

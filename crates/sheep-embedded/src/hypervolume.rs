@@ -11,53 +11,56 @@ use sheep_proto::btree::{LeafEntry, Node, NodeHeader, encode_leaf, root_lookup};
 use sheep_proto::limits::{INODE_HEADER_LEN, INODE_INDEX_LEN};
 use sheep_proto::{ObjectIndex, Oid, ResultCode};
 
-use crate::call::{Answer, Outcome};
 use crate::catalogue::Vdi;
-use crate::sheep::Sheep;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// The bytes of a tree that names nothing.
 pub(crate) fn empty_root() -> Vec<u8> {
     encode_leaf(std::iter::empty())
 }
 
-impl Sheep {
-    /// Clears the entry of an object and removes the object.
-    pub(crate) fn discard_in_tree(&self, vdi: &Vdi, index: ObjectIndex) -> Outcome {
-        // Alone: a client's own change of the tree must not come in between.
-        let state = vdi.write();
-        if state.name.is_none() {
-            return Err(ResultCode::NoObj);
-        }
-        let Some((node, offset)) = self.find_entry(vdi, index)? else {
-            return Ok(Answer::done());
-        };
-        self.store.write(node, offset, &[0; 4])?;
-        self.store.sync(node)?;
-        match self.store.remove(Oid::data(vdi.vid, index)) {
-            Ok(()) | Err(StoreError::NotFound) => Ok(Answer::done()),
-            Err(error) => Err(error.into()),
-        }
+/// Clears the entry of an object and removes the object.
+pub(crate) fn discard_in_tree(
+    store: &dyn Store,
+    vdi: &Vdi,
+    index: ObjectIndex,
+) -> Result<(), ResultCode> {
+    // Alone: a client's own change of the tree must not come in between.
+    let state = vdi.write();
+    if state.name.is_none() {
+        return Err(ResultCode::NoObj);
     }
+    let Some((node, offset)) = find_entry(store, vdi, index)? else {
+        return Ok(());
+    };
+    store.write(node, offset, &[0; 4])?;
+    store.sync(node)?;
+    match store.remove(Oid::data(vdi.vid, index)) {
+        Ok(()) | Err(StoreError::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
 
-    /// The object that holds an entry's VID, and where.
-    fn find_entry(&self, vdi: &Vdi, index: ObjectIndex) -> Result<Option<(Oid, u64)>, ResultCode> {
-        let inode = Oid::inode(vdi.vid);
-        let mut bytes = vec![0; INODE_INDEX_LEN];
-        self.store
-            .read(inode, INODE_HEADER_LEN as u64, &mut bytes)?;
-        let leaf = match parse(&bytes)? {
-            Node::Leaf(leaf) => return Ok(place(leaf, index, inode, INODE_HEADER_LEN)),
-            Node::Root(root) => root_lookup(root, index),
-        };
-        let Some(leaf) = leaf.filter(|leaf| leaf.vid() == Some(vdi.vid)) else {
-            return Ok(None);
-        };
-        self.store.read(leaf, 0, &mut bytes)?;
-        match parse(&bytes)? {
-            Node::Leaf(entries) => Ok(place(entries, index, leaf, 0)),
-            Node::Root(_) => Err(ResultCode::Eio),
-        }
+/// The object that holds an entry's VID, and where.
+fn find_entry(
+    store: &dyn Store,
+    vdi: &Vdi,
+    index: ObjectIndex,
+) -> Result<Option<(Oid, u64)>, ResultCode> {
+    let inode = Oid::inode(vdi.vid);
+    let mut bytes = vec![0; INODE_INDEX_LEN];
+    store.read(inode, INODE_HEADER_LEN as u64, &mut bytes)?;
+    let leaf = match parse(&bytes)? {
+        Node::Leaf(leaf) => return Ok(place(leaf, index, inode, INODE_HEADER_LEN)),
+        Node::Root(root) => root_lookup(root, index),
+    };
+    let Some(leaf) = leaf.filter(|leaf| leaf.vid() == Some(vdi.vid)) else {
+        return Ok(None);
+    };
+    store.read(leaf, 0, &mut bytes)?;
+    match parse(&bytes)? {
+        Node::Leaf(entries) => Ok(place(entries, index, leaf, 0)),
+        Node::Root(_) => Err(ResultCode::Eio),
     }
 }
 

@@ -1,26 +1,54 @@
-//! Writes to inodes: the header, the index, and what is behind it.
+//! Inodes in the store: the header, the index, and what is behind it.
 
-use sheep_proto::inode::max_volume_size;
-use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
-use sheep_proto::{InodeHeader, Oid, ResultCode};
+use std::sync::Arc;
+
+use sheep_proto::inode::{SNAP_CTIME_OFFSET, max_volume_size};
+use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN, INODE_LEN, NAME_FIELD_LEN};
+use sheep_proto::{InodeHeader, Oid, ResultCode, Vid};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::catalogue::{Vdi, VdiState};
-use crate::references::Released;
-use crate::sheep::Sheep;
+use crate::references::References;
+use crate::store::{NewObject, Store, StoreError};
 
-impl Sheep {
+/// See the module.
+pub(crate) struct Inodes {
+    store: Arc<dyn Store>,
+    references: Arc<References>,
+}
+
+impl Inodes {
+    pub(crate) fn new(store: Arc<dyn Store>, references: Arc<References>) -> Self {
+        Self { store, references }
+    }
+
+    /// Makes the inode of a new VDI. It starts with the index of `base`, whose
+    /// state the caller has locked for writing, or else with `root`.
+    pub(crate) fn create(
+        &self,
+        vid: Vid,
+        header: &InodeHeader,
+        root: &[u8],
+        base: Option<Vid>,
+    ) -> Result<(), StoreError> {
+        let inode = NewObject {
+            len: INODE_LEN as u64,
+            source: base.map(Oid::inode),
+            writes: &[(0, header.as_bytes()), (INODE_HEADER_LEN as u64, root)],
+        };
+        self.store.create(Oid::inode(vid), inode)?;
+        if let Some(base) = base {
+            self.references.copy(base, vid);
+        }
+        Ok(())
+    }
+
     /// WRITE_OBJ on an inode; the caller has checked that the range lies in it.
     ///
     /// Unlike in C a client's header write cannot undo what the server wrote
     /// there since the client read it: only the tag, the sizes, the machine's
     /// clock and the B-tree counter are taken from the client.
-    pub(crate) fn write_inode(
-        &self,
-        vdi: &Vdi,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<(), ResultCode> {
+    pub(crate) fn write(&self, vdi: &Vdi, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
         let header_len = INODE_HEADER_LEN as u64;
         if offset < header_len {
             let mut state = vdi.write();
@@ -101,7 +129,7 @@ impl Sheep {
         data: &[u8],
     ) -> Result<(), ResultCode> {
         let store = self.store.as_ref();
-        let released: Released = self.references.write_index(store, vdi.vid, offset, data)?;
+        let released = self.references.write_index(store, vdi.vid, offset, data)?;
         match store.sync(Oid::inode(vdi.vid)) {
             Ok(()) => self.references.finish(store, released),
             Err(error) => {
@@ -110,6 +138,25 @@ impl Sheep {
             }
         }
         Ok(())
+    }
+
+    /// Writes the mark of a snapshot. The caller has locked the VDI's state for writing.
+    pub(crate) fn mark_snapshot(&self, vdi: &Vdi, time: u64) -> Result<(), StoreError> {
+        let inode = Oid::inode(vdi.vid);
+        let offset = SNAP_CTIME_OFFSET.into();
+        self.store.write(inode, offset, &time.to_le_bytes())?;
+        self.store.sync(inode)
+    }
+
+    /// Erases name and size in the header; the rest of it stays (protocol 4.4).
+    /// The caller has locked the VDI's state for writing.
+    pub(crate) fn erase_header(&self, vdi: &Vdi) -> Result<(), ResultCode> {
+        let inode = Oid::inode(vdi.vid);
+        let mut header = self.read_header(vdi)?;
+        header.name = [0; NAME_FIELD_LEN];
+        header.vdi_size = 0.into();
+        self.store.write(inode, 0, header.as_bytes())?;
+        Ok(self.store.sync(inode)?)
     }
 
     pub(crate) fn read_header(&self, vdi: &Vdi) -> Result<InodeHeader, ResultCode> {

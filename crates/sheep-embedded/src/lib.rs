@@ -3,17 +3,19 @@
 //!
 //! ```text
 //!  TCP -> connection: frames, limits -> sheep: version, status -> dispatch
-//!           many requests at once          |                        |
-//!                                       catalogue, references    handlers
-//!                                                \                 /
-//!                                             store: directory or memory
+//!           many requests at once                                   |
+//!                                                               services
+//!                                                                   |
+//!                                 catalogue, locks, inodes, references, members
+//!                                                                   |
+//!                                                 store: directory or memory
 //! ```
 //!
 //! It speaks to any client of the 1.0 series: dog, tgt, the original sheepfs.
 //! One copy of everything is kept, whatever redundancy a VDI asks for. What it
 //! does better than the original is said where it is done: a snapshot loses no
-//! write (`vdi.rs`), a deletion frees what the client left behind
-//! (`deletion.rs`), no index write frees what others name (`references.rs`), and
+//! write (`service/vdi.rs`), a deletion frees what the client left behind
+//! (`reclaim.rs`), no index write frees what others name (`references.rs`), and
 //! bad requests are answered with a code.
 //!
 //! For tests it fails as it is told ([`faults`]), and several nodes can share one
@@ -24,33 +26,32 @@
 //! Not here: peers, recovery, erasure coding, preallocation (objects are
 //! sparse, so an overwrite can run out of space), and VIDs used again.
 
-mod administration;
-mod attribute;
-mod call;
 mod catalogue;
+mod clock;
 mod cluster;
 mod config;
 mod counters;
-mod deletion;
 mod dispatch;
 pub mod faults;
 mod hypervolume;
 mod inode;
 mod lock;
 mod membership;
-mod node;
-mod object;
+mod node_record;
 mod payload;
 mod poison;
+mod reclaim;
 mod recovery;
+mod recovery_settings;
 mod references;
+mod request;
 mod server;
+mod service;
 mod sheep;
 mod store;
-mod vdi;
 
 pub use config::{Config, StoreKind};
 pub use faults::Fault;
+pub use recovery::LoadError;
 pub use server::{Server, StartError};
-pub use sheep::LoadError;
 pub use store::{OpenError, StoreError};

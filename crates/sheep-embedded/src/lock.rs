@@ -12,17 +12,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
-use sheep_proto::limits::{MAX_LOCK_PARTICIPANTS, VDI_STATE_LEN};
-use sheep_proto::node::NodeRecord;
-use sheep_proto::vdi_state::{NodeId, VdiState};
-use sheep_proto::{ClusterFlags, ResultCode, Vid};
-use zerocopy::{FromZeros, IntoBytes};
+use sheep_proto::limits::MAX_LOCK_PARTICIPANTS;
+use sheep_proto::{ResultCode, Vid};
 
-use crate::call::{Answer, Call, Outcome};
-use crate::catalogue::Vdi;
 use crate::poison::lock;
-use crate::sheep::Sheep;
-use crate::vdi::vdi_answer;
 
 /// The two types of lock on the wire.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +25,7 @@ pub(crate) enum LockType {
 }
 
 impl LockType {
-    fn from_wire(raw: u32) -> Option<Self> {
+    pub(crate) fn from_wire(raw: u32) -> Option<Self> {
         match raw {
             0 => Some(Self::Normal),
             1 => Some(Self::Shared),
@@ -43,7 +36,7 @@ impl LockType {
 
 /// What a node that shares a lock knows of the index, as it travels.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Knowledge {
+pub(crate) enum CoherenceState {
     /// It has changed the index last.
     Modified = 1,
     /// It has read what the other one changed.
@@ -54,9 +47,9 @@ enum Knowledge {
 
 /// A lock that is held, by nodes under the addresses they listen on.
 #[derive(Clone)]
-enum Held {
+pub(crate) enum Held {
     Normal(SocketAddr),
-    Shared(Vec<(SocketAddr, Knowledge)>),
+    Shared(Vec<(SocketAddr, CoherenceState)>),
 }
 
 /// The locks that are held.
@@ -64,33 +57,38 @@ enum Held {
 pub(crate) struct Locks(Mutex<HashMap<Vid, Held>>);
 
 impl Locks {
-    fn take(&self, vid: Vid, lock_type: LockType, node: SocketAddr) -> Result<(), ResultCode> {
+    pub(crate) fn take(
+        &self,
+        vid: Vid,
+        lock_type: LockType,
+        node: SocketAddr,
+    ) -> Result<(), ResultCode> {
         let mut locks = lock(&self.0);
         match (locks.get_mut(&vid), lock_type) {
             (None, LockType::Normal) => {
                 locks.insert(vid, Held::Normal(node));
             }
             (None, LockType::Shared) => {
-                locks.insert(vid, Held::Shared(vec![(node, Knowledge::Modified)]));
+                locks.insert(vid, Held::Shared(vec![(node, CoherenceState::Modified)]));
             }
             (Some(Held::Shared(nodes)), LockType::Shared)
                 if nodes.len() < MAX_LOCK_PARTICIPANTS
                     && nodes.iter().all(|(other, _)| *other != node) =>
             {
-                let is_modified = |(_, knowledge): &_| *knowledge == Knowledge::Modified;
-                let knowledge = if nodes.iter().any(is_modified) {
-                    Knowledge::Invalidated
+                let is_modified = |(_, state): &_| *state == CoherenceState::Modified;
+                let state = if nodes.iter().any(is_modified) {
+                    CoherenceState::Invalidated
                 } else {
-                    Knowledge::Shared
+                    CoherenceState::Shared
                 };
-                nodes.push((node, knowledge));
+                nodes.push((node, state));
             }
             _ => return Err(ResultCode::VdiLocked),
         }
         Ok(())
     }
 
-    fn release(&self, vid: Vid, lock_type: LockType, node: SocketAddr) {
+    pub(crate) fn release(&self, vid: Vid, lock_type: LockType, node: SocketAddr) {
         let mut locks = lock(&self.0);
         let is_free = match (locks.get_mut(&vid), lock_type) {
             (Some(Held::Normal(_anyone)), LockType::Normal) => true,
@@ -116,7 +114,7 @@ impl Locks {
         });
     }
 
-    fn held(&self, vid: Vid) -> Option<Held> {
+    pub(crate) fn held(&self, vid: Vid) -> Option<Held> {
         lock(&self.0).get(&vid).cloned()
     }
 
@@ -137,11 +135,11 @@ impl Locks {
         if nodes.iter().all(|(other, _)| *other != node) {
             return;
         }
-        for (other, knowledge) in nodes {
-            *knowledge = if *other == node {
-                Knowledge::Modified
+        for (other, state) in nodes {
+            *state = if *other == node {
+                CoherenceState::Modified
             } else {
-                Knowledge::Invalidated
+                CoherenceState::Invalidated
             };
         }
     }
@@ -161,103 +159,17 @@ impl Locks {
         let Some(Held::Shared(nodes)) = locks.get_mut(&vid) else {
             return Ok(());
         };
-        if !nodes.contains(&(node, Knowledge::Invalidated)) {
+        if !nodes.contains(&(node, CoherenceState::Invalidated)) {
             return Ok(());
         }
         if !is_refresh {
             return Err(ResultCode::InodeInvalidated);
         }
-        for (other, knowledge) in nodes {
-            if *other == node || *knowledge == Knowledge::Modified {
-                *knowledge = Knowledge::Shared;
+        for (other, state) in nodes {
+            if *other == node || *state == CoherenceState::Modified {
+                *state = CoherenceState::Shared;
             }
         }
         Ok(())
-    }
-}
-
-impl Sheep {
-    /// LOCK_VDI: a look-up, and a lock in a cluster that has locks.
-    pub(crate) fn lock_vdi(&self, call: &Call<'_>) -> Outcome {
-        let (name, tag) = call.name_and_tag()?;
-        let request = call.vdi();
-        let _serialised = lock(&self.vdi_operations);
-        let vdi = self.vdis.find(&name, &tag, request.snapid.get())?;
-        if call.formatted()?.flags().contains(ClusterFlags::USE_LOCK) {
-            let lock_type =
-                LockType::from_wire(request.lock_type.get()).ok_or(ResultCode::VdiLocked)?;
-            self.locks.take(vdi.vid, lock_type, call.origin.node)?;
-        }
-        Ok(vdi_answer(&vdi))
-    }
-
-    /// RELEASE_VDI: succeeds whatever there was to release.
-    pub(crate) fn release_vdi(&self, call: &Call<'_>) -> Outcome {
-        let request = call.vdi();
-        let _serialised = lock(&self.vdi_operations);
-        if let (Some(vid), Some(lock_type)) = (
-            Vid::new(request.base_vdi_id.get()),
-            LockType::from_wire(request.lock_type.get()),
-        ) {
-            self.locks.release(vid, lock_type, call.origin.node);
-        }
-        Ok(Answer::done())
-    }
-
-    /// GET_VDI_COPIES: the state of every VDI, deleted ones included (protocol 8.6).
-    pub(crate) fn vdi_states(&self, call: &Call<'_>) -> Outcome {
-        let vdis = self.vdis.all();
-        if vdis.len() * VDI_STATE_LEN > call.want()? {
-            return Err(ResultCode::BufferSmall);
-        }
-        let mut payload = Vec::with_capacity(vdis.len() * VDI_STATE_LEN);
-        for vdi in vdis {
-            payload.extend_from_slice(self.vdi_state(call, &vdi).as_bytes());
-        }
-        call.answer_with(payload)
-    }
-
-    fn vdi_state(&self, call: &Call<'_>, vdi: &Vdi) -> VdiState {
-        const UNLOCKED: u32 = 1;
-        const LOCKED: u32 = 2;
-        const SHARED: u32 = 3;
-        let mut record = VdiState::new_zeroed();
-        record.vid = vdi.vid.get().into();
-        record.nr_copies = vdi.redundancy.nr_copies();
-        record.copy_policy = vdi.redundancy.copy_policy();
-        record.block_size_shift = vdi.shift;
-        record.parent_vid = vdi.parent.map_or(0, Vid::get).into();
-        {
-            let state = vdi.read();
-            record.snapshot = state.is_snapshot.into();
-            record.deleted = state.name.is_none().into();
-        }
-        record.lock_state = match self.locks.held(vdi.vid) {
-            None => UNLOCKED.into(),
-            Some(Held::Normal(owner)) => {
-                record.owner = node_id(call, owner);
-                LOCKED.into()
-            }
-            Some(Held::Shared(nodes)) => {
-                record.nr_participants = u32::try_from(nodes.len()).expect("at most 31").into();
-                for (at, (node, knowledge)) in nodes.into_iter().enumerate() {
-                    record.participants[at] = node_id(call, node);
-                    record.participant_states[at] = (knowledge as u32).into();
-                }
-                SHARED.into()
-            }
-        };
-        record
-    }
-}
-
-fn node_id(call: &Call<'_>, node: SocketAddr) -> NodeId {
-    let record = NodeRecord::new(call.reachable(node), 0, 0, 0);
-    NodeId {
-        addr: record.addr,
-        port: record.port,
-        io_addr: record.io_addr,
-        io_port: record.io_port,
-        pad: [0; 4],
     }
 }

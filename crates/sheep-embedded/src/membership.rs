@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::RwLock;
 
-use crate::cluster::now;
+use crate::clock::now;
 use crate::poison::{read, write};
 
 /// The nodes since some time.
@@ -77,7 +77,7 @@ impl Membership {
     }
 
     /// A format: the current nodes are those of epoch 1.
-    pub(crate) fn restart(&self) {
+    pub(crate) fn reset(&self) {
         write(&self.0).past.clear();
     }
 }

@@ -14,17 +14,73 @@
 
 use std::sync::Arc;
 
-use sheep_proto::{InodeHeader, Oid};
+use sheep_proto::{InodeHeader, Oid, Vid};
 use zerocopy::IntoBytes;
 
-use crate::catalogue::Vdi;
-use crate::cluster::now;
-use crate::sheep::{LoadError, Sheep};
-use crate::store::StoreError;
+use crate::catalogue::{Catalogue, Vdi, VdiOperation};
+use crate::clock::now;
+use crate::cluster::Cluster;
+use crate::inode::Inodes;
+use crate::reclaim::Reclaimer;
+use crate::references::References;
+use crate::store::{Store, StoreError};
 
-impl Sheep {
+/// Why a store's content cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store failed.
+    #[error("cannot read the store")]
+    Store(#[from] StoreError),
+    /// The cluster's settings are damaged.
+    #[error("the store's cluster record is damaged")]
+    DamagedRecord,
+    /// An inode is damaged.
+    #[error("the inode of VDI {0} is damaged")]
+    DamagedInode(Vid),
+}
+
+/// A store, and what its content says.
+pub(crate) struct Loaded {
+    pub(crate) store: Arc<dyn Store>,
+    /// `None` until the store is formatted.
+    pub(crate) cluster: Option<Cluster>,
+    pub(crate) vdis: Arc<Catalogue>,
+    pub(crate) references: Arc<References>,
+    pub(crate) inodes: Arc<Inodes>,
+    pub(crate) reclaimer: Arc<Reclaimer>,
+}
+
+impl Loaded {
+    /// Formats a store if it is new and that is wanted, else reads what is in
+    /// it and completes what a crash interrupted.
+    pub(crate) fn load(store: Arc<dyn Store>, format_if_new: bool) -> Result<Self, LoadError> {
+        let cluster = match store.cluster_record()? {
+            Some(record) => Some(Cluster::parse(&record).ok_or(LoadError::DamagedRecord)?),
+            None if format_if_new => {
+                let cluster = Cluster::default_config();
+                store.format(cluster.as_bytes())?;
+                Some(cluster)
+            }
+            None => None,
+        };
+        let references = Arc::new(References::default());
+        let loaded = Self {
+            cluster,
+            vdis: Arc::default(),
+            inodes: Arc::new(Inodes::new(Arc::clone(&store), Arc::clone(&references))),
+            reclaimer: Arc::new(Reclaimer::new(Arc::clone(&store), Arc::clone(&references))),
+            references,
+            store,
+        };
+        if loaded.cluster.is_some() {
+            loaded.load_vdis()?;
+        }
+        Ok(loaded)
+    }
+
     /// Fills the tables from the inodes of the store. Runs before anything else does.
-    pub(crate) fn load_vdis(&self) -> Result<(), LoadError> {
+    fn load_vdis(&self) -> Result<(), LoadError> {
+        let operation = self.vdis.begin_operation();
         for vid in self.store.vids()? {
             let mut header = InodeHeader::zeroed();
             match self.store.read(Oid::inode(vid), 0, header.as_mut_bytes()) {
@@ -36,27 +92,27 @@ impl Sheep {
             if header.name().is_some() && !vdi.hypervolume {
                 self.references.load(self.store.as_ref(), vid)?;
             }
-            self.vdis.insert(Arc::new(vdi));
+            operation.insert(Arc::new(vdi));
         }
-        self.complete_snapshots()?;
+        self.complete_snapshots(&operation)?;
         for vdi in self.vdis.all() {
             if vdi.read().name.is_none() {
-                self.resume_deletion(&vdi)?;
+                self.reclaimer.resume(&vdi)?;
             }
         }
         Ok(())
     }
 
-    fn complete_snapshots(&self) -> Result<(), LoadError> {
-        for name in self.vdis.names() {
-            let mut working = self.vdis.versions_of(&name);
+    fn complete_snapshots(&self, operation: &VdiOperation<'_>) -> Result<(), LoadError> {
+        for name in operation.names() {
+            let mut working = operation.versions_of(&name);
             working.retain(|vdi| vdi.is_working());
             working.sort_by_key(|vdi| vdi.snap_id);
             working.pop();
             for vdi in working {
                 tracing::info!("completing the snapshot of VDI {} of {name}", vdi.vid);
                 let mut state = vdi.write();
-                self.mark_snapshot(&vdi, now())?;
+                self.inodes.mark_snapshot(&vdi, now())?;
                 state.is_snapshot = true;
             }
         }
@@ -70,13 +126,13 @@ mod tests {
 
     use sheep_proto::inode::slot_offset;
     use sheep_proto::limits::{INODE_LEN, NAME_FIELD_LEN};
-    use sheep_proto::{ObjectIndex, SnapshotTag, VdiName, Vid};
+    use sheep_proto::{ObjectIndex, SnapshotTag, VdiName};
 
     use super::*;
-    use crate::store::{DirectoryStore, NewObject, Store};
+    use crate::store::{DirectoryStore, NewObject};
 
-    fn open(directory: &Path) -> Box<dyn Store> {
-        Box::new(DirectoryStore::open(directory, false).unwrap())
+    fn open(directory: &Path) -> Arc<dyn Store> {
+        Arc::new(DirectoryStore::open(directory, false).unwrap())
     }
 
     fn vid(raw: u32) -> Vid {
@@ -110,38 +166,42 @@ mod tests {
     #[test]
     fn a_snapshot_without_its_mark_is_completed() {
         let directory = tempfile::tempdir().unwrap();
-        let sheep = Sheep::load(open(directory.path()), true).unwrap();
-        put(sheep.store.as_ref(), 5, 1, 5);
-        put(sheep.store.as_ref(), 6, 2, 5);
-        drop(sheep);
+        let loaded = Loaded::load(open(directory.path()), true).unwrap();
+        put(loaded.store.as_ref(), 5, 1, 5);
+        put(loaded.store.as_ref(), 6, 2, 5);
+        drop(loaded);
         for _start in 0..2 {
-            let sheep = Sheep::load(open(directory.path()), true).unwrap();
+            let loaded = Loaded::load(open(directory.path()), true).unwrap();
             let name = VdiName::new("demo").unwrap();
-            assert_eq!(sheep.vdis.head(&name).unwrap().vid, vid(6));
-            let found = sheep.vdis.find(&name, &SnapshotTag::default(), 1).unwrap();
+            let operation = loaded.vdis.begin_operation();
+            assert_eq!(operation.head(&name).unwrap().vid, vid(6));
+            let found = operation.find(&name, &SnapshotTag::default(), 1).unwrap();
             assert_eq!(found.vid, vid(5));
-            assert!(sheep.read_header(&found).unwrap().is_snapshot());
+            assert!(loaded.inodes.read_header(&found).unwrap().is_snapshot());
         }
     }
 
     #[test]
     fn a_deletion_that_only_took_the_name_is_completed() {
         let directory = tempfile::tempdir().unwrap();
-        let sheep = Sheep::load(open(directory.path()), true).unwrap();
-        put(sheep.store.as_ref(), 5, 1, 5);
-        put(sheep.store.as_ref(), 6, 2, 5);
+        let loaded = Loaded::load(open(directory.path()), true).unwrap();
+        put(loaded.store.as_ref(), 5, 1, 5);
+        put(loaded.store.as_ref(), 6, 2, 5);
         let nameless = [0; NAME_FIELD_LEN];
-        sheep.store.write(Oid::inode(vid(6)), 0, &nameless).unwrap();
-        drop(sheep);
-        let sheep = Sheep::load(open(directory.path()), true).unwrap();
+        loaded
+            .store
+            .write(Oid::inode(vid(6)), 0, &nameless)
+            .unwrap();
+        drop(loaded);
+        let loaded = Loaded::load(open(directory.path()), true).unwrap();
         let exists = |raw| {
             let oid = Oid::data(vid(raw), ObjectIndex(0));
-            sheep.store.exists(oid).unwrap()
+            loaded.store.exists(oid).unwrap()
         };
         assert!(exists(5), "another index names it");
         assert!(!exists(6));
         let mut slot = [1; 4];
-        sheep
+        loaded
             .store
             .read(Oid::inode(vid(6)), 4664, &mut slot)
             .unwrap();
@@ -151,11 +211,14 @@ mod tests {
     #[test]
     fn a_damaged_inode_is_named_and_not_served() {
         let directory = tempfile::tempdir().unwrap();
-        let sheep = Sheep::load(open(directory.path()), true).unwrap();
-        put(sheep.store.as_ref(), 5, 1, 5);
-        sheep.store.write(Oid::inode(vid(5)), 560, &[9; 4]).unwrap();
-        drop(sheep);
-        let error = Sheep::load(open(directory.path()), true).map(drop);
+        let loaded = Loaded::load(open(directory.path()), true).unwrap();
+        put(loaded.store.as_ref(), 5, 1, 5);
+        loaded
+            .store
+            .write(Oid::inode(vid(5)), 560, &[9; 4])
+            .unwrap();
+        drop(loaded);
+        let error = Loaded::load(open(directory.path()), true).map(drop);
         assert!(matches!(error, Err(LoadError::DamagedInode(vid)) if vid.get() == 5));
     }
 }

@@ -18,7 +18,8 @@ use self::limits::ServerLimits;
 use self::node_context::NodeContext;
 use crate::config::{Config, DRAIN_TIMEOUT, StoreKind};
 use crate::faults::{Fault, Faults};
-use crate::sheep::{LoadError, Sheep};
+use crate::recovery::LoadError;
+use crate::sheep::Sheep;
 use crate::store::{DirectoryStore, MemoryStore, OpenError, Store, StoreError};
 
 mod connection;
@@ -99,9 +100,8 @@ impl Server {
             .local_addr()
             .map_err(|error| StartError::Listen((Ipv4Addr::UNSPECIFIED, 0).into(), error))?;
         let connections = TaskTracker::new();
-        sheep.members.join(local_address);
         let node = NodeContext {
-            stop: sheep.stop.child_token(),
+            stop: sheep.join(local_address),
             sheep,
             local_address,
             faults: Faults::default(),
@@ -160,7 +160,7 @@ impl Server {
         }
         let sheep = Arc::clone(&self.node.sheep);
         drop(self);
-        match tokio::task::spawn_blocking(move || sheep.store.sync_all()).await {
+        match tokio::task::spawn_blocking(move || sheep.sync_all()).await {
             Ok(synced) => synced,
             Err(error) => Err(StoreError::Disk(io::Error::other(error))),
         }
@@ -186,8 +186,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.node.stop.cancel();
-        self.node.sheep.members.leave(self.node.local_address);
-        self.node.sheep.locks.leave(self.node.local_address);
+        self.node.sheep.leave(self.node.local_address);
     }
 }
 
@@ -197,9 +196,9 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
         .map_err(|error| StartError::Listen(address, error))
 }
 
-fn open(config: &Config) -> Result<Box<dyn Store>, OpenError> {
+fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     Ok(match &config.store {
-        StoreKind::Memory => Box::new(MemoryStore::new(config.memory_limit)),
-        StoreKind::Directory(path) => Box::new(DirectoryStore::open(path, config.sync)?),
+        StoreKind::Memory => Arc::new(MemoryStore::new(config.memory_limit)),
+        StoreKind::Directory(path) => Arc::new(DirectoryStore::open(path, config.sync)?),
     })
 }

@@ -1,95 +1,122 @@
-//! The state of the server, and how it comes back after a start.
+//! The server's state that all nodes share, and the checks before a request runs.
 //!
-//! Locks are taken in this order, and a request takes only what it needs:
-//! `cluster` (shared; who changes it takes it alone) · `vdi_operations` (one VDI
-//! operation at a time) · the states of VDIs, see [`crate::catalogue::Vdi`] · the
-//! locks inside [`Catalogue`], [`References`] and the store, each for a
-//! moment. Locking two states needs `vdi_operations`.
+//! Locks are taken in this order, each kind by one type:
+//!
+//! 1. the cluster's settings, here: shared while a request runs, and exclusively
+//!    to change them. Handlers are given the settings and cannot lock them.
+//! 2. [`VdiOperation`](crate::catalogue::VdiOperation): one at a time
+//! 3. the state of a [`Vdi`](crate::catalogue::Vdi); that of a second one only
+//!    within a `VdiOperation`
+//! 4. the locks inside the other types, which are private to them and held for a
+//!    moment
 
-use std::sync::atomic::AtomicI32;
-use std::sync::{Mutex, RwLock};
+use std::net::SocketAddr;
+use std::sync::{Arc, RwLock};
 
 use sheep_proto::limits::{INTERNAL_PROTO_VER, PUBLIC_PROTO_VER};
 use sheep_proto::{Opcode, RequestHeader, ResponseHeader, ResultCode};
 use tokio_util::sync::CancellationToken;
 use zerocopy::IntoBytes;
 
-use crate::administration::Settings;
-use crate::call::{Answer, Call, Origin, Outcome};
 use crate::catalogue::Catalogue;
 use crate::cluster::Cluster;
 use crate::counters::Counters;
+use crate::dispatch::Dispatcher;
 use crate::lock::Locks;
 use crate::membership::Membership;
 use crate::payload::Payload;
 use crate::poison::{read, write};
+use crate::recovery::{LoadError, Loaded};
 use crate::references::References;
+use crate::request::{HandlerResult, Origin, Reply, Request};
+use crate::service::{
+    AttributeService, ClusterService, LockService, NodeService, ObjectService, VdiService,
+};
 use crate::store::{Store, StoreError};
-
-/// Log level of a fresh sheep: information.
-const INITIAL_LOG_LEVEL: i32 = 6;
-
-/// Why a store's content cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The store failed.
-    #[error("cannot read the store")]
-    Store(#[from] StoreError),
-    /// The cluster's settings are damaged.
-    #[error("the store's cluster record is damaged")]
-    DamagedRecord,
-    /// An inode is damaged.
-    #[error("the inode of VDI {0} is damaged")]
-    DamagedInode(sheep_proto::Vid),
-}
 
 /// See the module.
 pub(crate) struct Sheep {
-    pub(crate) store: Box<dyn Store>,
-    pub(crate) cluster: RwLock<Option<Cluster>>,
-    pub(crate) vdi_operations: Mutex<()>,
-    pub(crate) vdis: Catalogue,
-    pub(crate) references: References,
-    pub(crate) locks: Locks,
-    pub(crate) counters: Counters,
-    pub(crate) log_level: AtomicI32,
-    pub(crate) settings: Settings,
-    pub(crate) members: Membership,
-    /// Cancelled when all nodes must stop.
-    pub(crate) stop: CancellationToken,
+    /// `None` until the store is formatted.
+    cluster: RwLock<Option<Cluster>>,
+    store: Arc<dyn Store>,
+    vdis: Arc<Catalogue>,
+    references: Arc<References>,
+    locks: Arc<Locks>,
+    members: Arc<Membership>,
+    counters: Arc<Counters>,
+    dispatcher: Dispatcher,
+    stop: CancellationToken,
 }
 
 impl Sheep {
-    /// Takes a store into service: formats it if it is new and that is wanted,
-    /// else reads what is in it and completes what a crash interrupted.
-    pub(crate) fn load(store: Box<dyn Store>, format_if_new: bool) -> Result<Self, LoadError> {
-        let cluster = match store.cluster_record()? {
-            Some(record) => Some(Cluster::parse(&record).ok_or(LoadError::DamagedRecord)?),
-            None if format_if_new => {
-                let cluster = Cluster::by_default();
-                store.format(cluster.as_bytes())?;
-                Some(cluster)
-            }
-            None => None,
-        };
-        let formatted = cluster.is_some();
-        let sheep = Self {
+    /// Takes a store into service, see [`Loaded::load`].
+    pub(crate) fn load(store: Arc<dyn Store>, format_if_new: bool) -> Result<Self, LoadError> {
+        let Loaded {
             store,
-            cluster: RwLock::new(cluster),
-            vdi_operations: Mutex::default(),
-            vdis: Catalogue::default(),
-            references: References::default(),
-            locks: Locks::default(),
-            counters: Counters::default(),
-            log_level: AtomicI32::new(INITIAL_LOG_LEVEL),
-            settings: Settings::default(),
-            members: Membership::default(),
-            stop: CancellationToken::new(),
+            cluster,
+            vdis,
+            references,
+            inodes,
+            reclaimer,
+        } = Loaded::load(store, format_if_new)?;
+        let locks: Arc<Locks> = Arc::default();
+        let members: Arc<Membership> = Arc::default();
+        let counters: Arc<Counters> = Arc::default();
+        let stop = CancellationToken::new();
+        let dispatcher = Dispatcher {
+            objects: ObjectService {
+                store: Arc::clone(&store),
+                vdis: Arc::clone(&vdis),
+                inodes: Arc::clone(&inodes),
+                locks: Arc::clone(&locks),
+            },
+            attributes: AttributeService {
+                store: Arc::clone(&store),
+                vdis: Arc::clone(&vdis),
+                inodes: Arc::clone(&inodes),
+            },
+            vdis: VdiService {
+                vdis: Arc::clone(&vdis),
+                inodes,
+                reclaimer,
+                locks: Arc::clone(&locks),
+            },
+            locks: LockService {
+                vdis: Arc::clone(&vdis),
+                locks: Arc::clone(&locks),
+            },
+            clusters: ClusterService::new(Arc::clone(&store), Arc::clone(&members)),
+            nodes: NodeService::new(
+                Arc::clone(&store),
+                Arc::clone(&members),
+                Arc::clone(&counters),
+            ),
+            members: Arc::clone(&members),
+            stop: stop.clone(),
         };
-        if formatted {
-            sheep.load_vdis()?;
-        }
-        Ok(sheep)
+        Ok(Self {
+            cluster: RwLock::new(cluster),
+            store,
+            vdis,
+            references,
+            locks,
+            members,
+            counters,
+            dispatcher,
+            stop,
+        })
+    }
+
+    /// Adds a node; returns what stops it, alone or with all others.
+    pub(crate) fn join(&self, node: SocketAddr) -> CancellationToken {
+        self.members.join(node);
+        self.stop.child_token()
+    }
+
+    /// Removes a node.
+    pub(crate) fn leave(&self, node: SocketAddr) {
+        self.members.leave(node);
+        self.locks.leave(node);
     }
 
     /// The epoch in every answer, 0 before a format.
@@ -101,6 +128,16 @@ impl Sheep {
         }
     }
 
+    /// True when no request waits for a disk.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.store.is_memory()
+    }
+
+    /// Makes everything durable.
+    pub(crate) fn sync_all(&self) -> Result<(), StoreError> {
+        self.store.sync_all()
+    }
+
     /// Answers one request; blocks as long as the store does.
     pub(crate) fn answer(
         &self,
@@ -109,77 +146,64 @@ impl Sheep {
         origin: &Origin,
     ) -> (ResponseHeader, Payload) {
         let _counted = self.counters.begin(header);
-        let (formatted, outcome) = self.gate(header, payload, origin);
-        let Answer { body, payload } = outcome.unwrap_or_else(Answer::code);
+        let request = Request {
+            header,
+            payload,
+            origin,
+        };
+        let (formatted, result) = self.run(&request);
+        let Reply { body, payload } = result.unwrap_or_else(Reply::error);
         let epoch = if formatted { self.members.epoch() } else { 0 };
         let len = u32::try_from(payload.len()).expect("no answer is longer than a frame may be");
         (ResponseHeader::answer(header, epoch, len, body), payload)
     }
 
-    /// Version, opcode and status, in this order (protocol 1.6 and 1.10); then the operation.
-    fn gate(&self, header: &RequestHeader, payload: &[u8], origin: &Origin) -> (bool, Outcome) {
-        let opcode = check_version(header).and_then(|()| {
-            Opcode::try_from(header.opcode).map_err(|_unknown| ResultCode::InvalidParms)
+    /// Checks version, opcode and status, in this order (protocol 1.6 and 1.10),
+    /// and runs the operation. Also returns whether the cluster is formatted then.
+    fn run(&self, request: &Request<'_>) -> (bool, HandlerResult) {
+        let opcode = check_version(request.header).and_then(|()| {
+            Opcode::try_from(request.header.opcode).map_err(|_unknown| ResultCode::InvalidParms)
         });
         if let Ok(opcode @ (Opcode::MakeFs | Opcode::AlterClusterCopy)) = opcode {
-            return self.change_cluster(opcode, header, payload, origin);
+            return self.change_cluster(opcode, request);
         }
         let cluster = read(&self.cluster);
-        let call = Call {
-            header,
-            payload,
-            origin,
-            cluster: cluster.as_ref(),
-        };
-        let outcome = opcode.and_then(|opcode| {
+        let result = opcode.and_then(|opcode| {
             if cluster.is_none() && !opcode.is_forced() {
                 Err(ResultCode::WaitForFormat)
             } else {
-                self.dispatch(opcode, &call)
+                self.dispatcher.dispatch(opcode, request, cluster.as_ref())
             }
         });
-        (cluster.is_some(), outcome)
+        (cluster.is_some(), result)
     }
 
     /// MAKE_FS and ALTER_CLUSTER_COPY, with no other request running.
-    fn change_cluster(
-        &self,
-        opcode: Opcode,
-        header: &RequestHeader,
-        payload: &[u8],
-        origin: &Origin,
-    ) -> (bool, Outcome) {
+    fn change_cluster(&self, opcode: Opcode, request: &Request<'_>) -> (bool, HandlerResult) {
         let mut current = write(&self.cluster);
-        let call = Call {
-            header,
-            payload,
-            origin,
-            cluster: current.as_ref(),
-        };
-        let outcome = if opcode == Opcode::MakeFs {
-            self.make_fs(&call)
-                .and_then(|cluster| self.format(&mut current, cluster))
+        let result = if opcode == Opcode::MakeFs {
+            Cluster::from_make_fs(request).and_then(|cluster| self.format(&mut current, cluster))
         } else {
-            self.alter_cluster_copy(&call).and_then(|cluster| {
+            Cluster::altered(current.as_ref(), &request.cluster_request()).and_then(|cluster| {
                 self.store.save_record(cluster.as_bytes())?;
                 *current = Some(cluster);
-                Ok(Answer::done())
+                Ok(Reply::ok())
             })
         };
-        (current.is_some(), outcome)
+        (current.is_some(), result)
     }
 
-    fn format(&self, current: &mut Option<Cluster>, cluster: Cluster) -> Outcome {
+    fn format(&self, current: &mut Option<Cluster>, cluster: Cluster) -> HandlerResult {
         // Whatever happens now, nothing of the old cluster may be served.
         *current = None;
         self.vdis.clear();
         self.references.clear();
         self.locks.clear();
-        self.members.restart();
+        self.members.reset();
         self.store.format(cluster.as_bytes())?;
         *current = Some(cluster);
         tracing::info!("formatted");
-        Ok(Answer::done())
+        Ok(Reply::ok())
     }
 }
 

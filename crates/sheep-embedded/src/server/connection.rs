@@ -27,8 +27,8 @@ use super::limits::ConnectionLimits;
 use super::node_context::NodeContext;
 use super::reader::Reader;
 use super::responder::{Frame, PartialWrite, Responder, Response};
-use crate::call::Origin;
 use crate::config::{MAX_INLINE_LEN, MAX_UNCOUNTED_LEN};
+use crate::request::Origin;
 
 /// Most responses in a batch.
 const MAX_BATCH: usize = 32;

@@ -16,10 +16,10 @@ use zerocopy::IntoBytes;
 use super::error::{ConnectionError, with_stall_timeout};
 use super::limits::Permits;
 use super::node_context::NodeContext;
-use crate::call::Origin;
 use crate::faults::Fault;
 use crate::payload::Payload;
 use crate::poison::lock;
+use crate::request::Origin;
 
 /// A request that was read, with its permits.
 pub(crate) struct Frame {
@@ -227,7 +227,7 @@ impl Responder {
         );
         is_object_io
             && header.data_length.get() as usize <= max_len
-            && self.node.sheep.store.is_memory()
+            && self.node.sheep.is_in_memory()
             && !self.node.faults.is_any()
     }
 

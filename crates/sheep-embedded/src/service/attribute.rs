@@ -6,6 +6,7 @@
 //! Its time is that of the VDI's creation, whatever the client sends.
 
 use std::mem::offset_of;
+use std::sync::Arc;
 
 use sheep_proto::attribute::Attribute;
 use sheep_proto::hash::{attribute_id, first_vid};
@@ -13,10 +14,10 @@ use sheep_proto::limits::ATTRIBUTE_LEN;
 use sheep_proto::{Oid, RequestFlags, ResponseBody, ResultCode, SnapshotTag, VdiResponse, Vid};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::call::{Answer, Call, Outcome, name_in};
-use crate::poison::lock;
-use crate::sheep::Sheep;
-use crate::store::{NewObject, StoreError};
+use crate::catalogue::Catalogue;
+use crate::inode::Inodes;
+use crate::request::{HandlerResult, Reply, Request, name_in};
+use crate::store::{NewObject, Store, StoreError};
 
 /// Ids tried one after another before the table counts as full.
 const MAX_PROBES: u32 = 1024;
@@ -27,23 +28,30 @@ struct Place {
     exists: bool,
 }
 
-impl Sheep {
+/// See the module.
+pub(crate) struct AttributeService {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) vdis: Arc<Catalogue>,
+    pub(crate) inodes: Arc<Inodes>,
+}
+
+impl AttributeService {
     /// GET_VDI_ATTR.
-    pub(crate) fn attribute(&self, call: &Call<'_>) -> Outcome {
-        let wanted = Attribute::parse(call.data()?).map_err(|_| ResultCode::InvalidParms)?;
+    pub(crate) fn access(&self, request: &Request<'_>) -> HandlerResult {
+        let wanted = Attribute::parse(request.data()?).map_err(|_| ResultCode::InvalidParms)?;
         let name = name_in(&wanted.name)?;
         let tag = SnapshotTag::from_field(&wanted.tag);
-        let flags = call.flags();
-        let _serialised = lock(&self.vdi_operations);
-        let vdi = self.vdis.find(&name, &tag, call.vdi().snapid.get())?;
+        let flags = request.flags();
+        let operation = self.vdis.begin_operation();
+        let vdi = operation.find(&name, &tag, request.vdi().snapid.get())?;
         let vid = first_vid(name.as_bytes());
-        let place = self.find_attribute(vid, wanted)?;
+        let place = self.find(vid, wanted)?;
         let oid = Oid::attribute(vid, place.id);
         if flags.contains(RequestFlags::CREAT) {
             if place.exists && flags.contains(RequestFlags::EXCL) {
                 return Err(ResultCode::VdiExist);
             }
-            let created = self.read_header(&vdi)?.create_time;
+            let created = self.inodes.read_header(&vdi)?.create_time;
             let object = NewObject {
                 len: ATTRIBUTE_LEN as u64,
                 source: None,
@@ -59,7 +67,7 @@ impl Sheep {
             self.store.write(oid, 0, &[0])?;
             self.store.sync(oid)?;
         }
-        Ok(Answer::body(ResponseBody::Vdi(VdiResponse {
+        Ok(Reply::body(ResponseBody::Vdi(VdiResponse {
             vdi_id: vid.get().into(),
             attr_id: place.id.into(),
             copies: vdi.redundancy.nr_copies(),
@@ -67,7 +75,7 @@ impl Sheep {
         })))
     }
 
-    fn find_attribute(&self, vid: Vid, wanted: &Attribute) -> Result<Place, ResultCode> {
+    fn find(&self, vid: Vid, wanted: &Attribute) -> Result<Place, ResultCode> {
         let first = attribute_id(&wanted.name, &wanted.tag, wanted.snap_id.get(), &wanted.key);
         let mut found = Attribute::new_box_zeroed().map_err(|_no_memory| ResultCode::NoMem)?;
         let mut free = None;

@@ -1,4 +1,5 @@
-//! Object I/O: READ_OBJ, WRITE_OBJ, CREATE_AND_WRITE_OBJ, REMOVE_OBJ, DISCARD_OBJ.
+//! Object I/O: READ_OBJ, WRITE_OBJ, CREATE_AND_WRITE_OBJ, REMOVE_OBJ,
+//! DISCARD_OBJ, and questions about objects.
 //!
 //! Stricter than C in what would only do harm: a range must lie in its object,
 //! objects of a snapshot can be neither discarded nor removed, inodes neither
@@ -6,19 +7,27 @@
 
 use std::sync::Arc;
 
+use sha1::{Digest, Sha1};
 use sheep_proto::inode::{SLOT_LEN, slot_offset};
 use sheep_proto::limits::{
     ATTRIBUTE_LEN, BTREE_NODE_LEN, FLAT_INDEX_SLOTS, HYPERVOLUME_MAX_SIZE, INODE_GREF_OFFSET,
     INODE_HEADER_LEN, INODE_LEN,
 };
-use sheep_proto::{ObjectIndex, ObjectKind, Oid, RequestFlags, ResultCode};
+use sheep_proto::{
+    HashResponse, ObjectIndex, ObjectKind, Oid, RequestFlags, ResponseBody, ResultCode,
+};
 use zerocopy::IntoBytes;
 
-use crate::call::{Answer, Call, Outcome};
-use crate::catalogue::Vdi;
+use crate::catalogue::{Catalogue, Vdi};
 use crate::cluster::Cluster;
-use crate::sheep::Sheep;
-use crate::store::NewObject;
+use crate::hypervolume::discard_in_tree;
+use crate::inode::Inodes;
+use crate::lock::Locks;
+use crate::request::{HandlerResult, Reply, Request};
+use crate::store::{NewObject, Store};
+
+/// Bytes of an object that are digested at once: an object can have 2 GiB.
+const DIGEST_PIECE: usize = 1 << 20;
 
 /// The object a request is about.
 struct Target {
@@ -59,7 +68,15 @@ impl Target {
     }
 }
 
-impl Sheep {
+/// See the module.
+pub(crate) struct ObjectService {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) vdis: Arc<Catalogue>,
+    pub(crate) inodes: Arc<Inodes>,
+    pub(crate) locks: Arc<Locks>,
+}
+
+impl ObjectService {
     /// Finds out about an object id.
     ///
     /// # Errors
@@ -93,58 +110,52 @@ impl Sheep {
         })
     }
 
-    /// As [`Sheep::target`], for I/O of a client that may share a lock (protocol 6.9).
-    fn target_of(&self, call: &Call<'_>) -> Result<Target, ResultCode> {
+    /// As [`Self::target`], for I/O of a client that may share a lock (protocol 6.9).
+    fn target_of(&self, request: &Request<'_>) -> Result<Target, ResultCode> {
         /// Header and index: all that an inode had until 0.7, and what tgt reads.
         const REFRESH_LEN: usize = INODE_GREF_OFFSET;
-        let request = call.object();
-        let target = self.target(request.oid.get())?;
-        if call.flags().contains(RequestFlags::TGT)
+        let wanted = request.object();
+        let target = self.target(wanted.oid.get())?;
+        if request.flags().contains(RequestFlags::TGT)
             && let Some(vdi) = &target.vdi
         {
             let is_refresh = target.kind == ObjectKind::Inode
-                && request.offset.get() == 0
-                && call.want() == Ok(REFRESH_LEN);
-            self.locks.check(vdi.vid, call.origin.node, is_refresh)?;
+                && wanted.offset.get() == 0
+                && request.want() == Ok(REFRESH_LEN);
+            self.locks.check(vdi.vid, request.origin.node, is_refresh)?;
         }
         Ok(target)
     }
 
-    /// Bytes of an object that may be there.
-    pub(crate) fn object_len(&self, oid: Oid) -> Result<usize, ResultCode> {
-        let len = self.target(oid.raw())?.len;
-        usize::try_from(len).map_err(|_too_long| ResultCode::NoMem)
-    }
-
     /// READ_OBJ: exactly the bytes asked for.
-    pub(crate) fn read_object(&self, call: &Call<'_>) -> Outcome {
-        let request = call.object();
-        let target = self.target_of(call)?;
-        let want = call.want()?;
-        let offset = target.check_range(request.offset.get(), want)?;
-        Ok(Answer::payload(
+    pub(crate) fn read(&self, request: &Request<'_>) -> HandlerResult {
+        let wanted = request.object();
+        let target = self.target_of(request)?;
+        let want = request.want()?;
+        let offset = target.check_range(wanted.offset.get(), want)?;
+        Ok(Reply::payload(
             self.store.read_payload(target.oid, offset, want)?,
         ))
     }
 
     /// WRITE_OBJ: the object must exist.
-    pub(crate) fn write_object(&self, call: &Call<'_>) -> Outcome {
-        let request = call.object();
-        let data = call.data()?;
-        let target = self.target_of(call)?;
-        let offset = target.check_range(request.offset.get(), data.len())?;
+    pub(crate) fn write(&self, request: &Request<'_>, cluster: &Cluster) -> HandlerResult {
+        let wanted = request.object();
+        let data = request.data()?;
+        let target = self.target_of(request)?;
+        let offset = target.check_range(wanted.offset.get(), data.len())?;
         match (target.kind, &target.vdi) {
             (ObjectKind::Inode, Some(vdi)) => {
                 let is_index =
                     (INODE_HEADER_LEN as u64..INODE_GREF_OFFSET as u64).contains(&offset);
                 if is_index {
-                    self.locks.invalidate_others(vdi.vid, call.origin.node);
+                    self.locks.invalidate_others(vdi.vid, request.origin.node);
                 }
-                self.write_inode(vdi, offset, data)?;
+                self.inodes.write(vdi, offset, data)?;
             }
             (ObjectKind::Data, Some(vdi)) => {
                 let state = vdi.read();
-                require_writable(call.formatted()?, vdi, state.is_snapshot)?;
+                require_writable(cluster, vdi, state.is_snapshot)?;
                 self.overwrite(target.oid, offset, data)?;
             }
             (_, vdi) => {
@@ -152,7 +163,7 @@ impl Sheep {
                 self.overwrite(target.oid, offset, data)?;
             }
         }
-        Ok(Answer::done())
+        Ok(Reply::ok())
     }
 
     fn overwrite(&self, oid: Oid, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
@@ -161,17 +172,17 @@ impl Sheep {
     }
 
     /// CREATE_AND_WRITE_OBJ: replaces the whole object.
-    pub(crate) fn create_object(&self, call: &Call<'_>) -> Outcome {
-        let request = call.object();
-        let data = call.data()?;
-        let target = match self.target_of(call) {
+    pub(crate) fn create(&self, request: &Request<'_>, cluster: &Cluster) -> HandlerResult {
+        let wanted = request.object();
+        let data = request.data()?;
+        let target = match self.target_of(request) {
             Err(ResultCode::NoObj) => return Err(ResultCode::NoVdi),
             target => target?,
         };
-        let offset = target.check_range(request.offset.get(), data.len())?;
+        let offset = target.check_range(wanted.offset.get(), data.len())?;
         let is_whole = data.len() as u64 == target.len;
-        let source = if call.flags().contains(RequestFlags::COW) && !is_whole {
-            Some(self.copy_source(&target, request.cow_oid.get())?)
+        let source = if request.flags().contains(RequestFlags::COW) && !is_whole {
+            Some(self.copy_source(&target, wanted.cow_oid.get())?)
         } else {
             None
         };
@@ -188,7 +199,7 @@ impl Sheep {
                 let state = vdi.read();
                 if target.kind == ObjectKind::Data {
                     target.check_number(vdi)?;
-                    require_writable(call.formatted()?, vdi, state.is_snapshot)?;
+                    require_writable(cluster, vdi, state.is_snapshot)?;
                 }
                 if state.name.is_none() {
                     return Err(ResultCode::NoVdi);
@@ -196,7 +207,7 @@ impl Sheep {
                 self.store.create(target.oid, object)?;
             }
         }
-        Ok(Answer::done())
+        Ok(Reply::ok())
     }
 
     /// The object that a copy on write starts from: data, of the same size.
@@ -211,8 +222,8 @@ impl Sheep {
     }
 
     /// REMOVE_OBJ: touches no index.
-    pub(crate) fn remove_object(&self, call: &Call<'_>) -> Outcome {
-        let target = self.target(call.object().oid.get())?;
+    pub(crate) fn remove(&self, request: &Request<'_>) -> HandlerResult {
+        let target = self.target(request.object().oid.get())?;
         if target.kind == ObjectKind::Inode {
             return Err(ResultCode::InvalidParms);
         }
@@ -222,12 +233,12 @@ impl Sheep {
             return Err(ResultCode::ReadOnly);
         }
         self.store.remove(target.oid)?;
-        Ok(Answer::done())
+        Ok(Reply::ok())
     }
 
     /// DISCARD_OBJ: clears the index entry, which lets go of what it names.
-    pub(crate) fn discard_object(&self, call: &Call<'_>) -> Outcome {
-        let target = self.target(call.object().oid.get())?;
+    pub(crate) fn discard(&self, request: &Request<'_>) -> HandlerResult {
+        let target = self.target(request.object().oid.get())?;
         if target.kind != ObjectKind::Data {
             return Err(ResultCode::InvalidParms);
         }
@@ -235,7 +246,8 @@ impl Sheep {
         target.check_number(vdi)?;
         let index = ObjectIndex(target.oid.number());
         if vdi.hypervolume {
-            return self.discard_in_tree(vdi, index);
+            discard_in_tree(self.store.as_ref(), vdi, index)?;
+            return Ok(Reply::ok());
         }
         let state = vdi.read();
         if state.is_snapshot {
@@ -245,14 +257,18 @@ impl Sheep {
             return Err(ResultCode::NoObj);
         }
         let offset = slot_offset(index).ok_or(ResultCode::InvalidParms)?;
-        self.write_index(vdi, offset.into(), &[0; SLOT_LEN as usize])?;
-        Ok(Answer::done())
+        self.inodes
+            .write_index(vdi, offset.into(), &[0; SLOT_LEN as usize])?;
+        Ok(Reply::ok())
     }
 
     /// EXIST: whether the object is in this node's store.
-    pub(crate) fn object_exists(&self, call: &Call<'_>) -> Outcome {
-        if self.store.exists(Oid::from_raw(call.object().oid.get()))? {
-            Ok(Answer::done())
+    pub(crate) fn exists(&self, request: &Request<'_>) -> HandlerResult {
+        if self
+            .store
+            .exists(Oid::from_raw(request.object().oid.get()))?
+        {
+            Ok(Reply::ok())
         } else {
             Err(ResultCode::NoObj)
         }
@@ -260,8 +276,8 @@ impl Sheep {
 
     /// OIDS_EXIST: the one request whose answer to a payload is a payload,
     /// the object ids that are not there.
-    pub(crate) fn missing_objects(&self, call: &Call<'_>) -> Outcome {
-        let (oids, []) = call.data()?.as_chunks::<8>() else {
+    pub(crate) fn missing(&self, request: &Request<'_>) -> HandlerResult {
+        let (oids, []) = request.data()?.as_chunks::<8>() else {
             return Err(ResultCode::InvalidParms);
         };
         let mut missing = Vec::new();
@@ -270,7 +286,24 @@ impl Sheep {
                 missing.extend_from_slice(oid.as_bytes());
             }
         }
-        Ok(Answer::payload(missing))
+        Ok(Reply::payload(missing))
+    }
+
+    /// GET_HASH, which dog compares between nodes: the SHA-1 of a whole object.
+    pub(crate) fn digest(&self, request: &Request<'_>) -> HandlerResult {
+        let target = self.target(request.object().oid.get())?;
+        let len = usize::try_from(target.len).map_err(|_too_long| ResultCode::NoMem)?;
+        let mut digest = Sha1::new();
+        let mut piece = vec![0; len.min(DIGEST_PIECE)];
+        for offset in (0..len).step_by(DIGEST_PIECE) {
+            let piece = &mut piece[..DIGEST_PIECE.min(len - offset)];
+            self.store.read(target.oid, offset as u64, piece)?;
+            digest.update(piece);
+        }
+        Ok(Reply::body(ResponseBody::Hash(HashResponse {
+            digest: digest.finalize().into(),
+            ..HashResponse::default()
+        })))
     }
 }
 
@@ -278,7 +311,7 @@ impl Sheep {
 fn require_writable(cluster: &Cluster, vdi: &Vdi, is_snapshot: bool) -> Result<(), ResultCode> {
     if is_snapshot {
         Err(ResultCode::ReadOnly)
-    } else if cluster.halts(vdi.redundancy.nr_copies()) {
+    } else if cluster.requires_halt(vdi.redundancy.nr_copies()) {
         Err(ResultCode::Halt)
     } else {
         Ok(())

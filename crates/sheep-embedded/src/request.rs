@@ -1,4 +1,4 @@
-//! One request on its way to its handler, and the answer on its way back.
+//! One request on its way to its handler, and the reply on its way back.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,6 @@ use sheep_proto::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::Cluster;
 use crate::payload::Payload;
 
 /// The connection a request came on.
@@ -22,44 +21,39 @@ pub(crate) struct Origin {
     pub(crate) stop: CancellationToken,
 }
 
-/// A request and what its handler may need to know.
-pub(crate) struct Call<'a> {
+/// A request, and where it came from.
+pub(crate) struct Request<'a> {
     pub(crate) header: &'a RequestHeader,
     pub(crate) payload: &'a [u8],
     pub(crate) origin: &'a Origin,
-    /// Settings of the cluster, `None` before it is formatted.
-    pub(crate) cluster: Option<&'a Cluster>,
 }
 
-/// What a handler returns: an answer, or the code of a refusal.
-pub(crate) type Outcome = Result<Answer, ResultCode>;
+/// What a handler returns: a reply, or the code of a refusal.
+pub(crate) type HandlerResult = Result<Reply, ResultCode>;
 
 /// A response without its frame.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Reply {
     pub(crate) body: ResponseBody,
     pub(crate) payload: Payload,
 }
 
-impl Answer {
+impl Reply {
     /// Success, and nothing else to say.
-    pub(crate) fn done() -> Self {
-        Self::code(ResultCode::Success)
+    pub(crate) fn ok() -> Self {
+        Self::body(ResponseBody::result(ResultCode::Success))
     }
 
-    /// A code alone.
-    pub(crate) fn code(code: ResultCode) -> Self {
-        Self {
-            body: ResponseBody::result(code),
-            payload: Payload::default(),
-        }
+    /// A refusal.
+    pub(crate) fn error(code: ResultCode) -> Self {
+        Self::body(ResponseBody::result(code))
     }
 
     /// Success with a payload.
     pub(crate) fn payload(payload: impl Into<Payload>) -> Self {
         Self {
             payload: payload.into(),
-            ..Self::done()
+            ..Self::ok()
         }
     }
 
@@ -72,7 +66,7 @@ impl Answer {
     }
 }
 
-impl Call<'_> {
+impl Request<'_> {
     pub(crate) fn flags(&self) -> RequestFlags {
         self.header.flags()
     }
@@ -98,11 +92,6 @@ impl Call<'_> {
         node
     }
 
-    /// The cluster's settings; the status gate lets no request that needs them through without.
-    pub(crate) fn formatted(&self) -> Result<&Cluster, ResultCode> {
-        self.cluster.ok_or(ResultCode::WaitForFormat)
-    }
-
     /// Bytes of payload that the client is ready to receive.
     ///
     /// # Errors
@@ -120,9 +109,9 @@ impl Call<'_> {
     ///
     /// # Errors
     /// `InvalidParms` when its buffer is too small.
-    pub(crate) fn answer_with(&self, payload: Vec<u8>) -> Outcome {
+    pub(crate) fn reply_with(&self, payload: Vec<u8>) -> HandlerResult {
         if payload.len() <= self.want()? {
-            Ok(Answer::payload(payload))
+            Ok(Reply::payload(payload))
         } else {
             Err(ResultCode::InvalidParms)
         }

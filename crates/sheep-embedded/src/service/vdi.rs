@@ -1,21 +1,21 @@
-//! Finding and making VDIs.
+//! Finding, making and deleting VDIs.
 
 use std::sync::Arc;
 
-use sheep_proto::inode::{SNAP_CTIME_OFFSET, STORE_POLICY_HYPERVOLUME, max_volume_size};
-use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, INODE_HEADER_LEN, INODE_LEN, VID_BITMAP_LEN};
+use sheep_proto::inode::{STORE_POLICY_HYPERVOLUME, max_volume_size};
+use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, VID_BITMAP_LEN};
 use sheep_proto::{
-    InodeHeader, Oid, Redundancy, ResponseBody, ResultCode, VdiName, VdiRequest, VdiResponse, Vid,
+    InodeHeader, Redundancy, ResponseBody, ResultCode, VdiName, VdiRequest, VdiResponse, Vid,
 };
-use zerocopy::IntoBytes;
 
-use crate::call::{Answer, Call, Outcome};
-use crate::catalogue::Vdi;
-use crate::cluster::{Cluster, checked_shift, now};
+use crate::catalogue::{Catalogue, Vdi, VdiOperation};
+use crate::clock::now;
+use crate::cluster::{Cluster, checked_shift};
 use crate::hypervolume::empty_root;
-use crate::poison::lock;
-use crate::sheep::Sheep;
-use crate::store::{NewObject, StoreError};
+use crate::inode::Inodes;
+use crate::lock::Locks;
+use crate::reclaim::Reclaimer;
+use crate::request::{HandlerResult, Reply, Request};
 
 /// What NEW_VDI asks for, checked.
 struct NewVdi {
@@ -83,7 +83,15 @@ impl NewVdi {
     }
 }
 
-impl Sheep {
+/// See the module.
+pub(crate) struct VdiService {
+    pub(crate) vdis: Arc<Catalogue>,
+    pub(crate) inodes: Arc<Inodes>,
+    pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) locks: Arc<Locks>,
+}
+
+impl VdiService {
     /// NEW_VDI: create, clone, snapshot or rebase (protocol 5.2).
     ///
     /// A snapshot makes the new inode first and then marks the old one, both
@@ -94,19 +102,18 @@ impl Sheep {
     ///
     /// Stricter than C: a working VDI is no base of a clone, because its later
     /// writes in place would show through, and a snapshot's base has its name.
-    pub(crate) fn new_vdi(&self, call: &Call<'_>) -> Outcome {
-        let name = call.name()?;
-        let request = call.vdi();
-        let cluster = call.formatted()?;
-        let _serialised = lock(&self.vdi_operations);
-        let head = self.vdis.head(&name);
-        let wants_snapshot = request.snapid.get() != 0;
+    pub(crate) fn create(&self, request: &Request<'_>, cluster: &Cluster) -> HandlerResult {
+        let name = request.name()?;
+        let wanted = request.vdi();
+        let operation = self.vdis.begin_operation();
+        let head = operation.head(&name);
+        let wants_snapshot = wanted.snapid.get() != 0;
         let replaced = match (head, wants_snapshot) {
             (Some(_), false) => return Err(ResultCode::VdiExist),
             (None, true) => return Err(ResultCode::NoVdi),
             (head, _) => head,
         };
-        let base = match request.base_vdi_id.get() {
+        let base = match wanted.base_vdi_id.get() {
             0 if !wants_snapshot => None,
             raw => Some(self.base(raw)?),
         };
@@ -120,13 +127,13 @@ impl Sheep {
                 return Err(ResultCode::InvalidParms);
             }
         }
-        let new = NewVdi::check(name, &request, cluster, base.as_deref())?;
-        if cluster.halts(new.redundancy.nr_copies()) {
+        let new = NewVdi::check(name, &wanted, cluster, base.as_deref())?;
+        if cluster.requires_halt(new.redundancy.nr_copies()) {
             return Err(ResultCode::VdiWrite);
         }
-        let vdi = self.make_vdi(&new, base.as_deref(), replaced.as_deref())?;
+        let vdi = self.make_vdi(&operation, &new, base.as_deref(), replaced.as_deref())?;
         tracing::info!("made VDI {} of {}", vdi.vid, new.name);
-        Ok(vdi_answer(&vdi))
+        Ok(vdi_reply(&vdi))
     }
 
     fn base(&self, raw: u32) -> Result<Arc<Vdi>, ResultCode> {
@@ -139,87 +146,94 @@ impl Sheep {
     /// Makes the inode of a new working VDI; the VDI it replaces becomes a snapshot.
     fn make_vdi(
         &self,
+        operation: &VdiOperation<'_>,
         new: &NewVdi,
         base: Option<&Vdi>,
         replaced: Option<&Vdi>,
     ) -> Result<Arc<Vdi>, ResultCode> {
-        let vid = self.vdis.free_vid(&new.name).ok_or(ResultCode::FullVdi)?;
-        let relatives = self.vdis.versions_of(&new.name);
+        let vid = operation.free_vid(&new.name).ok_or(ResultCode::FullVdi)?;
+        let relatives = operation.versions_of(&new.name);
         let newest = relatives.iter().map(|vdi| vdi.snap_id).max();
         let snap_id = newest.unwrap_or(0).saturating_add(1);
         let created = now();
         let header = new.header(vid, snap_id, base.map(|base| base.vid), created);
         let vdi = Vdi::from_header(vid, &header).ok_or(ResultCode::SystemError)?;
 
-        let is_same = base.map(|base| base.vid) == replaced.map(|replaced| replaced.vid);
-        let mut replaced_state = replaced.map(Vdi::write);
-        let _base_state = base.filter(|_| !is_same).map(Vdi::write);
+        let (mut replaced_state, _base_state) = operation.write_both(replaced, base);
         let root = if new.hypervolume {
             empty_root()
         } else {
             Vec::new()
         };
-        let inode = NewObject {
-            len: INODE_LEN as u64,
-            source: base.map(|base| Oid::inode(base.vid)),
-            writes: &[(0, header.as_bytes()), (INODE_HEADER_LEN as u64, &root)],
-        };
-        self.store.create(Oid::inode(vid), inode)?;
+        let base = base.map(|base| base.vid);
+        self.inodes.create(vid, &header, &root, base)?;
         let vdi = Arc::new(vdi);
-        self.vdis.insert(Arc::clone(&vdi));
-        if let Some(base) = base {
-            self.references.copy(base.vid, vid);
-        }
+        operation.insert(Arc::clone(&vdi));
         if let (Some(replaced), Some(state)) = (replaced, &mut replaced_state) {
             // Also when the write below fails: this is what the next start would make of it.
             state.is_snapshot = true;
-            self.mark_snapshot(replaced, created).map_err(|error| {
-                tracing::error!("cannot mark VDI {} as a snapshot: {error}", replaced.vid);
-                ResultCode::BaseVdiWrite
-            })?;
+            self.inodes
+                .mark_snapshot(replaced, created)
+                .map_err(|error| {
+                    tracing::error!("cannot mark VDI {} as a snapshot: {error}", replaced.vid);
+                    ResultCode::BaseVdiWrite
+                })?;
         }
         Ok(vdi)
     }
 
-    /// Writes the mark of a snapshot to an inode. The caller has locked the VDI's state for writing.
-    pub(crate) fn mark_snapshot(&self, vdi: &Vdi, time: u64) -> Result<(), StoreError> {
-        let inode = Oid::inode(vdi.vid);
-        let offset = SNAP_CTIME_OFFSET.into();
-        self.store.write(inode, offset, &time.to_le_bytes())?;
-        self.store.sync(inode)
+    /// GET_VDI_INFO.
+    pub(crate) fn info(&self, request: &Request<'_>) -> HandlerResult {
+        let (name, tag) = request.name_and_tag()?;
+        let operation = self.vdis.begin_operation();
+        let vdi = operation.find(&name, &tag, request.vdi().snapid.get())?;
+        Ok(vdi_reply(&vdi))
     }
 
-    /// GET_VDI_INFO.
-    pub(crate) fn vdi_info(&self, call: &Call<'_>) -> Outcome {
-        let (name, tag) = call.name_and_tag()?;
-        let _serialised = lock(&self.vdi_operations);
-        let vdi = self.vdis.find(&name, &tag, call.vdi().snapid.get())?;
-        Ok(vdi_answer(&vdi))
+    /// DEL_VDI.
+    pub(crate) fn delete(&self, request: &Request<'_>) -> HandlerResult {
+        let (name, tag) = request.name_and_tag()?;
+        let operation = self.vdis.begin_operation();
+        let vdi = operation.find(&name, &tag, request.vdi().snapid.get())?;
+        {
+            let mut state = vdi.write();
+            self.inodes.erase_header(&vdi)?;
+            state.name = None;
+            operation.remove_name(&name, vdi.vid);
+            self.locks.forget(vdi.vid);
+            // The VDI is deleted by now, whatever happens to its space.
+            if let Err(error) = self.reclaimer.reclaim(&vdi) {
+                tracing::warn!("space of deleted VDI {} stays in use: {error}", vdi.vid);
+            }
+        }
+        tracing::info!("deleted VDI {} of {name}", vdi.vid);
+        Ok(Reply::body(ResponseBody::Vdi(VdiResponse {
+            vdi_id: vdi.vid.get().into(),
+            ..VdiResponse::default()
+        })))
     }
 
     /// READ_VDIS: deleted VDIs keep their VIDs.
-    pub(crate) fn used_vids(&self, call: &Call<'_>) -> Outcome {
-        self.vid_bitmap(call, |_vdi| true)
+    pub(crate) fn used_vids(&self, request: &Request<'_>) -> HandlerResult {
+        self.vid_bitmap(request, |_vdi| true)
     }
 
     /// READ_DEL_VDIS.
-    pub(crate) fn deleted_vids(&self, call: &Call<'_>) -> Outcome {
-        self.vid_bitmap(call, |vdi| vdi.read().name.is_none())
+    pub(crate) fn deleted_vids(&self, request: &Request<'_>) -> HandlerResult {
+        self.vid_bitmap(request, |vdi| vdi.read().name.is_none())
     }
 
-    fn vid_bitmap(&self, call: &Call<'_>, filter: impl Fn(&Vdi) -> bool) -> Outcome {
-        if call.want()? != VID_BITMAP_LEN {
+    fn vid_bitmap(&self, request: &Request<'_>, filter: impl Fn(&Vdi) -> bool) -> HandlerResult {
+        if request.want()? != VID_BITMAP_LEN {
             return Err(ResultCode::InvalidParms);
         }
-        Ok(Answer::payload(
-            self.vdis.bitmap(filter).as_bytes().to_vec(),
-        ))
+        Ok(Reply::payload(self.vdis.bitmap(filter).as_bytes().to_vec()))
     }
 }
 
-/// The answer that names a VDI, its redundancy and object size.
-pub(crate) fn vdi_answer(vdi: &Vdi) -> Answer {
-    Answer::body(ResponseBody::Vdi(VdiResponse {
+/// The reply that names a VDI, its redundancy and object size.
+pub(crate) fn vdi_reply(vdi: &Vdi) -> Reply {
+    Reply::body(ResponseBody::Vdi(VdiResponse {
         vdi_id: vdi.vid.get().into(),
         copies: vdi.redundancy.nr_copies(),
         block_size_shift: vdi.shift,

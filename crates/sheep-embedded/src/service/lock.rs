@@ -1,0 +1,96 @@
+//! LOCK_VDI, RELEASE_VDI and GET_VDI_COPIES.
+
+use std::sync::Arc;
+
+use sheep_proto::limits::VDI_STATE_LEN;
+use sheep_proto::vdi_state::VdiState;
+use sheep_proto::{ClusterFlags, ResultCode, Vid};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::vdi::vdi_reply;
+use crate::catalogue::{Catalogue, Vdi};
+use crate::cluster::Cluster;
+use crate::lock::{Held, LockType, Locks};
+use crate::node_record::node_id;
+use crate::request::{HandlerResult, Reply, Request};
+
+/// See the module.
+pub(crate) struct LockService {
+    pub(crate) vdis: Arc<Catalogue>,
+    pub(crate) locks: Arc<Locks>,
+}
+
+impl LockService {
+    /// LOCK_VDI: a look-up, and a lock in a cluster that has locks.
+    pub(crate) fn lock(&self, request: &Request<'_>, cluster: &Cluster) -> HandlerResult {
+        let (name, tag) = request.name_and_tag()?;
+        let wanted = request.vdi();
+        let operation = self.vdis.begin_operation();
+        let vdi = operation.find(&name, &tag, wanted.snapid.get())?;
+        if cluster.flags().contains(ClusterFlags::USE_LOCK) {
+            let lock_type =
+                LockType::from_wire(wanted.lock_type.get()).ok_or(ResultCode::VdiLocked)?;
+            self.locks.take(vdi.vid, lock_type, request.origin.node)?;
+        }
+        Ok(vdi_reply(&vdi))
+    }
+
+    /// RELEASE_VDI: succeeds whatever there was to release.
+    pub(crate) fn release(&self, request: &Request<'_>) -> HandlerResult {
+        let held = request.vdi();
+        let _operation = self.vdis.begin_operation();
+        if let (Some(vid), Some(lock_type)) = (
+            Vid::new(held.base_vdi_id.get()),
+            LockType::from_wire(held.lock_type.get()),
+        ) {
+            self.locks.release(vid, lock_type, request.origin.node);
+        }
+        Ok(Reply::ok())
+    }
+
+    /// GET_VDI_COPIES: the state of every VDI, deleted ones included (protocol 8.6).
+    pub(crate) fn states(&self, request: &Request<'_>) -> HandlerResult {
+        let vdis = self.vdis.all();
+        if vdis.len() * VDI_STATE_LEN > request.want()? {
+            return Err(ResultCode::BufferSmall);
+        }
+        let mut payload = Vec::with_capacity(vdis.len() * VDI_STATE_LEN);
+        for vdi in vdis {
+            payload.extend_from_slice(self.state_of(request, &vdi).as_bytes());
+        }
+        request.reply_with(payload)
+    }
+
+    fn state_of(&self, request: &Request<'_>, vdi: &Vdi) -> VdiState {
+        const UNLOCKED: u32 = 1;
+        const LOCKED: u32 = 2;
+        const SHARED: u32 = 3;
+        let mut record = VdiState::new_zeroed();
+        record.vid = vdi.vid.get().into();
+        record.nr_copies = vdi.redundancy.nr_copies();
+        record.copy_policy = vdi.redundancy.copy_policy();
+        record.block_size_shift = vdi.shift;
+        record.parent_vid = vdi.parent.map_or(0, Vid::get).into();
+        {
+            let state = vdi.read();
+            record.snapshot = state.is_snapshot.into();
+            record.deleted = state.name.is_none().into();
+        }
+        record.lock_state = match self.locks.held(vdi.vid) {
+            None => UNLOCKED.into(),
+            Some(Held::Normal(owner)) => {
+                record.owner = node_id(request, owner);
+                LOCKED.into()
+            }
+            Some(Held::Shared(nodes)) => {
+                record.nr_participants = u32::try_from(nodes.len()).expect("at most 31").into();
+                for (at, (node, state)) in nodes.into_iter().enumerate() {
+                    record.participants[at] = node_id(request, node);
+                    record.participant_states[at] = (state as u32).into();
+                }
+                SHARED.into()
+            }
+        };
+        record
+    }
+}
