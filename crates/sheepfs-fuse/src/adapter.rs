@@ -38,9 +38,9 @@ use tokio::time::Instant;
 use crate::answer::{Answers, Facts, Failure, conclude, refuse};
 use crate::convert::{self, Growth, Ownership};
 use crate::directory::OpenDirectories;
+use crate::init;
 use crate::lookups::Lookups;
 use crate::prefault::EventLoops;
-use crate::session;
 use crate::truncating_open::TruncatingOpens;
 use crate::xattr;
 
@@ -107,7 +107,7 @@ fn range(operation: &'static str, request: &Request, ino: INodeNo, offset: u64, 
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        session::negotiate(config);
+        init::negotiate(config);
         Ok(())
     }
 

@@ -19,11 +19,12 @@
 //! | `answer.rs` | runs the work, replies once, logs a failure once |
 //! | `convert.rs` | attributes, open flags, errno: this side's types to that side's |
 //! | `directory.rs` | listings of open directories |
+//! | `init.rs` | limits and abilities agreed with the kernel |
 //! | `invalidate.rs` | telling the kernel that a name or a file has changed |
 //! | `lookups.rs` | which report a thread has looked up, to open it |
 //! | `mountpoint.rs` | is this a place we can mount on, and what is there already |
 //! | `prefault.rs` | touching memory before it is needed |
-//! | `session.rs` | mount options, limits agreed with the kernel, the end of a mount |
+//! | `session.rs` | mount options, the end of a mount |
 //! | `xattr.rs` | extended attributes as getxattr(2) and listxattr(2) want them |
 //!
 //! It knows nothing of sheep, VDIs, opcodes or the command line.
@@ -32,6 +33,7 @@ mod adapter;
 mod answer;
 mod convert;
 mod directory;
+mod init;
 mod invalidate;
 mod lookups;
 mod mountpoint;

@@ -1,5 +1,5 @@
-//! A mount from its beginning to its end: options, limits agreed with the
-//! kernel, event-loop threads, unmounting.
+//! A mount from its beginning to its end: options, event-loop threads,
+//! unmounting.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
-use fuser::{BackgroundSession, Config, InitFlags, KernelConfig, MountOption, SessionACL};
+use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::geteuid;
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::adapter::Adapter;
 use crate::answer::Answers;
 use crate::convert::Ownership;
+use crate::init::MAX_REQUEST;
 use crate::invalidate::Invalidator;
 use crate::mountpoint::{self, MountpointError, check_mountpoint};
 use crate::prefault::EventLoops;
@@ -31,12 +32,6 @@ const HELPER_SETTINGS: &str = "/etc/fuse.conf";
 /// Threads that read requests. Each has a 16 MiB buffer, of which it touches
 /// as much as the largest request so far; two saturate any sheep we have met.
 const EVENT_LOOPS: usize = 2;
-/// Bytes per READ and WRITE: the most the kernel grants by default.
-const MAX_REQUEST: u32 = 1 << 20;
-/// Requests the kernel may have under way on its own account: asynchronous
-/// direct I/O, read-ahead, writing back. (What a process waits for itself is
-/// not counted.) At 1 MiB each this also bounds our memory.
-const MAX_BACKGROUND: u16 = 256;
 /// Read-ahead of a cached volume: four requests at a time, so that the wire is
 /// busy while a reader consumes. The kernel's own default is 128 KiB.
 const READ_AHEAD_KIB: u32 = 4096;
@@ -255,31 +250,6 @@ impl Mount {
     /// [`Self::unmount`] can still make, and returns when all are answered.
     pub async fn close(&self) {
         self.answers.close().await;
-    }
-}
-
-/// Limits and abilities we agree on with the kernel.
-pub(crate) fn negotiate(config: &mut KernelConfig) {
-    // Both are far below fuser's own limits.
-    let _previous = config.set_max_write(MAX_REQUEST);
-    let _previous = config.set_max_background(MAX_BACKGROUND);
-    let wanted = [
-        // Asynchronous direct I/O on one file really is.
-        InitFlags::FUSE_ASYNC_DIO,
-        // Lookups in one directory do not wait for each other.
-        InitFlags::FUSE_PARALLEL_DIROPS,
-        // mmap(2) of an uncached volume, which qemu-img and databases want.
-        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        // Resolve a file handle (NFS, open_by_handle_at(2)) after its inode was
-        // evicted: ino and generation never change during a mount.
-        InitFlags::FUSE_EXPORT_SUPPORT,
-        // There are no set-uid bits here: spares a question before each write.
-        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    ];
-    for flag in wanted {
-        if config.add_capabilities(flag).is_err() {
-            tracing::info!("this kernel does not offer {flag:?}; going on without");
-        }
     }
 }
 
