@@ -3,13 +3,13 @@
 mod environment;
 
 use std::ffi::OsString;
-use std::fmt;
 
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use self::environment::{PREFIX, overlay, words_of};
 use crate::cli::Cli;
+use crate::usage_error::UsageError;
 
 /// Why the program does not run.
 #[derive(Debug)]
@@ -19,18 +19,6 @@ pub(crate) enum Stop {
     /// The command line is wrong: say so and fail.
     Wrong(UsageError),
 }
-
-/// What is wrong with the command line or the environment, in one line.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct UsageError(pub(crate) String);
-
-impl fmt::Display for UsageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\nTry 'sheepfs --help' for help.", self.0)
-    }
-}
-
-impl std::error::Error for UsageError {}
 
 /// Reads `arguments`, the program's name first, and for every option they do
 /// not give the environment.

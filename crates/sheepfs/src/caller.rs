@@ -5,11 +5,11 @@ use std::env;
 use std::ffi::OsString;
 use std::process::{ExitCode, ExitStatus};
 
-use crate::arguments::{self, Stop, UsageError};
-use crate::mount_helper::NotRemounted;
+use crate::arguments::{self, Stop};
+use crate::mount_helper::{self, NotRemounted};
 use crate::run::Interrupted;
 use crate::settings::Settings;
-use crate::{mount_helper, one_line};
+use crate::usage_error::UsageError;
 
 /// Exit status of anything that went wrong, when a person or script called.
 const FAILED: u8 = 1;
@@ -115,9 +115,14 @@ impl Caller {
     }
 }
 
+/// The error and what caused it.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
+}
+
 #[cfg(test)]
 mod tests {
-    use anyhow::anyhow;
+    use anyhow::{Context as _, anyhow};
 
     use super::*;
 
@@ -128,5 +133,11 @@ mod tests {
         assert_eq!(mount.number(&Interrupted("SIGTERM").into()), 8);
         assert_eq!(Caller::Command.number(&anyhow!("no sheep")), 1);
         assert_eq!(Caller::Command.number(&Interrupted("SIGTERM").into()), 1);
+    }
+
+    #[test]
+    fn error_and_its_causes_are_one_line() {
+        let told = Err::<(), _>(anyhow!("refused")).context("cannot\nconnect");
+        assert_eq!(one_line(&told.unwrap_err()), "cannot connect: refused");
     }
 }

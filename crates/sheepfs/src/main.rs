@@ -17,9 +17,10 @@ mod mount_options;
 mod notify;
 mod run;
 mod settings;
+mod usage_error;
 
 use arguments::Stop;
-use caller::Caller;
+use caller::{Caller, one_line};
 use daemon::Starter;
 use settings::{Mode, Settings};
 
@@ -77,22 +78,4 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     }
     memory::prepare();
     run::mount_and_serve(settings, &starter)
-}
-
-/// The error and what caused it.
-fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").replace('\n', " ")
-}
-
-#[cfg(test)]
-mod tests {
-    use anyhow::{Context as _, anyhow};
-
-    use super::one_line;
-
-    #[test]
-    fn error_and_its_causes_are_one_line() {
-        let told = Err::<(), _>(anyhow!("refused")).context("cannot\nconnect");
-        assert_eq!(one_line(&told.unwrap_err()), "cannot connect: refused");
-    }
 }

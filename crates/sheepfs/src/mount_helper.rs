@@ -13,11 +13,12 @@ use clap::Parser as _;
 use nix::sched::{CloneFlags, setns};
 use sheepfs_fuse::{MountedTree, RemountError};
 
-use crate::arguments::{self, Stop, UsageError};
+use crate::arguments::{self, Stop};
 use crate::cli::Cli;
 use crate::mount_cli::MountCli;
 use crate::mount_options::MountOptions;
 use crate::settings::{Mode, Settings};
+use crate::usage_error::UsageError;
 use sheepfs_vfs::TreeConfig;
 
 /// What the names begin with under which mount(8) runs a helper.

@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use sheepfs_fuse::unescape;
 
-use crate::arguments::UsageError;
+use crate::usage_error::UsageError;
 
 /// Options that are options of the command line as well, `_` for `-`.
 pub(crate) const OURS: [&str; 15] = [

@@ -11,8 +11,8 @@ use sheep_client::config::{DEFAULT_CONNECTIONS, DEFAULT_RETRY_FOR};
 use sheepfs_fuse::Access;
 use sheepfs_vfs::{LockMode, TreeConfig};
 
-use crate::arguments::UsageError;
 use crate::cli::{Cli, Lock, LogFormat, PORT_RANGE};
+use crate::usage_error::UsageError;
 
 const DEFAULT_HOST: &str = "127.0.0.1";
 const DEFAULT_PORT: u16 = 7000;

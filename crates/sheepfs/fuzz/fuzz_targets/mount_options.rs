@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 mod mount_options;
 
 /// What the program's own module of this name has for the options.
-mod arguments {
+mod usage_error {
     #[derive(Debug)]
     pub(crate) struct UsageError(pub(crate) String);
 }

@@ -4,8 +4,8 @@ use std::ffi::{OsStr, OsString};
 
 use clap::CommandFactory as _;
 
-use super::UsageError;
 use crate::cli::Cli;
+use crate::usage_error::UsageError;
 
 /// What starts the name of a variable that stands for an option.
 pub(super) const PREFIX: &str = "SHEEPFS_";
