@@ -24,18 +24,13 @@ mod json;
 mod local_time;
 pub mod node_info;
 pub mod node_list;
+mod nodes;
 mod shared;
 pub mod vdi_list;
 
 pub use shared::{Found, ReportText, SharedReport};
 
-use sheep_client::error::OperationId;
 use sheep_client::{Client, ClientError};
-use sheep_proto::node::NodeRecord;
-use sheep_proto::{Opcode, ResultCode};
-
-/// Requests a report has in flight at once.
-const PARALLEL: usize = 32;
 
 /// A file whose text comes from the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,30 +71,4 @@ impl Report {
             (Self::VdiList, Format::Json) => vdi_list::json(client).await,
         }
     }
-}
-
-/// The nodes of the cluster.
-///
-/// # Errors
-/// `Refused(WaitForJoin)` from a sheep that has not joined a cluster yet and
-/// knows no node, where dog gives up as well (protocol 9.2); otherwise as
-/// [`Cluster::nodes`](sheep_client::Cluster::nodes).
-async fn joined_nodes(client: &Client) -> Result<Vec<NodeRecord>, ClientError> {
-    let nodes = client.cluster().nodes().await?;
-    if nodes.is_empty() {
-        return Err(ClientError::Refused {
-            operation: OperationId {
-                opcode: Opcode::GetNodeList,
-                oid: None,
-            },
-            code: ResultCode::WaitForJoin,
-        });
-    }
-    Ok(nodes)
-}
-
-/// `HOST:PORT` as dog prints it: IPv6 addresses without brackets.
-fn host_and_port(node: &NodeRecord) -> String {
-    let address = node.address();
-    format!("{}:{}", address.ip(), address.port())
 }

@@ -8,9 +8,10 @@ use sheep_proto::inode::packed_seconds;
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{ClusterFlags, ResultCode};
 
+use super::json;
 use super::local_time::local_time;
 use super::node_list::NodeFacts;
-use super::{host_and_port, joined_nodes, json};
+use super::nodes::{host_and_port, joined_nodes};
 
 /// Status and history as dog prints them, in the system's time zone.
 ///

@@ -7,9 +7,10 @@ use sheep_client::{Client, ClientError};
 use sheep_proto::node::NodeRecord;
 
 use super::human_size::human_size;
+use super::json;
 use super::node_list::NodeFacts;
-use super::vdi_list::{facts, for_each_vdi};
-use super::{PARALLEL, joined_nodes, json};
+use super::nodes::joined_nodes;
+use super::vdi_list::{PARALLEL, facts, for_each_vdi};
 use crate::error::Chain;
 
 const HEADER: &str = "Id\tSize\tUsed\tAvail\tUse%\n";

@@ -4,7 +4,8 @@ use serde::Serialize;
 use sheep_client::{Client, ClientError};
 use sheep_proto::node::NodeRecord;
 
-use super::{host_and_port, joined_nodes, json};
+use super::json;
+use super::nodes::{host_and_port, joined_nodes};
 
 const HEADER: &str = "  Id   Host:Port         V-Nodes       Zone\n";
 

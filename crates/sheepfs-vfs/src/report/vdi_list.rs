@@ -12,9 +12,12 @@ use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
 use sheep_proto::{Oid, Opcode, ResultCode, Vid};
 
 use super::human_size::human_size;
+use super::json;
 use super::local_time::local_time;
-use super::{PARALLEL, json};
 use crate::error::Chain;
+
+/// Requests a report has in flight at once.
+pub(super) const PARALLEL: usize = 32;
 
 const HEADER: &[u8] =
     b"  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift\n";
