@@ -195,7 +195,7 @@ impl Filesystem for Adapter {
         let mode = convert::open_mode(flags);
         let tree = Arc::clone(&self.tree);
         let since = self.lookups.opened_since(request.pid(), ino);
-        let work = async move { Ok(tree.open(convert::ino(ino), mode, since).await?) };
+        let work = async move { Ok(tree.files().open(convert::ino(ino), mode, since).await?) };
         let (opens, thread) = (Arc::clone(&self.truncating_opens), request.pid());
         self.answers.work(facts, reply, work, move |reply, opened| {
             let handle = FileHandle(opened.handle.0);
@@ -223,7 +223,9 @@ impl Filesystem for Adapter {
         let for_page_cache = lock_owner.is_none();
         self.answers.submit(facts, reply, succeed, |done| {
             let handle = convert::handle(fh);
-            self.tree.read(handle, offset, size, for_page_cache, done);
+            self.tree
+                .files()
+                .read(handle, offset, size, for_page_cache, done);
         });
     }
 
@@ -249,11 +251,11 @@ impl Filesystem for Adapter {
             .submit(facts, reply, ReplyWrite::written, |done| {
                 let handle = convert::handle(fh);
                 if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-                    return self.tree.write_mapped(handle, offset, data, done);
+                    return self.tree.files().write_mapped(handle, offset, data, done);
                 }
                 self.truncating_opens.used(fh);
                 let direct = convert::is_direct(flags);
-                self.tree.write(handle, offset, data, direct, done);
+                self.tree.files().write(handle, offset, data, direct, done);
             });
     }
 
@@ -267,7 +269,7 @@ impl Filesystem for Adapter {
     ) {
         let facts = facts("flush", request, ino);
         let tree = Arc::clone(&self.tree);
-        let work = async move { Ok(tree.flush(convert::handle(fh)).await?) };
+        let work = async move { Ok(tree.files().flush(convert::handle(fh)).await?) };
         self.answers
             .work(facts, reply, work, |reply, ()| reply.ok());
     }
@@ -284,7 +286,7 @@ impl Filesystem for Adapter {
     ) {
         let _inside = self.answers.runtime().enter();
         self.truncating_opens.used(fh);
-        self.tree.release(convert::handle(fh));
+        self.tree.files().release(convert::handle(fh));
         reply.ok();
     }
 
@@ -298,7 +300,7 @@ impl Filesystem for Adapter {
     ) {
         let facts = facts("fsync", request, ino);
         let tree = Arc::clone(&self.tree);
-        let work = async move { Ok(tree.sync(convert::handle(fh)).await?) };
+        let work = async move { Ok(tree.files().sync(convert::handle(fh)).await?) };
         self.answers
             .work(facts, reply, work, |reply, ()| reply.ok());
     }
@@ -388,9 +390,11 @@ impl Filesystem for Adapter {
         let work = async move {
             let handle = convert::handle(fh);
             if growth == Growth::MayGrow {
-                tree.extend(handle, offset.saturating_add(length)).await?;
+                tree.files()
+                    .extend(handle, offset.saturating_add(length))
+                    .await?;
             }
-            Ok(tree.allocate(handle, what, offset, length).await?)
+            Ok(tree.files().allocate(handle, what, offset, length).await?)
         };
         self.answers
             .work(facts, reply, work, |reply, ()| reply.ok());
@@ -549,7 +553,7 @@ impl Filesystem for Adapter {
         };
         let tree = Arc::clone(&self.tree);
         let work = async move {
-            let found = tree.seek(convert::handle(fh), offset, to).await?;
+            let found = tree.files().seek(convert::handle(fh), offset, to).await?;
             i64::try_from(found).map_err(|_| Failure::Refused(Errno::EOVERFLOW))
         };
         self.answers.work(facts, reply, work, ReplyLseek::offset);

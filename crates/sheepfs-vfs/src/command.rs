@@ -5,6 +5,8 @@
 
 mod run;
 
+pub(crate) use run::CommandRunner;
+
 use sheep_client::{ClientError, NewVdi};
 use sheep_proto::limits::{MAX_BLOCK_SIZE_SHIFT, MIN_BLOCK_SIZE_SHIFT};
 use sheep_proto::name::BadName;
@@ -12,6 +14,8 @@ use sheep_proto::{Redundancy, VdiName};
 
 use crate::error::FsError;
 
+/// Bytes of a refused line shown in its error.
+const SHOWN: usize = 80;
 /// Longest line: two names of 255 bytes and some words.
 const MAX_LINE: usize = 1024;
 
@@ -28,8 +32,19 @@ impl From<BadName> for FsError {
     }
 }
 
-fn invalid(text: impl Into<String>) -> FsError {
+pub(crate) fn invalid(text: impl Into<String>) -> FsError {
     FsError::Invalid(text.into())
+}
+
+/// The error of a write to `file`.
+pub(crate) fn refused(file: &'static str, data: &[u8], source: FsError) -> FsError {
+    let line = data.strip_suffix(b"\n").unwrap_or(data);
+    let line = line[..line.len().min(SHOWN)].escape_ascii().to_string();
+    FsError::Command {
+        file,
+        line,
+        source: Box::new(source),
+    }
 }
 
 /// The one line of a write, without its newline.

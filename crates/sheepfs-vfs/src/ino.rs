@@ -7,7 +7,7 @@ pub struct Ino(pub u64);
 impl Ino {
     /// The root of the tree.
     pub const ROOT: Self = Self(1);
-    /// The first number for volumes; see [`crate::Tree::attach`].
+    /// The first number for volumes; see [`crate::Attachments::attach`].
     pub(crate) const FIRST_VOLUME: Self = Self(1 << 16);
     /// Set in the number of the file of one text. The report's own number is in
     /// the lowest byte, the text's number between.

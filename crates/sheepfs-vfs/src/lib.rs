@@ -39,7 +39,6 @@ mod attributes;
 mod command;
 mod error;
 mod file_end;
-mod handle;
 mod ino;
 mod lock_policy;
 mod node;
@@ -57,5 +56,5 @@ pub use attributes::{
 pub use error::{Chain, Completion, FsError};
 pub use ino::{HandleId, Ino};
 pub use lock_policy::{LockMode, LockPolicy};
-pub use tree::{MOUNT_OPTIONS, Tree, TreeConfig};
+pub use tree::{Attachments, MOUNT_OPTIONS, OpenFiles, Tree, TreeConfig};
 pub use volume::{BlockDevice, Volume, VolumeError, VolumeOptions};

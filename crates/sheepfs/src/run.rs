@@ -145,7 +145,8 @@ impl Served {
             }),
             Err(error) => {
                 // Volumes attached so far are locked.
-                let _closed = within("giving locks back", CLOSE_PATIENCE, tree.close()).await;
+                let close = tree.attachments().close();
+                let _closed = within("giving locks back", CLOSE_PATIENCE, close).await;
                 Err(error)
             }
         }
@@ -157,12 +158,14 @@ impl Served {
         source: &GatewayAddress,
     ) -> anyhow::Result<(Mount, Option<Pidfile>)> {
         for target in &settings.attach {
-            tree.attach(target)
+            tree.attachments()
+                .attach(target)
                 .await
                 .with_context(|| format!("cannot attach {}", String::from_utf8_lossy(target)))?;
         }
         if settings.attach_all {
-            tree.attach_all()
+            tree.attachments()
+                .attach_all()
                 .await
                 .context("cannot attach all volumes")?;
         }
@@ -201,11 +204,12 @@ impl Served {
     /// whoever has it open cannot use it any more.
     async fn end(self) -> anyhow::Result<()> {
         let mut unfinished = unmount(&self.mount).await;
-        let settled = self.tree.settle_all();
+        let settled = self.tree.attachments().flush_all_dirty();
         if !within("writing what was gathered", WRITE_PATIENCE, settled).await {
             unfinished.push("writing what was gathered");
         }
-        if !within("giving locks back", CLOSE_PATIENCE, self.tree.close()).await {
+        let close = self.tree.attachments().close();
+        if !within("giving locks back", CLOSE_PATIENCE, close).await {
             unfinished.push("giving locks back");
         }
         // The connections go with it, before the sheep they lead to.

@@ -36,9 +36,9 @@ fuzz_target!(|input: &[u8]| {
             read: false,
             write: true,
         };
-        let opened = tree.open(file, mode, tokio::time::Instant::now()).await.expect("it can be written");
+        let opened = tree.files().open(file, mode, tokio::time::Instant::now()).await.expect("it can be written");
         let (done, written) = tokio::sync::oneshot::channel();
-        tree.write(
+        tree.files().write(
             opened.handle,
             0,
             line,
@@ -47,6 +47,6 @@ fuzz_target!(|input: &[u8]| {
         );
         // Whatever it is: an answer is all that is asked for.
         let _ = written.await.expect("every write is answered");
-        tree.release(opened.handle);
+        tree.files().release(opened.handle);
     });
 });

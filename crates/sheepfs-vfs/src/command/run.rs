@@ -1,46 +1,69 @@
 //! Carrying out what a command file was told.
 
-use sheep_client::{GatewayAddress, VdiSelector};
-use sheep_proto::limits::DEFAULT_PORT;
+use std::sync::Arc;
+
+use sheep_client::{Client, VdiSelector};
 use sheep_proto::{SnapshotTag, VdiName};
 
-use super::{CreateLine, create, invalid, line, size, switch, two_words};
+use super::{CreateLine, create, invalid, line, refused, size, two_words};
 use crate::error::FsError;
-use crate::node::{Command, Setting};
+use crate::lock_policy::LockPolicy;
+use crate::node::Command;
 use crate::resolve::{resolve, resolve_snapshot};
-use crate::tree::Tree;
+use crate::tree::Attachments;
 use crate::volume::{Volume, VolumeOptions};
 
-/// Bytes of a refused line shown in its error.
-const SHOWN: usize = 80;
+/// Carries out command lines.
+pub(crate) struct CommandRunner {
+    client: Client,
+    /// Only what changes nothing on the cluster is carried out.
+    read_only: bool,
+    attachments: Arc<Attachments>,
+    lock_policy: Arc<LockPolicy>,
+}
 
-impl Tree {
+impl CommandRunner {
+    pub(crate) fn new(
+        client: Client,
+        read_only: bool,
+        attachments: Arc<Attachments>,
+        lock_policy: Arc<LockPolicy>,
+    ) -> Self {
+        Self {
+            client,
+            read_only,
+            attachments,
+            lock_policy,
+        }
+    }
+
     /// Carries out one line written to a command file.
-    pub(crate) async fn command(&self, command: Command, data: &[u8]) -> Result<(), FsError> {
+    ///
+    /// # Errors
+    /// `Command`.
+    pub(crate) async fn run(&self, command: Command, data: &[u8]) -> Result<(), FsError> {
         let outcome = match line(data) {
-            Ok(line) => self.run_command(command, line).await,
+            Ok(line) => self.run_line(command, line).await,
             Err(error) => Err(error),
         };
         outcome.map_err(|error| refused(command.path(), data, error))
     }
 
-    async fn run_command(&self, command: Command, line: &[u8]) -> Result<(), FsError> {
-        if self.config().read_only && !matches!(command, Command::Mount | Command::Unmount) {
+    async fn run_line(&self, command: Command, line: &[u8]) -> Result<(), FsError> {
+        if self.read_only && !matches!(command, Command::Mount | Command::Unmount) {
             return Err(FsError::ReadOnly);
         }
-        let client = self.client();
+        let client = &self.client;
         match command {
-            Command::Mount => self.attach(line).await,
-            Command::Unmount => self.detach(line).await,
+            Command::Mount => self.attachments.attach(line).await,
+            Command::Unmount => self.attachments.detach(line).await,
             Command::Create => self.create(&create(line)?).await,
             Command::Snapshot => {
                 let (name, tag) = two_words(line, "NAME TAG")?;
-                let (name, tag) = (VdiName::new(name)?, SnapshotTag::new(tag)?);
-                self.settle(&VdiSelector::working(name.clone())).await;
-                client
-                    .vdi(&VdiSelector::working(name.clone()))
-                    .snapshot(&tag)
-                    .await?;
+                let head = VdiSelector::working(VdiName::new(name)?);
+                let tag = SnapshotTag::new(tag)?;
+                self.attachments.flush_dirty(&head).await;
+                client.vdi(&head).snapshot(&tag).await?;
                 Ok(())
             }
             Command::Clone => {
@@ -52,65 +75,36 @@ impl Tree {
             Command::Rollback => {
                 let snapshot = self.snapshot_selector(line).await?;
                 let roll_back = async { Ok(client.vdi(&snapshot).rollback().await.map(drop)?) };
-                self.replace(&VdiSelector::working(snapshot.name.clone()), roll_back)
+                self.attachments
+                    .with_volumes_detached(&VdiSelector::working(snapshot.name.clone()), roll_back)
                     .await
             }
             Command::Resize => {
                 let (name, bytes) = two_words(line, "NAME SIZE")?;
-                let name = VdiName::new(name)?;
-                client
-                    .vdi(&VdiSelector::working(name.clone()))
-                    .resize(size(bytes)?)
-                    .await?;
-                self.refresh(&VdiSelector::working(name)).await
+                let head = VdiSelector::working(VdiName::new(name)?);
+                client.vdi(&head).resize(size(bytes)?).await?;
+                self.attachments.revalidate(&head).await
             }
             Command::Unlock => {
                 let selector = resolve(client, line).await?;
                 // The lock of an attached volume goes back when it is detached.
-                self.check_not_attached(&selector)?;
+                self.attachments.check_not_attached(&selector)?;
                 let vid = client.vdi(&selector).lookup().await?;
                 Ok(client.inode(vid).unlock().await?)
             }
             Command::Delete => {
                 let selector = resolve(client, line).await?;
-                self.replace(&selector, async {
-                    Ok(client.vdi(&selector).delete().await?)
-                })
-                .await
+                self.attachments
+                    .with_volumes_detached(&selector, async {
+                        Ok(client.vdi(&selector).delete().await?)
+                    })
+                    .await
             }
         }
-    }
-
-    /// Changes a setting to what was written.
-    pub(crate) async fn change_setting(
-        &self,
-        setting: Setting,
-        data: &[u8],
-    ) -> Result<(), FsError> {
-        let outcome = match line(data) {
-            Ok(line) => self.apply_setting(setting, line).await,
-            Err(error) => Err(error),
-        };
-        outcome.map_err(|error| refused(setting.path(), data, error))
-    }
-
-    async fn apply_setting(&self, setting: Setting, line: &[u8]) -> Result<(), FsError> {
-        match setting {
-            Setting::PageCache => self.settings().page_cache = switch(line)?,
-            Setting::ObjectCache => self.settings().object_cache = switch(line)?,
-            Setting::SheepInfo => {
-                let text = std::str::from_utf8(line).map_err(|_| invalid("not an address"))?;
-                let address = GatewayAddress::parse(text, DEFAULT_PORT)
-                    .map_err(|error| invalid(error.to_string()))?;
-                self.client().switch_gateway(address).await?;
-                self.forget_sheep().await;
-            }
-        }
-        Ok(())
     }
 
     async fn snapshot_selector(&self, text: &[u8]) -> Result<VdiSelector, FsError> {
-        let snapshot = resolve_snapshot(self.client(), text).await?;
+        let snapshot = resolve_snapshot(&self.client, text).await?;
         snapshot.ok_or_else(|| invalid(format!("'{}': expected NAME@TAG", text.escape_ascii())))
     }
 
@@ -119,8 +113,8 @@ impl Tree {
             return Err(invalid("a hypervolume is not preallocated"));
         }
         // Nobody attaches it, and writes, before all its objects are made.
-        let _attach_lock = self.lock_attached().await;
-        let client = self.client();
+        let _attach_lock = self.attachments.lock().await;
+        let client = &self.client;
         client.cluster().create_vdi(&line.new).await?;
         if !line.preallocate {
             return Ok(());
@@ -128,21 +122,11 @@ impl Tree {
         let selector = VdiSelector::working(line.new.name.clone());
         let options = VolumeOptions {
             read_only: false,
-            lock: self.lock_policy().is_locking(client).await?,
+            lock: self.lock_policy.is_locking(client).await?,
         };
         let volume = Volume::open(client.clone(), selector, options).await?;
         let allocated = volume.allocate_all().await;
         let closed = volume.close().await;
         Ok(allocated.and(closed)?)
-    }
-}
-
-fn refused(file: &'static str, data: &[u8], source: FsError) -> FsError {
-    let line = data.strip_suffix(b"\n").unwrap_or(data);
-    let line = line[..line.len().min(SHOWN)].escape_ascii().to_string();
-    FsError::Command {
-        file,
-        line,
-        source: Box::new(source),
     }
 }

@@ -1,27 +1,42 @@
 //! Opening files, and what is done with a handle.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::Tree;
-use crate::attributes::{AllocateMode, Invalidation, OpenMode, Opened, SeekTo};
+use super::handles::{Handles, OpenFile};
+use super::kernel_cache::KernelCache;
+use super::namespace::Namespace;
+use super::open_volume::{IoMode, OpenVolume};
+use super::report_files::ReportFiles;
+use super::settings::Settings;
+use super::volume_table::VolumeTable;
+use crate::attributes::{AllocateMode, OpenMode, Opened, SeekTo};
+use crate::command::CommandRunner;
 use crate::error::{Completion, FsError};
 use crate::file_end::FileEnd;
-use crate::handle::{IoMode, OpenFile, OpenVolume};
 use crate::ino::{HandleId, Ino};
 use crate::node::Node;
 use crate::volume::{BlockDevice as _, Volume, VolumeError};
 
-/// Longest wait for the kernel to drop pages; it does so later otherwise.
-const DROP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes of the largest page that Linux has on any machine.
-const LARGEST_PAGE: u64 = 1 << 16;
+/// The open files of a tree.
+pub struct OpenFiles {
+    pub(super) namespace: Arc<Namespace>,
+    pub(super) volumes: Arc<VolumeTable>,
+    pub(super) handles: Arc<Handles>,
+    pub(super) reports: Arc<ReportFiles>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) commands: Arc<CommandRunner>,
+    pub(super) kernel: Arc<KernelCache>,
+    /// Whether a write to a volume with page cache is on the cluster when it is
+    /// acknowledged, as without.
+    pub(super) write_through: bool,
+    pub(super) runtime: Handle,
+}
 
-impl Tree {
+impl OpenFiles {
     /// Opens a file. A report's text stays as it is for the handle, and is as new
     /// as `since`: the present, or when the caller, which has looked the file up
     /// on its way, began to do so.
@@ -30,11 +45,11 @@ impl Tree {
     /// `Access` to write a report, `ReadOnly` to write a snapshot, `Cluster`
     /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
     pub async fn open(&self, ino: Ino, mode: OpenMode, since: Instant) -> Result<Opened, FsError> {
-        let node = self.node(ino)?;
-        let page_cache = matches!(node, Node::Volume(_)) && self.settings().page_cache;
+        let node = self.namespace.node(ino)?;
+        let page_cache = matches!(node, Node::Volume(_)) && self.settings.page_cache();
         let io_mode = match &node {
-            Node::Volume(volume) if page_cache && !self.config.write_through => {
-                IoMode::Buffered(Arc::new(volume.writer()))
+            Node::Volume(volume) if page_cache && !self.write_through => {
+                IoMode::Buffered(volume.writer())
             }
             _ => IoMode::Direct,
         };
@@ -44,13 +59,13 @@ impl Tree {
             Node::Report(..) if mode.write => return Err(FsError::Access),
             Node::Report(..) => {
                 let (text, changed) = self.reports.open(ino, since).await?;
-                if changed && !self.tell_text(ino, &text).await {
+                if changed && !self.kernel.change_text(ino, &text).await {
                     self.reports.hide(ino);
                 }
                 OpenFile::Text(ino, text)
             }
             Node::Command(command) => OpenFile::Command(command),
-            Node::Setting(setting) => OpenFile::Setting(setting, self.setting_text(setting)),
+            Node::Setting(setting) => OpenFile::Setting(setting, self.settings.text(setting)),
             Node::Volume(volume) => {
                 if mode.write && !volume.is_writable() {
                     return Err(read_only(&volume));
@@ -60,27 +75,22 @@ impl Tree {
                     ino,
                     volume,
                     io_mode,
+                    kernel: Arc::clone(&self.kernel),
                     end: FileEnd::default(),
                 }))
             }
         };
-        // Held so that the volume is not detached between look and entry.
-        let attached = self.attached();
-        if let OpenFile::Volume(open) = &file {
-            match attached.by_ino.get(&ino) {
-                Some(now) if Arc::ptr_eq(now, &open.volume) => {}
-                // Another one was attached under the name meanwhile. The kernel
-                // looks the path up again.
-                Some(_) => {
-                    return Err(VolumeError::Stale(open.volume.selector().to_string()).into());
-                }
-                None => return Err(FsError::NoEntry),
-            }
-        }
-        Ok(Opened {
-            handle: self.handles.insert(ino, file),
-            direct_io,
-        })
+        let volume = match &file {
+            OpenFile::Volume(open) => Some(Arc::clone(&open.volume)),
+            OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => None,
+        };
+        let insert = || self.handles.insert(ino, file);
+        let handle = match volume {
+            // It may have been detached, or another one attached, since it was found.
+            Some(volume) => self.volumes.while_attached(ino, &volume, insert)?,
+            None => insert(),
+        };
+        Ok(Opened { handle, direct_io })
     }
 
     /// Reads up to `len` bytes at byte `offset` and runs `done` with them;
@@ -119,7 +129,7 @@ impl Tree {
     /// write is `direct`. Past the end of a handle that has truncated, what lies
     /// between that end and `offset` is discarded first.
     pub fn write(
-        self: &Arc<Self>,
+        &self,
         handle: HandleId,
         offset: u64,
         data: &[u8],
@@ -134,93 +144,26 @@ impl Tree {
                     return open.write(offset, data, direct, done);
                 }
                 let data = Bytes::copy_from_slice(data);
-                return self.write_past_end(open, range, data, direct, done);
+                self.runtime
+                    .spawn(open.write_past_end(range, data, direct, done));
+                return;
             }
             Some(OpenFile::Text(..)) => return done(Err(FsError::Access)),
             Some(file) => file,
         };
-        let (tree, data) = (Arc::clone(self), data.to_vec());
+        let (commands, settings) = (Arc::clone(&self.commands), Arc::clone(&self.settings));
+        let data = data.to_vec();
         self.runtime.spawn(async move {
             let outcome = match file {
-                OpenFile::Command(command) => tree.command(command, &data).await,
-                OpenFile::Setting(setting, _) => tree.change_setting(setting, &data).await,
+                OpenFile::Command(command) => commands.run(command, &data).await,
+                OpenFile::Setting(setting, _) => settings.change(setting, &data).await,
                 OpenFile::Volume(_) | OpenFile::Text(..) => Err(FsError::BadHandle),
             };
             done(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
         });
     }
 
-    /// Writes what may have to wait for a discard, or needs one.
-    fn write_past_end(
-        self: &Arc<Self>,
-        open: Arc<OpenVolume>,
-        range: Range<u64>,
-        data: Bytes,
-        direct: bool,
-        done: Completion<u32>,
-    ) {
-        let tree = Arc::clone(self);
-        self.runtime.spawn(async move {
-            let (ino, offset) = (open.ino, range.start);
-            // Past the volume's end nothing is written, and so nothing discarded.
-            if offset >= open.volume.size() {
-                return open.write(offset, &data, direct, done);
-            }
-            // The kernel may keep the first page of a write locked until it is
-            // answered.
-            let locked = offset - offset % LARGEST_PAGE;
-            let extended = open.end.extend(range, async |gap: Range<u64>| {
-                discard(&open.volume, &gap).await?;
-                tree.drop_pages(ino, gap.start..locked).await;
-                Ok(())
-            });
-            if let Err(error) = extended.await {
-                return done(Err(error));
-            }
-            let written = move |written| {
-                if locked < offset {
-                    let range = locked..offset;
-                    tree.forget(Invalidation::Pages { ino, range });
-                }
-                done(written);
-            };
-            open.write(offset, &data, direct, written);
-        });
-    }
-
-    /// Truncates a volume through a handle.
-    ///
-    /// # Errors
-    /// As [`Volume::set_size`] and [`Volume`]'s discard.
-    pub(super) async fn truncate(&self, open: &OpenVolume, to: u64) -> Result<(), FsError> {
-        let size = open.volume.size();
-        open.volume.set_size(to).await?;
-        let truncated = open.end.truncate(to, size, async |range: Range<u64>| {
-            discard(&open.volume, &range).await?;
-            // Not waited for: the kernel writes no page back before ftruncate(2)
-            // is answered, and drops none that it has to write.
-            let ino = open.ino;
-            self.forget(Invalidation::Pages { ino, range });
-            Ok(())
-        });
-        truncated.await
-    }
-
-    /// Has the kernel drop its pages of a range, and waits until it has.
-    async fn drop_pages(&self, ino: Ino, range: Range<u64>) {
-        let Some(invalidator) = self.invalidator.get().filter(|_| !range.is_empty()) else {
-            return;
-        };
-        let dropped = invalidator(Invalidation::Pages { ino, range });
-        if tokio::time::timeout(DROP_TIMEOUT, dropped).await.is_err() {
-            tracing::debug!(
-                "the kernel has not dropped discarded pages of file {} yet",
-                ino.0
-            );
-        }
-    }
-
-    /// Writes pages that were changed through mmap(2), as [`Tree::write`] does.
+    /// Writes pages that were changed through mmap(2), as [`Self::write`] does.
     /// The kernel takes any handle of the file that can write, so what that
     /// handle has truncated does not matter.
     pub fn write_mapped(&self, handle: HandleId, offset: u64, data: &[u8], done: Completion<u32>) {
@@ -267,15 +210,7 @@ impl Tree {
     /// `Unsupported` on other files, and as [`Volume::set_size`] and
     /// [`Volume`]'s discard.
     pub async fn extend(&self, handle: HandleId, len: u64) -> Result<(), FsError> {
-        let open = self.open_volume(handle)?;
-        open.volume.refresh().await?;
-        open.volume.set_size(len).await?;
-        let extended = open.end.extend(len..len, async |gap: Range<u64>| {
-            discard(&open.volume, &gap).await?;
-            self.drop_pages(open.ino, gap).await;
-            Ok(())
-        });
-        extended.await
+        self.open_volume(handle)?.extend(len).await
     }
 
     /// Allocates or zeroes a range of a volume.
@@ -339,9 +274,4 @@ fn part(text: &Bytes, offset: u64, len: u32) -> Bytes {
         .min(text.len());
     let end = start.saturating_add(len as usize).min(text.len());
     text.slice(start..end)
-}
-
-async fn discard(volume: &Arc<Volume>, range: &Range<u64>) -> Result<(), FsError> {
-    let len = range.end - range.start;
-    Ok(volume.discard(range.start, len).await?)
 }

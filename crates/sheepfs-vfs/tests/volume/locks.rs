@@ -102,13 +102,13 @@ async fn required_locks_are_refused_where_there_are_none() {
     let with = locked_cluster().await;
     let name = with.create("required", MIB).await;
     let tree = Tree::new(with.client.clone(), config);
-    tree.attach(name.as_bytes()).await.unwrap();
+    tree.attachments().attach(name.as_bytes()).await.unwrap();
     assert!(is_locked(&with, &VdiSelector::working(name)).await);
 
     let without = formatted(ClusterFlags::empty()).await;
     let name = without.create("required", MIB).await;
     let tree = Tree::new(without.client.clone(), config);
-    let refused = tree.attach(name.as_bytes()).await;
+    let refused = tree.attachments().attach(name.as_bytes()).await;
     assert!(matches!(
         refused,
         Err(FsError::Volume(VolumeError::NoLocking))
@@ -129,14 +129,18 @@ async fn a_lock_left_by_a_crash_is_broken_on_request() {
         lock: LockMode::Auto,
     };
     let tree = Tree::new(cluster.client.clone(), config);
-    let refused = tree.attach(name.as_bytes()).await.unwrap_err();
+    let refused = tree
+        .attachments()
+        .attach(name.as_bytes())
+        .await
+        .unwrap_err();
     assert_eq!(refused.errno(), nix::errno::Errno::EBUSY);
 
     assert_eq!(
         tell(&tree, "unlock", name.as_bytes()).await.unwrap(),
         name.as_bytes().len()
     );
-    tree.attach(name.as_bytes()).await.unwrap();
+    tree.attachments().attach(name.as_bytes()).await.unwrap();
     let refused = tell(&tree, "unlock", name.as_bytes()).await.unwrap_err();
     assert_eq!(refused.errno(), nix::errno::Errno::EBUSY);
 }
@@ -150,12 +154,13 @@ async fn tell(tree: &std::sync::Arc<Tree>, file: &str, line: &[u8]) -> Result<us
         write: true,
     };
     let opened = tree
+        .files()
         .open(file.ino, mode, tokio::time::Instant::now())
         .await?;
     let (done, written) = tokio::sync::oneshot::channel();
     let done = Box::new(move |result| done.send(result).expect("someone waits"));
-    tree.write(opened.handle, 0, line, false, done);
+    tree.files().write(opened.handle, 0, line, false, done);
     let written = written.await.expect("every write is answered");
-    tree.release(opened.handle);
+    tree.files().release(opened.handle);
     written.map(|len| len as usize)
 }

@@ -283,6 +283,7 @@ async fn nothing_is_being_made_once_a_file_was_closed() {
         let (client, arm, held, release) = held_client(&cluster, Moment::Data).await;
         let (tree, file, mode) = attached(client, &name, page_cache).await;
         let handle = tree
+            .files()
             .open(file, mode, tokio::time::Instant::now())
             .await
             .unwrap()
@@ -291,15 +292,18 @@ async fn nothing_is_being_made_once_a_file_was_closed() {
         for object in 0..RUN {
             let (done, written) = oneshot::channel();
             let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-            tree.write(handle, object * MIB, &pattern(1, 100), false, done);
+            tree.files()
+                .write(handle, object * MIB, &pattern(1, 100), false, done);
             assert_eq!(soon(written).await.unwrap().unwrap(), 100);
         }
         // Gathered writes go out by themselves after a moment.
         soon(held.notified()).await;
-        waits_for(&release, tree.flush(handle)).await.unwrap();
+        waits_for(&release, tree.files().flush(handle))
+            .await
+            .unwrap();
         assert_begun(&cluster, &name, RUN).await;
-        tree.release(handle);
-        tree.detach(name.as_bytes()).await.unwrap();
+        tree.files().release(handle);
+        tree.attachments().detach(name.as_bytes()).await.unwrap();
     }
 }
 

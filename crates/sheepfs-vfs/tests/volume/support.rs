@@ -200,7 +200,8 @@ pub(crate) async fn attached_as(
     name: &VdiName,
 ) -> (Arc<Tree>, Ino, OpenMode) {
     let tree = Tree::new(client, config);
-    tree.attach(name.as_bytes())
+    tree.attachments()
+        .attach(name.as_bytes())
         .await
         .expect("it can be attached");
     let volumes = tree.lookup(Ino::ROOT, b"volume").await;

@@ -59,6 +59,7 @@ impl Truncated {
 
     async fn handle(&self) -> HandleId {
         self.tree
+            .files()
             .open(self.ino, self.mode, Instant::now())
             .await
             .unwrap()
@@ -80,24 +81,28 @@ impl Truncated {
     async fn write(&self, handle: HandleId, offset: u64, data: Bytes) -> Result<u32, FsError> {
         let (done, written) = oneshot::channel();
         let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-        self.tree.write(handle, offset, &data, false, done);
+        self.tree.files().write(handle, offset, &data, false, done);
         written.await.unwrap()
     }
 
     async fn read(&self, handle: HandleId, offset: u64, len: u32) -> Bytes {
         let (done, read) = oneshot::channel();
         let done = Box::new(move |result: Result<Bytes, FsError>| drop(done.send(result)));
-        self.tree.read(handle, offset, len, false, done);
+        self.tree.files().read(handle, offset, len, false, done);
         read.await.unwrap().unwrap()
     }
 
     /// Closes handles, and returns what another client reads.
     async fn finish(self, cluster: &Cluster, handles: &[HandleId]) -> Vec<u8> {
         for &handle in handles {
-            self.tree.flush(handle).await.unwrap();
-            self.tree.release(handle);
+            self.tree.files().flush(handle).await.unwrap();
+            self.tree.files().release(handle);
         }
-        self.tree.detach(self.name.as_bytes()).await.unwrap();
+        self.tree
+            .attachments()
+            .detach(self.name.as_bytes())
+            .await
+            .unwrap();
         read_all(&open(&cluster.client, &self.name).await).await
     }
 }
@@ -168,9 +173,13 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
                 disk.change(chosen, |file| file.resize(size + len, 0));
             }
             14..16 => {
-                it.tree.extend(handle, offset + count).await.unwrap();
+                it.tree
+                    .files()
+                    .extend(handle, offset + count)
+                    .await
+                    .unwrap();
                 let mode = [AllocateMode::Allocate, AllocateMode::ZeroRange][random.usize(..2)];
-                let allocated = it.tree.allocate(handle, mode, offset, count);
+                let allocated = it.tree.files().allocate(handle, mode, offset, count);
                 allocated.await.unwrap();
                 disk.change(chosen, |file| file.resize(file.len().max(start + len), 0));
                 if mode == AllocateMode::ZeroRange {
@@ -179,7 +188,7 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
             }
             16 => {
                 let punch = AllocateMode::PunchHole;
-                let punched = it.tree.allocate(handle, punch, offset, count);
+                let punched = it.tree.files().allocate(handle, punch, offset, count);
                 punched.await.unwrap();
                 disk.bytes[start..start + len].fill(0);
             }
@@ -239,7 +248,7 @@ async fn mapped_pages_do_not_extend_truncated_handle() {
         let (done, written) = oneshot::channel();
         let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
         let page = pattern(7, 4096);
-        it.tree.write_mapped(handle, MIB, &page, done);
+        it.tree.files().write_mapped(handle, MIB, &page, done);
         written.await.unwrap().unwrap();
         it.write(handle, 0, "hello".into()).await.unwrap();
         let found = it.finish(&cluster, &[handle]).await;

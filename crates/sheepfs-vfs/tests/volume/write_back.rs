@@ -206,33 +206,49 @@ async fn write_back_error_is_reported_once_per_handle() {
     let name = filled(&cluster, "behind-handles", MIB).await;
     let (client, failing) = failing_client(&cluster).await;
     let (tree, file, mode) = attached(client, &name, true).await;
-    let writer = tree.open(file, mode, Instant::now()).await.unwrap().handle;
-    let other = tree.open(file, mode, Instant::now()).await.unwrap().handle;
+    let writer = tree
+        .files()
+        .open(file, mode, Instant::now())
+        .await
+        .unwrap()
+        .handle;
+    let other = tree
+        .files()
+        .open(file, mode, Instant::now())
+        .await
+        .unwrap()
+        .handle;
     let (done, taken) = oneshot::channel();
     let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-    tree.write(writer, 0, &pattern(5, 4096), false, done);
+    tree.files()
+        .write(writer, 0, &pattern(5, 4096), false, done);
     taken.await.unwrap().unwrap();
 
     // Who syncs first does not take the news from who wrote.
     for handle in [other, writer] {
         for _ in 0..2 {
-            let said = tree.flush(handle).await.unwrap_err();
+            let said = tree.files().flush(handle).await.unwrap_err();
             assert_eq!(said.errno(), Errno::ENOSPC);
         }
-        let said = tree.sync(handle).await.unwrap_err();
+        let said = tree.files().sync(handle).await.unwrap_err();
         assert_eq!(said.errno(), Errno::ENOSPC);
-        tree.flush(handle).await.unwrap();
-        tree.sync(handle).await.unwrap();
+        tree.files().flush(handle).await.unwrap();
+        tree.files().sync(handle).await.unwrap();
     }
     // It is nobody else's business.
-    let later = tree.open(file, mode, Instant::now()).await.unwrap().handle;
-    tree.flush(later).await.unwrap();
-    tree.sync(later).await.unwrap();
+    let later = tree
+        .files()
+        .open(file, mode, Instant::now())
+        .await
+        .unwrap()
+        .handle;
+    tree.files().flush(later).await.unwrap();
+    tree.files().sync(later).await.unwrap();
     for handle in [writer, other, later] {
-        tree.release(handle);
+        tree.files().release(handle);
     }
     failing.store(false, Ordering::SeqCst);
-    tree.detach(name.as_bytes()).await.unwrap();
+    tree.attachments().detach(name.as_bytes()).await.unwrap();
 }
 
 /// Without a writer that was told, the device itself reports what was lost.
@@ -272,16 +288,17 @@ async fn write_through_is_on_the_cluster_when_acknowledged() {
         };
         let client = cluster.another_client().await;
         let (tree, file, mode) = attached_as(config, client, &name).await;
-        let opened = tree.open(file, mode, Instant::now()).await.unwrap();
+        let opened = tree.files().open(file, mode, Instant::now()).await.unwrap();
         assert!(!opened.direct_io);
         let (done, taken) = oneshot::channel();
         let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-        tree.write(opened.handle, 0, &pattern(5, 4096), false, done);
+        tree.files()
+            .write(opened.handle, 0, &pattern(5, 4096), false, done);
         taken.await.unwrap().unwrap();
         let found = read_back(&cluster, &name).await[0];
         assert_eq!(found, if write_through { 5 } else { 1 });
-        tree.release(opened.handle);
-        tree.detach(name.as_bytes()).await.unwrap();
+        tree.files().release(opened.handle);
+        tree.attachments().detach(name.as_bytes()).await.unwrap();
     }
 }
 

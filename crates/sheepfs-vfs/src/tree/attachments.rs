@@ -1,18 +1,19 @@
-//! Which volumes are in the tree: attaching, detaching, and what happens to
-//! them when their VDI is replaced.
+//! Attaching and detaching volumes, and what happens to them when their VDI is
+//! replaced.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sheep_client::{VdiSelector, VdiVersion};
+use sheep_client::{Client, VdiSelector, VdiVersion};
 use tokio::time::Instant;
 
-use super::Tree;
+use super::handles::Handles;
+use super::kernel_cache::KernelCache;
+use super::volume_table::VolumeTable;
 use crate::attributes::Invalidation;
 use crate::error::{Chain, FsError};
-use crate::ino::Ino;
-use crate::node::Directory;
+use crate::lock_policy::LockPolicy;
 use crate::resolve::resolve;
 use crate::volume::{Volume, VolumeOptions};
 
@@ -26,7 +27,39 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Volumes attached at once when all are.
 const ATTACH_PARALLEL: usize = 16;
 
-impl Tree {
+/// Changes which volumes are in a tree.
+pub struct Attachments {
+    client: Client,
+    /// Volumes are not written.
+    read_only: bool,
+    volumes: Arc<VolumeTable>,
+    handles: Arc<Handles>,
+    kernel: Arc<KernelCache>,
+    lock_policy: Arc<LockPolicy>,
+    /// One attach or detach at a time: each looks, asks, then changes.
+    attach_lock: tokio::sync::Mutex<()>,
+}
+
+impl Attachments {
+    pub(super) fn new(
+        client: Client,
+        read_only: bool,
+        volumes: Arc<VolumeTable>,
+        handles: Arc<Handles>,
+        kernel: Arc<KernelCache>,
+        lock_policy: Arc<LockPolicy>,
+    ) -> Self {
+        Self {
+            client,
+            read_only,
+            volumes,
+            handles,
+            kernel,
+            lock_policy,
+            attach_lock: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// Attaches `NAME` or `NAME@TAG` under `volume/`. What is attached stays so.
     ///
     /// The file gets the number that this name had before, and that no other name
@@ -44,8 +77,8 @@ impl Tree {
     /// a name that cannot stand in a directory.
     pub async fn attach(&self, target: &[u8]) -> Result<(), FsError> {
         check_file_name(target)?;
-        let _one_at_a_time = self.changing.lock().await;
-        if self.attached().by_name.contains_key(target) {
+        let _attach_lock = self.attach_lock.lock().await;
+        if self.volumes.contains(target) {
             return Ok(());
         }
         let selector = resolve(&self.client, target).await?;
@@ -58,9 +91,9 @@ impl Tree {
     /// `Cluster` when the VDIs cannot be listed. A VDI that cannot be attached
     /// is left out with a warning in the log.
     pub async fn attach_all(&self) -> Result<(), FsError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _attach_lock = self.attach_lock.lock().await;
         let mut names = self.client.cluster().list_names().await?;
-        names.retain(|name| !self.attached().by_name.contains_key(name.as_bytes()));
+        names.retain(|name| !self.volumes.contains(name.as_bytes()));
         for some in names.chunks(ATTACH_PARALLEL) {
             join_all(some.iter().map(|name| async move {
                 let target = name.as_bytes().to_vec();
@@ -82,7 +115,7 @@ impl Tree {
 
     async fn attach_selected(&self, target: Vec<u8>, selector: VdiSelector) -> Result<(), FsError> {
         let options = VolumeOptions {
-            read_only: self.config.read_only,
+            read_only: self.read_only,
             lock: self.lock_policy.lock_on_attach(&self.client).await?,
         };
         let volume = Volume::open(self.client.clone(), selector, options).await?;
@@ -91,13 +124,7 @@ impl Tree {
             volume.selector(),
             target.escape_ascii()
         );
-        let mut attached = self
-            .attached
-            .write()
-            .expect("no one panics with the volumes");
-        let ino = attached.number(&target);
-        attached.by_name.insert(target, ino);
-        attached.by_ino.insert(ino, volume);
+        self.volumes.insert(target, volume);
         Ok(())
     }
 
@@ -107,72 +134,37 @@ impl Tree {
     /// `NoEntry` when it is not attached, `Busy` while it is open, `VolumeIo`
     /// when the last writes cannot be brought home: then it stays attached.
     pub async fn detach(&self, target: &[u8]) -> Result<(), FsError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _attach_lock = self.attach_lock.lock().await;
         self.detach_named(target).await?;
-        self.forget_name(target);
+        self.kernel.invalidate_volume_name(target);
         Ok(())
     }
 
-    /// Has the kernel forget a name that is not there any more. A name that is
-    /// attached anew stays: a bind mount of a forgotten one is shown as deleted.
-    fn forget_name(&self, target: &[u8]) {
-        self.forget(Invalidation::Entry {
-            parent: Directory::Volume.ino(),
-            name: target.to_vec(),
-        });
-    }
-
     async fn detach_named(&self, target: &[u8]) -> Result<(), FsError> {
-        let (ino, volume) = self.volume_named(target).ok_or(FsError::NoEntry)?;
+        let (ino, volume) = self.volumes.named(target).ok_or(FsError::NoEntry)?;
         let deadline = Instant::now() + RELEASE_WAIT;
-        while !self.remove_closed(target, ino) {
+        let is_open = || self.handles.is_open(ino);
+        while !self.volumes.remove_unless(target, ino, is_open) {
             if Instant::now() > deadline {
                 return Err(FsError::Busy(volume.selector().to_string()));
             }
             tokio::time::sleep(RELEASE_PAUSE).await;
         }
         if let Err(error) = volume.close().await {
-            let mut attached = self
-                .attached
-                .write()
-                .expect("no one panics with the volumes");
-            attached.by_name.insert(target.to_vec(), ino);
-            attached.by_ino.insert(ino, volume);
+            self.volumes.insert(target.to_vec(), volume);
             return Err(error.into());
         }
         tracing::info!("detached volume/{}", target.escape_ascii());
-        self.forget_attributes(ino).await;
+        self.kernel.drop_attributes(ino).await;
         Ok(())
-    }
-
-    /// Takes a volume out of the tree, unless somebody has it open.
-    fn remove_closed(&self, target: &[u8], ino: Ino) -> bool {
-        let mut attached = self
-            .attached
-            .write()
-            .expect("no one panics with the volumes");
-        // Opening takes the read lock, so nobody opens it between look and removal.
-        if self.handles.is_open(ino) {
-            return false;
-        }
-        attached.by_name.remove(target);
-        attached.by_ino.remove(&ino);
-        true
     }
 
     /// Finishes what is on its way and gives all locks back.
     pub async fn close(&self) {
         // Not held up by an attach or a preallocation that takes its time.
-        let _one_at_a_time = tokio::time::timeout(CLOSE_WAIT, self.changing.lock()).await;
-        let volumes = {
-            let mut attached = self
-                .attached
-                .write()
-                .expect("no one panics with the volumes");
-            attached.by_name.clear();
-            std::mem::take(&mut attached.by_ino)
-        };
-        join_all(volumes.values().map(|volume| async move {
+        let _attach_lock = tokio::time::timeout(CLOSE_WAIT, self.attach_lock.lock()).await;
+        let volumes = self.volumes.take_all();
+        join_all(volumes.iter().map(|volume| async move {
             if let Err(error) = volume.close().await {
                 tracing::error!("cannot close {}: {}", volume.selector(), Chain(&error));
                 if let Err(error) = volume.release_lock().await {
@@ -190,38 +182,29 @@ impl Tree {
     /// Runs `change`, which replaces or removes a VDI, and sees to it that no
     /// attached volume goes on as if nothing had happened: one that is open
     /// refuses the change, others are attached anew, or no more.
-    pub(crate) async fn replace(
+    pub(crate) async fn with_volumes_detached(
         &self,
         selector: &VdiSelector,
         change: impl Future<Output = Result<(), FsError>>,
     ) -> Result<(), FsError> {
-        let _one_at_a_time = self.changing.lock().await;
-        let names: Vec<Vec<u8>> = {
-            let attached = self.attached();
-            let same = |ino: &Ino| attached.by_ino[ino].selector() == selector;
-            attached
-                .by_name
-                .iter()
-                .filter(|(_, ino)| same(ino))
-                .map(|(name, _)| name.clone())
-                .collect()
-        };
+        let _attach_lock = self.attach_lock.lock().await;
+        let names = self.volumes.names_of(selector);
         for name in &names {
             self.detach_named(name).await?;
         }
-        let changed = self.locked(selector, change).await;
+        let changed = self.with_vdi_lock(selector, change).await;
         for name in names {
             let shown = name.escape_ascii().to_string();
             let again = match self.client.vdi(selector).lookup().await {
                 Ok(_) => self.attach_selected(name.clone(), selector.clone()).await,
                 Err(error) if error.is_missing_version() => {
-                    self.forget_name(&name);
+                    self.kernel.invalidate_volume_name(&name);
                     continue;
                 }
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = again {
-                self.forget_name(&name);
+                self.kernel.invalidate_volume_name(&name);
                 tracing::warn!("volume/{shown} is no longer attached: {}", Chain(&error));
             }
         }
@@ -229,7 +212,7 @@ impl Tree {
     }
 
     /// Runs `change` while nobody else has the VDI's lock.
-    async fn locked(
+    async fn with_vdi_lock(
         &self,
         selector: &VdiSelector,
         change: impl Future<Output = Result<(), FsError>>,
@@ -252,54 +235,39 @@ impl Tree {
     }
 
     /// One change of what is attached at a time, until the guard is dropped.
-    pub(crate) async fn lock_attached(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.changing.lock().await
+    pub(crate) async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.attach_lock.lock().await
     }
 
     /// Refuses what an attached volume would not survive.
     pub(crate) fn check_not_attached(&self, selector: &VdiSelector) -> Result<(), FsError> {
-        let attached = self.attached();
-        match attached
-            .by_ino
-            .values()
-            .find(|volume| volume.selector() == selector)
-        {
-            Some(volume) => Err(FsError::Busy(volume.selector().to_string())),
+        match self.volumes.of(selector).first() {
+            Some((_, volume)) => Err(FsError::Busy(volume.selector().to_string())),
             None => Ok(()),
         }
     }
 
     /// Notices what was done to an attached VDI just now.
-    pub(crate) async fn refresh(&self, selector: &VdiSelector) -> Result<(), FsError> {
-        for (ino, volume) in self.volumes_of(selector) {
+    pub(crate) async fn revalidate(&self, selector: &VdiSelector) -> Result<(), FsError> {
+        for (ino, volume) in self.volumes.of(selector) {
             volume.revalidate_header().await?;
-            self.forget(Invalidation::Inode(ino));
+            self.kernel.invalidate(Invalidation::Inode(ino));
         }
         Ok(())
     }
 
     /// Waits until what was written to an attached VDI is on the cluster, or lost;
     /// those who wrote it are told.
-    pub(crate) async fn settle(&self, selector: &VdiSelector) {
-        for (_, volume) in self.volumes_of(selector) {
+    pub(crate) async fn flush_dirty(&self, selector: &VdiSelector) {
+        for (_, volume) in self.volumes.of(selector) {
             volume.flush_dirty().await;
         }
     }
 
     /// Waits until nothing that was written waits for being sent.
-    pub async fn settle_all(&self) {
-        let volumes: Vec<_> = self.attached().by_ino.values().map(Arc::clone).collect();
+    pub async fn flush_all_dirty(&self) {
+        let volumes = self.volumes.all();
         join_all(volumes.iter().map(|volume| volume.flush_dirty())).await;
-    }
-
-    fn volumes_of(&self, selector: &VdiSelector) -> Vec<(Ino, Arc<Volume>)> {
-        let attached = self.attached();
-        let same = attached
-            .by_ino
-            .iter()
-            .filter(|(_, volume)| volume.selector() == selector);
-        same.map(|(&ino, volume)| (ino, Arc::clone(volume)))
-            .collect()
     }
 }
 

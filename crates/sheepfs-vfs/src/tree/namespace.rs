@@ -1,0 +1,97 @@
+//! The names of the tree: which directories and files there are.
+
+use std::sync::Arc;
+
+use super::volume_table::VolumeTable;
+use crate::attributes::{Entry, FileKind};
+use crate::error::FsError;
+use crate::ino::Ino;
+use crate::node::{Directory, FIXED, Fixed, Node};
+
+/// See the module.
+pub(crate) struct Namespace {
+    volumes: Arc<VolumeTable>,
+}
+
+impl Namespace {
+    pub(super) fn new(volumes: Arc<VolumeTable>) -> Self {
+        Self { volumes }
+    }
+
+    /// What has a number.
+    ///
+    /// # Errors
+    /// `NoEntry`.
+    pub(super) fn node(&self, ino: Ino) -> Result<Node, FsError> {
+        if ino == Ino::ROOT {
+            return Ok(Node::Directory(Directory::Root));
+        }
+        if let Some(volume) = self.volumes.get(ino) {
+            return Ok(Node::Volume(volume));
+        }
+        let fixed = FIXED.iter().find(|entry| entry.ino == ino.report());
+        Ok(fixed.ok_or(FsError::NoEntry)?.node.clone())
+    }
+
+    /// The directory that `ino` is in; the root is in itself.
+    ///
+    /// # Errors
+    /// `NoEntry`.
+    pub(super) fn parent(&self, ino: Ino) -> Result<Directory, FsError> {
+        if let Node::Volume(_) = self.node(ino)? {
+            return Ok(Directory::Volume);
+        }
+        let fixed = FIXED.iter().find(|entry| entry.ino == ino.report());
+        Ok(fixed.map_or(Directory::Root, |entry| entry.parent))
+    }
+
+    /// The file or directory of a name in directory `parent`.
+    ///
+    /// # Errors
+    /// `NoEntry`, `NotDirectory`.
+    pub(super) fn child(&self, parent: Ino, name: &[u8]) -> Result<(Ino, Node), FsError> {
+        let directory = self.directory(parent)?;
+        if directory == Directory::Volume {
+            let (ino, volume) = self.volumes.named(name).ok_or(FsError::NoEntry)?;
+            return Ok((ino, Node::Volume(volume)));
+        }
+        let entry = FIXED
+            .iter()
+            .find(|entry| entry.parent == directory && entry.name.as_bytes() == name)
+            .ok_or(FsError::NoEntry)?;
+        Ok((entry.ino, entry.node.clone()))
+    }
+
+    /// The entries of a directory, without `.` and `..`, as of now.
+    ///
+    /// # Errors
+    /// `NoEntry`, `NotDirectory`.
+    pub(super) fn entries(&self, ino: Ino) -> Result<Vec<Entry>, FsError> {
+        let directory = self.directory(ino)?;
+        if directory == Directory::Volume {
+            let entry = |(name, ino)| Entry {
+                ino,
+                kind: FileKind::Regular,
+                name,
+            };
+            return Ok(self.volumes.names().into_iter().map(entry).collect());
+        }
+        let inside = FIXED.iter().filter(|entry| entry.parent == directory);
+        let entry = |fixed: &Fixed| Entry {
+            ino: fixed.ino,
+            kind: match fixed.node {
+                Node::Directory(_) => FileKind::Directory,
+                _ => FileKind::Regular,
+            },
+            name: fixed.name.into(),
+        };
+        Ok(inside.map(entry).collect())
+    }
+
+    fn directory(&self, ino: Ino) -> Result<Directory, FsError> {
+        match self.node(ino)? {
+            Node::Directory(directory) => Ok(directory),
+            _ => Err(FsError::NotDirectory),
+        }
+    }
+}
