@@ -31,10 +31,6 @@ mod source;
 
 use graph::{Graph, TypeImpls};
 
-/// Crates whose modules use each other in circles, or have types in several files.
-/// Layers are checked everywhere.
-const NOT_YET: [&str; 0] = [];
-
 /// Types that [`print`] names for their size.
 const LARGEST: usize = 3;
 
@@ -44,15 +40,14 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     let root = root();
     let mut found = Vec::new();
     for member in members()? {
-        let mut problems = Vec::new();
         for graph in &member.graphs {
-            problems.extend(cycle_problems(graph));
-            problems.extend(type_problems(graph));
+            let problems = [cycle_problems(graph), type_problems(graph)].concat();
+            let named = |problem| format!("{}: {problem}", member.name);
+            found.extend(problems.into_iter().map(named));
             for folder in &layers::FOLDERS {
                 found.extend(folder.problems(&root, graph));
             }
         }
-        found.extend(after_exemption(&member.name, problems, &NOT_YET));
     }
     Ok(found)
 }
@@ -100,20 +95,6 @@ fn read_member(package: &Value) -> anyhow::Result<Member> {
 
 fn read_graph(root: &str, read: &dyn Fn(&Path) -> Option<String>) -> anyhow::Result<Graph> {
     Ok(Graph::new(source::read_crate(Path::new(root), read)?))
-}
-
-/// What remains to be said of a crate's problems when some crates may have them.
-fn after_exemption(member: &str, problems: Vec<String>, exempt: &[&str]) -> Vec<String> {
-    if !exempt.contains(&member) {
-        let prefix = |problem| format!("{member}: {problem}");
-        return problems.into_iter().map(prefix).collect();
-    }
-    if problems.is_empty() {
-        return vec![format!(
-            "{member} passes the module checks: take it off NOT_YET in xtask/src/modules.rs"
-        )];
-    }
-    Vec::new()
 }
 
 fn cycle_problems(graph: &Graph) -> Vec<String> {
@@ -379,14 +360,5 @@ mod tests {
             ("src/bin/c/d.rs", "use crate::b::f::F;"),
         ]);
         assert_eq!(found, ["c::d > b::f", "cli::e > b::f"]);
-    }
-
-    #[test]
-    fn exempt_crate_is_silent_until_it_is_clean() {
-        let problem = || vec!["a problem".to_owned()];
-        assert_eq!(after_exemption("a", problem(), &[]), ["a: a problem"]);
-        assert!(after_exemption("a", problem(), &["a"]).is_empty());
-        assert_eq!(after_exemption("a", Vec::new(), &["a"]).len(), 1);
-        assert!(after_exemption("a", Vec::new(), &[]).is_empty());
     }
 }
