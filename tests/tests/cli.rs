@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -137,7 +138,7 @@ fn a_peer_that_is_no_sheep_is_named() -> anyhow::Result<()> {
     let mountpoint = Mountpoint::new()?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?.to_string();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // The other side may have gone; it has been told enough.
             drop(std::io::Write::write_all(&mut &stream, &[b'#'; 4096]));
@@ -241,6 +242,30 @@ fn every_polite_way_to_end_it_ends_with_0_and_without_a_mount() -> anyhow::Resul
             !is_mounted(&mounted.mountpoint())?,
             "{signal:?}: its mount is still there"
         );
+    }
+    Ok(())
+}
+
+/// Nothing that sheepfs does at its start keeps the mountpoint busy.
+#[test]
+fn unmount_right_after_mount_succeeds() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    for attempt in 0..10 {
+        let mountpoint = Mountpoint::new()?;
+        let mut sheepfs = Command::new(sheepfs_binary()?)
+            .args(["--foreground", "--address", cluster.address()])
+            .arg(mountpoint.path())
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        wait_until("it is mounted", LIMIT, || {
+            is_mounted(Path::new(mountpoint.path()))
+        })?;
+        thread::sleep(Duration::from_millis(3) * attempt);
+        run(Command::new("umount").arg(mountpoint.path()))?;
+        wait_until("it has ended", LIMIT, || Ok(sheepfs.try_wait()?.is_some()))?;
+        let status = sheepfs.wait()?;
+        ensure!(status.success(), "attempt {attempt}: {status}");
     }
     Ok(())
 }

@@ -18,11 +18,15 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::hint::black_box;
 use std::io::{self, Write as _};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// A file that is always there and can be written.
 const WRITABLE_FILE: &str = "vdi/mount";
@@ -59,6 +63,17 @@ fn output(path: &Path) -> OsString {
     operand
 }
 
+/// The tree at `mountpoint` mounted once more, at no place, as long as the
+/// descriptor is open. A file that is open in it does not make the mountpoint busy.
+///
+/// # Errors
+/// Where the system grants no such thing: to users other than root, and before
+/// Linux 5.2.
+fn detached_mount(mountpoint: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, mountpoint, flags)?)
+}
+
 /// The threads that read requests from the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct EventLoops {
@@ -82,8 +97,17 @@ impl EventLoops {
         mountpoint: &Path,
         max_request: usize,
     ) -> io::Result<()> {
+        // Otherwise umount(8) right after the mount would fail.
+        let detached = detached_mount(mountpoint);
+        let root = match &detached {
+            Ok(mount) => PathBuf::from(format!("/proc/{}/fd/{}", process::id(), mount.as_raw_fd())),
+            Err(error) => {
+                tracing::debug!("the mountpoint is busy for a moment: no detached mount: {error}");
+                mountpoint.to_owned()
+            }
+        };
         let mut writer = Command::new("dd")
-            .arg(output(&mountpoint.join(WRITABLE_FILE)))
+            .arg(output(&root.join(WRITABLE_FILE)))
             .arg(format!("bs={max_request}"))
             .args(["conv=notrunc", "iflag=fullblock"])
             .stdin(Stdio::piped())
