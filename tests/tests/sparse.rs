@@ -109,6 +109,17 @@ fn copies_into_a_volume_leave_its_holes() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Each read of a hole asks the cluster, so that blocks of 4 KiB would be slow.
+#[test]
+fn volume_is_read_in_large_blocks() -> anyhow::Result<()> {
+    let cluster = TestCluster::start()?;
+    let mounted = Mounted::start(&cluster, &[])?;
+    let name = cluster.unique_name("blocks");
+    let volume = mounted.create(&name, "8M")?;
+    assert_eq!(fs::metadata(&volume)?.blksize(), MIB);
+    discard(&mounted, &name)
+}
+
 /// Where data starts and ends, as a program that copies holes finds out.
 fn data(file: &File) -> anyhow::Result<Vec<(u64, u64)>> {
     let mut found = Vec::new();

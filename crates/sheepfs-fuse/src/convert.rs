@@ -8,10 +8,14 @@ use nix::fcntl::{FallocateFlags, OFlag};
 use nix::unistd::Whence;
 use sheepfs_vfs::{AllocateMode, Attributes, FileKind, HandleId, Ino, OpenMode, Opened, SeekTo};
 
-/// `st_blksize`. Tools that copy files use at least 128 KiB whatever this
-/// says; those that go through stdio would read all of a larger value for a
-/// few bytes each.
-const PREFERRED_IO_SIZE: u32 = 4096;
+use crate::init::MAX_REQUEST;
+
+/// `st_blksize` of a volume: the largest request, as on NFS. `cat`, `cmp` and stdio
+/// read in blocks of this size. Every read of a hole asks the cluster whether it
+/// still is one, so that small blocks would take a round trip each.
+const VOLUME_IO_SIZE: u32 = MAX_REQUEST;
+/// `st_blksize` of everything else.
+const TEXT_IO_SIZE: u32 = 4096;
 
 /// The kernel counts `st_blocks` and nothing else in this unit; `statfs` has its own.
 pub(crate) const STATFS_BLOCK_SIZE: u32 = 4096;
@@ -44,7 +48,7 @@ impl Ownership {
             uid: self.uid,
             gid: self.gid,
             rdev: 0,
-            blksize: PREFERRED_IO_SIZE,
+            blksize: io_size(attributes.kind),
             flags: 0,
         }
     }
@@ -87,7 +91,7 @@ impl Ownership {
 pub(crate) fn name_lifetime(attributes: &Attributes) -> Duration {
     match attributes.kind {
         FileKind::Directory => attributes.cacheable,
-        FileKind::Regular => Duration::ZERO,
+        FileKind::Text | FileKind::Volume => Duration::ZERO,
     }
 }
 
@@ -106,7 +110,15 @@ pub(crate) fn errno(errno: Errno) -> fuser::Errno {
 pub(crate) fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::Directory => FileType::Directory,
-        FileKind::Regular => FileType::RegularFile,
+        FileKind::Text | FileKind::Volume => FileType::RegularFile,
+    }
+}
+
+/// `st_blksize`, in bytes.
+fn io_size(kind: FileKind) -> u32 {
+    match kind {
+        FileKind::Volume => VOLUME_IO_SIZE,
+        FileKind::Directory | FileKind::Text => TEXT_IO_SIZE,
     }
 }
 
@@ -199,7 +211,7 @@ mod tests {
         Attributes {
             ino: Ino(42),
             node: Ino(43),
-            kind: FileKind::Regular,
+            kind: FileKind::Volume,
             size: 1 << 40,
             blocks: 8192,
             permissions: 0o644,

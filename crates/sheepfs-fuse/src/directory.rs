@@ -64,7 +64,7 @@ mod tests {
     fn entry(name: &str) -> Entry {
         Entry {
             ino: Ino(7),
-            kind: FileKind::Regular,
+            kind: FileKind::Volume,
             name: name.into(),
         }
     }

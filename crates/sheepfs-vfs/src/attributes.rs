@@ -12,8 +12,10 @@ use crate::ino::{HandleId, Ino};
 pub enum FileKind {
     /// A directory.
     Directory,
-    /// A regular file.
-    Regular,
+    /// A regular file of text: a report, a setting, a command file.
+    Text,
+    /// A regular file with the bytes of a VDI.
+    Volume,
 }
 
 /// What stat(2) says of a file, but for its owner.

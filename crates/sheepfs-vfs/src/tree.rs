@@ -209,10 +209,10 @@ impl Tree {
         };
         Ok(match self.namespace.node(ino)? {
             Node::Directory(_) => fixed(FileKind::Directory, 0, 0o755, self.started, STATIC_TTL),
-            Node::Command(_) => fixed(FileKind::Regular, 0, 0o644, self.started, STATIC_TTL),
+            Node::Command(_) => fixed(FileKind::Text, 0, 0o644, self.started, STATIC_TTL),
             Node::Setting(setting) => {
                 let size = self.settings.text(setting).len() as u64;
-                fixed(FileKind::Regular, size, 0o644, self.started, Duration::ZERO)
+                fixed(FileKind::Text, size, 0o644, self.started, Duration::ZERO)
             }
             Node::Report(..) => {
                 let is_open = self.handles.is_open(ino);
@@ -225,7 +225,7 @@ impl Tree {
                 Attributes {
                     ino,
                     node: ino,
-                    kind: FileKind::Regular,
+                    kind: FileKind::Volume,
                     size: volume.size(),
                     blocks: volume.allocated() / 512,
                     permissions: if volume.is_writable() { 0o644 } else { 0o444 },
@@ -331,7 +331,7 @@ fn report_attributes(file: Ino, text: &ReportText) -> Attributes {
     Attributes {
         ino: file.report(),
         node: file,
-        kind: FileKind::Regular,
+        kind: FileKind::Text,
         size: text.bytes.len() as u64,
         blocks: 0,
         permissions: 0o444,

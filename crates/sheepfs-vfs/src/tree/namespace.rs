@@ -71,7 +71,7 @@ impl Namespace {
         if directory == Directory::Volume {
             let entry = |(name, ino)| Entry {
                 ino,
-                kind: FileKind::Regular,
+                kind: FileKind::Volume,
                 name,
             };
             return Ok(self.volumes.names().into_iter().map(entry).collect());
@@ -81,7 +81,7 @@ impl Namespace {
             ino: fixed.ino,
             kind: match fixed.node {
                 Node::Directory(_) => FileKind::Directory,
-                _ => FileKind::Regular,
+                _ => FileKind::Text,
             },
             name: fixed.name.into(),
         };
