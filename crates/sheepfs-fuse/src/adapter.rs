@@ -133,7 +133,7 @@ impl Filesystem for Adapter {
                     Ino::ROOT => ROOT_GENERATION,
                     _ => generation,
                 };
-                reply.entry_with_ttls(&attributes.cacheable, &lifetime, &attr, generation);
+                reply.entry_with_ttls(&attributes.ttl, &lifetime, &attr, generation);
             });
     }
 
@@ -143,7 +143,7 @@ impl Filesystem for Adapter {
         let work = async move { Ok(tree.attributes(convert::ino(ino)).await?) };
         self.answers
             .work(facts, reply, work, move |reply, attributes| {
-                reply.attr(&attributes.cacheable, &owner.file_attr(&attributes));
+                reply.attr(&attributes.ttl, &owner.file_attr(&attributes));
             });
     }
 
@@ -186,7 +186,7 @@ impl Filesystem for Adapter {
         };
         self.answers
             .work(facts, reply, work, move |reply, attributes| {
-                reply.attr(&attributes.cacheable, &owner.file_attr(&attributes));
+                reply.attr(&attributes.ttl, &owner.file_attr(&attributes));
             });
     }
 
@@ -319,7 +319,7 @@ impl Filesystem for Adapter {
     ) {
         let facts = range("readdir", request, ino, offset, 0);
         let listing = if offset == 0 {
-            let entries = self.tree.entries(convert::ino(ino));
+            let entries = self.tree.readdir(convert::ino(ino));
             entries.map(|entries| self.directories.restart(fh, entries))
         } else {
             Ok(self.directories.listing(fh))
@@ -362,7 +362,7 @@ impl Filesystem for Adapter {
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let facts = facts("statfs", request, ino);
         let tree = Arc::clone(&self.tree);
-        let work = async move { Ok(tree.capacity().await?) };
+        let work = async move { Ok(tree.statfs().await?) };
         self.answers.work(facts, reply, work, |reply, capacity| {
             let block = u64::from(convert::STATFS_BLOCK_SIZE);
             let (total, free) = (capacity.total / block, capacity.free / block);
@@ -500,7 +500,7 @@ impl Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let facts = range("getxattr", request, ino, 0, size.into());
-        let attributes = self.tree.extended_attributes(convert::ino(ino));
+        let attributes = self.tree.list_xattrs(convert::ino(ino));
         let value = attributes
             .map_err(Failure::Tree)
             .and_then(|attributes| xattr::value(attributes, name));
@@ -510,7 +510,7 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let facts = range("listxattr", request, ino, 0, size.into());
-        let attributes = self.tree.extended_attributes(convert::ino(ino));
+        let attributes = self.tree.list_xattrs(convert::ino(ino));
         let answer = attributes
             .map_err(Failure::Tree)
             .and_then(|attributes| xattr::answer(xattr::names(&attributes), size));

@@ -90,7 +90,7 @@ impl Ownership {
 /// one short request that does not leave this process.
 pub(crate) fn name_lifetime(attributes: &Attributes) -> Duration {
     match attributes.kind {
-        FileKind::Directory => attributes.cacheable,
+        FileKind::Directory => attributes.ttl,
         FileKind::Text | FileKind::Volume => Duration::ZERO,
     }
 }
@@ -216,7 +216,7 @@ mod tests {
             blocks: 8192,
             permissions: 0o644,
             modified: SystemTime::UNIX_EPOCH,
-            cacheable: Duration::from_secs(1),
+            ttl: Duration::from_secs(1),
         }
     }
 

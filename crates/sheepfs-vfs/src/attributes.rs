@@ -37,7 +37,7 @@ pub struct Attributes {
     /// Last change.
     pub modified: SystemTime,
     /// How long these attributes, and the name that led to them, may be believed.
-    pub cacheable: Duration,
+    pub ttl: Duration,
 }
 
 /// An entry of a directory.

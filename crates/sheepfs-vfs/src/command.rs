@@ -15,7 +15,7 @@ use sheep_proto::{Redundancy, VdiName};
 use crate::error::FsError;
 
 /// Bytes of a refused line shown in its error.
-const SHOWN: usize = 80;
+const MAX_SHOWN_LEN: usize = 80;
 /// Longest line: two names of 255 bytes and some words.
 const MAX_LINE: usize = 1024;
 
@@ -39,7 +39,9 @@ pub(crate) fn invalid(text: impl Into<String>) -> FsError {
 /// The error of a write to `file`.
 pub(crate) fn refused(file: &'static str, data: &[u8], source: FsError) -> FsError {
     let line = data.strip_suffix(b"\n").unwrap_or(data);
-    let line = line[..line.len().min(SHOWN)].escape_ascii().to_string();
+    let line = line[..line.len().min(MAX_SHOWN_LEN)]
+        .escape_ascii()
+        .to_string();
     FsError::Command {
         file,
         line,
@@ -60,7 +62,10 @@ pub(crate) fn line(data: &[u8]) -> Result<&[u8], FsError> {
 }
 
 /// The two words of a line.
-pub(crate) fn two_words<'a>(line: &'a [u8], usage: &str) -> Result<(&'a [u8], &'a [u8]), FsError> {
+pub(crate) fn split_two_words<'a>(
+    line: &'a [u8],
+    usage: &str,
+) -> Result<(&'a [u8], &'a [u8]), FsError> {
     let mut words = words(line);
     match (words.next(), words.next(), words.next()) {
         (Some(first), Some(second), None) => Ok((first, second)),
@@ -169,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn create_lines_say_what_they_want() {
+    fn command_create_line_is_parsed() {
         let CreateLine { new, preallocate } =
             create(b"disk0 10G copies=4:2 object_size=8M prealloc").unwrap();
         assert_eq!(new.name, VdiName::new("disk0").unwrap());
@@ -183,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_create_lines_name_the_word_that_is_wrong() {
+    fn command_error_names_wrong_word() {
         for (line, word) in [
             ("a", "expected NAME SIZE"),
             ("a b", "'b' is not a size"),
@@ -200,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn one_newline_ends_a_line() {
+    fn command_line_ends_at_one_newline() {
         assert_eq!(line(b"demo\n").unwrap(), b"demo");
         assert_eq!(line(b"demo").unwrap(), b"demo");
         assert!(line(b"\n").is_err());
@@ -208,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_is_off_at_0_and_on_at_any_other_whole_number() {
+    fn command_switch_is_off_at_zero_only() {
         for off in ["0", "-0", "+00", " 0", "0x1", "0.5", "\t\n\x0b\x0c\r0"] {
             assert!(!switch(off.as_bytes()).unwrap(), "{off:?}");
         }
@@ -232,9 +237,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_line_panics(data: Vec<u8>) {
+        fn command_no_line_panics(data: Vec<u8>) {
             if let Ok(line) = line(&data) {
-                let _ = (create(line), two_words(line, "A B"), switch(line));
+                let _ = (create(line), split_two_words(line, "A B"), switch(line));
             }
         }
     }

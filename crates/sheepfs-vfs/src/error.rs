@@ -20,7 +20,7 @@ pub type Completion<T> = Box<dyn FnOnce(Result<T, FsError>) + Send>;
 pub enum FsError {
     /// There is no such entry.
     #[error("no such file")]
-    NoEntry,
+    NotFound,
     /// A directory was asked for what only a file can do.
     #[error("it is a directory")]
     IsDirectory,
@@ -32,7 +32,7 @@ pub enum FsError {
     BadHandle,
     /// A report cannot be written, and so on.
     #[error("this file cannot be written")]
-    Access,
+    PermissionDenied,
     /// The mount only reads.
     #[error("this mount is read-only")]
     ReadOnly,
@@ -71,11 +71,11 @@ impl FsError {
     /// The errno the system call reports; listed in sheepfs(8).
     pub fn errno(&self) -> Errno {
         match self {
-            Self::NoEntry => Errno::ENOENT,
+            Self::NotFound => Errno::ENOENT,
             Self::IsDirectory => Errno::EISDIR,
             Self::NotDirectory => Errno::ENOTDIR,
             Self::BadHandle => Errno::EBADF,
-            Self::Access => Errno::EACCES,
+            Self::PermissionDenied => Errno::EACCES,
             Self::ReadOnly => Errno::EROFS,
             Self::Busy(_) => Errno::EBUSY,
             Self::Invalid(_) | Self::Superseded => Errno::EINVAL,
@@ -89,11 +89,11 @@ impl FsError {
     /// How loud it belongs in the log.
     pub fn level(&self) -> Level {
         match self {
-            Self::NoEntry
+            Self::NotFound
             | Self::IsDirectory
             | Self::NotDirectory
             | Self::BadHandle
-            | Self::Access
+            | Self::PermissionDenied
             | Self::ReadOnly
             | Self::Superseded
             | Self::Unsupported

@@ -29,14 +29,14 @@ const NOT_TRUNCATED: u64 = u64::MAX;
 pub(crate) struct FileEnd {
     end: AtomicU64,
     /// Held to change `end`, together with the discard that the change needs.
-    moving: tokio::sync::Mutex<()>,
+    change_lock: tokio::sync::Mutex<()>,
 }
 
 impl Default for FileEnd {
     fn default() -> Self {
         Self {
             end: AtomicU64::new(NOT_TRUNCATED),
-            moving: tokio::sync::Mutex::default(),
+            change_lock: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -48,7 +48,7 @@ impl FileEnd {
         if range.end <= self.get() {
             return true;
         }
-        let Ok(_moving) = self.moving.try_lock() else {
+        let Ok(_change_lock) = self.change_lock.try_lock() else {
             return false;
         };
         let end = self.get();
@@ -71,7 +71,7 @@ impl FileEnd {
     where
         D: Future<Output = Result<(), FsError>>,
     {
-        let _moving = self.moving.lock().await;
+        let _change_lock = self.change_lock.lock().await;
         let end = self.get();
         if end < range.start {
             discard(end..range.start).await?;
@@ -97,7 +97,7 @@ impl FileEnd {
     where
         D: Future<Output = Result<(), FsError>>,
     {
-        let _moving = self.moving.lock().await;
+        let _change_lock = self.change_lock.lock().await;
         let end = self.get();
         // Until it is truncated, a file ends where its volume does.
         if end == NOT_TRUNCATED && to >= size {

@@ -8,7 +8,7 @@ use crate::volume::Volume;
 
 /// What stands behind one entry of the tree. A new kind is a design change.
 #[derive(Clone, Debug)]
-pub(crate) enum Node {
+pub(crate) enum FsNode {
     /// Holds other entries.
     Directory(Directory),
     /// A text file made when it is opened, such as `vdi/list`.
@@ -83,130 +83,160 @@ impl Setting {
 }
 
 /// An entry that is always there.
-pub(crate) struct Fixed {
+pub(crate) struct StaticEntry {
     pub(crate) ino: Ino,
     pub(crate) parent: Directory,
     pub(crate) name: &'static str,
-    pub(crate) node: Node,
+    pub(crate) node: FsNode,
 }
 
 /// Every entry but the volumes. Numbers are fixed for good: they may be in use
 /// in a script, and a kernel that remembers one must find the same file.
-pub(crate) const FIXED: &[Fixed] = &[
-    fixed(
+pub(crate) const STATIC_ENTRIES: &[StaticEntry] = &[
+    static_entry(
         2,
         Directory::Root,
         "cluster",
-        Node::Directory(Directory::Cluster),
+        FsNode::Directory(Directory::Cluster),
     ),
-    fixed(3, Directory::Root, "node", Node::Directory(Directory::Node)),
-    fixed(4, Directory::Root, "vdi", Node::Directory(Directory::Vdi)),
-    fixed(
+    static_entry(
+        3,
+        Directory::Root,
+        "node",
+        FsNode::Directory(Directory::Node),
+    ),
+    static_entry(4, Directory::Root, "vdi", FsNode::Directory(Directory::Vdi)),
+    static_entry(
         5,
         Directory::Root,
         "config",
-        Node::Directory(Directory::Config),
+        FsNode::Directory(Directory::Config),
     ),
-    fixed(
+    static_entry(
         6,
         Directory::Root,
         "volume",
-        Node::Directory(Directory::Volume),
+        FsNode::Directory(Directory::Volume),
     ),
-    fixed(
+    static_entry(
         16,
         Directory::Cluster,
         "info",
-        Node::Report(Report::ClusterInfo, Format::Text),
+        FsNode::Report(Report::ClusterInfo, Format::Text),
     ),
-    fixed(
+    static_entry(
         17,
         Directory::Cluster,
         "info.json",
-        Node::Report(Report::ClusterInfo, Format::Json),
+        FsNode::Report(Report::ClusterInfo, Format::Json),
     ),
-    fixed(
+    static_entry(
         18,
         Directory::Node,
         "info",
-        Node::Report(Report::NodeInfo, Format::Text),
+        FsNode::Report(Report::NodeInfo, Format::Text),
     ),
-    fixed(
+    static_entry(
         19,
         Directory::Node,
         "info.json",
-        Node::Report(Report::NodeInfo, Format::Json),
+        FsNode::Report(Report::NodeInfo, Format::Json),
     ),
-    fixed(
+    static_entry(
         20,
         Directory::Node,
         "list",
-        Node::Report(Report::NodeList, Format::Text),
+        FsNode::Report(Report::NodeList, Format::Text),
     ),
-    fixed(
+    static_entry(
         21,
         Directory::Node,
         "list.json",
-        Node::Report(Report::NodeList, Format::Json),
+        FsNode::Report(Report::NodeList, Format::Json),
     ),
-    fixed(
+    static_entry(
         22,
         Directory::Vdi,
         "list",
-        Node::Report(Report::VdiList, Format::Text),
+        FsNode::Report(Report::VdiList, Format::Text),
     ),
-    fixed(
+    static_entry(
         23,
         Directory::Vdi,
         "list.json",
-        Node::Report(Report::VdiList, Format::Json),
+        FsNode::Report(Report::VdiList, Format::Json),
     ),
-    fixed(32, Directory::Vdi, "mount", Node::Command(Command::Mount)),
-    fixed(
+    static_entry(32, Directory::Vdi, "mount", FsNode::Command(Command::Mount)),
+    static_entry(
         33,
         Directory::Vdi,
         "unmount",
-        Node::Command(Command::Unmount),
+        FsNode::Command(Command::Unmount),
     ),
-    fixed(34, Directory::Vdi, "create", Node::Command(Command::Create)),
-    fixed(
+    static_entry(
+        34,
+        Directory::Vdi,
+        "create",
+        FsNode::Command(Command::Create),
+    ),
+    static_entry(
         35,
         Directory::Vdi,
         "snapshot",
-        Node::Command(Command::Snapshot),
+        FsNode::Command(Command::Snapshot),
     ),
-    fixed(36, Directory::Vdi, "clone", Node::Command(Command::Clone)),
-    fixed(
+    static_entry(36, Directory::Vdi, "clone", FsNode::Command(Command::Clone)),
+    static_entry(
         37,
         Directory::Vdi,
         "rollback",
-        Node::Command(Command::Rollback),
+        FsNode::Command(Command::Rollback),
     ),
-    fixed(38, Directory::Vdi, "resize", Node::Command(Command::Resize)),
-    fixed(39, Directory::Vdi, "delete", Node::Command(Command::Delete)),
-    fixed(40, Directory::Vdi, "unlock", Node::Command(Command::Unlock)),
-    fixed(
+    static_entry(
+        38,
+        Directory::Vdi,
+        "resize",
+        FsNode::Command(Command::Resize),
+    ),
+    static_entry(
+        39,
+        Directory::Vdi,
+        "delete",
+        FsNode::Command(Command::Delete),
+    ),
+    static_entry(
+        40,
+        Directory::Vdi,
+        "unlock",
+        FsNode::Command(Command::Unlock),
+    ),
+    static_entry(
         48,
         Directory::Config,
         "page_cache",
-        Node::Setting(Setting::PageCache),
+        FsNode::Setting(Setting::PageCache),
     ),
-    fixed(
+    static_entry(
         49,
         Directory::Config,
         "object_cache",
-        Node::Setting(Setting::ObjectCache),
+        FsNode::Setting(Setting::ObjectCache),
     ),
-    fixed(
+    static_entry(
         50,
         Directory::Config,
         "sheep_info",
-        Node::Setting(Setting::SheepInfo),
+        FsNode::Setting(Setting::SheepInfo),
     ),
 ];
 
-const fn fixed(ino: u64, parent: Directory, name: &'static str, node: Node) -> Fixed {
-    Fixed {
+const fn static_entry(
+    ino: u64,
+    parent: Directory,
+    name: &'static str,
+    node: FsNode,
+) -> StaticEntry {
+    StaticEntry {
         ino: Ino(ino),
         parent,
         name,
@@ -235,14 +265,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_names_are_unique_and_directories_know_theirs() {
+    fn static_entries_are_unique() {
         let mut inos = HashSet::from([Ino::ROOT]);
         let mut names = HashSet::new();
-        for entry in FIXED {
+        for entry in STATIC_ENTRIES {
             assert!(inos.insert(entry.ino) && entry.ino < Ino::FIRST_VOLUME);
             assert_eq!(entry.ino.of_text(1 << 40).report(), entry.ino);
             assert!(names.insert((entry.parent.ino(), entry.name)));
-            if let Node::Directory(directory) = entry.node {
+            if let FsNode::Directory(directory) = entry.node {
                 assert_eq!(directory.ino(), entry.ino);
             }
         }

@@ -25,10 +25,10 @@ mod local_time;
 pub mod node_info;
 pub mod node_list;
 mod nodes;
-mod shared;
+mod single_flight;
 pub mod vdi_list;
 
-pub use shared::{Found, ReportText, SharedReport};
+pub use single_flight::{Found, ReportText, SingleFlight};
 
 use sheep_client::{Client, ClientError};
 

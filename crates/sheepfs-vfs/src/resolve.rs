@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_what_follows_the_last_at_sign() {
+    fn resolve_tag_follows_last_at_sign() {
         let (whole, parts) = split(b"a@b@c").unwrap();
         assert_eq!(whole.as_bytes(), b"a@b@c");
         let (name, tag) = parts.unwrap();
@@ -108,7 +108,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text: Vec<u8>) {
+        fn resolve_no_text_panics(text: Vec<u8>) {
             let _ = split(&text);
         }
     }

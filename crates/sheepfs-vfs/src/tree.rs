@@ -35,7 +35,7 @@ use crate::command::CommandRunner;
 use crate::error::FsError;
 use crate::ino::{HandleId, Ino};
 use crate::lock_policy::{LockMode, LockPolicy};
-use crate::node::{Directory, Node};
+use crate::node::{Directory, FsNode};
 use crate::report::ReportText;
 use crate::volume::BlockDevice as _;
 use crate::xattrs::xattrs;
@@ -176,7 +176,7 @@ impl Tree {
     /// it has evicted.
     ///
     /// # Errors
-    /// `NoEntry`, `NotDirectory`, and as [`Tree::attributes`].
+    /// `NotFound`, `NotDirectory`, and as [`Tree::attributes`].
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, FsError> {
         match name {
             b"." => return self.attributes(parent).await,
@@ -184,8 +184,8 @@ impl Tree {
             _ => {}
         }
         let (ino, node) = self.namespace.child(parent, name)?;
-        if let Node::Report(..) = node {
-            let (file, text) = self.reports.look_up(ino).await?;
+        if let FsNode::Report(..) = node {
+            let (file, text) = self.reports.lookup(ino).await?;
             return Ok(report_attributes(file, &text));
         }
         self.attributes(ino).await
@@ -194,10 +194,10 @@ impl Tree {
     /// The attributes of a file.
     ///
     /// # Errors
-    /// `NoEntry`; `Cluster` when a report cannot be made; `Stale` for a volume
+    /// `NotFound`; `Cluster` when a report cannot be made; `Stale` for a volume
     /// whose VDI is gone.
     pub async fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
-        let fixed = |kind, size, permissions, modified, cacheable| Attributes {
+        let fixed = |kind, size, permissions, modified, ttl| Attributes {
             ino,
             node: ino,
             kind,
@@ -205,21 +205,21 @@ impl Tree {
             blocks: 0,
             permissions,
             modified,
-            cacheable,
+            ttl,
         };
         Ok(match self.namespace.node(ino)? {
-            Node::Directory(_) => fixed(FileKind::Directory, 0, 0o755, self.started, STATIC_TTL),
-            Node::Command(_) => fixed(FileKind::Text, 0, 0o644, self.started, STATIC_TTL),
-            Node::Setting(setting) => {
+            FsNode::Directory(_) => fixed(FileKind::Directory, 0, 0o755, self.started, STATIC_TTL),
+            FsNode::Command(_) => fixed(FileKind::Text, 0, 0o644, self.started, STATIC_TTL),
+            FsNode::Setting(setting) => {
                 let size = self.settings.text(setting).len() as u64;
                 fixed(FileKind::Text, size, 0o644, self.started, Duration::ZERO)
             }
-            Node::Report(..) => {
+            FsNode::Report(..) => {
                 let is_open = self.handles.is_open(ino);
                 let text = self.reports.stat(ino, is_open).await?;
                 report_attributes(ino, &text)
             }
-            Node::Volume(volume) => {
+            FsNode::Volume(volume) => {
                 let refresh = async { Ok(volume.refresh().await?) };
                 self.outage.look(refresh).await?;
                 Attributes {
@@ -230,7 +230,7 @@ impl Tree {
                     blocks: volume.allocated() / 512,
                     permissions: if volume.is_writable() { 0o644 } else { 0o444 },
                     modified: volume.modified(),
-                    cacheable: volume.fresh_for(),
+                    ttl: volume.fresh_for(),
                 }
             }
         })
@@ -239,9 +239,9 @@ impl Tree {
     /// The entries of a directory, without `.` and `..`, as of now.
     ///
     /// # Errors
-    /// `NoEntry`, `NotDirectory`.
-    pub fn entries(&self, ino: Ino) -> Result<Vec<Entry>, FsError> {
-        self.namespace.entries(ino)
+    /// `NotFound`, `NotDirectory`.
+    pub fn readdir(&self, ino: Ino) -> Result<Vec<Entry>, FsError> {
+        self.namespace.readdir(ino)
     }
 
     /// Sets the size of a file, through `handle` if that is how it was done. Only
@@ -250,7 +250,7 @@ impl Tree {
     /// handle that truncates a volume remembers it, see [`OpenFiles::write`].
     ///
     /// # Errors
-    /// `Access` for a report, `IsDirectory`, and as [`Volume::set_size`](crate::Volume::set_size) and
+    /// `PermissionDenied` for a report, `IsDirectory`, and as [`Volume::set_size`](crate::Volume::set_size) and
     /// [`Volume`](crate::Volume)'s discard.
     pub async fn set_size(
         &self,
@@ -259,10 +259,10 @@ impl Tree {
         handle: Option<HandleId>,
     ) -> Result<Attributes, FsError> {
         match self.namespace.node(ino)? {
-            Node::Directory(_) => return Err(FsError::IsDirectory),
-            Node::Report(..) => return Err(FsError::Access),
-            Node::Command(_) | Node::Setting(_) => {}
-            Node::Volume(volume) => match handle.and_then(|handle| self.handles.get(handle)) {
+            FsNode::Directory(_) => return Err(FsError::IsDirectory),
+            FsNode::Report(..) => return Err(FsError::PermissionDenied),
+            FsNode::Command(_) | FsNode::Setting(_) => {}
+            FsNode::Volume(volume) => match handle.and_then(|handle| self.handles.get(handle)) {
                 Some(OpenFile::Volume(open)) => open.truncate(size).await?,
                 _ => volume.set_size(size).await?,
             },
@@ -273,17 +273,17 @@ impl Tree {
     /// The extended attributes of a file: names and values.
     ///
     /// # Errors
-    /// `NoEntry`.
-    pub fn extended_attributes(&self, ino: Ino) -> Result<Vec<(String, Vec<u8>)>, FsError> {
+    /// `NotFound`.
+    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<(String, Vec<u8>)>, FsError> {
         match self.namespace.node(ino)? {
-            Node::Volume(volume) => Ok(xattrs(&volume.info())),
-            Node::Directory(Directory::Root) => Ok(self
+            FsNode::Volume(volume) => Ok(xattrs(&volume.info())),
+            FsNode::Directory(Directory::Root) => Ok(self
                 .mount_options
                 .get()
                 .map(|options| (MOUNT_OPTIONS.to_owned(), options.clone().into_bytes()))
                 .into_iter()
                 .collect()),
-            Node::Directory(_) | Node::Report(..) | Node::Command(_) | Node::Setting(_) => {
+            FsNode::Directory(_) | FsNode::Report(..) | FsNode::Command(_) | FsNode::Setting(_) => {
                 Ok(Vec::new())
             }
         }
@@ -293,7 +293,7 @@ impl Tree {
     ///
     /// # Errors
     /// `Cluster` when the nodes cannot be listed, or none of them answers.
-    pub async fn capacity(&self) -> Result<Capacity, FsError> {
+    pub async fn statfs(&self) -> Result<Capacity, FsError> {
         let nodes = self.outage.nodes(&self.client).await;
         let nodes = nodes.map_err(FsError::Cluster)?;
         let stores = join_all(
@@ -302,22 +302,22 @@ impl Tree {
                 .map(|node| self.client.node(node.address()).store_space()),
         )
         .await;
-        let mut capacity = Capacity { total: 0, free: 0 };
+        let mut statfs = Capacity { total: 0, free: 0 };
         let mut failed: Option<ClientError> = None;
         let mut answered = false;
         for store in stores {
             match store {
                 Ok(store) => {
                     answered = true;
-                    capacity.total = capacity.total.saturating_add(store.total);
-                    capacity.free = capacity.free.saturating_add(store.free);
+                    statfs.total = statfs.total.saturating_add(store.total);
+                    statfs.free = statfs.free.saturating_add(store.free);
                 }
                 Err(error) => failed = Some(error),
             }
         }
         match failed {
             Some(error) if !answered => Err(error.into()),
-            _ => Ok(capacity),
+            _ => Ok(statfs),
         }
     }
 }
@@ -336,6 +336,6 @@ fn report_attributes(file: Ino, text: &ReportText) -> Attributes {
         blocks: 0,
         permissions: 0o444,
         modified: text.made,
-        cacheable: Duration::ZERO,
+        ttl: Duration::ZERO,
     }
 }

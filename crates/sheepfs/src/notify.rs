@@ -54,7 +54,7 @@ pub(crate) async fn keep_status(tree: &Tree, mut told: String) {
 /// Which sheep, and how many volumes: one line.
 pub(crate) async fn status(tree: &Tree) -> String {
     let directory = tree.lookup(Ino::ROOT, b"volume").await;
-    let volumes = match directory.and_then(|directory| tree.entries(directory.ino)) {
+    let volumes = match directory.and_then(|directory| tree.readdir(directory.ino)) {
         Ok(volumes) if volumes.len() == 1 => "1 volume attached".to_owned(),
         Ok(volumes) => format!("{} volumes attached", volumes.len()),
         Err(error) => format!("volumes cannot be counted: {}", Chain(&error)),

@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use sheepfs_vfs::{Ino, OpenMode};
 
-mod liar;
+mod malformed_response;
 
 const FILES: [[&str; 2]; 10] = [
     ["vdi", "mount"],
@@ -27,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let (line, answers) = rest.split_at(rest.len().min(usize::from(*len)));
     let [directory, name] = FILES[usize::from(*file) % FILES.len()];
-    liar::run(answers, |tree| async move {
+    malformed_response::run(answers, |tree| async move {
         let directory = tree.lookup(Ino::ROOT, directory.as_bytes()).await;
         let directory = directory.expect("it is always there").ino;
         let file = tree.lookup(directory, name.as_bytes()).await;

@@ -10,7 +10,7 @@ use sheep_proto::VdiName;
 use sheepfs_vfs::report::{Format, Report};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 
-mod liar;
+mod malformed_response;
 
 const REPORTS: [Report; 4] = [
     Report::ClusterInfo,
@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((&what, answers)) = input.split_first() else {
         return;
     };
-    liar::run(answers, |tree| async move {
+    malformed_response::run(answers, |tree| async move {
         let client = tree.client().clone();
         if let Some(report) = REPORTS.get(usize::from(what)) {
             for format in [Format::Text, Format::Json] {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::{SnapshotTag, VdiName};
 
-use super::{CreateLine, create, invalid, line, refused, size, two_words};
+use super::{CreateLine, create, invalid, line, refused, size, split_two_words};
 use crate::error::FsError;
 use crate::lock_policy::LockPolicy;
 use crate::node::Command;
@@ -59,7 +59,7 @@ impl CommandRunner {
             Command::Unmount => self.attachments.detach(line).await,
             Command::Create => self.create(&create(line)?).await,
             Command::Snapshot => {
-                let (name, tag) = two_words(line, "NAME TAG")?;
+                let (name, tag) = split_two_words(line, "NAME TAG")?;
                 let head = VdiSelector::working(VdiName::new(name)?);
                 let tag = SnapshotTag::new(tag)?;
                 self.attachments.flush_dirty(&head).await;
@@ -67,7 +67,7 @@ impl CommandRunner {
                 Ok(())
             }
             Command::Clone => {
-                let (base, name) = two_words(line, "NAME@TAG NEWNAME")?;
+                let (base, name) = split_two_words(line, "NAME@TAG NEWNAME")?;
                 let base = self.snapshot_selector(base).await?;
                 client.vdi(&base).clone_to(&VdiName::new(name)?).await?;
                 Ok(())
@@ -80,7 +80,7 @@ impl CommandRunner {
                     .await
             }
             Command::Resize => {
-                let (name, bytes) = two_words(line, "NAME SIZE")?;
+                let (name, bytes) = split_two_words(line, "NAME SIZE")?;
                 let head = VdiSelector::working(VdiName::new(name)?);
                 client.vdi(&head).resize(size(bytes)?).await?;
                 self.attachments.revalidate(&head).await

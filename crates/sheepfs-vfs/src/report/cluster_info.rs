@@ -11,7 +11,7 @@ use sheep_proto::{ClusterFlags, ResultCode};
 use super::json;
 use super::local_time::local_time;
 use super::node_list::NodeFacts;
-use super::nodes::{host_and_port, joined_nodes};
+use super::nodes::{host_and_port, member_nodes};
 
 /// Status and history as dog prints them, in the system's time zone.
 ///
@@ -20,7 +20,7 @@ use super::nodes::{host_and_port, joined_nodes};
 /// [`Cluster::nodes`](sheep_client::Cluster::nodes) and
 /// [`Cluster::history`](sheep_client::Cluster::history).
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
-    let (_, status) = tokio::try_join!(joined_nodes(client), client.cluster().history())?;
+    let (_, status) = tokio::try_join!(member_nodes(client), client.cluster().history())?;
     Ok(format_text(&status, &TimeZone::system()))
 }
 
@@ -30,7 +30,7 @@ pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
 /// As [`text`], and as [`Cluster::defaults`](sheep_client::Cluster::defaults).
 pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
     let (_, status, default) = tokio::try_join!(
-        joined_nodes(client),
+        member_nodes(client),
         client.cluster().history(),
         client.cluster().defaults()
     )?;

@@ -32,7 +32,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn the_documented_sizes_have_the_documented_texts() {
+    fn human_size_matches_documented_texts() {
         for (bytes, text) in [
             (0, "0.0 MB"),
             (1, "0.0 MB"),
@@ -51,7 +51,7 @@ mod tests {
 
     /// The texts were printed by C's `%.0f` and `%.1f`.
     #[test]
-    fn ties_go_to_even_as_in_c() {
+    fn human_size_ties_go_to_even() {
         for (bytes, text) in [
             (MIB / 4, "0.2 MB"),
             (MIB / 4 + 1, "0.3 MB"),

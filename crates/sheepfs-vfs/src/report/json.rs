@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_that_are_no_text_are_kept_beside_it() {
+    fn json_keeps_non_utf_8_bytes() {
         assert_eq!(text(b"a\xffb"), "a\u{fffd}b");
         assert_eq!(hex_unless_text(b"a\xffb").as_deref(), Some("61ff62"));
         assert_eq!(hex_unless_text("日本".as_bytes()), None);

@@ -24,7 +24,7 @@ mod tests {
     const CTIME: &str = "%a %b %e %H:%M:%S %Y";
 
     #[test]
-    fn times_follow_the_zone_and_its_summer_time() {
+    fn local_time_follows_zone_and_summer_time() {
         let zone = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
         assert_eq!(
             local_time(CTIME, 1_795_426_656, &zone),
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn days_below_ten_are_padded_with_a_blank() {
+    fn local_time_pads_day_with_blank() {
         assert_eq!(
             local_time(CTIME, 0, &TimeZone::UTC),
             "Thu Jan  1 00:00:00 1970"
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_no_calendar_has_is_printed_as_a_number() {
+    fn local_time_out_of_range_is_a_number() {
         assert_eq!(
             local_time(CTIME, u64::MAX, &TimeZone::UTC),
             "18446744073709551615"

@@ -9,7 +9,7 @@ use sheep_proto::node::NodeRecord;
 use super::human_size::human_size;
 use super::json;
 use super::node_list::NodeFacts;
-use super::nodes::joined_nodes;
+use super::nodes::member_nodes;
 use super::vdi_list::{PARALLEL, facts, for_each_vdi};
 use crate::error::Chain;
 
@@ -52,7 +52,7 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
 /// # Errors
 /// As [`text`].
 pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
-    let nodes = joined_nodes(client).await?;
+    let nodes = member_nodes(client).await?;
     let answers: Vec<_> = stream::iter(nodes)
         .map(|node| async move { (node, client.node(node.address()).store_space().await) })
         .buffered(PARALLEL)

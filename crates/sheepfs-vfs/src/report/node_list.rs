@@ -5,7 +5,7 @@ use sheep_client::{Client, ClientError};
 use sheep_proto::node::NodeRecord;
 
 use super::json;
-use super::nodes::{host_and_port, joined_nodes};
+use super::nodes::{host_and_port, member_nodes};
 
 const HEADER: &str = "  Id   Host:Port         V-Nodes       Zone\n";
 
@@ -15,7 +15,7 @@ const HEADER: &str = "  Id   Host:Port         V-Nodes       Zone\n";
 /// `Refused(WaitForJoin)` from a sheep that has not joined yet, otherwise as
 /// [`Cluster::nodes`](sheep_client::Cluster::nodes).
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
-    Ok(format_text(&joined_nodes(client).await?))
+    Ok(format_text(&member_nodes(client).await?))
 }
 
 /// The nodes as JSON.
@@ -23,7 +23,7 @@ pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
 /// # Errors
 /// As [`text`].
 pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
-    Ok(format_json(&joined_nodes(client).await?))
+    Ok(format_json(&member_nodes(client).await?))
 }
 
 /// Writes `nodes`, which are in the order of a node list.

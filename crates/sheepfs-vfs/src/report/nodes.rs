@@ -11,7 +11,7 @@ use sheep_proto::{Opcode, ResultCode};
 /// `Refused(WaitForJoin)` from a sheep that has not joined a cluster yet and
 /// knows no node, where dog gives up as well (protocol 9.2); otherwise as
 /// [`Cluster::nodes`](sheep_client::Cluster::nodes).
-pub(super) async fn joined_nodes(client: &Client) -> Result<Vec<NodeRecord>, ClientError> {
+pub(super) async fn member_nodes(client: &Client) -> Result<Vec<NodeRecord>, ClientError> {
     let nodes = client.cluster().nodes().await?;
     if nodes.is_empty() {
         return Err(ClientError::Refused {

@@ -114,7 +114,7 @@ where
             let found = look(vid);
             async move {
                 match found.await {
-                    Err(error) if is_damage(&error) => {
+                    Err(error) if is_corrupt(&error) => {
                         tracing::warn!("skipped VDI {vid} in a report: {}", Chain(&error));
                         Ok(None)
                     }
@@ -129,7 +129,7 @@ where
 }
 
 /// True for what is wrong with one inode and not with the cluster.
-fn is_damage(error: &ClientError) -> bool {
+fn is_corrupt(error: &ClientError) -> bool {
     error.is_malformed() || error.is_missing_object()
 }
 

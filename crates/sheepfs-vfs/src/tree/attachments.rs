@@ -131,7 +131,7 @@ impl Attachments {
     /// Detaches a volume that nobody has open.
     ///
     /// # Errors
-    /// `NoEntry` when it is not attached, `Busy` while it is open, `VolumeIo`
+    /// `NotFound` when it is not attached, `Busy` while it is open, `VolumeIo`
     /// when the last writes cannot be brought home: then it stays attached.
     pub async fn detach(&self, target: &[u8]) -> Result<(), FsError> {
         let _attach_lock = self.attach_lock.lock().await;
@@ -141,7 +141,7 @@ impl Attachments {
     }
 
     async fn detach_named(&self, target: &[u8]) -> Result<(), FsError> {
-        let (ino, volume) = self.volumes.named(target).ok_or(FsError::NoEntry)?;
+        let (ino, volume) = self.volumes.named(target).ok_or(FsError::NotFound)?;
         let deadline = Instant::now() + RELEASE_WAIT;
         let is_open = || self.handles.is_open(ino);
         while !self.volumes.remove_unless(target, ino, is_open) {
@@ -163,7 +163,7 @@ impl Attachments {
     pub async fn close(&self) {
         // Not held up by an attach or a preallocation that takes its time.
         let _attach_lock = tokio::time::timeout(CLOSE_WAIT, self.attach_lock.lock()).await;
-        let volumes = self.volumes.take_all();
+        let volumes = self.volumes.drain();
         join_all(volumes.iter().map(|volume| async move {
             if let Err(error) = volume.close().await {
                 tracing::error!("cannot close {}: {}", volume.selector(), Chain(&error));
@@ -188,7 +188,7 @@ impl Attachments {
         change: impl Future<Output = Result<(), FsError>>,
     ) -> Result<(), FsError> {
         let _attach_lock = self.attach_lock.lock().await;
-        let names = self.volumes.names_of(selector);
+        let names = self.volumes.names_of_vdi(selector);
         for name in &names {
             self.detach_named(name).await?;
         }

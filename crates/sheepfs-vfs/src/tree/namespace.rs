@@ -6,7 +6,7 @@ use super::volume_table::VolumeTable;
 use crate::attributes::{Entry, FileKind};
 use crate::error::FsError;
 use crate::ino::Ino;
-use crate::node::{Directory, FIXED, Fixed, Node};
+use crate::node::{Directory, FsNode, STATIC_ENTRIES, StaticEntry};
 
 /// See the module.
 pub(crate) struct Namespace {
@@ -21,52 +21,56 @@ impl Namespace {
     /// What has a number.
     ///
     /// # Errors
-    /// `NoEntry`.
-    pub(super) fn node(&self, ino: Ino) -> Result<Node, FsError> {
+    /// `NotFound`.
+    pub(super) fn node(&self, ino: Ino) -> Result<FsNode, FsError> {
         if ino == Ino::ROOT {
-            return Ok(Node::Directory(Directory::Root));
+            return Ok(FsNode::Directory(Directory::Root));
         }
         if let Some(volume) = self.volumes.get(ino) {
-            return Ok(Node::Volume(volume));
+            return Ok(FsNode::Volume(volume));
         }
-        let fixed = FIXED.iter().find(|entry| entry.ino == ino.report());
-        Ok(fixed.ok_or(FsError::NoEntry)?.node.clone())
+        let fixed = STATIC_ENTRIES
+            .iter()
+            .find(|entry| entry.ino == ino.report());
+        Ok(fixed.ok_or(FsError::NotFound)?.node.clone())
     }
 
     /// The directory that `ino` is in; the root is in itself.
     ///
     /// # Errors
-    /// `NoEntry`.
+    /// `NotFound`.
     pub(super) fn parent(&self, ino: Ino) -> Result<Directory, FsError> {
-        if let Node::Volume(_) = self.node(ino)? {
+        if let FsNode::Volume(_) = self.node(ino)? {
             return Ok(Directory::Volume);
         }
-        let fixed = FIXED.iter().find(|entry| entry.ino == ino.report());
+        let fixed = STATIC_ENTRIES
+            .iter()
+            .find(|entry| entry.ino == ino.report());
         Ok(fixed.map_or(Directory::Root, |entry| entry.parent))
     }
 
     /// The file or directory of a name in directory `parent`.
     ///
     /// # Errors
-    /// `NoEntry`, `NotDirectory`.
-    pub(super) fn child(&self, parent: Ino, name: &[u8]) -> Result<(Ino, Node), FsError> {
+    /// `NotFound`, `NotDirectory`.
+    pub(super) fn child(&self, parent: Ino, name: &[u8]) -> Result<(Ino, FsNode), FsError> {
         let directory = self.directory(parent)?;
         if directory == Directory::Volume {
-            let (ino, volume) = self.volumes.named(name).ok_or(FsError::NoEntry)?;
-            return Ok((ino, Node::Volume(volume)));
+            let (ino, volume) = self.volumes.named(name).ok_or(FsError::NotFound)?;
+            return Ok((ino, FsNode::Volume(volume)));
         }
-        let entry = FIXED
+        let entry = STATIC_ENTRIES
             .iter()
             .find(|entry| entry.parent == directory && entry.name.as_bytes() == name)
-            .ok_or(FsError::NoEntry)?;
+            .ok_or(FsError::NotFound)?;
         Ok((entry.ino, entry.node.clone()))
     }
 
     /// The entries of a directory, without `.` and `..`, as of now.
     ///
     /// # Errors
-    /// `NoEntry`, `NotDirectory`.
-    pub(super) fn entries(&self, ino: Ino) -> Result<Vec<Entry>, FsError> {
+    /// `NotFound`, `NotDirectory`.
+    pub(super) fn readdir(&self, ino: Ino) -> Result<Vec<Entry>, FsError> {
         let directory = self.directory(ino)?;
         if directory == Directory::Volume {
             let entry = |(name, ino)| Entry {
@@ -76,11 +80,13 @@ impl Namespace {
             };
             return Ok(self.volumes.names().into_iter().map(entry).collect());
         }
-        let inside = FIXED.iter().filter(|entry| entry.parent == directory);
-        let entry = |fixed: &Fixed| Entry {
+        let inside = STATIC_ENTRIES
+            .iter()
+            .filter(|entry| entry.parent == directory);
+        let entry = |fixed: &StaticEntry| Entry {
             ino: fixed.ino,
             kind: match fixed.node {
-                Node::Directory(_) => FileKind::Directory,
+                FsNode::Directory(_) => FileKind::Directory,
                 _ => FileKind::Text,
             },
             name: fixed.name.into(),
@@ -90,7 +96,7 @@ impl Namespace {
 
     fn directory(&self, ino: Ino) -> Result<Directory, FsError> {
         match self.node(ino)? {
-            Node::Directory(directory) => Ok(directory),
+            FsNode::Directory(directory) => Ok(directory),
             _ => Err(FsError::NotDirectory),
         }
     }

@@ -18,7 +18,7 @@ use crate::command::CommandRunner;
 use crate::error::{Completion, FsError};
 use crate::file_end::FileEnd;
 use crate::ino::{HandleId, Ino};
-use crate::node::Node;
+use crate::node::FsNode;
 use crate::volume::{BlockDevice as _, Volume, VolumeError};
 
 /// The open files of a tree.
@@ -42,31 +42,31 @@ impl OpenFiles {
     /// on its way, began to do so.
     ///
     /// # Errors
-    /// `Access` to write a report, `ReadOnly` to write a snapshot, `Cluster`
+    /// `PermissionDenied` to write a report, `ReadOnly` to write a snapshot, `Cluster`
     /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
     pub async fn open(&self, ino: Ino, mode: OpenMode, since: Instant) -> Result<Opened, FsError> {
         let node = self.namespace.node(ino)?;
-        let page_cache = matches!(node, Node::Volume(_)) && self.settings.page_cache();
+        let page_cache = matches!(node, FsNode::Volume(_)) && self.settings.page_cache();
         let io_mode = match &node {
-            Node::Volume(volume) if page_cache && !self.write_through => {
+            FsNode::Volume(volume) if page_cache && !self.write_through => {
                 IoMode::Buffered(volume.writer())
             }
             _ => IoMode::Direct,
         };
         let direct_io = !page_cache;
         let file = match node {
-            Node::Directory(_) => return Err(FsError::IsDirectory),
-            Node::Report(..) if mode.write => return Err(FsError::Access),
-            Node::Report(..) => {
+            FsNode::Directory(_) => return Err(FsError::IsDirectory),
+            FsNode::Report(..) if mode.write => return Err(FsError::PermissionDenied),
+            FsNode::Report(..) => {
                 let (text, changed) = self.reports.open(ino, since).await?;
                 if changed && !self.kernel.change_text(ino, &text).await {
                     self.reports.hide(ino);
                 }
                 OpenFile::Text(ino, text)
             }
-            Node::Command(command) => OpenFile::Command(command),
-            Node::Setting(setting) => OpenFile::Setting(setting, self.settings.text(setting)),
-            Node::Volume(volume) => {
+            FsNode::Command(command) => OpenFile::Command(command),
+            FsNode::Setting(setting) => OpenFile::Setting(setting, self.settings.text(setting)),
+            FsNode::Volume(volume) => {
                 if mode.write && !volume.is_writable() {
                     return Err(read_only(&volume));
                 }
@@ -93,7 +93,7 @@ impl OpenFiles {
         Ok(Opened { handle, direct_io })
     }
 
-    /// Reads up to `len` bytes at byte `offset` and runs `done` with them;
+    /// Reads up to `len` bytes at byte `offset` and runs `completion` with them;
     /// fewer at the end of the file, none behind it. Does not block. What is read
     /// for the page cache is what every handle of the file has, or `Superseded`.
     pub fn read(
@@ -102,28 +102,28 @@ impl OpenFiles {
         offset: u64,
         len: u32,
         for_page_cache: bool,
-        done: Completion<Bytes>,
+        completion: Completion<Bytes>,
     ) {
         match self.handles.get(handle) {
-            None => done(Err(FsError::BadHandle)),
+            None => completion(Err(FsError::BadHandle)),
             Some(OpenFile::Volume(open)) => {
                 open.volume
-                    .submit_read(offset, len, |read| done(read.map_err(FsError::from)));
+                    .submit_read(offset, len, |read| completion(read.map_err(FsError::from)));
             }
             // The next handle would find these bytes without asking.
             Some(OpenFile::Text(file, text))
                 if for_page_cache
                     && !(self.reports.shows(file, &text) && self.handles.all_have(file, &text)) =>
             {
-                done(Err(FsError::Superseded));
+                completion(Err(FsError::Superseded));
             }
-            Some(OpenFile::Text(_, text)) => done(Ok(part(&text.bytes, offset, len))),
-            Some(OpenFile::Setting(_, text)) => done(Ok(part(&text, offset, len))),
-            Some(OpenFile::Command(_)) => done(Ok(Bytes::new())),
+            Some(OpenFile::Text(_, text)) => completion(Ok(part(&text.bytes, offset, len))),
+            Some(OpenFile::Setting(_, text)) => completion(Ok(part(&text, offset, len))),
+            Some(OpenFile::Command(_)) => completion(Ok(Bytes::new())),
         }
     }
 
-    /// Writes `data` at byte `offset` and runs `done` with the number of bytes
+    /// Writes `data` at byte `offset` and runs `completion` with the number of bytes
     /// taken. Does not block. A command file takes one line, at any offset. What
     /// is written to a cached volume may still be on its way then, unless the
     /// write is `direct`. Past the end of a handle that has truncated, what lies
@@ -134,21 +134,21 @@ impl OpenFiles {
         offset: u64,
         data: &[u8],
         direct: bool,
-        done: Completion<u32>,
+        completion: Completion<u32>,
     ) {
         let file = match self.handles.get(handle) {
-            None => return done(Err(FsError::BadHandle)),
+            None => return completion(Err(FsError::BadHandle)),
             Some(OpenFile::Volume(open)) => {
                 let range = offset..offset.saturating_add(data.len() as u64);
                 if data.is_empty() || open.end.admit(&range) {
-                    return open.write(offset, data, direct, done);
+                    return open.write(offset, data, direct, completion);
                 }
                 let data = Bytes::copy_from_slice(data);
                 self.runtime
-                    .spawn(open.write_past_end(range, data, direct, done));
+                    .spawn(open.write_past_end(range, data, direct, completion));
                 return;
             }
-            Some(OpenFile::Text(..)) => return done(Err(FsError::Access)),
+            Some(OpenFile::Text(..)) => return completion(Err(FsError::PermissionDenied)),
             Some(file) => file,
         };
         let (commands, settings) = (Arc::clone(&self.commands), Arc::clone(&self.settings));
@@ -159,18 +159,24 @@ impl OpenFiles {
                 OpenFile::Setting(setting, _) => settings.change(setting, &data).await,
                 OpenFile::Volume(_) | OpenFile::Text(..) => Err(FsError::BadHandle),
             };
-            done(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
+            completion(outcome.map(|()| u32::try_from(data.len()).unwrap_or(u32::MAX)));
         });
     }
 
     /// Writes pages that were changed through mmap(2), as [`Self::write`] does.
     /// The kernel takes any handle of the file that can write, so what that
     /// handle has truncated does not matter.
-    pub fn write_mapped(&self, handle: HandleId, offset: u64, data: &[u8], done: Completion<u32>) {
+    pub fn write_mapped(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        data: &[u8],
+        completion: Completion<u32>,
+    ) {
         match self.handles.get(handle) {
-            Some(OpenFile::Volume(open)) => open.write(offset, data, false, done),
-            Some(_) => done(Err(FsError::Unsupported)),
-            None => done(Err(FsError::BadHandle)),
+            Some(OpenFile::Volume(open)) => open.write(offset, data, false, completion),
+            Some(_) => completion(Err(FsError::Unsupported)),
+            None => completion(Err(FsError::BadHandle)),
         }
     }
 

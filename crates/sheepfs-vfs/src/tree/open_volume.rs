@@ -32,14 +32,15 @@ impl OpenVolume {
         offset: u64,
         data: &[u8],
         direct: bool,
-        done: impl FnOnce(Result<u32, FsError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, FsError>) + Send + 'static,
     ) {
-        let done = |written: Result<_, VolumeError>| done(written.map_err(FsError::from));
+        let completion =
+            |written: Result<_, VolumeError>| completion(written.map_err(FsError::from));
         match &self.io_mode {
-            IoMode::Buffered(writer) if !direct => writer.submit_write(offset, data, done),
+            IoMode::Buffered(writer) if !direct => writer.submit_write(offset, data, completion),
             IoMode::Buffered(_) | IoMode::Direct => {
                 let data = Bytes::copy_from_slice(data);
-                self.volume.submit_write(offset, data, done);
+                self.volume.submit_write(offset, data, completion);
             }
         }
     }
@@ -50,12 +51,12 @@ impl OpenVolume {
         range: Range<u64>,
         data: Bytes,
         direct: bool,
-        done: Completion<u32>,
+        completion: Completion<u32>,
     ) {
         let offset = range.start;
         // Past the volume's end nothing is written, and so nothing discarded.
         if offset >= self.volume.size() {
-            return self.write(offset, &data, direct, done);
+            return self.write(offset, &data, direct, completion);
         }
         // The kernel may keep the first page of a write locked until it is
         // answered.
@@ -66,7 +67,7 @@ impl OpenVolume {
             Ok(())
         });
         if let Err(error) = extended.await {
-            return done(Err(error));
+            return completion(Err(error));
         }
         let (kernel, ino) = (Arc::clone(&self.kernel), self.ino);
         let written = move |written| {
@@ -74,7 +75,7 @@ impl OpenVolume {
                 let range = locked..offset;
                 kernel.invalidate(Invalidation::Pages { ino, range });
             }
-            done(written);
+            completion(written);
         };
         self.write(offset, &data, direct, written);
     }

@@ -17,15 +17,15 @@ use tokio::time::Instant;
 use crate::error::FsError;
 
 /// How long it is believed that no sheep answers.
-const KNOWN_FOR: Duration = Duration::from_secs(1);
+const OUTAGE_TTL: Duration = Duration::from_secs(1);
 /// A look at a volume that takes this long was given up without an answer.
-const LOOK_LIMIT: Duration = Duration::from_secs(2);
+const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The last time that no sheep answered.
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     silent: Mutex<Option<(Instant, Arc<ClientError>)>>,
-    looked_in_vain: Mutex<Option<Instant>>,
+    timed_out_at: Mutex<Option<Instant>>,
 }
 
 impl Outage {
@@ -51,7 +51,7 @@ impl Outage {
     ///
     /// # Errors
     /// Those of the query; `Unreachable` during an outage.
-    pub(crate) async fn unless_silent<T>(
+    pub(crate) async fn unless_offline<T>(
         &self,
         client: &Client,
         query: impl Future<Output = Result<T, ClientError>>,
@@ -59,11 +59,11 @@ impl Outage {
         self.check()?;
         let (query, nodes) = (pin!(query), pin!(client.cluster().nodes()));
         match select(query, nodes).await {
-            Either::Left((Err(error), nodes)) if is_silence(&error) => match nodes.await {
-                Err(silence) if is_silence(&silence) => Err(self.note(silence)),
+            Either::Left((Err(error), nodes)) if is_unreachable(&error) => match nodes.await {
+                Err(silence) if is_unreachable(&silence) => Err(self.note(silence)),
                 _ => Err(Arc::new(error)),
             },
-            Either::Right((Err(silence), _)) if is_silence(&silence) => Err(self.note(silence)),
+            Either::Right((Err(silence), _)) if is_unreachable(&silence) => Err(self.note(silence)),
             Either::Left((answer, _)) => answer.map_err(Arc::new),
             Either::Right((_, query)) => query.await.map_err(Arc::new),
         }
@@ -78,14 +78,14 @@ impl Outage {
         &self,
         look: impl Future<Output = Result<(), FsError>>,
     ) -> Result<(), FsError> {
-        let in_vain = *self.looked_in_vain();
-        if in_vain.is_some_and(|ended| ended.elapsed() < KNOWN_FOR) || self.check().is_err() {
+        let in_vain = *self.timed_out_at();
+        if in_vain.is_some_and(|ended| ended.elapsed() < OUTAGE_TTL) || self.check().is_err() {
             return look.now_or_never().unwrap_or(Ok(()));
         }
         let begun = Instant::now();
         let outcome = look.await;
-        if begun.elapsed() >= LOOK_LIMIT {
-            *self.looked_in_vain() = Some(Instant::now());
+        if begun.elapsed() >= REVALIDATE_TIMEOUT {
+            *self.timed_out_at() = Some(Instant::now());
         }
         outcome
     }
@@ -93,19 +93,19 @@ impl Outage {
     /// Forgets what is known: from now on another sheep is asked.
     pub(crate) fn forget(&self) {
         *self.silent() = None;
-        *self.looked_in_vain() = None;
+        *self.timed_out_at() = None;
     }
 
     fn check(&self) -> Result<(), Arc<ClientError>> {
         match &*self.silent() {
-            Some((ended, error)) if ended.elapsed() < KNOWN_FOR => Err(Arc::clone(error)),
+            Some((ended, error)) if ended.elapsed() < OUTAGE_TTL => Err(Arc::clone(error)),
             _ => Ok(()),
         }
     }
 
     fn note(&self, error: ClientError) -> Arc<ClientError> {
         let error = Arc::new(error);
-        if is_silence(&error) {
+        if is_unreachable(&error) {
             *self.silent() = Some((Instant::now(), Arc::clone(&error)));
         }
         error
@@ -115,13 +115,13 @@ impl Outage {
         self.silent.lock().expect("no one panics with the error")
     }
 
-    fn looked_in_vain(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.looked_in_vain
+    fn timed_out_at(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.timed_out_at
             .lock()
             .expect("no one panics with the time")
     }
 }
 
-fn is_silence(error: &ClientError) -> bool {
+fn is_unreachable(error: &ClientError) -> bool {
     matches!(error, ClientError::Unreachable { .. })
 }

@@ -24,8 +24,8 @@ use tokio::time::Instant;
 use super::outage::Outage;
 use crate::error::FsError;
 use crate::ino::Ino;
-use crate::node::{FIXED, Node};
-use crate::report::{Found, ReportText, SharedReport};
+use crate::node::{FsNode, STATIC_ENTRIES};
+use crate::report::{Found, ReportText, SingleFlight};
 
 /// How old the length may be that stat(2) shows of a file nobody looked up.
 const STAT_AGE: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ const STAT_AGE: Duration = Duration::from_secs(1);
 /// The reports of a tree.
 pub(super) struct ReportFiles {
     /// By the number that stat(2) shows.
-    reports: HashMap<Ino, SharedReport>,
+    reports: HashMap<Ino, SingleFlight>,
     /// What the kernel takes for the text of a file, by the file's own number.
     shown: Mutex<HashMap<Ino, Shown>>,
 }
@@ -45,8 +45,8 @@ struct Shown {
 
 impl ReportFiles {
     pub(super) fn new(client: &Client, outage: &Arc<Outage>) -> Self {
-        let reports = FIXED.iter().filter_map(|entry| match entry.node {
-            Node::Report(report, format) => Some((entry.ino, report, format)),
+        let reports = STATIC_ENTRIES.iter().filter_map(|entry| match entry.node {
+            FsNode::Report(report, format) => Some((entry.ino, report, format)),
             _ => None,
         });
         let shared = reports.map(|(ino, report, format)| {
@@ -55,10 +55,10 @@ impl ReportFiles {
                 let (client, outage) = (client.clone(), Arc::clone(&outage));
                 async move {
                     let query = report.render(format, &client);
-                    outage.unless_silent(&client, query).await
+                    outage.unless_offline(&client, query).await
                 }
             };
-            (ino, SharedReport::new(ask))
+            (ino, SingleFlight::new(ask))
         });
         Self {
             reports: shared.collect(),
@@ -67,7 +67,7 @@ impl ReportFiles {
     }
 
     /// The text of a report as of now, and the number of the file that has it.
-    pub(super) async fn look_up(&self, report: Ino) -> Result<(Ino, Arc<ReportText>), FsError> {
+    pub(super) async fn lookup(&self, report: Ino) -> Result<(Ino, Arc<ReportText>), FsError> {
         let found = self.since(report, Instant::now()).await?;
         let text = Arc::clone(&found.text);
         let file = report.of_text(text.number);

@@ -71,7 +71,7 @@ impl VolumeTable {
     }
 
     /// The names of the volumes of a VDI.
-    pub(crate) fn names_of(&self, selector: &VdiSelector) -> Vec<Vec<u8>> {
+    pub(crate) fn names_of_vdi(&self, selector: &VdiSelector) -> Vec<Vec<u8>> {
         let attached = self.read();
         let same = |ino: &Ino| attached.by_ino[ino].selector() == selector;
         attached
@@ -108,7 +108,7 @@ impl VolumeTable {
     }
 
     /// Removes all volumes.
-    pub(crate) fn take_all(&self) -> Vec<Arc<Volume>> {
+    pub(crate) fn drain(&self) -> Vec<Arc<Volume>> {
         let mut attached = self.write();
         attached.by_name.clear();
         std::mem::take(&mut attached.by_ino).into_values().collect()
@@ -118,7 +118,7 @@ impl VolumeTable {
     /// `open` has ended.
     ///
     /// # Errors
-    /// `NoEntry` when it is detached, `Stale` when another one has its number.
+    /// `NotFound` when it is detached, `Stale` when another one has its number.
     pub(crate) fn while_attached<T>(
         &self,
         ino: Ino,
@@ -130,7 +130,7 @@ impl VolumeTable {
             Some(now) if Arc::ptr_eq(now, volume) => Ok(open()),
             // The kernel looks the path up again.
             Some(_) => Err(VolumeError::Stale(volume.selector().to_string()).into()),
-            None => Err(FsError::NoEntry),
+            None => Err(FsError::NotFound),
         }
     }
 

@@ -24,26 +24,26 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
     fn object_size(&self) -> u64;
 
     /// Reads up to `len` bytes at byte `offset`, fewer at the end of the device,
-    /// none past it, and runs `done` with them, on any thread. Does not block.
+    /// none past it, and runs `completion` with them, on any thread. Does not block.
     fn submit_read(
         self: &Arc<Self>,
         offset: u64,
         len: u32,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     );
 
-    /// Writes `data` at byte `offset` and runs `done` with the number of bytes
+    /// Writes `data` at byte `offset` and runs `completion` with the number of bytes
     /// written, on any thread: fewer than given at the end of the device. Does not
     /// block.
     ///
     /// # Errors
-    /// `done` gets `ReadOnly`, `EndOfDevice` for a write that starts there, or
+    /// `completion` gets `ReadOnly`, `EndOfDevice` for a write that starts there, or
     /// what became of the write.
     fn submit_write(
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     );
 
     /// Makes `[offset, offset + len)` read as zeros, as far as the device goes,
@@ -83,9 +83,9 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
         offset: u64,
         len: u32,
     ) -> impl Future<Output = Result<Bytes, VolumeError>> + Send {
-        let (done, read) = oneshot::channel();
+        let (completion, read) = oneshot::channel();
         // The caller may have gone.
-        self.submit_read(offset, len, |result| drop(done.send(result)));
+        self.submit_read(offset, len, |result| drop(completion.send(result)));
         async { read.await.expect("every read is answered") }
     }
 
@@ -99,9 +99,9 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
         offset: u64,
         data: Bytes,
     ) -> impl Future<Output = Result<u32, VolumeError>> + Send {
-        let (done, written) = oneshot::channel();
+        let (completion, written) = oneshot::channel();
         // The caller may have gone.
-        self.submit_write(offset, data, |result| drop(done.send(result)));
+        self.submit_write(offset, data, |result| drop(completion.send(result)));
         async { written.await.expect("every write is answered") }
     }
 }

@@ -91,7 +91,7 @@ impl Device {
         let working = selector.version == VdiVersion::Working;
         let writable = working && !options.read_only;
         let leased = options.lock && writable;
-        let (state, tree) = Self::find_and_load(&client, &selector, leased).await?;
+        let (state, tree) = Self::lookup_and_load(&client, &selector, leased).await?;
         let object_shift = state.info.object_shift;
 
         // From the bottom: each part gets those below it.
@@ -146,7 +146,7 @@ impl Device {
         }))
     }
 
-    async fn find_and_load(
+    async fn lookup_and_load(
         client: &Client,
         selector: &VdiSelector,
         leased: bool,
@@ -376,11 +376,11 @@ impl Device {
         self: &Arc<Self>,
         offset: u64,
         len: u32,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     ) {
         let device = Arc::clone(self);
         self.runtime
-            .spawn(async move { done(device.read_range(offset, len).await) });
+            .spawn(async move { completion(device.read_range(offset, len).await) });
     }
 
     /// Reads an extent of an object that exists, at byte `offset` of the volume.
@@ -389,38 +389,38 @@ impl Device {
         view: SlotView,
         extent: Extent,
         offset: u64,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     ) {
         let Some(owner) = view.owner else {
-            return done(Ok(zeros(extent.len)));
+            return completion(Ok(zeros(extent.len)));
         };
         let device = Arc::clone(self);
         self.io
             .object
             .submit_read(owner, extent, move |read| match read {
-                Ok(bytes) => done(Ok(bytes)),
+                Ok(bytes) => completion(Ok(bytes)),
                 // Finds out what to do about it.
                 Err(error) if error.is_missing_object_or_vdi() => {
-                    device.spawn_read(offset, extent.len, done)
+                    device.spawn_read(offset, extent.len, completion)
                 }
-                Err(error) => done(Err(device.head.io_error(error))),
+                Err(error) => completion(Err(device.head.io_error(error))),
             });
     }
 
-    /// Writes as a task, which may make objects. `token` is given back before `done`.
+    /// Writes as a task, which may make objects. `token` is given back before `completion`.
     fn spawn_write(
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
         token: TaskTrackerToken,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
         let device = Arc::clone(self);
         self.runtime.spawn(async move {
             let len = u32::try_from(data.len()).expect("at most 64 MiB");
             let written = device.io.write_range(offset, data).await;
             drop(token);
-            done(written.map(|()| len));
+            completion(written.map(|()| len));
         });
     }
 
@@ -491,10 +491,10 @@ impl BlockDevice for Device {
         self: &Arc<Self>,
         offset: u64,
         len: u32,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     ) {
         if let Err(error) = self.head.ensure_live() {
-            return done(Err(error));
+            return completion(Err(error));
         }
         let (vid, extent, slot) = {
             let head = self.head.state();
@@ -503,22 +503,22 @@ impl BlockDevice for Device {
             match (parts.next(), parts.next()) {
                 (None, _) => {
                     drop(head);
-                    return done(Ok(Bytes::new()));
+                    return completion(Ok(Bytes::new()));
                 }
                 (Some(only), None) => (head.info.vid, only, head.map.slot(only.index)),
                 (Some(_), Some(_)) => {
                     drop(head);
-                    return self.spawn_read(offset, len, done);
+                    return self.spawn_read(offset, len, completion);
                 }
             }
         };
         if !self.revalidator.is_header_fresh() {
-            return self.spawn_read(offset, len, done);
+            return self.spawn_read(offset, len, completion);
         }
         let owner = match slot {
             Slot::Owned => Some(vid),
-            Slot::Inherited(owner) if self.head.is_believed(slot) => Some(owner),
-            Slot::Hole | Slot::Reclaiming if self.head.is_believed(slot) => None,
+            Slot::Inherited(owner) if self.head.is_cache_valid(slot) => Some(owner),
+            Slot::Hole | Slot::Reclaiming if self.head.is_cache_valid(slot) => None,
             Slot::Hole | Slot::Reclaiming => {
                 let device = Arc::clone(self);
                 return self
@@ -526,17 +526,17 @@ impl BlockDevice for Device {
                     .queries
                     .query_slot(extent.index, move |answer| match answer {
                         Ok(view) if view.head == device.head.vid() => {
-                            device.submit_read_object(view, extent, offset, done);
+                            device.submit_read_object(view, extent, offset, completion);
                         }
-                        Ok(_former_head) => device.spawn_read(offset, extent.len, done),
-                        Err(error) => done(Err(error)),
+                        Ok(_former_head) => device.spawn_read(offset, extent.len, completion),
+                        Err(error) => completion(Err(error)),
                     });
             }
             Slot::Inherited(_) | Slot::InDoubt { .. } => {
-                return self.spawn_read(offset, extent.len, done);
+                return self.spawn_read(offset, extent.len, completion);
             }
         };
-        self.submit_read_object(SlotView { head: vid, owner }, extent, offset, done);
+        self.submit_read_object(SlotView { head: vid, owner }, extent, offset, completion);
     }
 
     /// A range within one object that exists is sent by the calling thread. At most
@@ -545,17 +545,17 @@ impl BlockDevice for Device {
         self: &Arc<Self>,
         offset: u64,
         mut data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
         let plan = match self.plan_write(offset, &mut data) {
             Ok(plan) => plan,
-            Err(error) => return done(Err(error)),
+            Err(error) => return completion(Err(error)),
         };
         let len = u32::try_from(data.len()).expect("at most 64 MiB");
         let token = self.writes.begin();
         self.dirty.store(true, Ordering::Release);
         let Some((view, extent)) = plan.filter(|(view, _)| view.is_owned()) else {
-            return self.spawn_write(offset, data, token, done);
+            return self.spawn_write(offset, data, token, completion);
         };
         let (device, retry_data) = (Arc::clone(self), data.clone());
         self.io
@@ -565,7 +565,7 @@ impl BlockDevice for Device {
                     Ok(()) if device.head.vid() == view.head => {
                         device.head.touch_mtime();
                         drop(token);
-                        return done(Ok(len));
+                        return completion(Ok(len));
                     }
                     // The new head may have copied the object before this write
                     // reached it.
@@ -574,12 +574,12 @@ impl BlockDevice for Device {
                     Err(error) => Some(error),
                 };
                 match failed {
-                    None => device.spawn_write(offset, retry_data, token, done),
+                    None => device.spawn_write(offset, retry_data, token, completion),
                     // It may still be executed: sent again, it could land on something
                     // newer.
                     Some(error) => {
                         drop(token);
-                        done(Err(device.head.io_error(error)));
+                        completion(Err(device.head.io_error(error)));
                     }
                 }
             });

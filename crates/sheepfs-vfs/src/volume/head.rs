@@ -114,16 +114,16 @@ impl Head {
     }
 
     /// Whether nobody else may change the index, so that the cached one is true.
-    pub(super) fn is_index_ours(&self) -> bool {
+    pub(super) fn is_index_exclusive(&self) -> bool {
         self.leased || !self.is_head_selected()
     }
 
     /// Whether a read may use a slot as it is cached.
-    pub(super) fn is_believed(&self, slot: Slot) -> bool {
+    pub(super) fn is_cache_valid(&self, slot: Slot) -> bool {
         match slot {
             Slot::Owned => true,
             Slot::InDoubt { .. } => false,
-            Slot::Hole | Slot::Reclaiming | Slot::Inherited(_) => self.is_index_ours(),
+            Slot::Hole | Slot::Reclaiming | Slot::Inherited(_) => self.is_index_exclusive(),
         }
     }
 
@@ -138,7 +138,7 @@ impl Head {
     }
 
     /// Begins a question to the cluster about slots of the head.
-    pub(super) fn begin_question(&self) -> Revalidation {
+    pub(super) fn begin_revalidation(&self) -> Revalidation {
         self.update(|map| map.revalidate(self.locks.locked()))
     }
 
@@ -150,12 +150,12 @@ impl Head {
     ) {
         let is_locked = |index| self.locks.is_locked(index);
         let observed = self.update(|map| map.observe(question, slots, is_locked));
-        self.note_news(observed);
+        self.note_remote_write(observed);
     }
 
     /// Notes that others have written, if they have. Of a former head nothing is
     /// worth noting.
-    pub(super) fn note_news(&self, observed: Result<bool, HeadMoved>) {
+    pub(super) fn note_remote_write(&self, observed: Result<bool, HeadMoved>) {
         if observed == Ok(true) {
             self.touch_mtime();
         }

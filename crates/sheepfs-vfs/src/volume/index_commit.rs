@@ -66,7 +66,7 @@ struct Update {
     vid: Vid,
     index: ObjectIndex,
     lock: SharedObjectLock,
-    done: oneshot::Sender<Outcome>,
+    completion: oneshot::Sender<Outcome>,
 }
 
 impl IndexCommitter {
@@ -95,14 +95,14 @@ impl IndexCommitter {
         index: ObjectIndex,
         lock: SharedObjectLock,
     ) -> Outcome {
-        let (done, outcome) = oneshot::channel();
+        let (completion, outcome) = oneshot::channel();
         let start = {
             let mut queue = self.queue();
             queue.waiting.push(Update {
                 vid,
                 index,
                 lock,
-                done,
+                completion,
             });
             let start = queue.active < MAX_BATCHES;
             queue.active += usize::from(start);
@@ -149,7 +149,7 @@ impl IndexCommitter {
                 .expect("each VID of the batch was probed");
             let outcome = written.and_then(|()| states[at].clone());
             // The volume may have been dropped with its callers.
-            let _ = update.done.send(outcome);
+            let _ = update.completion.send(outcome);
         }
     }
 
@@ -314,7 +314,7 @@ mod tests {
                     vid: Vid::new(vid).unwrap(),
                     index: ObjectIndex(index),
                     lock: Arc::clone(&lock),
-                    done: oneshot::channel().0,
+                    completion: oneshot::channel().0,
                 })
                 .collect();
             let mut seen = Vec::new();

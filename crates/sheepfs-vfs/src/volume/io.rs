@@ -103,7 +103,7 @@ impl ExtentIo {
         let seen = match slot {
             // Mostly it is still the ancestor's, whose objects do not change: read it
             // while the slot is asked for.
-            Slot::Inherited(owner) if !self.head.is_believed(slot) => {
+            Slot::Inherited(owner) if !self.head.is_cache_valid(slot) => {
                 let (seen, inherited) = tokio::join!(
                     self.queries.current_slot(extent.index),
                     self.object.read(owner, extent)

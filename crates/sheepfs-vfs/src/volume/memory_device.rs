@@ -67,7 +67,7 @@ impl BlockDevice for MemoryDevice {
         self: &Arc<Self>,
         offset: u64,
         len: u32,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     ) {
         let read = {
             let bytes = self.bytes();
@@ -77,16 +77,16 @@ impl BlockDevice for MemoryDevice {
             let end = start.saturating_add(len as usize).min(bytes.len());
             Bytes::copy_from_slice(&bytes[start..end])
         };
-        done(Ok(read));
+        completion(Ok(read));
     }
 
     fn submit_write(
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
-        done(self.write(offset, &data));
+        completion(self.write(offset, &data));
     }
 
     async fn discard(self: &Arc<Self>, offset: u64, len: u64) -> Result<(), VolumeError> {

@@ -33,17 +33,17 @@ impl ObjectIo {
         Self { client }
     }
 
-    /// Reads an extent of an object of `owner` and runs `done` where the answer is read.
+    /// Reads an extent of an object of `owner` and runs `completion` where the answer is read.
     pub(super) fn submit_read(
         &self,
         owner: Vid,
         extent: Extent,
-        done: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, ClientError>) + Send + 'static,
     ) {
         let oid = Oid::data(owner, extent.index);
         self.client
             .objects()
-            .submit_read(oid, extent.offset, extent.len, done);
+            .submit_read(oid, extent.offset, extent.len, completion);
     }
 
     pub(super) async fn read(&self, owner: Vid, extent: Extent) -> Result<Bytes, ClientError> {
@@ -54,19 +54,19 @@ impl ObjectIo {
             .await
     }
 
-    /// Overwrites an extent of an object of `vid` and runs `done` where the answer
+    /// Overwrites an extent of an object of `vid` and runs `completion` where the answer
     /// is read.
     pub(super) fn submit_write(
         &self,
         vid: Vid,
         extent: Extent,
         data: Bytes,
-        done: impl FnOnce(Result<(), ClientError>) + Send + 'static,
+        completion: impl FnOnce(Result<(), ClientError>) + Send + 'static,
     ) {
         let oid = Oid::data(vid, extent.index);
         self.client
             .objects()
-            .submit_write(oid, extent.offset, data, done);
+            .submit_write(oid, extent.offset, data, completion);
     }
 
     pub(super) async fn write(

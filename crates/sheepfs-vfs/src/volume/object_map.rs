@@ -119,7 +119,7 @@ pub(crate) enum Slot {
 
 /// What is known of a slot besides its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Passing {
+enum Transient {
     /// Set by this client `at`; `before` is the owner until then.
     Committed { before: Option<Vid>, at: Instant },
     /// An update failed. `cleared` when it was to clear the slot.
@@ -167,7 +167,7 @@ fn lock(changed: &Mutex<BTreeSet<ObjectIndex>>) -> MutexGuard<'_, BTreeSet<Objec
 pub(crate) struct ObjectMap {
     head: Vid,
     owners: Owners,
-    passing: BTreeMap<ObjectIndex, Passing>,
+    transient: BTreeMap<ObjectIndex, Transient>,
     /// Commits in the order they were made.
     commits: VecDeque<(Instant, ObjectIndex)>,
     /// The slots that were changed since each question was begun.
@@ -180,7 +180,7 @@ impl ObjectMap {
         Self {
             head,
             owners,
-            passing: BTreeMap::new(),
+            transient: BTreeMap::new(),
             commits: VecDeque::new(),
             revalidations: Vec::new(),
         }
@@ -199,11 +199,11 @@ impl ObjectMap {
     /// The state of a slot.
     pub(crate) fn slot(&self, index: ObjectIndex) -> Slot {
         let owner = self.owner(index);
-        match (self.passing.get(&index), owner) {
-            (Some(Passing::InDoubt { .. }), last) => Slot::InDoubt { last },
+        match (self.transient.get(&index), owner) {
+            (Some(Transient::InDoubt { .. }), last) => Slot::InDoubt { last },
             (_, Some(owner)) if owner == self.head => Slot::Owned,
             (_, Some(owner)) => Slot::Inherited(owner),
-            (Some(Passing::Reclaiming { .. }), None) => Slot::Reclaiming,
+            (Some(Transient::Reclaiming { .. }), None) => Slot::Reclaiming,
             (_, None) => Slot::Hole,
         }
     }
@@ -223,10 +223,10 @@ impl ObjectMap {
 
     /// The slots in doubt between two objects, both included.
     pub(crate) fn in_doubt(&self, range: RangeInclusive<ObjectIndex>) -> Vec<ObjectIndex> {
-        let in_doubt = |(&index, passing): (&ObjectIndex, &Passing)| {
-            matches!(passing, Passing::InDoubt { .. }).then_some(index)
+        let in_doubt = |(&index, transient): (&ObjectIndex, &Transient)| {
+            matches!(transient, Transient::InDoubt { .. }).then_some(index)
         };
-        self.passing.range(range).filter_map(in_doubt).collect()
+        self.transient.range(range).filter_map(in_doubt).collect()
     }
 
     fn check_head(&self, head: Vid, index: ObjectIndex) -> Result<(), HeadMoved> {
@@ -258,8 +258,8 @@ impl ObjectMap {
         self.check_head(head, index)?;
         let (before, at) = (self.owner(index), Instant::now());
         self.set(index, Some(head));
-        self.passing
-            .insert(index, Passing::Committed { before, at });
+        self.transient
+            .insert(index, Transient::Committed { before, at });
         self.commits.push_back((at, index));
         Ok(())
     }
@@ -272,9 +272,9 @@ impl ObjectMap {
                 break;
             }
             self.commits.pop_front();
-            if matches!(self.passing.get(&index), Some(Passing::Committed { at: last, .. }) if *last == at)
+            if matches!(self.transient.get(&index), Some(Transient::Committed { at: last, .. }) if *last == at)
             {
-                self.passing.remove(&index);
+                self.transient.remove(&index);
             }
         }
     }
@@ -286,12 +286,12 @@ impl ObjectMap {
     /// reach the new one.
     pub(crate) fn mark_in_doubt(&mut self, head: Vid, index: ObjectIndex) -> Result<(), HeadMoved> {
         self.check_head(head, index)?;
-        let cleared = match self.passing.get(&index) {
-            Some(Passing::Reclaiming { since }) => Some(*since),
-            Some(Passing::InDoubt { cleared }) => *cleared,
-            Some(Passing::Committed { .. }) | None => None,
+        let cleared = match self.transient.get(&index) {
+            Some(Transient::Reclaiming { since }) => Some(*since),
+            Some(Transient::InDoubt { cleared }) => *cleared,
+            Some(Transient::Committed { .. }) | None => None,
         };
-        self.passing.insert(index, Passing::InDoubt { cleared });
+        self.transient.insert(index, Transient::InDoubt { cleared });
         Ok(())
     }
 
@@ -307,24 +307,23 @@ impl ObjectMap {
         owner: Option<Vid>,
     ) -> Result<(), HeadMoved> {
         self.check_head(head, index)?;
-        let keep = match (self.passing.get(&index), owner) {
-            (Some(Passing::InDoubt { cleared }), None) => {
-                cleared.map(|since| Passing::Reclaiming { since })
+        let keep = match (self.transient.get(&index), owner) {
+            (Some(Transient::InDoubt { cleared }), None) => {
+                cleared.map(|since| Transient::Reclaiming { since })
             }
-            (Some(Passing::InDoubt { .. } | Passing::Reclaiming { .. }), Some(_)) | (None, _) => {
-                None
-            }
-            (Some(passing @ Passing::Reclaiming { .. }), None) => Some(*passing),
-            (Some(passing @ Passing::Committed { .. }), _) => {
-                (owner == self.owner(index)).then_some(*passing)
+            (Some(Transient::InDoubt { .. } | Transient::Reclaiming { .. }), Some(_))
+            | (None, _) => None,
+            (Some(transient @ Transient::Reclaiming { .. }), None) => Some(*transient),
+            (Some(transient @ Transient::Committed { .. }), _) => {
+                (owner == self.owner(index)).then_some(*transient)
             }
         };
         if self.owner(index) != owner {
             self.set(index, owner);
         }
         match keep {
-            Some(passing) => self.passing.insert(index, passing),
-            None => self.passing.remove(&index),
+            Some(transient) => self.transient.insert(index, transient),
+            None => self.transient.remove(&index),
         };
         Ok(())
     }
@@ -348,9 +347,10 @@ impl ObjectMap {
         for &(index, owner) in &held {
             self.set(index, None);
             if owner == head {
-                self.passing.insert(index, Passing::Reclaiming { since });
+                self.transient
+                    .insert(index, Transient::Reclaiming { since });
             } else {
-                self.passing.remove(&index);
+                self.transient.remove(&index);
             }
         }
         Ok(held)
@@ -360,23 +360,23 @@ impl ObjectMap {
     /// a hypervolume are.
     pub(crate) fn remove(&mut self, index: ObjectIndex) {
         self.set(index, None);
-        self.passing.remove(&index);
+        self.transient.remove(&index);
     }
 
     /// Since when the server may have an object to delete whose slot this client
     /// has cleared; `None` for any other, and for another head's.
     pub(crate) fn reclaiming_since(&self, head: Vid, index: ObjectIndex) -> Option<Instant> {
-        match self.passing.get(&index) {
+        match self.transient.get(&index) {
             _ if head != self.head => None,
-            Some(Passing::Reclaiming { since }) => Some(*since),
-            Some(Passing::InDoubt { cleared }) => *cleared,
-            Some(Passing::Committed { .. }) | None => None,
+            Some(Transient::Reclaiming { since }) => Some(*since),
+            Some(Transient::InDoubt { cleared }) => *cleared,
+            Some(Transient::Committed { .. }) | None => None,
         }
     }
 
     /// The objects that the server may still have to delete.
     pub(crate) fn reclaiming(&self) -> Vec<ObjectIndex> {
-        self.passing
+        self.transient
             .keys()
             .copied()
             .filter(|&index| self.reclaiming_since(self.head, index).is_some())
@@ -388,12 +388,12 @@ impl ObjectMap {
         if head != self.head {
             return;
         }
-        match self.passing.get_mut(&index) {
-            Some(Passing::Reclaiming { .. }) => {
-                self.passing.remove(&index);
+        match self.transient.get_mut(&index) {
+            Some(Transient::Reclaiming { .. }) => {
+                self.transient.remove(&index);
             }
-            Some(Passing::InDoubt { cleared }) => *cleared = None,
-            Some(Passing::Committed { .. }) | None => {}
+            Some(Transient::InDoubt { cleared }) => *cleared = None,
+            Some(Transient::Committed { .. }) | None => {}
         }
     }
 
@@ -431,15 +431,18 @@ impl ObjectMap {
         self.check_head(question.head, ObjectIndex(0))?;
         let mut news = false;
         for (index, owner) in slots {
-            if self.owner(index) == owner || self.knows_better(question, index, &is_locked) {
+            if self.owner(index) == owner || self.is_changed_locally(question, index, &is_locked) {
                 continue;
             }
             news = true;
             self.set(index, owner);
             if owner.is_some()
-                && matches!(self.passing.get(&index), Some(Passing::Reclaiming { .. }))
+                && matches!(
+                    self.transient.get(&index),
+                    Some(Transient::Reclaiming { .. })
+                )
             {
-                self.passing.remove(&index);
+                self.transient.remove(&index);
             }
         }
         Ok(news)
@@ -459,8 +462,11 @@ impl ObjectMap {
         self.check_head(question.head, index)?;
         if self.owner(index) != owner && !question.changed().contains(&index) {
             self.set(index, owner);
-            if matches!(self.passing.get(&index), Some(Passing::Committed { .. })) {
-                self.passing.remove(&index);
+            if matches!(
+                self.transient.get(&index),
+                Some(Transient::Committed { .. })
+            ) {
+                self.transient.remove(&index);
             }
         }
         Ok(())
@@ -489,14 +495,16 @@ impl ObjectMap {
         self.observe(question, slots, is_locked)
     }
 
-    fn knows_better(
+    fn is_changed_locally(
         &self,
         question: &Revalidation,
         index: ObjectIndex,
         is_locked: impl Fn(ObjectIndex) -> bool,
     ) -> bool {
-        matches!(self.passing.get(&index), Some(Passing::Committed { .. }))
-            || question.changed().contains(&index)
+        matches!(
+            self.transient.get(&index),
+            Some(Transient::Committed { .. })
+        ) || question.changed().contains(&index)
             || is_locked(index)
     }
 
@@ -509,7 +517,7 @@ impl ObjectMap {
     pub(crate) fn extend(&mut self, slots: impl IntoIterator<Item = (ObjectIndex, Vid)>) {
         for (index, owner) in slots {
             // What was written here meanwhile is newer.
-            if self.owner(index).is_none() && !self.passing.contains_key(&index) {
+            if self.owner(index).is_none() && !self.transient.contains_key(&index) {
                 self.set(index, Some(owner));
             }
         }
@@ -520,13 +528,13 @@ impl ObjectMap {
     /// between them has swallowed the update. An entry of the later index that
     /// is not as before the commit was made by somebody else since, and stays.
     pub(crate) fn missing_in(&self, later: &Owners) -> Vec<(ObjectIndex, Option<Vid>)> {
-        let missing = |(&index, passing): (&ObjectIndex, &Passing)| match *passing {
-            Passing::Committed { before, .. } if later.get(index) == before => {
+        let missing = |(&index, transient): (&ObjectIndex, &Transient)| match *transient {
+            Transient::Committed { before, .. } if later.get(index) == before => {
                 Some((index, before))
             }
             _ => None,
         };
-        self.passing.iter().filter_map(missing).collect()
+        self.transient.iter().filter_map(missing).collect()
     }
 
     /// Makes `head` the head, whose index is `owners`. `recommitted` are the slots
@@ -542,8 +550,8 @@ impl ObjectMap {
         // objects any more, and its late updates do not reach the new one.
         *self = Self::new(head, owners);
         for (index, before) in recommitted {
-            self.passing
-                .insert(index, Passing::Committed { before, at });
+            self.transient
+                .insert(index, Transient::Committed { before, at });
             self.commits.push_back((at, index));
         }
     }
@@ -715,7 +723,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_slot_is_what_the_model_says(
+        fn object_map_matches_model(
             changes in prop::collection::vec((0u32..4, change()), 1..120),
         ) {
             let mut map = ObjectMap::new(vid(HEAD), Owners::default());
@@ -755,7 +763,7 @@ mod tests {
         }
 
         #[test]
-        fn owners_hold_what_was_set(
+        fn object_map_owners_hold_values(
             changes in prop::collection::vec((0u32..5000, prop::option::of(1u32..9)), 0..200),
             from in 0u32..5000,
         ) {
@@ -778,7 +786,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_a_former_head_are_refused() {
+    fn object_map_refuses_changes_of_former_head() {
         let mut map = ObjectMap::new(vid(OLD), Owners::default());
         let question = map.revalidate([]);
         map.commit(vid(OLD), ObjectIndex(1)).unwrap();
@@ -807,7 +815,7 @@ mod tests {
     }
 
     #[test]
-    fn commits_are_retired_once_no_snapshot_missed_them() {
+    fn object_map_retires_commits_after_race_window() {
         let (mut map, later) = (
             ObjectMap::new(vid(HEAD), Owners::default()),
             Owners::default(),
@@ -825,7 +833,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_does_not_count_for_objects_locked_at_the_question() {
+    fn object_map_ignores_response_for_locked_objects() {
         let mut map = ObjectMap::new(vid(HEAD), Owners::default());
         map.commit(vid(HEAD), ObjectIndex(1)).unwrap();
         map.unmap(vid(HEAD), &[ObjectIndex(1)]).unwrap();
@@ -838,7 +846,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_index_counts_where_nothing_was_changed_here() {
+    fn object_map_revalidation_skips_local_changes() {
         let mut map = ObjectMap::new(vid(HEAD), Owners::default());
         for index in [1, 2, 3, 2000] {
             map.extend([(ObjectIndex(index), vid(PARENT))]);

@@ -97,16 +97,16 @@ impl BlockDevice for Preallocate {
         self: &Arc<Self>,
         offset: u64,
         len: u32,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     ) {
-        self.device.submit_read(offset, len, done);
+        self.device.submit_read(offset, len, completion);
     }
 
     fn submit_write(
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
         let len = data.len();
         let next = match self.device.is_writable() {
@@ -114,7 +114,7 @@ impl BlockDevice for Preallocate {
             false => None,
         };
         let Some(next) = next else {
-            return self.device.submit_write(offset, data, done);
+            return self.device.submit_write(offset, data, completion);
         };
         let token = self.in_flight.begin();
         let (prealloc, runtime) = (Arc::clone(self), self.runtime.clone());
@@ -130,13 +130,13 @@ impl BlockDevice for Preallocate {
         if in_place {
             // It takes no space.
             runtime.spawn(make);
-            return self.device.submit_write(offset, data, done);
+            return self.device.submit_write(offset, data, completion);
         }
         self.device.submit_write(offset, data, move |written| {
             if written.is_ok() {
                 runtime.spawn(make);
             }
-            done(written);
+            completion(written);
         });
     }
 

@@ -31,14 +31,14 @@ use super::object_io::ObjectIo;
 use super::object_map::{Revalidation, Slot};
 
 /// Age up to which what is known of the VDI is believed without asking.
-const FRESH_FOR: Duration = Duration::from_secs(1);
+const HEADER_TTL: Duration = Duration::from_secs(1);
 /// Age from which reads have it asked for without waiting, so that readers who go
 /// on and on never wait.
-const ASK_AHEAD: Duration = Duration::from_millis(500);
+const REFRESH_AHEAD_AGE: Duration = Duration::from_millis(500);
 /// Longest wait for an answer while the cluster is slow; what is known serves.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a hypervolume's index is read again when it changes while it is read.
-const INDEX_READS: u32 = 8;
+const MAX_INDEX_READS: u32 = 8;
 /// Slots read in one request before a change of them: 128 KiB.
 const MAX_RANGE_READ: u32 = 32 << 10;
 
@@ -82,12 +82,12 @@ impl Freshness {
 }
 
 /// A question that is under way until this is dropped.
-struct UnderWay<'a> {
+struct InFlight<'a> {
     about: &'a Freshness,
     begun: Instant,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.about.note(self.begun);
         self.about.asked().current = None;
@@ -96,7 +96,7 @@ impl Drop for UnderWay<'_> {
 
 /// What a question is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Subject {
+enum Scope {
     Header,
     Index,
 }
@@ -109,8 +109,8 @@ pub(super) struct Revalidator {
     committer: Arc<IndexCommitter>,
     io: ObjectIo,
     runtime: Handle,
-    header_asked: Freshness,
-    index_asked: Freshness,
+    header_freshness: Freshness,
+    index_freshness: Freshness,
 }
 
 impl Revalidator {
@@ -126,8 +126,8 @@ impl Revalidator {
             follower,
             committer,
             runtime,
-            header_asked: Freshness::default(),
-            index_asked: Freshness::default(),
+            header_freshness: Freshness::default(),
+            index_freshness: Freshness::default(),
         })
     }
 
@@ -137,21 +137,21 @@ impl Revalidator {
     /// `Stale` when the VDI was deleted or rolled back. That the cluster does
     /// not answer is not an error here: what is known stays in use.
     pub(super) async fn refresh(self: &Arc<Self>) -> Result<(), VolumeError> {
-        self.ask_if_old(Subject::Header).await?;
-        if self.head.is_index_ours() {
+        self.revalidate_if_expired(Scope::Header).await?;
+        if self.head.is_index_exclusive() {
             return Ok(());
         }
-        self.ask_if_old(Subject::Index).await
+        self.revalidate_if_expired(Scope::Index).await
     }
 
     /// How long what is known of the VDI is not older than a second.
     pub(super) fn fresh_for(&self) -> Duration {
-        let header = self.header_asked.age();
-        let age = match self.head.is_index_ours() {
+        let header = self.header_freshness.age();
+        let age = match self.head.is_index_exclusive() {
             true => header,
-            false => header.max(self.index_asked.age()),
+            false => header.max(self.index_freshness.age()),
         };
-        FRESH_FOR.saturating_sub(age)
+        HEADER_TTL.saturating_sub(age)
     }
 
     /// Notices a head that moved, the VDI's end and another size, as they were up
@@ -170,13 +170,13 @@ impl Revalidator {
         }
         let began = Instant::now();
         loop {
-            let (since, answer) = self.join_question(Subject::Header);
+            let (since, answer) = self.join_revalidation(Scope::Header);
             match answer.await {
                 // A head that cannot be written can be read.
                 Ok(()) | Err(VolumeError::HeadReadOnly(_)) => {}
                 Err(error) => return Err(error),
             }
-            if since + FRESH_FOR >= began {
+            if since + HEADER_TTL >= began {
                 return Ok(());
             }
         }
@@ -188,22 +188,22 @@ impl Revalidator {
         if !self.head.is_head_selected() {
             return true;
         }
-        match self.header_asked.age() {
-            age if age < ASK_AHEAD => true,
-            age if age < FRESH_FOR => {
-                drop(self.join_question(Subject::Header));
+        match self.header_freshness.age() {
+            age if age < REFRESH_AHEAD_AGE => true,
+            age if age < HEADER_TTL => {
+                drop(self.join_revalidation(Scope::Header));
                 true
             }
             _ => false,
         }
     }
 
-    async fn ask_if_old(self: &Arc<Self>, subject: Subject) -> Result<(), VolumeError> {
-        if self.freshness(subject).age() < FRESH_FOR {
+    async fn revalidate_if_expired(self: &Arc<Self>, scope: Scope) -> Result<(), VolumeError> {
+        if self.freshness(scope).age() < HEADER_TTL {
             return self.head.ensure_live();
         }
-        let (since, answer) = self.join_question(subject);
-        match tokio::time::timeout_at(since + CHECK_TIMEOUT, answer).await {
+        let (since, answer) = self.join_revalidation(scope);
+        match tokio::time::timeout_at(since + REVALIDATE_TIMEOUT, answer).await {
             Ok(Err(error @ VolumeError::Stale(_))) => Err(error),
             Ok(Err(error)) => {
                 tracing::debug!(
@@ -217,27 +217,27 @@ impl Revalidator {
         }
     }
 
-    fn freshness(&self, subject: Subject) -> &Freshness {
-        match subject {
-            Subject::Header => &self.header_asked,
-            Subject::Index => &self.index_asked,
+    fn freshness(&self, scope: Scope) -> &Freshness {
+        match scope {
+            Scope::Header => &self.header_freshness,
+            Scope::Index => &self.index_freshness,
         }
     }
 
     /// The question that is under way, else a new one, and when it was begun.
-    fn join_question(self: &Arc<Self>, subject: Subject) -> (Instant, Answer) {
-        let mut asked = self.freshness(subject).asked();
+    fn join_revalidation(self: &Arc<Self>, scope: Scope) -> (Instant, Answer) {
+        let mut asked = self.freshness(scope).asked();
         if let Some((since, answer)) = &asked.current {
             return (*since, answer.clone());
         }
         let (begun, revalidator) = (Instant::now(), Arc::clone(self));
         // As a task: a switch to another head that it starts must run to its end.
         let task = self.runtime.spawn(async move {
-            let about = revalidator.freshness(subject);
-            let _under_way = UnderWay { about, begun };
-            match subject {
-                Subject::Header => revalidator.revalidate_header().await,
-                Subject::Index => revalidator.revalidate_index().await,
+            let about = revalidator.freshness(scope);
+            let _in_flight = InFlight { about, begun };
+            match scope {
+                Scope::Header => revalidator.revalidate_header().await,
+                Scope::Index => revalidator.revalidate_index().await,
             }
         });
         let head = Arc::clone(&self.head);
@@ -259,16 +259,16 @@ impl Revalidator {
         self.head.ensure_live()?;
         let begun = Instant::now();
         self.revalidate_header().await?;
-        self.header_asked.note(begun);
+        self.header_freshness.note(begun);
         self.revalidate_index().await?;
-        self.index_asked.note(begun);
+        self.index_freshness.note(begun);
         Ok(())
     }
 
     /// Reads the whole index.
     async fn revalidate_index(&self) -> Result<(), VolumeError> {
-        for _ in 0..INDEX_READS {
-            let question = self.head.begin_question();
+        for _ in 0..MAX_INDEX_READS {
+            let question = self.head.begin_revalidation();
             let (new, tree) = match HeadState::load(&self.head.client, question.head()).await {
                 Ok(Some(loaded)) => loaded,
                 Ok(None) => {
@@ -295,7 +295,7 @@ impl Revalidator {
                 map.observe_all(&question, new.map.owners(), is_locked).ok()
             });
             if let Some(news) = observed {
-                self.head.note_news(Ok(news));
+                self.head.note_remote_write(Ok(news));
                 return self.head.ensure_live();
             }
         }
@@ -308,13 +308,13 @@ impl Revalidator {
         &self,
         range: RangeInclusive<ObjectIndex>,
     ) -> Result<(), VolumeError> {
-        if self.head.is_index_ours() {
+        if self.head.is_index_exclusive() {
             return Ok(());
         }
         if self.head.state().info.hypervolume {
             return self.revalidate_index().await;
         }
-        let question = self.head.begin_question();
+        let question = self.head.begin_revalidation();
         let (mut first, end) = (range.start().0, range.end().0.saturating_add(1));
         while first < end {
             let count = (end - first).min(MAX_RANGE_READ);
@@ -465,7 +465,7 @@ impl Revalidator {
         error: ClientError,
     ) -> Result<(), VolumeError> {
         self.revalidate_header().await?;
-        let question = self.head.begin_question();
+        let question = self.head.begin_revalidation();
         let info = self.head.info();
         let slot = self
             .head

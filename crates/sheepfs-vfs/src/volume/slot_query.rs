@@ -29,7 +29,7 @@ use super::object_map::Revalidation;
 
 /// Questions under way at once: one reader never waits for another's, and
 /// many readers share them.
-const MAX_QUESTIONS: usize = 4;
+const MAX_QUERIES: usize = 4;
 /// Unwanted slots between two wanted ones that are rather read along than skipped
 /// with a request of its own.
 const MAX_GAP: u32 = 1024;
@@ -72,32 +72,35 @@ impl SlotQueries {
             .expect("nothing is called while it is held")
     }
 
-    /// Asks the cluster for a slot and runs `done` with the answer, which is no
+    /// Asks the cluster for a slot and runs `completion` with the answer, which is no
     /// older than this call. Does not block.
     pub(super) fn query_slot(
         self: &Arc<Self>,
         index: ObjectIndex,
-        done: impl FnOnce(Result<SlotView, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<SlotView, VolumeError>) + Send + 'static,
     ) {
         {
             let mut state = self.state();
-            state.waiting.push((index, Box::new(done)));
-            if state.in_flight == MAX_QUESTIONS {
+            state.waiting.push((index, Box::new(completion)));
+            if state.in_flight == MAX_QUERIES {
                 return;
             }
             state.in_flight += 1;
         }
-        self.send_question();
+        self.send_query();
     }
 
     /// The same as a future.
     ///
     /// # Errors
     /// `Io` when the cluster does not answer.
-    async fn queried_slot(self: &Arc<Self>, index: ObjectIndex) -> Result<SlotView, VolumeError> {
-        let (done, answer) = oneshot::channel();
+    async fn query_slot_async(
+        self: &Arc<Self>,
+        index: ObjectIndex,
+    ) -> Result<SlotView, VolumeError> {
+        let (completion, answer) = oneshot::channel();
         // The reader may have gone.
-        self.query_slot(index, |result| drop(done.send(result)));
+        self.query_slot(index, |result| drop(completion.send(result)));
         answer.await.expect("every question is answered")
     }
 
@@ -115,14 +118,14 @@ impl SlotQueries {
             let (vid, owner) = (head.info.vid, head.map.owner(index));
             (SlotView { head: vid, owner }, head.map.slot(index))
         };
-        match self.head.is_believed(slot) {
+        match self.head.is_cache_valid(slot) {
             true => Ok(view),
-            false => self.queried_slot(index).await,
+            false => self.query_slot_async(index).await,
         }
     }
 
     /// Sends a question for all that wait, or ends the turn when none does.
-    fn send_question(self: &Arc<Self>) {
+    fn send_query(self: &Arc<Self>) {
         let readers = {
             let mut state = self.state();
             let readers = std::mem::take(&mut state.waiting);
@@ -133,7 +136,7 @@ impl SlotQueries {
             readers
         };
         let hypervolume = self.head.state().info.hypervolume;
-        let token = self.head.begin_question();
+        let token = self.head.begin_revalidation();
         let runs = match hypervolume {
             true => Vec::new(),
             false => runs(readers.iter().map(|&(index, _)| index.0)),
@@ -150,7 +153,7 @@ impl SlotQueries {
             }),
         });
         if hypervolume {
-            self.runtime.spawn(question.ask_tree());
+            self.runtime.spawn(question.query_tree());
             return;
         }
         for run in runs {
@@ -204,7 +207,7 @@ impl Question {
     }
 
     /// Reads the tree of a hypervolume, which holds all slots.
-    async fn ask_tree(self: Arc<Self>) {
+    async fn query_tree(self: Arc<Self>) {
         let info = self.queries.head.info();
         let read = self.queries.head.client.index(&info).tree().await;
         let answers = match read {
@@ -226,8 +229,8 @@ impl Question {
         }
         let head = self.token.head();
         let readers = std::mem::take(&mut self.progress().readers);
-        for (index, done) in readers {
-            done(
+        for (index, completion) in readers {
+            completion(
                 answers
                     .as_ref()
                     .map_err(Clone::clone)
@@ -237,7 +240,7 @@ impl Question {
                     }),
             );
         }
-        self.queries.send_question();
+        self.queries.send_query();
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -269,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn runs_hold_every_slot_and_stay_short(
+        fn slot_query_runs_hold_every_slot(
             indexes in prop::collection::vec(0u32..20_000, 1..200),
         ) {
             let runs = runs(indexes.iter().copied());

@@ -13,7 +13,7 @@ use super::preallocate::Preallocate;
 use super::write_back::{Opener, WriteBack};
 
 /// Between two looks whether a sheep is still reachable.
-const LOOK_PAUSE: Duration = Duration::from_millis(100);
+const OFFLINE_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Someone who writes to a volume through its write-back cache.
 pub type VolumeWriter = Opener<Preallocate>;
@@ -165,7 +165,7 @@ impl Volume {
     pub async fn flush_unless_offline(&self) {
         let offline = async {
             while self.device().head().client.peer().is_some() {
-                tokio::time::sleep(LOOK_PAUSE).await;
+                tokio::time::sleep(OFFLINE_POLL_INTERVAL).await;
             }
         };
         let flush = async {
@@ -219,18 +219,18 @@ impl BlockDevice for Volume {
         self: &Arc<Self>,
         offset: u64,
         len: u32,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     ) {
-        self.cache.submit_read(offset, len, done);
+        self.cache.submit_read(offset, len, completion);
     }
 
     fn submit_write(
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
-        self.cache.submit_write(offset, data, done);
+        self.cache.submit_write(offset, data, completion);
     }
 
     async fn discard(self: &Arc<Self>, offset: u64, len: u64) -> Result<(), VolumeError> {

@@ -63,7 +63,7 @@ pub struct WriteBack<D> {
     /// Notified when a write-back ends.
     completed: Notify,
     /// Errors that somebody was told of.
-    told: AtomicU64,
+    reported: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -101,19 +101,19 @@ pub struct Opener<D> {
 }
 
 impl<D: BlockDevice> Opener<D> {
-    /// Copies `data` to write it at byte `offset` soon, and runs `done` with the
+    /// Copies `data` to write it at byte `offset` soon, and runs `completion` with the
     /// number of bytes taken, as [`BlockDevice::submit_write`] does with those
     /// written.
     ///
-    /// Does not block; `done` waits while as much is dirty as may be. The data is on
+    /// Does not block; `completion` waits while as much is dirty as may be. The data is on
     /// the device when [`Self::sync`] has returned; what is dropped before is lost.
     pub fn submit_write(
         &self,
         offset: u64,
         data: &[u8],
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
-        self.cache.submit_buffered(offset, data, done);
+        self.cache.submit_buffered(offset, data, completion);
     }
 
     /// Returns once everything written before is durable.
@@ -138,7 +138,7 @@ impl<D: BlockDevice> Opener<D> {
         let checked = state.errors.since(self.seen.load(Ordering::Acquire));
         if checked.is_err() {
             self.cache
-                .told
+                .reported
                 .fetch_max(state.errors.count, Ordering::AcqRel);
         }
         checked
@@ -187,7 +187,8 @@ impl<D> WriteBack<D> {
         let before = seen.swap(state.errors.count, Ordering::AcqRel);
         let checked = state.errors.since(before);
         if checked.is_err() {
-            self.told.fetch_max(state.errors.count, Ordering::AcqRel);
+            self.reported
+                .fetch_max(state.errors.count, Ordering::AcqRel);
         }
         checked
     }
@@ -212,7 +213,7 @@ impl<D: BlockDevice> WriteBack<D> {
             dirty_bytes: AtomicUsize::new(0),
             state: Mutex::default(),
             completed: Notify::new(),
-            told: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
         })
     }
 
@@ -232,7 +233,7 @@ impl<D: BlockDevice> WriteBack<D> {
         self: &Arc<Self>,
         offset: u64,
         data: &[u8],
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
         let room = self.device.size().saturating_sub(offset);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
@@ -242,7 +243,7 @@ impl<D: BlockDevice> WriteBack<D> {
             // The device will say what is wrong, or has nothing to do.
             _ => {
                 let data = Bytes::copy_from_slice(data);
-                return self.device.submit_write(offset, data, done);
+                return self.device.submit_write(offset, data, completion);
             }
         };
         let data = &data[..inside];
@@ -254,11 +255,11 @@ impl<D: BlockDevice> WriteBack<D> {
             // nothing of ours to wait for.
             if state.errors.error_mode || full && self.is_clean() {
                 drop(state);
-                return self.write_through_after_drain(offset, owned(data), done);
+                return self.write_through_after_drain(offset, owned(data), completion);
             }
             if full {
                 drop(state);
-                return self.write_when_below_watermark(offset, owned(data), done);
+                return self.write_when_below_watermark(offset, owned(data), completion);
             }
             let object_size = self.device.object_size();
             match state.buffer.buffer(offset, data, object_size) {
@@ -273,11 +274,11 @@ impl<D: BlockDevice> WriteBack<D> {
                 Buffered::Overlaps(write) => {
                     drop(state);
                     self.start_writeback(write);
-                    return self.write_when_below_watermark(offset, owned(data), done);
+                    return self.write_when_below_watermark(offset, owned(data), completion);
                 }
             }
         };
-        done(Ok(len));
+        completion(Ok(len));
         self.start_writeback(writes);
     }
 
@@ -286,14 +287,14 @@ impl<D: BlockDevice> WriteBack<D> {
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
         let cache = Arc::clone(self);
         self.runtime.spawn(async move {
             let range = offset..offset + data.len() as u64;
             while cache.must_wait(&range).await {}
-            let done: Box<dyn FnOnce(Result<u32, VolumeError>) + Send> = Box::new(done);
-            cache.submit_buffered(offset, &data, done);
+            let completion: Box<dyn FnOnce(Result<u32, VolumeError>) + Send> = Box::new(completion);
+            cache.submit_buffered(offset, &data, completion);
         });
     }
 
@@ -323,7 +324,7 @@ impl<D: BlockDevice> WriteBack<D> {
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
         let cache = Arc::clone(self);
         self.runtime.spawn(async move {
@@ -332,7 +333,7 @@ impl<D: BlockDevice> WriteBack<D> {
             if written.is_ok() {
                 cache.state().errors.error_mode = false;
             }
-            done(written);
+            completion(written);
         });
     }
 
@@ -387,7 +388,7 @@ impl<D: BlockDevice> WriteBack<D> {
                     state.buffer.complete(number);
                     cache.uncharge(len);
                     if let Some(error) = failed {
-                        cache.note_error(&mut state.errors, offset, len, error);
+                        cache.record_error(&mut state.errors, offset, len, error);
                     }
                 }
                 cache.completed.notify_waiters();
@@ -396,7 +397,7 @@ impl<D: BlockDevice> WriteBack<D> {
     }
 
     /// Counts an error. The first of several in a row is worth a line in the log.
-    fn note_error(&self, errors: &mut Errors, offset: u64, len: usize, error: VolumeError) {
+    fn record_error(&self, errors: &mut Errors, offset: u64, len: usize, error: VolumeError) {
         if !std::mem::replace(&mut errors.error_mode, true) {
             tracing::error!(
                 offset,
@@ -445,15 +446,15 @@ impl<D: BlockDevice> BlockDevice for WriteBack<D> {
         self: &Arc<Self>,
         offset: u64,
         len: u32,
-        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
     ) {
         if !self.overlaps(offset, len.into()) {
-            return self.device.submit_read(offset, len, done);
+            return self.device.submit_read(offset, len, completion);
         }
         let cache = Arc::clone(self);
         self.runtime.spawn(async move {
             cache.flush_dirty().await;
-            cache.device.submit_read(offset, len, done);
+            cache.device.submit_read(offset, len, completion);
         });
     }
 
@@ -463,15 +464,15 @@ impl<D: BlockDevice> BlockDevice for WriteBack<D> {
         self: &Arc<Self>,
         offset: u64,
         data: Bytes,
-        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+        completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
         if !self.overlaps(offset, data.len() as u64) {
-            return self.device.submit_write(offset, data, done);
+            return self.device.submit_write(offset, data, completion);
         }
         let cache = Arc::clone(self);
         self.runtime.spawn(async move {
             cache.flush_dirty().await;
-            cache.device.submit_write(offset, data, done);
+            cache.device.submit_write(offset, data, completion);
         });
     }
 
@@ -484,7 +485,7 @@ impl<D: BlockDevice> BlockDevice for WriteBack<D> {
     async fn flush(self: &Arc<Self>) -> Result<(), VolumeError> {
         self.flush_dirty().await;
         let flushed = self.device.flush().await;
-        self.check_and_advance(&self.told)?;
+        self.check_and_advance(&self.reported)?;
         flushed
     }
 

@@ -3,8 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-mod documents;
-mod shared;
-mod sheep;
-mod states;
-mod texts;
+mod cluster_states;
+mod golden_text;
+mod json;
+mod scripted_transport;
+mod single_flight;

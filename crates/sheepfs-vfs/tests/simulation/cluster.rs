@@ -17,9 +17,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
-use crate::dice::Dice;
 use crate::network::{Pipe, Receiver, Sender};
 use crate::operations::Answer;
+use crate::sim_rng::SimRng;
 use crate::store::Store;
 
 /// The cluster. Clones are the same one.
@@ -28,7 +28,7 @@ pub(crate) struct Cluster(Arc<Shared>);
 
 /// What all sheep share.
 pub(crate) struct Shared {
-    pub(crate) dice: Dice,
+    pub(crate) rng: SimRng,
     store: Mutex<Store>,
     /// Cluster operations run one after another.
     pub(crate) cluster_operation: tokio::sync::Mutex<()>,
@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     /// Those whose process is gone.
     ended: Mutex<Vec<usize>>,
     /// Objects made by nobody's write: those hold more than a few cells.
-    pub(crate) made_ahead: AtomicU64,
+    pub(crate) preallocated: AtomicU64,
     /// Longest time that a sheep usually takes for each step of a request.
     pub(crate) slowest: Duration,
 }
@@ -64,10 +64,10 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn start(dice: Dice, sheep: u8) -> Self {
-        let slowest = Duration::from_micros([200, 3_000, 50_000][dice.up_to(2)]);
+    pub(crate) fn start(rng: SimRng, sheep: u8) -> Self {
+        let slowest = Duration::from_micros([200, 3_000, 50_000][rng.up_to(2)]);
         Self(Arc::new(Shared {
-            dice,
+            rng,
             store: Mutex::default(),
             cluster_operation: tokio::sync::Mutex::default(),
             sheep: (1..=sheep)
@@ -80,7 +80,7 @@ impl Cluster {
                 })
                 .collect(),
             ended: Mutex::default(),
-            made_ahead: AtomicU64::new(0),
+            preallocated: AtomicU64::new(0),
             slowest,
         }))
     }
@@ -99,7 +99,7 @@ impl Cluster {
         let sheep = &self.0.sheep[number];
         let process = sheep.process.lock().expect("no one panics with it").take();
         if let Some(process) = process {
-            self.0.dice.note(("kill", number));
+            self.0.rng.note(("kill", number));
             process.cancel();
             self.cut(number, |_| true);
         }
@@ -112,14 +112,14 @@ impl Cluster {
             .lock()
             .expect("no one panics with it");
         if process.is_none() {
-            self.0.dice.note(("restart", number));
+            self.0.rng.note(("restart", number));
             *process = Some(CancellationToken::new());
         }
     }
 
     /// As SIGSTOP and SIGCONT: connections stay, nobody answers.
     pub(crate) fn stop(&self, number: usize, stopped: bool) {
-        self.0.dice.note(("stop", number, stopped));
+        self.0.rng.note(("stop", number, stopped));
         let sheep = &self.0.sheep[number];
         sheep.stopped.store(stopped, Ordering::Relaxed);
         sheep.goes_on.notify_waiters();
@@ -179,8 +179,8 @@ impl Cluster {
                 pipes: [Arc::clone(&there), Arc::clone(&back)],
                 client,
             });
-        let dice = &self.0.dice;
-        let answers = Sender::new(Arc::clone(&back), Arc::clone(&there), dice.clone());
+        let rng = &self.0.rng;
+        let answers = Sender::new(Arc::clone(&back), Arc::clone(&there), rng.clone());
         let requests = Receiver {
             pipe: Arc::clone(&there),
         };
@@ -192,7 +192,7 @@ impl Cluster {
             reader: Box::new(Receiver {
                 pipe: Arc::clone(&back),
             }),
-            writer: Box::new(Sender::new(there, back, dice.clone())),
+            writer: Box::new(Sender::new(there, back, rng.clone())),
         })
     }
 
@@ -289,11 +289,11 @@ impl Shared {
 
     /// A step of a request, which takes its time.
     pub(crate) fn pause(&self) -> impl Future<Output = ()> + use<> {
-        let longest = match self.dice.one_in(50) {
+        let longest = match self.rng.one_in(50) {
             true => self.slowest * 10,
             false => self.slowest,
         };
-        tokio::time::sleep(self.dice.pause(longest))
+        tokio::time::sleep(self.rng.pause(longest))
     }
 }
 
@@ -306,7 +306,7 @@ struct ClientNetwork {
 impl Connector for ClientNetwork {
     fn connect(&self, peer: SocketAddr) -> BoxFuture<'_, io::Result<ByteStream>> {
         Box::pin(async move {
-            tokio::time::sleep(self.cluster.0.dice.latency()).await;
+            tokio::time::sleep(self.cluster.0.rng.latency()).await;
             self.cluster
                 .connect(peer, self.client)
                 .ok_or_else(|| io::ErrorKind::ConnectionRefused.into())

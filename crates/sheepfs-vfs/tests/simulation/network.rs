@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::dice::Dice;
+use crate::sim_rng::SimRng;
 
 /// Bytes under way in one direction; a frame with much payload does not fit.
 const CAPACITY: usize = 16 << 10;
@@ -113,19 +113,19 @@ pub(crate) struct Sender {
     /// The other direction.
     back: Arc<Pipe>,
     pieces: mpsc::UnboundedSender<Piece>,
-    dice: Dice,
+    rng: SimRng,
 }
 
 impl Sender {
     /// The sending end of `pipe`, whose bytes take as long as the dice say.
-    pub(crate) fn new(pipe: Arc<Pipe>, back: Arc<Pipe>, dice: Dice) -> Self {
+    pub(crate) fn new(pipe: Arc<Pipe>, back: Arc<Pipe>, rng: SimRng) -> Self {
         let (pieces, carried) = mpsc::unbounded_channel();
         tokio::spawn(carry(Arc::clone(&pipe), carried));
         Self {
             pipe,
             back,
             pieces,
-            dice,
+            rng,
         }
     }
 
@@ -141,7 +141,7 @@ impl Sender {
     }
 
     fn arrival(&self, state: &mut State) -> Instant {
-        let at = (Instant::now() + self.dice.latency())
+        let at = (Instant::now() + self.rng.latency())
             .max(state.last_arrival.unwrap_or_else(Instant::now));
         state.last_arrival = Some(at);
         at
@@ -159,8 +159,8 @@ impl WriteHalf for Sender {
         if room == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if self.dice.one_in(8) {
-            room = self.dice.up_to(room - 1) + 1;
+        if self.rng.one_in(8) {
+            room = self.rng.up_to(room - 1) + 1;
         }
         let bytes: Vec<u8> = parts
             .iter()

@@ -63,7 +63,7 @@ impl Cluster {
     ) -> Option<Answer> {
         let opcode = Opcode::try_from(header.opcode).expect("a client sends operations that exist");
         self.shared()
-            .dice
+            .rng
             .note((number, opcode as u8, header.id.get(), header.tail));
         let outcome = match header.body() {
             RequestBody::Object(body) => {
@@ -105,7 +105,7 @@ impl Cluster {
             payload: Vec::new(),
         });
         self.shared()
-            .dice
+            .rng
             .note((number, header.id.get(), answer.code.to_string()));
         Some(answer)
     }
@@ -158,7 +158,7 @@ impl Cluster {
                 object.write(offset, payload);
                 let is_ahead = payload.len() > MOST_CELLS * CELL;
                 shared
-                    .made_ahead
+                    .preallocated
                     .fetch_add(u64::from(is_ahead), Ordering::Relaxed);
                 shared.store().put(oid, object);
                 done()
@@ -185,7 +185,7 @@ impl Cluster {
         let dropped = shared.store().write_slots(oid, offset, data, &before)?;
         for reference in dropped {
             let cluster = self.clone();
-            let wait = shared.dice.pause(RECLAIM_TIME);
+            let wait = shared.rng.pause(RECLAIM_TIME);
             let drop = async move {
                 tokio::time::sleep(wait).await;
                 cluster.drop_reference(reference);
@@ -215,7 +215,7 @@ impl Cluster {
     fn drop_reference(&self, reference: Dropped) {
         let removed = self.shared().store().drop_reference(reference);
         self.shared()
-            .dice
+            .rng
             .note(("dropped", reference.0.raw(), removed));
     }
 
@@ -225,12 +225,12 @@ impl Cluster {
         let oid = Oid::from_raw(body.oid.get());
         if opcode != Opcode::WriteObj
             || oid.kind() != Some(ObjectKind::Data)
-            || !shared.dice.one_in(2)
+            || !shared.rng.one_in(2)
         {
             return;
         }
         let mut store = shared.store();
-        let part = &payload[..shared.dice.up_to(payload.len())];
+        let part = &payload[..shared.rng.up_to(payload.len())];
         if store.may_write(oid).is_ok() && store.has(oid) {
             store
                 .write(oid, body.offset.get() as usize, part)

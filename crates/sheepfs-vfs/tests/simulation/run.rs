@@ -16,8 +16,8 @@ use tokio::sync::RwLock;
 
 use crate::checker::{CELL, Checker, Since};
 use crate::cluster::Cluster;
-use crate::dice::Dice;
 use crate::layout::{Layout, object_of};
+use crate::sim_rng::SimRng;
 
 const OBJECTS: usize = 5;
 /// Objects behind them, in some runs, that one writer begins one after the other:
@@ -33,9 +33,9 @@ const TEMPLATE: u64 = 1;
 const WRITERS: usize = 4;
 const SHEEP: u8 = 3;
 /// Latest end of a client that crashes: its work takes about that long.
-const LONGEST_LIFE: Duration = Duration::from_secs(20);
+const MAX_UPTIME: Duration = Duration::from_secs(20);
 /// Longer than any sheep takes over a request that it has read.
-const AFTERMATH: Duration = Duration::from_secs(30);
+const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// Longest time that anything takes, in simulated time.
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -51,7 +51,7 @@ pub(crate) struct Totals {
     pub(crate) crashes: u64,
     pub(crate) clones: u64,
     /// Objects made ahead of a writer.
-    pub(crate) made_ahead: u64,
+    pub(crate) preallocated: u64,
     pub(crate) trace: u64,
     pub(crate) longest: Duration,
 }
@@ -66,14 +66,14 @@ impl Totals {
         self.faults += run.faults;
         self.crashes += run.crashes;
         self.clones += run.clones;
-        self.made_ahead += run.made_ahead;
+        self.preallocated += run.preallocated;
         self.longest = self.longest.max(run.longest);
     }
 }
 
 /// What the parts of a run share.
-struct World {
-    dice: Dice,
+struct Simulation {
+    rng: SimRng,
     cluster: Cluster,
     name: VdiName,
     checker: Checker,
@@ -97,23 +97,23 @@ pub(crate) fn run(seed: u64) -> Totals {
         .build()
         .unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(LIMIT, World::run(seed))
+        tokio::time::timeout(LIMIT, Simulation::run(seed))
             .await
             .expect("nothing hangs for ever")
     })
 }
 
-impl World {
+impl Simulation {
     async fn run(seed: u64) -> Totals {
-        let dice = Dice::new(seed);
-        let cluster = Cluster::start(dice.clone(), SHEEP);
-        let streams = dice.one_in(4);
-        let hypervolume = dice.one_in(4);
+        let rng = SimRng::new(seed);
+        let cluster = Cluster::start(rng.clone(), SHEEP);
+        let streams = rng.one_in(4);
+        let hypervolume = rng.one_in(4);
         let layout = Layout {
             objects: OBJECTS + if streams { STREAM } else { 0 } + OTHER_HOST,
             hypervolume,
         };
-        let snapshots = !hypervolume && !dice.one_in(3);
+        let snapshots = !hypervolume && !rng.one_in(3);
         let world = Arc::new(Self {
             snapshots,
             name: VdiName::new("disk").unwrap(),
@@ -124,17 +124,17 @@ impl World {
             numbers: AtomicU64::new(TEMPLATE),
             over: AtomicBool::new(false),
             counts: std::sync::Mutex::default(),
-            dice,
+            rng,
             cluster,
         });
         let client = world.client(1).await;
-        let cloned = !streams && !hypervolume && world.dice.one_in(3);
+        let cloned = !streams && !hypervolume && world.rng.one_in(3);
         if cloned {
             world.clone_template(&client).await;
         } else {
             let new = world.new_vdi(&world.name);
             let vid = client.cluster().create_vdi(&new).await.unwrap();
-            if hypervolume && world.dice.one_in(2) {
+            if hypervolume && world.rng.one_in(2) {
                 world.cluster.shared().store().deepen(vid);
             }
         }
@@ -154,16 +154,16 @@ impl World {
         if streams {
             writers.spawn(Arc::clone(&world).write_on_and_on(Arc::clone(&volume)));
         }
-        let administrator = tokio::spawn(Arc::clone(&world).administer());
-        let fate = tokio::spawn(Arc::clone(&world).strike());
+        let administrator = tokio::spawn(Arc::clone(&world).admin_loop());
+        let fate = tokio::spawn(Arc::clone(&world).inject_faults());
         let all_end = async {
             while let Some(done) = writers.join_next().await {
                 done.unwrap();
             }
         };
-        let crashed = match world.dice.one_in(4) {
+        let crashed = match world.rng.one_in(4) {
             true => {
-                let life = world.dice.pause(LONGEST_LIFE);
+                let life = world.rng.pause(MAX_UPTIME);
                 tokio::time::timeout(life, all_end).await.is_err()
             }
             false => {
@@ -175,7 +175,7 @@ impl World {
             world.cluster.end_client(1);
             writers.shutdown().await;
             world.checker.forget_pending();
-            world.dice.note("crash");
+            world.rng.note("crash");
             world.count(|totals| totals.crashes += 1);
         }
         world.over.store(true, Ordering::Relaxed);
@@ -183,15 +183,15 @@ impl World {
         fate.await.unwrap();
         if crashed {
             // What the sheep had read before may still run.
-            tokio::time::sleep(AFTERMATH).await;
+            tokio::time::sleep(DRAIN_TIME).await;
         } else {
             world.check_own(&volume).await;
         }
-        world.judge(tags, cloned).await;
+        world.verify(tags, cloned).await;
         let mut totals = std::mem::take(&mut *world.counts.lock().unwrap());
         totals.runs = 1;
-        totals.made_ahead = world.cluster.shared().made_ahead.load(Ordering::Relaxed);
-        totals.trace = world.dice.trace();
+        totals.preallocated = world.cluster.shared().preallocated.load(Ordering::Relaxed);
+        totals.trace = world.rng.trace();
         totals
     }
 
@@ -205,7 +205,7 @@ impl World {
             .take(1 + number % 2)
             .map(|&address| address.into())
             .collect();
-        config.connections = 1 + self.dice.up_to(3);
+        config.connections = 1 + self.rng.up_to(3);
         loop {
             let pool = Pool::connect_with(config.clone(), self.cluster.network(number)).await;
             match pool {
@@ -302,21 +302,21 @@ impl World {
 
     /// Takes snapshots with a client of its own; returns them, each with the
     /// moment before it.
-    async fn administer(self: Arc<Self>) -> Vec<(SnapshotTag, Since)> {
+    async fn admin_loop(self: Arc<Self>) -> Vec<(SnapshotTag, Since)> {
         let client = self.client(2).await;
         let mut tags = Vec::new();
         if !self.snapshots {
             return tags;
         }
         while !self.over.load(Ordering::Relaxed) && tags.len() < 8 {
-            tokio::time::sleep(self.dice.pause(Duration::from_secs(10))).await;
+            tokio::time::sleep(self.rng.pause(Duration::from_secs(10))).await;
             let tag = SnapshotTag::new(format!("tag{}", tags.len())).unwrap();
             let since = self.checker.now();
             let taken = client
                 .vdi(&VdiSelector::working(self.name.clone()))
                 .snapshot(&tag)
                 .await;
-            self.dice.note(("snapshot", format!("{taken:?}")));
+            self.rng.note(("snapshot", format!("{taken:?}")));
             if taken.is_ok() {
                 tags.push((tag, since));
                 self.count(|totals| totals.snapshots += 1);
@@ -326,14 +326,14 @@ impl World {
     }
 
     /// Kills, stops and cuts, but always ends well.
-    async fn strike(self: Arc<Self>) {
+    async fn inject_faults(self: Arc<Self>) {
         let all = usize::from(SHEEP);
         while !self.over.load(Ordering::Relaxed) {
-            tokio::time::sleep(self.dice.pause(Duration::from_secs(8))).await;
-            let number = self.dice.up_to(all - 1);
-            let time = self.dice.pause(Duration::from_secs(15));
+            tokio::time::sleep(self.rng.pause(Duration::from_secs(8))).await;
+            let number = self.rng.up_to(all - 1);
+            let time = self.rng.pause(Duration::from_secs(15));
             self.count(|totals| totals.faults += 1);
-            match self.dice.up_to(5) {
+            match self.rng.up_to(5) {
                 0 | 1 => {
                     self.cluster.kill(number);
                     tokio::time::sleep(time).await;
@@ -367,7 +367,7 @@ impl World {
     }
 
     /// Looks at everything from afar.
-    async fn judge(&self, tags: Vec<(SnapshotTag, Since)>, cloned: bool) {
+    async fn verify(&self, tags: Vec<(SnapshotTag, Since)>, cloned: bool) {
         let client = self.client(3).await;
         let again = self.open(&client, &self.name).await;
         self.check_all(&again, &self.checker.now(), "another client")

@@ -29,7 +29,7 @@ async fn is_locked(cluster: &Cluster, selector: &VdiSelector) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attached_volume_is_locked_until_it_is_closed() {
+async fn lock_is_held_until_volume_is_closed() {
     let cluster = locked_cluster().await;
     let name = cluster.create("locked", MIB).await;
     let selector = VdiSelector::working(name.clone());
@@ -45,7 +45,7 @@ async fn an_attached_volume_is_locked_until_it_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lock_follows_the_volume_over_a_snapshot() {
+async fn lock_follows_volume_over_snapshot() {
     let cluster = locked_cluster().await;
     let name = cluster.create("moving", MIB).await;
     let selector = VdiSelector::working(name.clone());
@@ -68,7 +68,7 @@ async fn the_lock_follows_the_volume_over_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_only_reads_and_who_is_told_not_to_takes_no_lock() {
+async fn lock_is_not_taken_by_readers_or_off() {
     let cluster = locked_cluster().await;
     let name = cluster.create("unlocked", MIB).await;
     let selector = VdiSelector::working(name);
@@ -91,7 +91,7 @@ async fn who_only_reads_and_who_is_told_not_to_takes_no_lock() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn required_locks_are_refused_where_there_are_none() {
+async fn lock_required_is_refused_without_cluster_locking() {
     let config = TreeConfig {
         page_cache: false,
         write_through: false,
@@ -116,7 +116,7 @@ async fn required_locks_are_refused_where_there_are_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_left_by_a_crash_is_broken_on_request() {
+async fn lock_left_by_crash_is_broken_on_request() {
     let cluster = locked_cluster().await;
     let name = cluster.create("stale", MIB).await;
     let selector = VdiSelector::working(name.clone());

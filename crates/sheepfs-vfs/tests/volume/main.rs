@@ -3,18 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod codes;
-mod holes;
+mod abandoned_requests;
+mod discard;
+mod error_mapping;
+mod index_traffic;
 mod locks;
 mod model;
-mod moments;
 mod multi_client;
-mod others;
 mod preallocation;
 mod races;
-mod shapes;
+mod snapshot_race;
 mod stress;
 mod support;
 mod truncation;
-mod wire;
+mod vdi_geometry;
 mod write_back;

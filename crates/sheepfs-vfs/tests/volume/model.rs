@@ -16,7 +16,7 @@ const STEPS: usize = 120;
 const LARGEST: u64 = 40 * MIB;
 
 /// A VDI that is worked on, and what it must hold.
-pub(crate) struct Subject<'a> {
+pub(crate) struct ModelTest<'a> {
     cluster: &'a Cluster,
     /// What the volume calls through; it may fail at random.
     client: Client,
@@ -64,7 +64,7 @@ async fn open(client: &Client, selector: VdiSelector) -> Arc<Volume> {
 }
 
 /// Runs what may fail at random until it does not.
-async fn insist(mut operation: impl AsyncFnMut() -> Result<(), VolumeError>) {
+async fn retry_until_ok(mut operation: impl AsyncFnMut() -> Result<(), VolumeError>) {
     for _ in 0..100 {
         match operation().await {
             Ok(()) => return,
@@ -74,7 +74,7 @@ async fn insist(mut operation: impl AsyncFnMut() -> Result<(), VolumeError>) {
     panic!("it never succeeds");
 }
 
-impl<'a> Subject<'a> {
+impl<'a> ModelTest<'a> {
     /// Makes a VDI and attaches it through `client`, which may be `faulty`.
     pub(crate) async fn create(
         cluster: &'a Cluster,
@@ -123,7 +123,7 @@ impl<'a> Subject<'a> {
             81..84 => self.clone_newest_snapshot().await,
             84..86 => self.delete_oldest_snapshot().await,
             86..90 => self.grow().await,
-            90..94 => insist(async || self.volume.flush().await).await,
+            90..94 => retry_until_ok(async || self.volume.flush().await).await,
             _ => self.remount().await,
         }
     }
@@ -154,7 +154,7 @@ impl<'a> Subject<'a> {
     async fn settle(&mut self, start: usize, new: &[u8]) {
         let count = u32::try_from(new.len()).unwrap();
         let mut found = None;
-        insist(async || {
+        retry_until_ok(async || {
             found = Some(self.volume.read_at(start as u64, count).await?);
             Ok(())
         })
@@ -222,7 +222,7 @@ impl<'a> Subject<'a> {
         let client = &self.cluster.client;
         let parent = newest.selector(false);
         client.vdi(&parent).clone_to(&name).await.unwrap();
-        insist(async || self.volume.close().await).await;
+        retry_until_ok(async || self.volume.close().await).await;
         self.volume = open(&self.client, VdiSelector::working(name.clone())).await;
         self.name = name;
         self.bytes = newest.bytes;
@@ -238,13 +238,13 @@ impl<'a> Subject<'a> {
 
     async fn grow(&mut self) {
         let size = (self.bytes.len() as u64 + self.random.u64(0..MIB)).min(LARGEST);
-        insist(async || self.volume.set_size(size).await).await;
+        retry_until_ok(async || self.volume.set_size(size).await).await;
         self.bytes.resize(usize::try_from(size).unwrap(), 0);
         assert_eq!(self.volume.size(), size, "{}", self.place);
     }
 
     async fn remount(&mut self) {
-        insist(async || self.volume.close().await).await;
+        retry_until_ok(async || self.volume.close().await).await;
         self.volume = open(&self.client, VdiSelector::working(self.name.clone())).await;
         assert_eq!(
             self.volume.size(),
@@ -299,13 +299,13 @@ pub(crate) const KINDS: [Kind; 9] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_vdi_holds_what_was_written_and_its_snapshots_what_was_then() {
+async fn model_every_vdi_kind_matches_bytes_and_snapshots() {
     for cluster in Cluster::each().await {
         for (what, kind) in KINDS {
             let seed = fastrand::u64(..);
             println!("{what}, seed {seed}");
             let client = cluster.client.clone();
-            let subject = Subject::create(&cluster, client, seed, kind, false);
+            let subject = ModelTest::create(&cluster, client, seed, kind, false);
             subject.await.work().await;
         }
     }
@@ -327,26 +327,26 @@ async fn faulty(cluster: &Cluster, seed: u64) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_calls_that_fail() {
+async fn model_acknowledged_writes_survive_faults() {
     for cluster in Cluster::each().await {
         for (what, kind) in KINDS {
             let seed = fastrand::u64(..);
             println!("{what}, seed {seed}");
             let client = faulty(&cluster, seed).await;
-            let subject = Subject::create(&cluster, client, seed, kind, true);
+            let subject = ModelTest::create(&cluster, client, seed, kind, true);
             subject.await.work().await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clone_of_a_clone_goes_its_own_way_and_leaves_its_parents_alone() {
+async fn model_clone_of_clone_is_independent() {
     let cluster = Cluster::start().await;
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let (_, kind) = KINDS[0];
     let client = cluster.client.clone();
-    let mut subject = Subject::create(&cluster, client, seed, kind, false).await;
+    let mut subject = ModelTest::create(&cluster, client, seed, kind, false).await;
     let mut families = Vec::new();
     for generation in 0..4 {
         for step in 0..30 {

@@ -195,7 +195,7 @@ async fn multi_client_discard_takes_what_others_wrote() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn modification_time_is_no_earlier_than_the_attach() {
+async fn mtime_is_no_earlier_than_attach() {
     let cluster = Cluster::start().await;
     let name = cluster.create("time", 4 * MIB).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -259,7 +259,7 @@ fn is_index_read(request: &Request) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn multi_client_reads_of_holes_share_questions() {
+async fn multi_client_reads_of_holes_share_queries() {
     let cluster = Cluster::start().await;
     let name = cluster.create("shared", 64 * MIB).await;
     let (client, count) = counted(&cluster).await;
@@ -280,7 +280,7 @@ async fn multi_client_reads_of_holes_share_questions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lock_holder_believes_its_own_index() {
+async fn lock_holder_trusts_cached_index() {
     let cluster = formatted(ClusterFlags::USE_LOCK).await;
     let name = cluster.create("locked", 8 * MIB).await;
     let (client, count) = counted(&cluster).await;

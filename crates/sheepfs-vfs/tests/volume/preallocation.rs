@@ -11,7 +11,7 @@ use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, FsError, Volume, VolumeError};
 use tokio::sync::{Notify, oneshot};
 
-use crate::moments::Moment;
+use crate::snapshot_race::WriteStep;
 use crate::support::{Cluster, attached, open, open_version, pattern, read_all, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
@@ -33,7 +33,7 @@ async fn allocated(volume: &Arc<Volume>) -> u64 {
 }
 
 /// Checks that a volume holds what [`begin`] wrote to its first objects.
-async fn assert_begun(cluster: &Cluster, name: &VdiName, objects: u64) {
+async fn assert_started(cluster: &Cluster, name: &VdiName, objects: u64) {
     let volume = open(&cluster.client, name).await;
     let bytes = read_all(&volume).await;
     for (object, bytes) in (0..).zip(bytes.chunks(1 << 20)) {
@@ -74,7 +74,7 @@ async fn counting(cluster: &Cluster) -> (Client, Arc<AtomicU64>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_that_goes_on_and_on_finds_its_next_object_made() {
+async fn preallocation_makes_next_object_of_sequential_writer() {
     for cluster in Cluster::each().await {
         let name = cluster.create("ahead", 24 * MIB).await;
         let (client, made) = counting(&cluster).await;
@@ -91,12 +91,12 @@ async fn a_writer_that_goes_on_and_on_finds_its_next_object_made() {
             assert_eq!(now - before, expected, "object {object}");
         }
         volume.close().await.unwrap();
-        assert_begun(&cluster, &name, RUN + 3).await;
+        assert_started(&cluster, &name, RUN + 3).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_writers_at_once_are_followed_each_by_itself() {
+async fn preallocation_tracks_several_writers_separately() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-several", 200 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -107,7 +107,7 @@ async fn several_writers_at_once_are_followed_each_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_made_for_writers_that_do_not_go_on() {
+async fn preallocation_ignores_random_writers() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-not", 100 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -131,7 +131,7 @@ async fn nothing_is_made_for_writers_that_do_not_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_of_whole_objects_makes_them_itself() {
+async fn preallocation_skips_writer_of_whole_objects() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-whole", 24 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -143,7 +143,7 @@ async fn a_writer_of_whole_objects_makes_them_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_copied_ahead() {
+async fn preallocation_copies_no_inherited_object() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-base", 24 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -165,7 +165,7 @@ async fn nothing_is_copied_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_else_has_made_meanwhile_is_left_alone() {
+async fn preallocation_leaves_object_of_other_client_alone() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-other", 24 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -175,11 +175,11 @@ async fn what_somebody_else_has_made_meanwhile_is_left_alone() {
     begin(&other, [RUN]).await;
     begin(&volume, [RUN - 1]).await;
     assert_eq!(allocated(&volume).await, RUN + 1);
-    assert_begun(&cluster, &name, RUN + 1).await;
+    assert_started(&cluster, &name, RUN + 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_may_still_go_is_not_made_ahead() {
+async fn preallocation_skips_object_pending_reclaim() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-lingers", 24 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -190,32 +190,32 @@ async fn an_object_that_may_still_go_is_not_made_ahead() {
     assert_eq!(allocated(&volume).await, RUN);
     begin(&volume, [RUN]).await;
     volume.close().await.unwrap();
-    assert_begun(&cluster, &name, RUN + 1).await;
+    assert_started(&cluster, &name, RUN + 1).await;
 }
 
-const MOMENTS: [Moment; 3] = [Moment::Data, Moment::Index, Moment::Question];
+const WRITE_STEPS: [WriteStep; 3] = [WriteStep::Data, WriteStep::Index, WriteStep::Question];
 
 /// A client whose request of that moment, for the object behind the run, is
 /// held back once the switch is on, see [`Cluster::client_held_at`].
 async fn held_client(
     cluster: &Cluster,
-    moment: Moment,
+    step: WriteStep,
 ) -> (Client, Arc<AtomicBool>, Arc<Notify>, Arc<Notify>) {
     let armed = Arc::new(AtomicBool::new(false));
     let arm = Arc::clone(&armed);
     let (client, held, release) = cluster
         .client_held_at(move |request| {
             let before = data_object(request).is_some_and(|oid| u64::from(oid.number()) < RUN);
-            moment.is(request) && !before && armed.load(Ordering::Acquire)
+            step.is(request) && !before && armed.load(Ordering::Acquire)
         })
         .await;
     (client, arm, held, release)
 }
 
 /// A volume whose object ahead is being made; the request waits for the signal.
-async fn being_made(cluster: &Cluster, moment: Moment) -> (VdiName, Arc<Volume>, Arc<Notify>) {
-    let name = cluster.create("ahead-moment", 24 * MIB).await;
-    let (client, arm, held, release) = held_client(cluster, moment).await;
+async fn preallocating(cluster: &Cluster, step: WriteStep) -> (VdiName, Arc<Volume>, Arc<Notify>) {
+    let name = cluster.create("ahead-step", 24 * MIB).await;
+    let (client, arm, held, release) = held_client(cluster, step).await;
     let volume = open(&client, &name).await;
     begin(&volume, 0..RUN - 1).await;
     // The last one of the run is there, so that only the next is to be made.
@@ -234,7 +234,7 @@ async fn soon<T>(event: impl Future<Output = T>) -> T {
 }
 
 /// Checks that something waits for the signal, and gives it.
-async fn waits_for<T>(release: &Notify, event: impl Future<Output = T>) -> T {
+async fn assert_waits_for<T>(release: &Notify, event: impl Future<Output = T>) -> T {
     tokio::pin!(event);
     let early = tokio::time::timeout(Duration::from_millis(50), &mut event);
     assert!(early.await.is_err(), "it does not wait");
@@ -243,19 +243,19 @@ async fn waits_for<T>(release: &Notify, event: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_comes_while_its_object_is_made_ahead_stays() {
+async fn preallocation_in_flight_never_overwrites_write() {
     let cluster = Cluster::start().await;
-    for moment in MOMENTS {
-        let (name, volume, release) = being_made(&cluster, moment).await;
-        waits_for(&release, begin(&volume, [RUN])).await;
+    for step in WRITE_STEPS {
+        let (name, volume, release) = preallocating(&cluster, step).await;
+        assert_waits_for(&release, begin(&volume, [RUN])).await;
         volume.close().await.unwrap();
-        assert_begun(&cluster, &name, RUN + 1).await;
+        assert_started(&cluster, &name, RUN + 1).await;
     }
 }
 
 /// Another host may be the next to write, and a late object would wipe that.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_being_made_once_a_volume_was_synced_closed_or_read_anew() {
+async fn preallocation_ends_before_flush_close_and_revalidate() {
     type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
     let ends: [End; 3] = [
         |volume| Box::pin(volume.flush()),
@@ -263,24 +263,24 @@ async fn nothing_is_being_made_once_a_volume_was_synced_closed_or_read_anew() {
         |volume| Box::pin(volume.revalidate()),
     ];
     let cluster = Cluster::start().await;
-    for moment in MOMENTS {
+    for step in WRITE_STEPS {
         for end in ends {
-            let (name, volume, release) = being_made(&cluster, moment).await;
-            waits_for(&release, end(&volume)).await.unwrap();
+            let (name, volume, release) = preallocating(&cluster, step).await;
+            assert_waits_for(&release, end(&volume)).await.unwrap();
             let other = open(&cluster.client, &name).await;
-            assert_eq!(allocated(&other).await, RUN + 1, "{moment:?}");
+            assert_eq!(allocated(&other).await, RUN + 1, "{step:?}");
             begin(&other, [RUN]).await;
-            assert_begun(&cluster, &name, RUN + 1).await;
+            assert_started(&cluster, &name, RUN + 1).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_being_made_once_a_file_was_closed() {
+async fn preallocation_ends_before_file_is_closed() {
     let cluster = Cluster::start().await;
     for page_cache in [false, true] {
         let name = cluster.create("ahead-file", 24 * MIB).await;
-        let (client, arm, held, release) = held_client(&cluster, Moment::Data).await;
+        let (client, arm, held, release) = held_client(&cluster, WriteStep::Data).await;
         let (tree, file, mode) = attached(client, &name, page_cache).await;
         let handle = tree
             .files()
@@ -298,20 +298,20 @@ async fn nothing_is_being_made_once_a_file_was_closed() {
         }
         // Gathered writes go out by themselves after a moment.
         soon(held.notified()).await;
-        waits_for(&release, tree.files().flush(handle))
+        assert_waits_for(&release, tree.files().flush(handle))
             .await
             .unwrap();
-        assert_begun(&cluster, &name, RUN).await;
+        assert_started(&cluster, &name, RUN).await;
         tree.files().release(handle);
         tree.attachments().detach(name.as_bytes()).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_while_an_object_is_made_ahead_hurts_neither() {
+async fn preallocation_in_flight_survives_snapshot() {
     let cluster = Cluster::start().await;
-    for moment in MOMENTS {
-        let (name, volume, release) = being_made(&cluster, moment).await;
+    for step in WRITE_STEPS {
+        let (name, volume, release) = preallocating(&cluster, step).await;
         cluster
             .client
             .vdi(&VdiSelector::working(name.clone()))
@@ -321,17 +321,17 @@ async fn a_snapshot_while_an_object_is_made_ahead_hurts_neither() {
         release.notify_one();
         begin(&volume, [RUN, RUN + 1]).await;
         volume.close().await.unwrap();
-        assert_begun(&cluster, &name, RUN + 2).await;
+        assert_started(&cluster, &name, RUN + 2).await;
         let selector = VdiSelector::tag(name, tag("s"));
         let snapshot = open_version(&cluster.client, selector).await;
         let behind = snapshot.read_at(RUN * MIB, 1 << 20).await.unwrap();
-        assert!(behind.iter().all(|&byte| byte == 0), "{moment:?}");
+        assert!(behind.iter().all(|&byte| byte == 0), "{step:?}");
     }
 }
 
 /// The last of the space is for what somebody writes.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_object_there_is_room_for_goes_to_the_writer() {
+async fn preallocation_leaves_last_free_space_to_writer() {
     let cluster = Cluster::start().await;
     for _ in 0..20 {
         let name = cluster.create("ahead-room", 24 * MIB).await;
@@ -351,12 +351,12 @@ async fn the_last_object_there_is_room_for_goes_to_the_writer() {
         let volume = open(&client, &name).await;
         begin(&volume, 0..RUN).await;
         volume.close().await.unwrap();
-        assert_begun(&cluster, &name, RUN).await;
+        assert_started(&cluster, &name, RUN).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn that_an_object_cannot_be_made_ahead_is_no_error_before_it_is_written() {
+async fn preallocation_failure_is_no_error_until_write() {
     let cluster = Cluster::start().await;
     let name = cluster.create("ahead-full", 24 * MIB).await;
     let full = Arc::new(AtomicBool::new(true));
@@ -381,5 +381,5 @@ async fn that_an_object_cannot_be_made_ahead_is_no_error_before_it_is_written() 
     full.store(false, Ordering::Release);
     begin(&volume, RUN..RUN + 3).await;
     volume.close().await.unwrap();
-    assert_begun(&cluster, &name, RUN + 3).await;
+    assert_started(&cluster, &name, RUN + 3).await;
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::support::{
-    Cluster, Hold, SETTLE_TIME, open, open_version, pattern, read_all, tag, unique_name,
+    Cluster, FENCE_INTERVAL, Hold, open, open_version, pattern, read_all, tag, unique_name,
 };
 use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, Faulty};
@@ -49,7 +49,7 @@ fn assert_all_there(content: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_racing_on_fresh_objects_lose_nothing() {
+async fn race_on_fresh_objects_loses_nothing() {
     let cluster = Cluster::start().await;
     let name = cluster.create("race", 4 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -59,7 +59,7 @@ async fn writers_racing_on_fresh_objects_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_racing_on_a_clones_objects_lose_nothing() {
+async fn race_on_inherited_objects_loses_nothing() {
     let cluster = Cluster::start().await;
     let name = cluster.create("race-base", 4 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -83,7 +83,7 @@ async fn writers_racing_on_a_clones_objects_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshots_under_a_writer_lose_no_acknowledged_write() {
+async fn snapshot_under_writer_loses_no_acknowledged_write() {
     let cluster = Cluster::start().await;
     let name = cluster.create("snap-race", 16 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -134,7 +134,7 @@ async fn snapshots_under_a_writer_lose_no_acknowledged_write() {
 
 /// The connection dies, the sheep does not: it makes the object later on.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_is_made_late_does_not_wipe_what_the_next_writer_wrote() {
+async fn fence_keeps_late_create_from_overwriting_write() {
     let cluster = Cluster::start().await;
     let name = cluster.create("made-late", MIB).await;
     let (late, first) = (cluster.client.clone(), AtomicBool::new(true));
@@ -147,7 +147,7 @@ async fn an_object_that_is_made_late_does_not_wipe_what_the_next_writer_wrote() 
                 }
                 let (late, oid) = (late.clone(), request.operation().oid?);
                 tokio::spawn(async move {
-                    tokio::time::sleep(SETTLE_TIME / 3).await;
+                    tokio::time::sleep(FENCE_INTERVAL / 3).await;
                     let again = Request::create_object(oid, 0, pattern(1, 100), None);
                     late.send(again).await.unwrap();
                 });
@@ -164,7 +164,7 @@ async fn an_object_that_is_made_late_does_not_wipe_what_the_next_writer_wrote() 
     let lost = sheepfs_vfs::Chain(&lost).to_string();
     assert!(lost.contains("lost sheep"), "{lost}");
     volume.write_at(500, pattern(2, 100)).await.unwrap();
-    tokio::time::sleep(SETTLE_TIME).await;
+    tokio::time::sleep(FENCE_INTERVAL).await;
     let other = open(&cluster.client, &name).await;
     assert_eq!(other.read_at(500, 100).await.unwrap(), pattern(2, 100));
 }
@@ -191,7 +191,7 @@ async fn with_late_index_update(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_update_that_comes_after_the_snapshot_is_carried_over() {
+async fn snapshot_before_index_commit_is_reconciled() {
     let cluster = Cluster::start().await;
     let name = cluster.create("late", 2 * MIB).await;
     let (volume, held, release) = with_late_index_update(&cluster, &name).await;
@@ -213,7 +213,7 @@ async fn an_index_update_that_comes_after_the_snapshot_is_carried_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_update_that_comes_after_the_volume_moved_on_is_carried_over() {
+async fn snapshot_followed_before_index_commit_migrates_object() {
     let cluster = Cluster::start().await;
     let name = cluster.create("later", 2 * MIB).await;
     let before = open(&cluster.client, &name).await;
@@ -240,7 +240,7 @@ async fn an_index_update_that_comes_after_the_volume_moved_on_is_carried_over() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_update_that_the_snapshot_overwrote_is_made_again() {
+async fn snapshot_overwriting_index_commit_is_reconciled() {
     let cluster = Cluster::start().await;
     let name = cluster.create("lost", 2 * MIB).await;
     // The server answers it and then writes the inode back without it.
@@ -267,7 +267,7 @@ async fn an_index_update_that_the_snapshot_overwrote_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_or_rolled_back_vdi_is_never_read_as_something_else() {
+async fn stale_vdi_is_never_read_as_another() {
     let cluster = Cluster::start().await;
     let name = cluster.create("gone", MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -299,7 +299,7 @@ async fn a_deleted_or_rolled_back_vdi_is_never_read_as_something_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_is_read_only_and_the_end_is_the_end() {
+async fn snapshot_is_read_only_with_fixed_end() {
     let cluster = Cluster::start().await;
     let name = cluster.create("edges", MIB + 10).await;
     let volume = open(&cluster.client, &name).await;
@@ -334,7 +334,7 @@ async fn a_snapshot_is_read_only_and_the_end_is_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_working_vdi_that_refuses_writes_for_ever_is_given_up() {
+async fn snapshot_flag_on_head_fails_read_only() {
     let cluster = Cluster::start().await;
     let name = cluster.create("frozen", MIB).await;
     let client = cluster
@@ -354,7 +354,7 @@ async fn a_working_vdi_that_refuses_writes_for_ever_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshots_without_a_pause_stop_no_writer() {
+async fn snapshot_storm_stops_no_writer() {
     const WRITES: u64 = 6;
     const SNAPSHOTS: u32 = 500;
     let cluster = Cluster::start().await;

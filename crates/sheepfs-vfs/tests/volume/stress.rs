@@ -130,7 +130,7 @@ async fn stress(cluster: &Cluster, seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_job_sees_another_ones_bytes_whoever_goes_away() {
+async fn stress_no_job_sees_bytes_of_another() {
     for cluster in Cluster::each().await {
         for seed in 0..3 {
             println!("seed {seed}");

@@ -225,7 +225,7 @@ pub(crate) async fn read_all(volume: &Arc<Volume>) -> Vec<u8> {
 }
 
 /// How long a lost call may still run here.
-pub(crate) const SETTLE_TIME: Duration = Duration::from_millis(300);
+pub(crate) const FENCE_INTERVAL: Duration = Duration::from_millis(300);
 
 /// A gateway that holds calls back until what the test returned for them is done.
 pub(crate) struct Hold<F> {
@@ -264,7 +264,7 @@ impl<F: Fn(&Request) -> Option<BoxFuture<'static, ()>> + Send + Sync> Transport 
     }
 
     fn fence_interval(&self) -> Duration {
-        SETTLE_TIME
+        FENCE_INTERVAL
     }
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

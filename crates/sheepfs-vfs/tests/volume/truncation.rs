@@ -217,7 +217,7 @@ async fn truncated_handle_reads_as_plain_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn truncation_itself_changes_no_byte() {
+async fn truncation_alone_changes_no_byte() {
     let cluster = Cluster::start().await;
     let size = 3 * MIB + 77;
     let it = Truncated::start(&cluster, cluster.client.clone(), false, size).await;
@@ -240,7 +240,7 @@ async fn truncation_itself_changes_no_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mapped_pages_do_not_extend_truncated_handle() {
+async fn truncated_handle_is_not_extended_by_mapped_pages() {
     let cluster = Cluster::start().await;
     for cached in [false, true] {
         let it = Truncated::start(&cluster, cluster.client.clone(), cached, 2 * MIB).await;
@@ -293,7 +293,7 @@ async fn truncated_handle_retries_failed_discard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn discard_delays_only_writes_past_the_end() {
+async fn truncation_discard_delays_only_writes_past_end() {
     let cluster = Cluster::start().await;
     let (client, held, release) = cluster.client_held_at(is_discard).await;
     let it = Arc::new(Truncated::start(&cluster, client, false, 2 * MIB).await);
@@ -335,7 +335,7 @@ async fn discard_delays_only_writes_past_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_writers_of_truncated_handle_lose_nothing() {
+async fn truncated_handle_parallel_writers_lose_nothing() {
     const BLOCK: usize = 30_011;
     let cluster = Cluster::start().await;
     for cached in [false, true] {

@@ -70,7 +70,7 @@ async fn read_back(cluster: &Cluster, name: &VdiName) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_writes_in_a_row_reach_the_cluster_together() {
+async fn write_back_coalesces_small_sequential_writes() {
     let cluster = Cluster::start().await;
     let name = filled(&cluster, "behind-row", 2 * MIB).await;
     let writes = Arc::new(AtomicUsize::new(0));
@@ -97,7 +97,7 @@ async fn small_writes_in_a_row_reach_the_cluster_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_asks_for_is_written_soon() {
+async fn write_back_expires_without_sync() {
     let cluster = Cluster::start().await;
     let name = filled(&cluster, "behind-idle", MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -116,7 +116,7 @@ async fn what_nobody_asks_for_is_written_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_faster_than_the_cluster_waits_for_it() {
+async fn write_back_throttles_fast_writer() {
     let cluster = Cluster::start().await;
     let name = filled(&cluster, "behind-fast", 64 * MIB).await;
     let (open_gate, gate) = watch::channel(false);
@@ -303,7 +303,7 @@ async fn write_through_is_on_the_cluster_when_acknowledged() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_volume_is_said_at_once() {
+async fn write_back_reports_end_of_device_immediately() {
     let cluster = Cluster::start().await;
     let name = cluster.create("behind-end", 5000).await;
     let volume = open(&cluster.client, &name).await;
@@ -326,7 +326,7 @@ async fn the_end_of_the_volume_is_said_at_once() {
 /// Sequential and random writes of both kinds, reads, holes, snapshots and
 /// remounts against bytes in memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_written_behind_is_its_bytes() {
+async fn write_back_matches_bytes_in_memory() {
     for cluster in Cluster::each().await {
         for seed in 0..6 {
             println!("seed {seed}");

@@ -7,48 +7,48 @@ use std::time::Duration;
 use bytes::Bytes;
 use sheepfs_vfs::{BlockDevice as _, Volume};
 
-use super::{HEAD_AGE, OBJECTS, OTHER_HOST, WRITERS, World, is_lost};
+use super::{HEAD_AGE, OBJECTS, OTHER_HOST, Simulation, WRITERS, is_lost};
 use crate::checker::CELL;
 use crate::layout::{BEFORE, PER_BORDER, object_of};
 
 /// What each of them does before it ends.
 const STEPS: usize = 12;
 
-impl World {
+impl Simulation {
     pub(super) async fn write_often(self: Arc<Self>, volume: Arc<Volume>, writer: usize) {
         // The first of them lies across the border.
         let own = [[1, 2], [3, 4], [5, 6], [0, 7]][writer];
         for _ in 0..STEPS {
-            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
+            tokio::time::sleep(self.rng.pause(Duration::from_secs(2))).await;
             // The first writer's cells in the others are the streamer's.
             let objects = if writer == 0 {
                 OBJECTS
             } else {
                 self.layout.objects - OTHER_HOST
             };
-            let object = self.dice.up_to(objects - 1);
-            if self.dice.one_in(20) {
+            let object = self.rng.up_to(objects - 1);
+            if self.rng.one_in(20) {
                 self.free(&volume, object).await;
                 continue;
             }
             let cells = if writer == 3 {
-                let cell = own[self.dice.up_to(1)];
+                let cell = own[self.rng.up_to(1)];
                 cell..=cell
             } else {
-                let first = self.dice.up_to(1);
-                own[first]..=own[first + self.dice.up_to(1 - first)]
+                let first = self.rng.up_to(1);
+                own[first]..=own[first + self.rng.up_to(1 - first)]
             };
-            let number = match self.dice.one_in(15) {
+            let number = match self.rng.one_in(15) {
                 true => 0,
                 false => self.next_number(),
             };
             self.write_cells(&volume, object, cells, number).await;
-            if self.dice.one_in(10) {
+            if self.rng.one_in(10) {
                 volume.flush().await.unwrap();
-                self.dice.note(("synced", writer));
+                self.rng.note(("synced", writer));
             }
         }
-        self.dice.note(("ended", writer));
+        self.rng.note(("ended", writer));
     }
 
     /// Goes through the last objects twice, one after the other.
@@ -56,18 +56,18 @@ impl World {
         let all = self.layout.objects - OTHER_HOST;
         let once = OBJECTS..all;
         for object in once.clone().chain(once) {
-            tokio::time::sleep(self.dice.pause(Duration::from_millis(500))).await;
+            tokio::time::sleep(self.rng.pause(Duration::from_millis(500))).await;
             // At the border or across it.
-            let first = BEFORE - self.dice.up_to(1);
+            let first = BEFORE - self.rng.up_to(1);
             let number = self.next_number();
             self.write_cells(&volume, object, first..=BEFORE, number)
                 .await;
-            if self.dice.one_in(10) {
-                let near = object - 1 + self.dice.up_to(3);
+            if self.rng.one_in(10) {
+                let near = object - 1 + self.rng.up_to(3);
                 self.free(&volume, near.min(all - 1)).await;
             }
         }
-        self.dice.note(("ended", WRITERS));
+        self.rng.note(("ended", WRITERS));
     }
 
     /// Writes a number to some cells around the beginning of an object; 0 is a hole.
@@ -83,7 +83,7 @@ impl World {
         if let Some(before) = object.checked_sub(1) {
             shared.push(self.objects[before].read().await);
         }
-        self.dice.note(("writes", &cells, number));
+        self.rng.note(("writes", &cells, number));
         self.checker.begin(cells.clone(), number);
         let began = tokio::time::Instant::now();
         let len = cells.len() * CELL;
@@ -98,7 +98,7 @@ impl World {
                 .await
                 .map(|written| assert_eq!(written as usize, len))
         };
-        self.dice
+        self.rng
             .note(("written", &cells, number, format!("{outcome:?}")));
         self.checker.end(cells, outcome.is_ok());
         self.count(|totals| {
@@ -118,14 +118,14 @@ impl World {
         self.freeing.lock().unwrap().insert(object);
         let outcome = volume.discard(start, len).await;
         self.freeing.lock().unwrap().remove(&object);
-        self.dice.note(("freed", object, format!("{outcome:?}")));
+        self.rng.note(("freed", object, format!("{outcome:?}")));
         self.checker.end(cells, outcome.is_ok());
     }
 
     pub(super) async fn read_often(self: Arc<Self>, volume: Arc<Volume>) {
         for _ in 0..STEPS {
-            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
-            let cell = self.dice.up_to(self.layout.cells() - 1);
+            tokio::time::sleep(self.rng.pause(Duration::from_secs(2))).await;
+            let cell = self.rng.up_to(self.layout.cells() - 1);
             let elsewhere = object_of(cell) == self.layout.objects - 1;
             self.read_and_check(&volume, cell, elsewhere, "a read")
                 .await;
@@ -135,8 +135,8 @@ impl World {
     /// Reads on another host what is written here and there.
     pub(super) async fn read_elsewhere(self: Arc<Self>, volume: Arc<Volume>) {
         for _ in 0..2 * STEPS {
-            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
-            let cell = self.dice.up_to(self.layout.cells() - 1);
+            tokio::time::sleep(self.rng.pause(Duration::from_secs(2))).await;
+            let cell = self.rng.up_to(self.layout.cells() - 1);
             let elsewhere = object_of(cell) != self.layout.objects - 1;
             self.read_and_check(&volume, cell, elsewhere, "a read on another host")
                 .await;
@@ -160,7 +160,7 @@ impl World {
             }
             found => found.unwrap(),
         };
-        self.dice.note((what, cell, &found[..8]));
+        self.rng.note((what, cell, &found[..8]));
         self.checker.check(cell, &since, &found, what);
         self.count(|totals| totals.reads += 1);
     }
@@ -169,16 +169,16 @@ impl World {
     pub(super) async fn write_elsewhere(self: Arc<Self>, volume: Arc<Volume>) {
         let object = self.layout.objects - 1;
         for _ in 0..STEPS {
-            tokio::time::sleep(self.dice.pause(Duration::from_secs(2))).await;
-            if self.dice.one_in(5) {
+            tokio::time::sleep(self.rng.pause(Duration::from_secs(2))).await;
+            if self.rng.one_in(5) {
                 self.free(&volume, object).await;
                 continue;
             }
-            let cell = BEFORE + self.dice.up_to(PER_BORDER - BEFORE - 1);
+            let cell = BEFORE + self.rng.up_to(PER_BORDER - BEFORE - 1);
             let number = self.next_number();
             self.write_cells(&volume, object, cell..=cell, number).await;
         }
         volume.flush().await.unwrap();
-        self.dice.note("the other host ended");
+        self.rng.note("the other host ended");
     }
 }

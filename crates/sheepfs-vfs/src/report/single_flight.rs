@@ -42,7 +42,7 @@ type Query = Shared<BoxFuture<'static, Answer>>;
 /// moment it was asked for. Queries are run by those who wait for them: when all
 /// have given up, a query ends too.
 #[derive(Clone)]
-pub struct SharedReport {
+pub struct SingleFlight {
     inner: Arc<Inner>,
 }
 
@@ -61,13 +61,13 @@ struct State {
     last: Option<Found>,
 }
 
-impl std::fmt::Debug for SharedReport {
+impl std::fmt::Debug for SingleFlight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SharedReport").finish_non_exhaustive()
+        f.debug_struct("SingleFlight").finish_non_exhaustive()
     }
 }
 
-impl SharedReport {
+impl SingleFlight {
     /// A report that is produced by `ask`.
     pub fn new<F>(ask: impl Fn() -> F + Send + Sync + 'static) -> Self
     where

@@ -9,7 +9,7 @@ use sheep_client::node::StoreSpace;
 use sheep_proto::ResultCode;
 use sheepfs_vfs::report::{Format, Report, cluster_info};
 
-use crate::sheep::{Sheep, address, inode_oid, node};
+use crate::scripted_transport::{Sheep, address, inode_oid, node};
 
 const ALL: [Report; 4] = [
     Report::ClusterInfo,
@@ -51,7 +51,7 @@ fn waiting() -> Sheep {
 }
 
 #[tokio::test]
-async fn an_unformatted_cluster_has_the_texts_dog_has_for_it() {
+async fn cluster_state_unformatted_has_dog_texts() {
     let render = |report| text(report, unformatted());
     assert_eq!(
         render(Report::ClusterInfo).await.unwrap(),
@@ -67,7 +67,7 @@ async fn an_unformatted_cluster_has_the_texts_dog_has_for_it() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_waits_for_nodes_tells_its_history() {
+async fn cluster_state_waiting_shows_epochs() {
     let client = waiting().client();
     let status = client.cluster().history().await.unwrap();
     let text = cluster_info::format_text(&status, &TimeZone::UTC);
@@ -83,7 +83,7 @@ async fn a_cluster_that_waits_for_nodes_tells_its_history() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_waits_for_nodes_lists_no_vdis_at_once() {
+async fn cluster_state_waiting_lists_no_vdis_immediately() {
     assert_eq!(text(Report::VdiList, waiting()).await.unwrap(), VDI_HEADER);
     let document = Report::VdiList
         .render(Format::Json, &waiting().client())
@@ -93,7 +93,7 @@ async fn a_cluster_that_waits_for_nodes_lists_no_vdis_at_once() {
 }
 
 #[tokio::test]
-async fn a_sheep_that_has_not_joined_makes_no_report_of_nodes() {
+async fn cluster_state_not_joined_fails_node_reports() {
     for report in ALL {
         for format in [Format::Text, Format::Json] {
             let mut sheep = Sheep::new();
@@ -112,7 +112,7 @@ async fn a_sheep_that_has_not_joined_makes_no_report_of_nodes() {
 }
 
 #[tokio::test]
-async fn a_cluster_in_trouble_is_an_error_and_no_empty_list() {
+async fn cluster_state_error_is_no_empty_list() {
     for code in [ResultCode::SystemError, ResultCode::Shutdown] {
         let mut sheep = Sheep::new();
         sheep.status = code;
@@ -122,7 +122,7 @@ async fn a_cluster_in_trouble_is_an_error_and_no_empty_list() {
 }
 
 #[tokio::test]
-async fn a_dead_node_is_left_out_and_the_others_are_counted_on() {
+async fn node_info_skips_dead_node() {
     let mut sheep = Sheep::new();
     sheep.nodes = ["127.0.0.1:7000", "127.0.0.1:7001", "127.0.0.1:7002"]
         .map(node)
@@ -141,7 +141,7 @@ async fn a_dead_node_is_left_out_and_the_others_are_counted_on() {
 }
 
 #[tokio::test]
-async fn when_no_node_answers_the_report_is_an_error() {
+async fn node_info_fails_without_responsive_node() {
     let error = text(Report::NodeInfo, Sheep::new()).await.unwrap_err();
     let ClientError::Connect { source, .. } = error else {
         panic!("{error}");
@@ -150,7 +150,7 @@ async fn when_no_node_answers_the_report_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_lost_or_deleted_inode_is_left_out() {
+async fn vdi_list_skips_missing_or_deleted_inode() {
     let mut sheep = Sheep::new();
     sheep.add_vdi(3, b"three", 1 << 20, 20);
     sheep.mark_used(4);
@@ -162,7 +162,7 @@ async fn a_lost_or_deleted_inode_is_left_out() {
 }
 
 #[tokio::test]
-async fn an_inode_that_cannot_be_read_now_is_an_error() {
+async fn vdi_list_fails_on_unreadable_inode() {
     for report in [Report::VdiList, Report::NodeInfo] {
         let mut sheep = Sheep::new();
         sheep.add_vdi(3, b"three", 1 << 20, 20);
@@ -176,7 +176,7 @@ async fn an_inode_that_cannot_be_read_now_is_an_error() {
 
 /// A server that checks nothing makes them; no volume can be opened on them.
 #[tokio::test]
-async fn vdis_with_objects_of_any_size_are_listed() {
+async fn vdi_list_shows_every_object_size() {
     let mut sheep = Sheep::new();
     sheep.add_vdi(3, b"shift9", 1 << 20, 9);
     let inode = sheep.objects.get_mut(&inode_oid(3)).unwrap();
@@ -192,7 +192,7 @@ async fn vdis_with_objects_of_any_size_are_listed() {
 }
 
 #[tokio::test]
-async fn five_hundred_vdis_keep_their_order_and_never_flood_the_sheep() {
+async fn vdi_list_of_500_is_ordered_and_bounded() {
     let mut sheep = Sheep::new();
     for vid in 1..=500 {
         sheep.add_vdi(vid, format!("vm-{vid}").as_bytes(), 8 << 20, 22);

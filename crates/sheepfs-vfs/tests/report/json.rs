@@ -6,7 +6,7 @@ use sheep_proto::{Redundancy, SnapshotTag, Vid};
 use sheepfs_vfs::report::vdi_list::{self, VdiUsage};
 use sheepfs_vfs::report::{Format, Report};
 
-use crate::sheep::{Sheep, address, vdi};
+use crate::scripted_transport::{Sheep, address, vdi};
 
 const CAPTURE: &str = "tests/report/golden/cluster.jsonl";
 
@@ -21,7 +21,7 @@ fn captured() -> Sheep {
 }
 
 #[test]
-fn a_vdi_has_all_its_facts_as_numbers() {
+fn json_vdi_has_all_fields_as_numbers() {
     let mut snapshot = vdi(0x76_d396, b"demo");
     snapshot.tag = SnapshotTag::new(b"first").unwrap();
     snapshot.snap_id = 7;
@@ -61,7 +61,7 @@ fn a_vdi_has_all_its_facts_as_numbers() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_utf_8_can_be_had_exactly() {
+async fn json_non_utf_8_name_is_exact() {
     let list = document(Report::VdiList, captured()).await;
     let named: Vec<_> = list["vdis"]
         .as_array()
@@ -75,7 +75,7 @@ async fn a_name_that_is_not_utf_8_can_be_had_exactly() {
 }
 
 #[tokio::test]
-async fn every_row_of_the_text_is_in_the_document() {
+async fn json_has_every_row_of_text() {
     let list = document(Report::VdiList, captured()).await;
     let text = String::from_utf8_lossy(include_bytes!("golden/vdi-list.txt"));
     let rows: Vec<_> = text.lines().skip(1).collect();
@@ -90,7 +90,7 @@ async fn every_row_of_the_text_is_in_the_document() {
 }
 
 #[tokio::test]
-async fn the_cluster_has_its_settings_and_its_history() {
+async fn json_cluster_has_settings_and_epochs() {
     let cluster = document(Report::ClusterInfo, captured()).await;
     assert_eq!(cluster["status"], "running, auto-recovery enabled");
     assert_eq!(cluster["running"], true);
@@ -105,7 +105,7 @@ async fn the_cluster_has_its_settings_and_its_history() {
 }
 
 #[tokio::test]
-async fn silent_nodes_are_named_with_the_reason() {
+async fn json_names_unresponsive_nodes_with_reason() {
     let mut sheep = captured();
     let space = StoreSpace {
         total: 1000,
@@ -125,7 +125,7 @@ async fn silent_nodes_are_named_with_the_reason() {
 }
 
 #[tokio::test]
-async fn nodes_have_their_place_and_zone() {
+async fn json_nodes_have_address_and_zone() {
     let list = document(Report::NodeList, captured()).await;
     assert_eq!(list["nodes"][1]["id"], 1);
     assert_eq!(list["nodes"][1]["host"], "127.0.0.1");

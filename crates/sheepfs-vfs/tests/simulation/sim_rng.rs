@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// The dice of a run. Clones throw the same ones.
 #[derive(Clone, Debug)]
-pub(crate) struct Dice {
+pub(crate) struct SimRng {
     shared: Arc<Mutex<Shared>>,
     started: Instant,
     /// Longest usual delay of a piece on the wire.
@@ -21,7 +21,7 @@ struct Shared {
     trace: DefaultHasher,
 }
 
-impl Dice {
+impl SimRng {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let slowest = [100, 1_000, 20_000, 200_000][rng.usize(..4)];
@@ -36,7 +36,7 @@ impl Dice {
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().expect("no one panics with the dice")
+        self.shared.lock().expect("no one panics with the rng")
     }
 
     /// True once in `n` times.

@@ -12,7 +12,7 @@ use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, Vid};
 use tokio::sync::Notify;
 
-use crate::model::{KINDS, Subject};
+use crate::model::{KINDS, ModelTest};
 use crate::races::is_index_update;
 use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
 use sheepfs_vfs::BlockDevice as _;
@@ -51,7 +51,7 @@ impl Seen {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_slots_that_change_are_written_each_once_and_in_runs() {
+async fn index_commit_writes_changed_slots_once_in_runs() {
     let cluster = Cluster::start().await;
     let base = cluster.create("wire-base", OBJECTS * MIB).await;
     let volume = open(&cluster.client, &base).await;
@@ -117,13 +117,13 @@ async fn only_slots_that_change_are_written_each_once_and_in_runs() {
 }
 
 /// What was wrong with the index updates that were sent.
-type Wrongs = Arc<Mutex<Vec<String>>>;
+type Violations = Arc<Mutex<Vec<String>>>;
 
 /// A client whose index updates are looked at before they go out: each slot
 /// in them changes, to the VDI itself or to none, and the object is there.
-async fn watched(cluster: &Cluster) -> (Client, Wrongs) {
-    let wrongs = Wrongs::default();
-    let (found, outside) = (Arc::clone(&wrongs), cluster.client.clone());
+async fn checked_client(cluster: &Cluster) -> (Client, Violations) {
+    let violations = Violations::default();
+    let (found, outside) = (Arc::clone(&violations), cluster.client.clone());
     let client = cluster
         .client_through(|inner| Hold {
             inner,
@@ -134,17 +134,17 @@ async fn watched(cluster: &Cluster) -> (Client, Wrongs) {
                 let (request, found, outside) =
                     (request.clone(), Arc::clone(&found), outside.clone());
                 let ready: BoxFuture<'static, ()> = Box::pin(async move {
-                    let wrong = look_at(&outside, &request).await;
+                    let wrong = check_update(&outside, &request).await;
                     found.lock().unwrap().extend(wrong);
                 });
                 Some(ready)
             },
         })
         .await;
-    (client, wrongs)
+    (client, violations)
 }
 
-async fn look_at(outside: &Client, request: &Request) -> Vec<String> {
+async fn check_update(outside: &Client, request: &Request) -> Vec<String> {
     let vid = request
         .operation()
         .oid
@@ -164,42 +164,42 @@ async fn look_at(outside: &Client, request: &Request) -> Vec<String> {
         .inode(vid)
         .read_slots(ObjectIndex(first), count)
         .await;
-    let mut wrongs = Vec::new();
+    let mut violations = Vec::new();
     for ((index, old), new) in (first..).zip(old.unwrap()).zip(new) {
         let slot = format!("slot {index} of {vid}, {old:?} -> {new:?}");
         if old == new {
-            wrongs.push(format!("{slot}: it does not change"));
+            violations.push(format!("{slot}: it does not change"));
         }
         if let Some(owner) = new {
             let oid = Oid::data(vid, ObjectIndex(index));
             if owner != vid {
-                wrongs.push(format!("{slot}: another's"));
+                violations.push(format!("{slot}: another's"));
             } else if outside.objects().read(oid, 0, 1).await.is_err() {
-                wrongs.push(format!("{slot}: there is no object"));
+                violations.push(format!("{slot}: there is no object"));
             }
         }
     }
-    wrongs
+    violations
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_done_no_slot_is_repeated_and_none_comes_before_its_object() {
+async fn index_commit_never_repeats_slot_or_precedes_object() {
     let cluster = Cluster::start().await;
     for (what, kind) in KINDS {
         let seed = fastrand::u64(..);
         println!("{what}, seed {seed}");
-        let (client, wrongs) = watched(&cluster).await;
-        let subject = Subject::create(&cluster, client, seed, kind, false);
+        let (client, violations) = checked_client(&cluster).await;
+        let subject = ModelTest::create(&cluster, client, seed, kind, false);
         subject.await.work().await;
-        assert_eq!(*wrongs.lock().unwrap(), [""; 0], "{what}, seed {seed}");
+        assert_eq!(*violations.lock().unwrap(), [""; 0], "{what}, seed {seed}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_at_once_under_snapshots_repeat_no_slot_either() {
+async fn index_commit_repeats_no_slot_under_snapshots() {
     let cluster = Cluster::start().await;
     let name = cluster.create("wire-many", OBJECTS * MIB).await;
-    let (client, wrongs) = watched(&cluster).await;
+    let (client, violations) = checked_client(&cluster).await;
     let volume = open(&client, &name).await;
     let writers = join_all((0..OBJECTS).map(async |object| {
         for round in 0..8u8 {
@@ -224,11 +224,11 @@ async fn many_at_once_under_snapshots_repeat_no_slot_either() {
         }
     };
     tokio::join!(writers, snapshots);
-    assert_eq!(*wrongs.lock().unwrap(), [""; 0]);
+    assert_eq!(*violations.lock().unwrap(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reading_makes_nothing_on_the_cluster() {
+async fn read_sends_no_changes() {
     let cluster = Cluster::start().await;
     let name = cluster.create("wire-read", 8 * MIB + 5).await;
     let writer = open(&cluster.client, &name).await;
@@ -286,7 +286,7 @@ async fn reading_makes_nothing_on_the_cluster() {
 }
 
 /// Any write to an inode that says where data objects are.
-fn publishes(request: &Request) -> bool {
+fn is_slot_or_root_write(request: &Request) -> bool {
     let header = request.header(0);
     let RequestBody::Object(body) = header.body() else {
         return false;
@@ -298,14 +298,14 @@ fn publishes(request: &Request) -> bool {
 }
 
 /// Writes to the first object and dies when it exists, before its slot is set.
-async fn dies_before_the_index_update(cluster: &Cluster, name: &sheep_proto::VdiName) {
+async fn crash_before_commit(cluster: &Cluster, name: &sheep_proto::VdiName) {
     let arrived = Arc::new(Notify::new());
     let tell = Arc::clone(&arrived);
     let client = cluster
         .client_through(|inner| Hold {
             inner,
             until: move |request: &Request| {
-                publishes(request).then(|| {
+                is_slot_or_root_write(request).then(|| {
                     tell.notify_one();
                     Box::pin(std::future::pending()) as BoxFuture<'static, ()>
                 })
@@ -321,7 +321,7 @@ async fn dies_before_the_index_update(cluster: &Cluster, name: &sheep_proto::Vdi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_between_data_and_index_exposes_nothing() {
+async fn crash_before_index_commit_exposes_nothing() {
     let cluster = Cluster::start().await;
     let fresh = cluster.create("torn", 2 * MIB).await;
     let parent = cluster.create("torn-parent", 2 * MIB).await;
@@ -348,7 +348,7 @@ async fn a_crash_between_data_and_index_exposes_nothing() {
         .await;
     let each = [(fresh, 0), (clone, 1), (hyper, 0)];
     join_all(each.iter().map(async |(name, before)| {
-        dies_before_the_index_update(&cluster, name).await;
+        crash_before_commit(&cluster, name).await;
         let volume = open(&cluster.client, name).await;
         let found = volume.read_at(0, 1 << 20).await.unwrap();
         assert!(found == pattern(*before, 1 << 20), "{name}");

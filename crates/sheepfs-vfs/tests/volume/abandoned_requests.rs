@@ -24,7 +24,7 @@ async fn in_cluster(cluster: &Cluster, name: &VdiName, offset: u64) -> u8 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_comes_back_from_another_host_keeps_what_was_written_there() {
+async fn multi_client_migration_back_keeps_remote_writes() {
     let cluster = Cluster::start().await;
     let name = cluster.create("migrated", 4 * MIB).await;
     let here = open(&cluster.client, &name).await;
@@ -40,7 +40,7 @@ async fn a_volume_that_comes_back_from_another_host_keeps_what_was_written_there
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_follows_snapshots_changes_nothing() {
+async fn multi_client_reader_following_snapshots_changes_nothing() {
     for punch in [false, true] {
         let cluster = Cluster::start().await;
         let name = cluster.create("reader", 4 * MIB).await;
@@ -85,7 +85,7 @@ async fn a_reader_that_follows_snapshots_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_fails_in_part_leaves_nothing_under_way() {
+async fn write_failed_in_part_leaves_nothing_in_flight() {
     let cluster = Cluster::start().await;
     let name = cluster.create("part", 4 * MIB).await;
     let release = Arc::new(Notify::new());
@@ -131,7 +131,7 @@ async fn a_write_that_fails_in_part_leaves_nothing_under_way() {
 }
 
 /// Answers one call as if it was given up, and lets it run later.
-struct GivesUp {
+struct TimeoutTransport {
     inner: Arc<dyn Transport>,
     armed: AtomicBool,
     release: Arc<Notify>,
@@ -140,13 +140,13 @@ struct GivesUp {
     patience: Duration,
 }
 
-impl std::fmt::Debug for GivesUp {
+impl std::fmt::Debug for TimeoutTransport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GivesUp").finish_non_exhaustive()
+        f.debug_struct("TimeoutTransport").finish_non_exhaustive()
     }
 }
 
-impl Transport for GivesUp {
+impl Transport for TimeoutTransport {
     fn submit(&self, request: Request, done: Completion) {
         if !(self.pick)(&request) || !self.armed.swap(false, Ordering::AcqRel) {
             return self.inner.submit(request, done);
@@ -175,7 +175,7 @@ impl Transport for GivesUp {
     }
 }
 
-async fn giving_up(
+async fn timing_out(
     cluster: &Cluster,
     name: &VdiName,
     pick: fn(&Request) -> bool,
@@ -183,7 +183,7 @@ async fn giving_up(
 ) -> (Arc<Volume>, Arc<Notify>) {
     let release = Arc::new(Notify::new());
     let client = cluster
-        .client_through(|inner| GivesUp {
+        .client_through(|inner| TimeoutTransport {
             inner,
             armed: AtomicBool::new(true),
             release: Arc::clone(&release),
@@ -198,7 +198,7 @@ async fn giving_up(
 const LONG: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_was_given_up_holds_nobody_up_for_longer_than_it_was_waited_for() {
+async fn timeout_of_lock_holder_limits_other_writers() {
     let cluster = Cluster::start().await;
     for pick in [
         |request: &Request| request.opcode() == Opcode::CreateAndWriteObj,
@@ -206,7 +206,7 @@ async fn a_request_that_was_given_up_holds_nobody_up_for_longer_than_it_was_wait
     ] {
         let name = cluster.create("held-up", 4 * MIB).await;
         let short = Duration::from_millis(50);
-        let (volume, release) = giving_up(&cluster, &name, pick, short).await;
+        let (volume, release) = timing_out(&cluster, &name, pick, short).await;
         volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
         let refused = volume.write_at(65536, pattern(2, 4096)).await.unwrap_err();
         assert_eq!(refused.errno(), nix::errno::Errno::EIO, "{refused}");
@@ -219,7 +219,7 @@ async fn a_request_that_was_given_up_holds_nobody_up_for_longer_than_it_was_wait
 }
 
 /// Writes while an earlier request for the object is still on its way.
-async fn write_behind(volume: &Arc<Volume>, release: &Notify) {
+async fn write_after_late_request(volume: &Arc<Volume>, release: &Notify) {
     let mut second = Box::pin(volume.write_at(65536, pattern(2, 4096)));
     assert!(futures_util::poll!(&mut second).is_pending());
     release.notify_one();
@@ -227,32 +227,32 @@ async fn write_behind(volume: &Arc<Volume>, release: &Notify) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_create_that_was_given_up_wipes_nothing_when_it_runs_after_all() {
+async fn timeout_late_create_overwrites_nothing() {
     let cluster = Cluster::start().await;
     let name = cluster.create("late-create", 4 * MIB).await;
     let create = |request: &Request| request.opcode() == Opcode::CreateAndWriteObj;
-    let (volume, release) = giving_up(&cluster, &name, create, LONG).await;
+    let (volume, release) = timing_out(&cluster, &name, create, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
-    write_behind(&volume, &release).await;
+    write_after_late_request(&volume, &release).await;
     assert_eq!(in_cluster(&cluster, &name, 65536).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hole_that_was_given_up_takes_nothing_when_it_is_made_after_all() {
+async fn timeout_late_discard_removes_nothing() {
     let cluster = Cluster::start().await;
     let name = cluster.create("late-hole", 4 * MIB).await;
     let clear = |request: &Request| {
         is_index_update(request) && request.payload().iter().all(|&byte| byte == 0)
     };
-    let (volume, release) = giving_up(&cluster, &name, clear, LONG).await;
+    let (volume, release) = timing_out(&cluster, &name, clear, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
     volume.discard(0, MIB).await.unwrap_err();
-    write_behind(&volume, &release).await;
+    write_after_late_request(&volume, &release).await;
     assert_eq!(in_cluster(&cluster, &name, 65536).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_lock_under_an_impatient_stat_is_not_lost() {
+async fn lock_is_kept_when_impatient_stat_is_dropped() {
     let cluster = formatted(ClusterFlags::USE_LOCK).await;
     let name = cluster.create("slow-lock", 4 * MIB).await;
     let locks = AtomicUsize::new(0);
@@ -283,7 +283,7 @@ async fn a_slow_lock_under_an_impatient_stat_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hole_made_before_a_detach_takes_nothing_written_after_the_next_attach() {
+async fn discard_before_detach_removes_no_later_write() {
     const OBJECTS: u64 = 32;
     let cluster = Cluster::start().await;
     let name = cluster.create("reattach", OBJECTS * MIB).await;
@@ -318,7 +318,7 @@ async fn a_hole_made_before_a_detach_takes_nothing_written_after_the_next_attach
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_size_no_index_can_name_is_refused() {
+async fn open_refuses_size_beyond_index() {
     let cluster = formatted(ClusterFlags::empty()).await;
     let name = cluster.create("huge", 4 * MIB).await;
     let selector = VdiSelector::working(name);
@@ -345,7 +345,7 @@ async fn a_size_no_index_can_name_is_refused() {
 
 /// A client that is told of a failure when it asks, for the first time after
 /// an index update, whether the VDI is still a working one.
-async fn failing_after_an_index_update(cluster: &Cluster) -> Client {
+async fn failing_probe_client(cluster: &Cluster) -> Client {
     let armed = AtomicBool::new(true);
     cluster
         .client_through(|inner| {
@@ -359,10 +359,10 @@ async fn failing_after_an_index_update(cluster: &Cluster) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_whose_update_failed_is_a_hole_after_it_was_punched() {
+async fn in_doubt_slot_is_hole_after_discard() {
     let cluster = Cluster::start().await;
     let name = cluster.create("doubt", 4 * MIB).await;
-    let client = failing_after_an_index_update(&cluster).await;
+    let client = failing_probe_client(&cluster).await;
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
     assert_eq!(volume.read_at(0, 4).await.unwrap(), pattern(5, 4));
@@ -373,7 +373,7 @@ async fn a_slot_whose_update_failed_is_a_hole_after_it_was_punched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_failed_does_not_show_later() {
+async fn in_doubt_write_never_changes_after_first_read() {
     let cluster = Cluster::start().await;
     let name = cluster.create("doubt-copy", 4 * MIB).await;
     let before = open(&cluster.client, &name).await;
@@ -384,7 +384,7 @@ async fn a_write_that_failed_does_not_show_later() {
         .snapshot(&tag("s"))
         .await
         .unwrap();
-    let client = failing_after_an_index_update(&cluster).await;
+    let client = failing_probe_client(&cluster).await;
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
     // Whether it shows or not, it does so from now on.
@@ -396,7 +396,7 @@ async fn a_write_that_failed_does_not_show_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detach_looks_for_a_snapshot_once_more() {
+async fn snapshot_race_is_reconciled_by_close() {
     let cluster = Cluster::start().await;
     let name = cluster.create("detach", 2 * MIB).await;
     let mut armed = true;
@@ -422,7 +422,7 @@ async fn a_detach_looks_for_a_snapshot_once_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_and_syncs_of_a_deleted_vdi_fail() {
+async fn stale_vdi_fails_writes_and_flush() {
     let cluster = Cluster::start().await;
     let name = cluster.create("deleted", 4 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -440,7 +440,7 @@ async fn writes_and_syncs_of_a_deleted_vdi_fail() {
 /// Snapshots come and go in turn while a volume is attached and idle: what it
 /// knows as its VDI is a snapshot by then, and deleted.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_volume_outlives_the_snapshots_it_slept_through() {
+async fn snapshot_rotation_is_followed_by_idle_volume() {
     let clusters = [
         Cluster::start().await,
         formatted(ClusterFlags::USE_LOCK).await,

@@ -7,7 +7,7 @@ use sheepfs_vfs::report::node_info::NodeInfo;
 use sheepfs_vfs::report::vdi_list::VdiUsage;
 use sheepfs_vfs::report::{Format, Report, cluster_info, node_info, node_list, vdi_list};
 
-use crate::sheep::{Sheep, node_record, vdi};
+use crate::scripted_transport::{Sheep, node_record, vdi};
 
 const CAPTURE: &str = "tests/report/golden/cluster.jsonl";
 
@@ -36,7 +36,7 @@ fn assert_text(ours: &[u8], dogs: &[u8]) {
 }
 
 #[tokio::test]
-async fn cluster_info_is_what_dog_printed() {
+async fn golden_cluster_info_is_what_dog_printed() {
     let status = captured().cluster().history().await.unwrap();
     assert_text(
         &cluster_info::format_text(&status, &berlin()),
@@ -45,13 +45,13 @@ async fn cluster_info_is_what_dog_printed() {
 }
 
 #[tokio::test]
-async fn node_list_is_what_dog_printed() {
+async fn golden_node_list_is_what_dog_printed() {
     let text = Report::NodeList.render(Format::Text, &captured()).await;
     assert_text(&text.unwrap(), include_bytes!("golden/node-list.txt"));
 }
 
 #[tokio::test]
-async fn vdi_list_is_what_dog_printed() {
+async fn golden_vdi_list_is_what_dog_printed() {
     let vdis = vdi_list::query(&captured()).await.unwrap().unwrap();
     assert_text(
         &vdi_list::format_text(&vdis, &berlin()),
@@ -61,14 +61,16 @@ async fn vdi_list_is_what_dog_printed() {
 
 /// The bytes are those that `dog node info -r` printed at the same time.
 #[tokio::test]
-async fn node_info_is_what_dog_printed() {
+async fn golden_node_info_is_what_dog_printed() {
     let mut sheep = Sheep::captured(CAPTURE, 0, u64::MAX);
     for (node, total, free) in [
         ("127.0.0.1:7470", 76_595_892_224, 76_487_700_480),
         ("127.0.0.1:7471", 76_595_888_128, 76_487_700_480),
     ] {
         let space = StoreSpace { total, free };
-        sheep.stores.insert(crate::sheep::address(node), Ok(space));
+        sheep
+            .stores
+            .insert(crate::scripted_transport::address(node), Ok(space));
     }
     let client = sheep.client();
     let info = node_info::query(&client).await.unwrap();
@@ -78,7 +80,7 @@ async fn node_info_is_what_dog_printed() {
 }
 
 #[test]
-fn rows_of_nodes_are_as_wide_as_dogs() {
+fn golden_node_rows_have_width_of_dog() {
     let nodes = [
         node_record("[::1]:1", 5, u32::MAX),
         node_record("127.0.0.1:7392", 5, u32::MAX),
@@ -94,7 +96,7 @@ fn rows_of_nodes_are_as_wide_as_dogs() {
 }
 
 #[test]
-fn used_space_in_percent_is_cut_off_as_dog_does() {
+fn golden_used_percent_is_truncated_like_dog() {
     for (total, free, percent) in [
         (0, 0, "  0%"),
         (100, 71, " 28%"),
@@ -118,7 +120,7 @@ fn used_space_in_percent_is_cut_off_as_dog_does() {
 
 /// The rows of protocol 9.5 that the capture has not.
 #[test]
-fn markers_tags_and_long_names_are_where_dog_puts_them() {
+fn golden_markers_tags_and_long_names_match_dog() {
     let usage = |vdi, used, shared| VdiUsage { vdi, used, shared };
     let mut snapshot = vdi(0x55_3135, b"averyveryverylongname");
     snapshot.snap_ctime = 1;

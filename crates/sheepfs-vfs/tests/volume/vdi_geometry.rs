@@ -26,7 +26,7 @@ async fn expect(volume: &Arc<Volume>, offset: u64, data: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn objects_of_every_size_are_as_good_as_any() {
+async fn geometry_every_object_size_reads_back() {
     // A C sheep takes all of an object from its disk for the first byte in it.
     let cluster = formatted(ClusterFlags::empty()).await;
     for shift in 20..=31 {
@@ -69,7 +69,7 @@ async fn objects_of_every_size_are_as_good_as_any() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flat_index_is_used_to_its_last_slot() {
+async fn geometry_flat_index_reaches_last_slot() {
     let cluster = Cluster::start().await;
     let limit = TIB;
     let name = cluster.create("limit", limit - MIB - 1).await;
@@ -107,7 +107,7 @@ async fn a_flat_index_is_used_to_its_last_slot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_may_have_no_bytes_or_one() {
+async fn geometry_volume_of_zero_or_one_byte() {
     let cluster = Cluster::start().await;
     let name = cluster.create("nothing", 0).await;
     let volume = open(&cluster.client, &name).await;
@@ -130,7 +130,7 @@ async fn a_volume_may_have_no_bytes_or_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hypervolume_is_written_beyond_what_a_flat_index_can_name() {
+async fn hypervolume_is_written_past_flat_index_limit() {
     let cluster = Cluster::start().await;
     let name = hypervolume(&cluster, "far").await;
     let volume = open(&cluster.client, &name).await;
@@ -196,7 +196,7 @@ fn number(object: u64) -> Bytes {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hypervolumes_index_grows_by_a_level_under_load() {
+async fn hypervolume_index_grows_level_under_load() {
     const OBJECTS: u64 = 160;
     let cluster = Cluster::start().await;
     let name = hypervolume(&cluster, "grow").await;
@@ -256,7 +256,7 @@ async fn a_hypervolumes_index_grows_by_a_level_under_load() {
 /// What the C programs leave when they split a leaf: a root whose maximum for
 /// the lower half is wrong, so that they do not find it any more.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tree_that_the_c_programs_have_split_is_read_and_put_in_order() {
+async fn hypervolume_repairs_tree_split_by_c_programs() {
     let cluster = Cluster::start().await;
     let client = &cluster.client;
     let name = hypervolume(&cluster, "defect").await;
@@ -304,12 +304,12 @@ async fn a_tree_that_the_c_programs_have_split_is_read_and_put_in_order() {
 /// Shows inodes as releases before 0.9 have them: no object size, children in
 /// the header, and nothing behind the index but a counter.
 #[derive(Debug)]
-struct BeforeReferenceCounts(Arc<dyn Transport>);
+struct OldReleaseTransport(Arc<dyn Transport>);
 
 const CHILDREN: std::ops::Range<usize> = 568..INODE_HEADER_LEN;
 const OBJECT_SHIFT_OFFSET: usize = 555;
 
-impl Transport for BeforeReferenceCounts {
+impl Transport for OldReleaseTransport {
     fn submit(&self, request: Request, done: Completion) {
         let header = request.header(0);
         let is_inode = request.operation().oid.and_then(Oid::kind) == Some(ObjectKind::Inode);
@@ -349,14 +349,14 @@ impl Transport for BeforeReferenceCounts {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inode_of_a_release_before_0_9_has_objects_of_4_mib() {
+async fn geometry_inode_before_0_9_has_4_mib_objects() {
     let cluster = Cluster::start().await;
     let name = cluster
         .create_kind("before", |new| {
             (new.size, new.object_shift) = (4 * TIB, Some(22));
         })
         .await;
-    let client = cluster.client_through(BeforeReferenceCounts).await;
+    let client = cluster.client_through(OldReleaseTransport).await;
     let volume = open(&client, &name).await;
     let border = 4 * MIB;
     volume.write_at(border - 5, pattern(1, 10)).await.unwrap();

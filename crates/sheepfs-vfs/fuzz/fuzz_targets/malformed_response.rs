@@ -23,7 +23,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let liar = Liar(Mutex::new((answers.to_vec(), 0)));
+        let malformed_response = MalformedTransport(Mutex::new((answers.to_vec(), 0)));
         let config = TreeConfig {
             page_cache: false,
             write_through: false,
@@ -31,7 +31,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
             read_only: false,
             lock: LockMode::Auto,
         };
-        let tree = Tree::new(Client::with_transport(Arc::new(liar)), config);
+        let tree = Tree::new(Client::with_transport(Arc::new(malformed_response)), config);
         tokio::time::timeout(LIMIT, work(tree))
             .await
             .expect("nothing waits for ever");
@@ -40,9 +40,9 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
 
 /// What is left of the answers, and how many were given.
 #[derive(Debug)]
-struct Liar(Mutex<(Vec<u8>, usize)>);
+struct MalformedTransport(Mutex<(Vec<u8>, usize)>);
 
-impl Liar {
+impl MalformedTransport {
     fn answer(&self, request: &Request) -> Response {
         let mut state = self.0.lock().expect("no one panics with it");
         let (left, given) = &mut *state;
@@ -76,7 +76,7 @@ impl Liar {
     }
 }
 
-impl Transport for Liar {
+impl Transport for MalformedTransport {
     fn submit(&self, request: Request, done: Completion) {
         done(Ok(self.answer(&request)));
     }

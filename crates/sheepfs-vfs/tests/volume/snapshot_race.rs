@@ -30,7 +30,7 @@ enum Before {
 
 /// The request of the write that waits until the snapshots have been taken.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Moment {
+pub(crate) enum WriteStep {
     /// The object's data; of one that is owned already, the whole write.
     Data,
     /// The slot.
@@ -39,7 +39,7 @@ pub(crate) enum Moment {
     Question,
 }
 
-impl Moment {
+impl WriteStep {
     pub(crate) fn is(self, request: &Request) -> bool {
         let kind = request.operation().oid.and_then(Oid::kind);
         let data = kind == Some(ObjectKind::Data) && request.opcode() != Opcode::ReadObj;
@@ -53,7 +53,7 @@ impl Moment {
 
 /// A VDI of two objects, the first of which is as told.
 async fn prepare(cluster: &Cluster, before: Before) -> VdiName {
-    let name = cluster.create("moment", 2 * MIB).await;
+    let name = cluster.create("step", 2 * MIB).await;
     if before == Before::Absent {
         return name;
     }
@@ -63,7 +63,7 @@ async fn prepare(cluster: &Cluster, before: Before) -> VdiName {
     if before == Before::Owned {
         return name;
     }
-    let clone = unique_name("moment-clone");
+    let clone = unique_name("step-clone");
     let selector = VdiSelector::tag(name.clone(), tag("parent"));
     cluster
         .client
@@ -94,11 +94,11 @@ async fn find(volume: &Arc<Volume>, before: Before) -> bool {
     there
 }
 
-async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: u32) {
-    let case = format!("{before:?}, {moment:?}, {count} snapshots");
+async fn snapshots_at(cluster: &Cluster, before: Before, step: WriteStep, count: u32) {
+    let case = format!("{before:?}, {step:?}, {count} snapshots");
     let name = prepare(cluster, before).await;
     let (client, held, release) = cluster
-        .client_held_at(move |request| moment.is(request))
+        .client_held_at(move |request| step.is(request))
         .await;
     let volume = open(&client, &name).await;
     let writer = tokio::spawn({
@@ -135,40 +135,40 @@ async fn snapshots_at(cluster: &Cluster, before: Before, moment: Moment, count: 
         let snapshot = open_version(&cluster.client, selector).await;
         let there = find(&snapshot, before).await;
         // Data that is refused comes after every snapshot.
-        assert!(!(there && matches!(moment, Moment::Data)), "{case}");
+        assert!(!(there && matches!(step, WriteStep::Data)), "{case}");
     }
     volume.close().await.unwrap();
     let lock = cluster.client.vdi(&VdiSelector::working(name)).lock().await;
     cluster.client.inode(lock.unwrap()).unlock().await.unwrap();
 }
 
-async fn snapshots_at_every_moment(cluster: &Cluster) {
+async fn snapshots_at_every_step(cluster: &Cluster) {
     let mut cases = Vec::new();
     for count in [1, 3] {
         for before in [Before::Absent, Before::Inherited] {
-            for moment in [Moment::Data, Moment::Index, Moment::Question] {
-                cases.push(snapshots_at(cluster, before, moment, count));
+            for step in [WriteStep::Data, WriteStep::Index, WriteStep::Question] {
+                cases.push(snapshots_at(cluster, before, step, count));
             }
         }
-        cases.push(snapshots_at(cluster, Before::Owned, Moment::Data, count));
+        cases.push(snapshots_at(cluster, Before::Owned, WriteStep::Data, count));
     }
     join_all(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_at_any_moment_of_a_write_delays_it_and_tears_nothing() {
-    snapshots_at_every_moment(&Cluster::start().await).await;
+async fn snapshot_at_any_write_step_tears_nothing() {
+    snapshots_at_every_step(&Cluster::start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_at_any_moment_of_a_write_leaves_the_head_locked() {
-    snapshots_at_every_moment(&formatted(ClusterFlags::USE_LOCK).await).await;
+async fn snapshot_at_any_write_step_keeps_head_locked() {
+    snapshots_at_every_step(&formatted(ClusterFlags::USE_LOCK).await).await;
 }
 
 /// From its first step on a server refuses data, and for a while the name
 /// still leads to the old VDI, which is no snapshot yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_waits_for_a_snapshot_that_has_only_begun() {
+async fn snapshot_in_progress_delays_write() {
     let cluster = Cluster::start().await;
     for before in [Before::Absent, Before::Inherited, Before::Owned] {
         let name = prepare(&cluster, before).await;

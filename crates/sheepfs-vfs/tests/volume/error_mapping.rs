@@ -44,7 +44,7 @@ fn seen(code: ResultCode) -> Errno {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_an_error_once_and_harms_nothing() {
+async fn error_mapping_refusal_fails_once_and_loses_nothing() {
     let cluster = Arc::new(Cluster::start().await);
     let codes = ResultCode::ALL
         .iter()

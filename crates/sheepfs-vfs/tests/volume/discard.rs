@@ -14,7 +14,7 @@ use sheepfs_vfs::BlockDevice as _;
 const MIB: u64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whole_objects_go_and_parts_become_zeros() {
+async fn discard_deallocates_objects_and_zeroes_parts() {
     let cluster = Cluster::start().await;
     let name = cluster.create("hole", 5 * MIB + 7).await;
     let volume = open(&cluster.client, &name).await;
@@ -35,7 +35,7 @@ async fn whole_objects_go_and_parts_become_zeros() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hole_in_the_head_leaves_the_snapshot_its_data() {
+async fn discard_in_head_keeps_snapshot_data() {
     let cluster = Cluster::start().await;
     let name = cluster.create("hole-snap", 3 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -64,7 +64,7 @@ async fn a_hole_in_the_head_leaves_the_snapshot_its_data() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_object_is_an_error_until_its_space_is_given_back() {
+async fn discard_clears_error_of_missing_object() {
     let cluster = Cluster::start().await;
     let name = cluster.create("lost", 2 * MIB).await;
     let volume = open(&cluster.client, &name).await;
@@ -88,7 +88,7 @@ async fn a_lost_object_is_an_error_until_its_space_is_given_back() {
 
 /// Who asks in between is told that there is no such object.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_freed_and_made_again_is_not_taken_for_a_lost_one() {
+async fn discard_then_create_is_not_missing_object() {
     let cluster = Cluster::start().await;
     let name = cluster.create("again", 2 * MIB).await;
     let missed = Arc::new(Mutex::new(None));
@@ -121,7 +121,7 @@ async fn an_object_freed_and_made_again_is_not_taken_for_a_lost_one() {
 
 /// A server removes an object some time after its slot was cleared.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_made_again_in_a_hole_is_not_removed_with_the_old_one() {
+async fn discard_reclaim_spares_recreated_object() {
     const OBJECTS: u64 = 8;
     let cluster = Cluster::start().await;
     let name = cluster.create("hole-again", OBJECTS * MIB).await;
@@ -148,7 +148,7 @@ async fn an_object_made_again_in_a_hole_is_not_removed_with_the_old_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn holes_and_writes_under_snapshots_disturb_nobody() {
+async fn discard_under_snapshots_disturbs_no_other_object() {
     let cluster = Cluster::start().await;
     let name = cluster.create("hole-race", 8 * MIB).await;
     let volume = open(&cluster.client, &name).await;

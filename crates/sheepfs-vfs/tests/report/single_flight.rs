@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use sheep_client::ClientError;
-use sheepfs_vfs::report::{Found, SharedReport};
+use sheepfs_vfs::report::{Found, SingleFlight};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -39,9 +39,9 @@ impl Drop for Running {
 }
 
 impl Queries {
-    fn report(&self) -> SharedReport {
+    fn report(&self) -> SingleFlight {
         let queries = self.clone();
-        SharedReport::new(move || queries.clone().run())
+        SingleFlight::new(move || queries.clone().run())
     }
 
     async fn run(self) -> Result<Vec<u8>, Arc<ClientError>> {
@@ -73,12 +73,12 @@ async fn settle() {
 }
 
 /// The text as it is now.
-async fn fresh(report: &SharedReport) -> String {
+async fn fresh(report: &SingleFlight) -> String {
     text(report.since(Instant::now()).await.unwrap())
 }
 
 /// The text as it was less than `age` ago.
-async fn recent(report: &SharedReport, age: Duration) -> String {
+async fn recent(report: &SingleFlight, age: Duration) -> String {
     text(report.since(Instant::now() - age).await.unwrap())
 }
 
@@ -86,13 +86,13 @@ fn text(found: Found) -> String {
     String::from_utf8(found.text.bytes.to_vec()).unwrap()
 }
 
-fn ask(report: &SharedReport) -> tokio::task::JoinHandle<String> {
+fn ask(report: &SingleFlight) -> tokio::task::JoinHandle<String> {
     let report = report.clone();
     tokio::spawn(async move { fresh(&report).await })
 }
 
 #[tokio::test]
-async fn those_who_ask_while_a_query_runs_share_the_next_one() {
+async fn single_flight_waiters_share_next_query() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
@@ -113,7 +113,7 @@ async fn those_who_ask_while_a_query_runs_share_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_finished_text_is_not_given_to_a_later_reader() {
+async fn single_flight_finished_text_serves_no_later_reader() {
     let queries = Queries::default();
     let report = queries.report();
     queries.let_go(2);
@@ -122,7 +122,7 @@ async fn a_finished_text_is_not_given_to_a_later_reader() {
 }
 
 #[tokio::test]
-async fn a_query_that_everybody_gave_up_ends_and_stops_nobody() {
+async fn single_flight_abandoned_query_ends_and_blocks_nothing() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
@@ -136,7 +136,7 @@ async fn a_query_that_everybody_gave_up_ends_and_stops_nobody() {
 }
 
 #[tokio::test]
-async fn a_reader_who_gives_up_leaves_the_others_their_query() {
+async fn single_flight_dropped_reader_keeps_query_of_others() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
@@ -157,7 +157,7 @@ async fn a_reader_who_gives_up_leaves_the_others_their_query() {
 }
 
 #[tokio::test]
-async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
+async fn single_flight_error_reaches_all_waiters_uncached() {
     let queries = Queries::default();
     let report = queries.report();
     queries.begun.store(12, Ordering::SeqCst);
@@ -174,7 +174,7 @@ async fn an_error_goes_to_all_who_waited_and_is_not_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_recent_text_needs_no_query_until_it_is_too_old() {
+async fn single_flight_recent_text_needs_no_query() {
     let queries = Queries::default();
     let report = queries.report();
     queries.let_go(2);
@@ -186,7 +186,7 @@ async fn a_recent_text_needs_no_query_until_it_is_too_old() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn age_is_counted_from_the_start_of_the_query() {
+async fn single_flight_age_counts_from_query_start() {
     let queries = Queries::default();
     let report = queries.report();
     let slow = ask(&report);
@@ -198,7 +198,7 @@ async fn age_is_counted_from_the_start_of_the_query() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_query_that_runs_is_recent_enough_while_it_is_young() {
+async fn single_flight_young_running_query_is_shared() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
@@ -215,10 +215,10 @@ async fn a_query_that_runs_is_recent_enough_while_it_is_young() {
 }
 
 #[tokio::test]
-async fn time_of_a_text_moves_only_with_the_text() {
+async fn single_flight_mtime_changes_only_with_text() {
     let texts = Arc::new(Mutex::new("a"));
     let now = Arc::clone(&texts);
-    let report = SharedReport::new(move || {
+    let report = SingleFlight::new(move || {
         let text = now.lock().unwrap().as_bytes().to_vec();
         async move { Ok(text) }
     });
