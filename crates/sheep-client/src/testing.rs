@@ -1,5 +1,5 @@
-//! Gateways for tests, with feature `testing`.
+//! Transports for tests, with feature `testing`.
 
-mod faulty;
+mod fault_transport;
 
-pub use faulty::{Fault, Faulty};
+pub use fault_transport::{Fault, FaultTransport};

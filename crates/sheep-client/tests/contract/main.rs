@@ -8,7 +8,7 @@
 
 mod attributes;
 mod cluster;
-mod faulty;
+mod fault_transport;
 mod index;
 mod lifecycle;
 mod objects;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::IndexTree;
 use sheep_client::unstable::Pool;
 use sheep_client::{Client, ClientConfig, ClientError, NewVdi, VdiInfo};
@@ -136,12 +136,12 @@ async fn a_flat_index_is_no_tree() {
 
 /// Makes a split in which write number `failing` is refused, and the same again.
 /// Returns false when there are fewer writes.
-async fn split_with_a_refusal(fault: Fault, failing: usize) -> bool {
+async fn split_with_a_refusal(fault: fn() -> Fault, failing: usize) -> bool {
     let server = Server::start(Config::new(StoreKind::Memory)).await.unwrap();
     let config = ClientConfig::new(server.local_address().into());
     let pool = Arc::new(Pool::connect(config).await.unwrap());
     let left = Arc::new(AtomicUsize::new(usize::MAX));
-    let faulty = Faulty::new(pool, {
+    let faulty = FaultTransport::new(pool, {
         let left = Arc::clone(&left);
         move |request| {
             let is_write = matches!(
@@ -149,7 +149,7 @@ async fn split_with_a_refusal(fault: Fault, failing: usize) -> bool {
                 Opcode::WriteObj | Opcode::CreateAndWriteObj
             );
             let hit = is_write && left.fetch_sub(1, Ordering::SeqCst) == 0;
-            hit.then_some(fault)
+            hit.then(fault)
         }
     });
     let client = Client::with_transport(Arc::new(faulty));
@@ -182,7 +182,8 @@ async fn split_with_a_refusal(fault: Fault, failing: usize) -> bool {
 
 #[tokio::test]
 async fn a_write_that_fails_leaves_a_tree_to_go_on_with() {
-    for fault in [Fault::Refuse(ResultCode::NoSpace), Fault::LoseAfter] {
+    let faults: [fn() -> Fault; 2] = [|| Fault::Refuse(ResultCode::NoSpace), || Fault::LoseAfter];
+    for fault in faults {
         let mut failing = 0;
         while split_with_a_refusal(fault, failing).await {
             failing += 1;
@@ -197,7 +198,7 @@ async fn a_full_cluster_refuses_a_new_leaf_and_says_so() {
     let server = Server::start(Config::new(StoreKind::Memory)).await.unwrap();
     let config = ClientConfig::new(server.local_address().into());
     let pool = Arc::new(Pool::connect(config).await.unwrap());
-    let faulty = Faulty::new(pool, |request| {
+    let faulty = FaultTransport::new(pool, |request| {
         let is_create = request.opcode() == Opcode::CreateAndWriteObj;
         is_create.then_some(Fault::Refuse(ResultCode::NoSpace))
     });

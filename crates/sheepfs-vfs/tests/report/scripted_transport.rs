@@ -1,4 +1,4 @@
-//! A sheep that answers from memory: what was captured, or what a test makes up.
+//! A transport with scripted responses: captured ones, or ones of a test.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -114,7 +114,7 @@ impl Sheep {
         }
     }
 
-    /// Adds a VDI whose index names no objects.
+    /// Adds a VDI without objects.
     pub(crate) fn add_vdi(&mut self, vid: u32, name: &[u8], size: u64, shift: u8) {
         let mut inode = vec![0; INODE_HEADER_LEN];
         inode[..name.len()].copy_from_slice(name);

@@ -60,13 +60,13 @@ impl Queries {
         self.begun.load(Ordering::SeqCst)
     }
 
-    fn let_go(&self, count: usize) {
+    fn release(&self, count: usize) {
         self.go.0.add_permits(count);
     }
 }
 
 /// Lets everything run that can.
-async fn settle() {
+async fn run_ready_tasks() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -96,16 +96,16 @@ async fn single_flight_waiters_share_next_query() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
-    settle().await;
+    run_ready_tasks().await;
     let late: Vec<_> = (0..100).map(|_| ask(&report)).collect();
-    settle().await;
+    run_ready_tasks().await;
     assert_eq!(queries.begun(), 1);
 
-    queries.let_go(1);
+    queries.release(1);
     assert_eq!(first.await.unwrap(), "1");
-    settle().await;
+    run_ready_tasks().await;
     assert_eq!(queries.begun(), 2);
-    queries.let_go(1);
+    queries.release(1);
     for text in join_all(late).await {
         assert_eq!(text.unwrap(), "2");
     }
@@ -116,7 +116,7 @@ async fn single_flight_waiters_share_next_query() {
 async fn single_flight_finished_text_serves_no_later_reader() {
     let queries = Queries::default();
     let report = queries.report();
-    queries.let_go(2);
+    queries.release(2);
     assert_eq!(fresh(&report).await, "1");
     assert_eq!(fresh(&report).await, "2");
 }
@@ -126,12 +126,12 @@ async fn single_flight_abandoned_query_ends_and_blocks_nothing() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
-    settle().await;
+    run_ready_tasks().await;
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
     assert_eq!(queries.running.load(Ordering::SeqCst), 0);
 
-    queries.let_go(1);
+    queries.release(1);
     assert_eq!(fresh(&report).await, "2");
 }
 
@@ -140,18 +140,18 @@ async fn single_flight_dropped_reader_keeps_query_of_others() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
-    settle().await;
+    run_ready_tasks().await;
     let [second, third, fourth] = [ask(&report), ask(&report), ask(&report)];
-    settle().await;
+    run_ready_tasks().await;
     first.abort();
     second.abort();
-    queries.let_go(1);
-    settle().await;
+    queries.release(1);
+    run_ready_tasks().await;
     // The abandoned query has ended, and one of the others runs the next.
     assert_eq!(queries.begun(), 2);
     third.abort();
-    settle().await;
-    queries.let_go(1);
+    run_ready_tasks().await;
+    queries.release(1);
     assert_eq!(fourth.await.unwrap(), "2");
     assert_eq!(queries.begun(), 2);
 }
@@ -167,7 +167,7 @@ async fn single_flight_error_reaches_all_waiters_uncached() {
     for reader in &mut readers {
         assert!(reader.now_or_never().is_none());
     }
-    queries.let_go(2);
+    queries.release(2);
     assert!(join_all(readers).await.iter().all(Result::is_err));
     assert_eq!(queries.begun(), 13);
     assert_eq!(fresh(&report).await, "14");
@@ -177,7 +177,7 @@ async fn single_flight_error_reaches_all_waiters_uncached() {
 async fn single_flight_recent_text_needs_no_query() {
     let queries = Queries::default();
     let report = queries.report();
-    queries.let_go(2);
+    queries.release(2);
     assert_eq!(recent(&report, SECOND).await, "1");
     tokio::time::advance(SECOND - Duration::from_millis(1)).await;
     assert_eq!(recent(&report, SECOND).await, "1");
@@ -190,9 +190,9 @@ async fn single_flight_age_counts_from_query_start() {
     let queries = Queries::default();
     let report = queries.report();
     let slow = ask(&report);
-    settle().await;
+    run_ready_tasks().await;
     tokio::time::advance(2 * SECOND).await;
-    queries.let_go(2);
+    queries.release(2);
     assert_eq!(slow.await.unwrap(), "1");
     assert_eq!(recent(&report, SECOND).await, "2");
 }
@@ -202,13 +202,13 @@ async fn single_flight_young_running_query_is_shared() {
     let queries = Queries::default();
     let report = queries.report();
     let first = ask(&report);
-    settle().await;
+    run_ready_tasks().await;
     let mut young = Box::pin(recent(&report, SECOND));
     assert!((&mut young).now_or_never().is_none());
     tokio::time::advance(2 * SECOND).await;
     let mut late = Box::pin(recent(&report, SECOND));
     assert!((&mut late).now_or_never().is_none());
-    queries.let_go(2);
+    queries.release(2);
     assert_eq!(first.await.unwrap(), "1");
     assert_eq!(young.await, "1");
     assert_eq!(late.await, "2");

@@ -57,7 +57,7 @@ impl Checker {
         }
     }
 
-    /// Whoever wrote is gone: nobody will hear how it ended.
+    /// The writer has crashed: the outcome of its writes is unknown.
     pub(crate) fn forget_pending(&self) {
         for cell in self.cells().iter_mut() {
             let pending = cell.pending.take();
@@ -93,7 +93,7 @@ impl Checker {
         Since(moments)
     }
 
-    /// Checks what was found in a cell by someone who began to look at `since`.
+    /// Checks the value of a cell that was read from `since` on.
     pub(crate) fn check(&self, cell: usize, since: &Since, found: &[u8], where_: &str) {
         let numbers: BTreeSet<u64> = found
             .chunks_exact(8)

@@ -33,9 +33,9 @@ pub(crate) struct Shared {
     /// Cluster operations run one after another.
     pub(crate) cluster_operation: tokio::sync::Mutex<()>,
     sheep: Vec<Sheep>,
-    /// Those whose process is gone.
+    /// Sheep without a process.
     ended: Mutex<Vec<usize>>,
-    /// Objects made by nobody's write: those hold more than a few cells.
+    /// Preallocated objects: creates of more than a few cells.
     pub(crate) preallocated: AtomicU64,
     /// Longest time that a sheep usually takes for each step of a request.
     pub(crate) slowest: Duration,
@@ -117,7 +117,7 @@ impl Cluster {
         }
     }
 
-    /// As SIGSTOP and SIGCONT: connections stay, nobody answers.
+    /// As SIGSTOP and SIGCONT: connections stay open without responses.
     pub(crate) fn stop(&self, number: usize, stopped: bool) {
         self.0.rng.note(("stop", number, stopped));
         let sheep = &self.0.sheep[number];

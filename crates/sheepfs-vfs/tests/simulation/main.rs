@@ -1,8 +1,7 @@
-//! Volumes on a simulated cluster: thousands of runs, each with its own luck,
-//! all of which can be repeated.
+//! Volumes on a simulated cluster: thousands of random runs that can be repeated.
 //!
 //! Time is simulated and there is one thread, so that a seed decides everything
-//! that happens: delays on the wire and in the sheep, cuts, deaths, snapshots.
+//! that happens: delays on the wire and in the sheep, cuts, crashes, snapshots.
 //! The client under test is the real one down to its byte streams. A failure
 //! names its seed; `SHEEPFS_SIMULATION_SEED=SEED` repeats that run and prints
 //! what happened. `SHEEPFS_SIMULATION_RUNS=N` makes it N runs.
@@ -19,6 +18,7 @@ mod sim_rng;
 mod store;
 mod tree;
 
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(crate) const SEED_VARIABLE: &str = "SHEEPFS_SIMULATION_SEED";
@@ -40,16 +40,21 @@ fn simulation_loses_no_acknowledged_write() {
         return;
     }
     let first = fastrand::u64(..);
+    let runs = number(RUNS_VARIABLE).unwrap_or(RUNS);
+    // Not captured by the test harness, so that an aborted run can be repeated, too.
+    let _ = writeln!(std::io::stderr(), "{runs} runs from seed {first}");
     let mut totals = run::Totals::default();
-    for seed in (0..number(RUNS_VARIABLE).unwrap_or(RUNS)).map(|run| first.wrapping_add(run)) {
+    for seed in (0..runs).map(|run| first.wrapping_add(run)) {
         match catch_unwind(AssertUnwindSafe(|| run::run(seed))) {
             Ok(run) => totals.add(&run),
             Err(_said) => panic!("repeat this run with {SEED_VARIABLE}={seed}"),
         }
     }
     println!("{totals:?}");
-    let enough = totals.runs >= RUNS;
-    assert!(!enough || totals.preallocated > 0, "no run went ahead");
+    // A tenth of the default number of runs preallocates for certain.
+    if totals.runs >= RUNS / 10 {
+        assert!(totals.preallocated > 0, "no run has preallocated an object");
+    }
 }
 
 #[test]

@@ -117,7 +117,7 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// The sending end of `pipe`, whose bytes take as long as the dice say.
+    /// The sending end of `pipe`, with random delays.
     pub(crate) fn new(pipe: Arc<Pipe>, back: Arc<Pipe>, rng: SimRng) -> Self {
         let (pieces, carried) = mpsc::unbounded_channel();
         tokio::spawn(carry(Arc::clone(&pipe), carried));

@@ -23,12 +23,12 @@ const OBJECTS: usize = 5;
 /// Objects behind them, in some runs, that one writer begins one after the other:
 /// so many that the volume makes the next ones ahead.
 const STREAM: usize = 22;
-/// Objects behind all these: one that nobody uses, and one that another host
+/// Objects behind all these: one that is unused, and one that another host
 /// writes. What the stream's writer has made ahead does not reach it.
 const OTHER_HOST: usize = 2;
 /// After another client's snapshot reads may be as old as this.
 const HEAD_AGE: Duration = Duration::from_secs(1);
-/// The first number that is written, by whoever is first.
+/// The first number that is written.
 const TEMPLATE: u64 = 1;
 const WRITERS: usize = 4;
 const SHEEP: u8 = 3;
@@ -78,9 +78,9 @@ struct Simulation {
     name: VdiName,
     checker: Checker,
     layout: Layout,
-    /// Whether somebody takes snapshots.
+    /// Whether snapshots are taken.
     snapshots: bool,
-    /// Held to read by who writes into an object, to write by who frees it.
+    /// Read-locked by writers of an object, write-locked by its discard.
     objects: Vec<RwLock<()>>,
     /// Objects that are being freed, or were at the crash.
     freeing: std::sync::Mutex<BTreeSet<usize>>,
@@ -114,7 +114,7 @@ impl Simulation {
             hypervolume,
         };
         let snapshots = !hypervolume && !rng.one_in(3);
-        let world = Arc::new(Self {
+        let simulation = Arc::new(Self {
             snapshots,
             name: VdiName::new("disk").unwrap(),
             checker: Checker::new(layout.cells()),
@@ -127,43 +127,43 @@ impl Simulation {
             rng,
             cluster,
         });
-        let client = world.client(1).await;
-        let cloned = !streams && !hypervolume && world.rng.one_in(3);
+        let client = simulation.client(1).await;
+        let cloned = !streams && !hypervolume && simulation.rng.one_in(3);
         if cloned {
-            world.clone_template(&client).await;
+            simulation.clone_template(&client).await;
         } else {
-            let new = world.new_vdi(&world.name);
+            let new = simulation.new_vdi(&simulation.name);
             let vid = client.cluster().create_vdi(&new).await.unwrap();
-            if hypervolume && world.rng.one_in(2) {
-                world.cluster.shared().store().deepen(vid);
+            if hypervolume && simulation.rng.one_in(2) {
+                simulation.cluster.shared().store().deepen(vid);
             }
         }
-        let volume = world.open(&client, &world.name).await;
+        let volume = simulation.open(&client, &simulation.name).await;
 
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..WRITERS {
-            writers.spawn(Arc::clone(&world).write_often(Arc::clone(&volume), writer));
+            writers.spawn(Arc::clone(&simulation).write_often(Arc::clone(&volume), writer));
         }
-        writers.spawn(Arc::clone(&world).read_often(Arc::clone(&volume)));
-        let other = world.client(4).await;
-        let other = world.open(&other, &world.name).await;
-        writers.spawn(Arc::clone(&world).read_elsewhere(Arc::clone(&other)));
+        writers.spawn(Arc::clone(&simulation).read_often(Arc::clone(&volume)));
+        let other = simulation.client(4).await;
+        let other = simulation.open(&other, &simulation.name).await;
+        writers.spawn(Arc::clone(&simulation).read_elsewhere(Arc::clone(&other)));
         if !hypervolume {
-            writers.spawn(Arc::clone(&world).write_elsewhere(other));
+            writers.spawn(Arc::clone(&simulation).write_elsewhere(other));
         }
         if streams {
-            writers.spawn(Arc::clone(&world).write_on_and_on(Arc::clone(&volume)));
+            writers.spawn(Arc::clone(&simulation).write_on_and_on(Arc::clone(&volume)));
         }
-        let administrator = tokio::spawn(Arc::clone(&world).admin_loop());
-        let fate = tokio::spawn(Arc::clone(&world).inject_faults());
+        let administrator = tokio::spawn(Arc::clone(&simulation).admin_loop());
+        let fate = tokio::spawn(Arc::clone(&simulation).inject_faults());
         let all_end = async {
             while let Some(done) = writers.join_next().await {
                 done.unwrap();
             }
         };
-        let crashed = match world.rng.one_in(4) {
+        let crashed = match simulation.rng.one_in(4) {
             true => {
-                let life = world.rng.pause(MAX_UPTIME);
+                let life = simulation.rng.pause(MAX_UPTIME);
                 tokio::time::timeout(life, all_end).await.is_err()
             }
             false => {
@@ -172,26 +172,30 @@ impl Simulation {
             }
         };
         if crashed {
-            world.cluster.end_client(1);
+            simulation.cluster.end_client(1);
             writers.shutdown().await;
-            world.checker.forget_pending();
-            world.rng.note("crash");
-            world.count(|totals| totals.crashes += 1);
+            simulation.checker.forget_pending();
+            simulation.rng.note("crash");
+            simulation.count(|totals| totals.crashes += 1);
         }
-        world.over.store(true, Ordering::Relaxed);
+        simulation.over.store(true, Ordering::Relaxed);
         let tags = administrator.await.unwrap();
         fate.await.unwrap();
         if crashed {
             // What the sheep had read before may still run.
             tokio::time::sleep(DRAIN_TIME).await;
         } else {
-            world.check_own(&volume).await;
+            simulation.check_own(&volume).await;
         }
-        world.verify(tags, cloned).await;
-        let mut totals = std::mem::take(&mut *world.counts.lock().unwrap());
+        simulation.verify(tags, cloned).await;
+        let mut totals = std::mem::take(&mut *simulation.counts.lock().unwrap());
         totals.runs = 1;
-        totals.preallocated = world.cluster.shared().preallocated.load(Ordering::Relaxed);
-        totals.trace = world.rng.trace();
+        totals.preallocated = simulation
+            .cluster
+            .shared()
+            .preallocated
+            .load(Ordering::Relaxed);
+        totals.trace = simulation.rng.trace();
         totals
     }
 
@@ -225,7 +229,7 @@ impl Simulation {
         }
     }
 
-    /// Makes the disk a clone of a snapshot whose every cell is written.
+    /// Makes the disk a clone of a snapshot with all cells written.
     async fn clone_template(&self, client: &Client) {
         let (name, tag) = template();
         client
@@ -393,7 +397,7 @@ impl Simulation {
     }
 
     /// True when an object was being freed at the crash. A snapshot that is taken
-    /// just then brings slots back whose objects go, and there was nobody left to
+    /// just then writes back slots of deleted objects, and the crashed client did not
     /// clear them again.
     fn may_be_gone(&self, object: usize) -> bool {
         !self.layout.hypervolume && self.freeing.lock().unwrap().contains(&object)

@@ -1,4 +1,4 @@
-//! Every decision that chance takes in a run, from one seed.
+//! The seeded random number generator of a run.
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The dice of a run. Clones throw the same ones.
+/// The generator of a run. Clones share its state.
 #[derive(Clone, Debug)]
 pub(crate) struct SimRng {
     shared: Arc<Mutex<Shared>>,

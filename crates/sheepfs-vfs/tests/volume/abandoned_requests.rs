@@ -1,20 +1,20 @@
-//! Other users of the same VDI, and requests that outlive those who made them.
+//! Requests that are executed after their caller has failed, timed out or been dropped.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sheep_client::testing::{Fault, Faulty};
-use sheep_client::unstable::{BoxFuture, Completion, Request, Transport};
-use sheep_client::{Client, ClientError, GatewayAddress, VdiSelector};
+use sheep_client::testing::{Fault, FaultTransport};
+use sheep_client::unstable::{BoxFuture, Request};
+use sheep_client::{Client, VdiSelector};
 use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::{ClusterFlags, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::Notify;
 
-use crate::races::is_index_update;
-use crate::support::{Cluster, Hold, formatted, open, open_version, pattern, tag};
+use crate::support::{
+    Cluster, delay_until, formatted, is_index_update, open, open_version, pattern, tag,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -31,7 +31,7 @@ async fn multi_client_migration_back_keeps_remote_writes() {
     let there = open(&cluster.client, &name).await;
     there.write_at(0, pattern(7, 8192)).await.unwrap();
     there.close().await.unwrap();
-    // Whoever does not even look again must not wipe it.
+    // A write without a revalidation must not overwrite it either.
     here.write_at(4096, pattern(9, 4096)).await.unwrap();
     assert_eq!(in_cluster(&cluster, &name, 0).await, 7);
     there.write_at(2 * MIB, pattern(8, 100)).await.unwrap();
@@ -93,27 +93,23 @@ async fn write_failed_in_part_leaves_nothing_in_flight() {
     let armed = AtomicBool::new(true);
     let client = cluster
         .client_through(|inner| {
-            let refusing = Faulty::new(inner, |request| {
+            let refusing = FaultTransport::new(inner, |request| {
                 let create = request.opcode() == Opcode::CreateAndWriteObj;
                 (create && request.operation().oid?.number() == 0)
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             });
-            Hold {
-                inner: Arc::new(refusing),
-                until: move |request: &Request| {
-                    let create = request.opcode() == Opcode::CreateAndWriteObj;
-                    if !create || request.operation().oid?.number() == 0 {
-                        return None;
-                    }
-                    if !armed.swap(false, Ordering::AcqRel) {
-                        return None;
-                    }
-                    let wait = Arc::clone(&wait);
-                    let ready: BoxFuture<'static, ()> =
-                        Box::pin(async move { wait.notified().await });
-                    Some(ready)
-                },
-            }
+            delay_until(Arc::new(refusing), move |request| {
+                let create = request.opcode() == Opcode::CreateAndWriteObj;
+                if !create || request.operation().oid?.number() == 0 {
+                    return None;
+                }
+                if !armed.swap(false, Ordering::AcqRel) {
+                    return None;
+                }
+                let wait = Arc::clone(&wait);
+                let ready: BoxFuture<'static, ()> = Box::pin(async move { wait.notified().await });
+                Some(ready)
+            })
         })
         .await;
     let volume = open(&client, &name).await;
@@ -130,71 +126,31 @@ async fn write_failed_in_part_leaves_nothing_in_flight() {
     assert_eq!(in_cluster(&cluster, &name, MIB).await, 1);
 }
 
-/// Answers one call as if it was given up, and lets it run later.
-struct TimeoutTransport {
-    inner: Arc<dyn Transport>,
-    armed: AtomicBool,
-    release: Arc<Notify>,
-    pick: fn(&Request) -> bool,
-    /// How long it claims to have waited.
-    patience: Duration,
-}
-
-impl std::fmt::Debug for TimeoutTransport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TimeoutTransport").finish_non_exhaustive()
-    }
-}
-
-impl Transport for TimeoutTransport {
-    fn submit(&self, request: Request, done: Completion) {
-        if !(self.pick)(&request) || !self.armed.swap(false, Ordering::AcqRel) {
-            return self.inner.submit(request, done);
-        }
-        let (inner, release) = (Arc::clone(&self.inner), Arc::clone(&self.release));
-        done(Err(ClientError::Unreachable {
-            gateway: self.inner.address(),
-            waited: self.patience,
-        }));
-        tokio::spawn(async move {
-            release.notified().await;
-            inner.submit(request, Box::new(|_| ()));
-        });
-    }
-
-    fn submit_to(&self, node: SocketAddr, request: Request, done: Completion) {
-        self.inner.submit_to(node, request, done);
-    }
-
-    fn address(&self) -> GatewayAddress {
-        self.inner.address()
-    }
-
-    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
-        self.inner.switch_gateway(address)
-    }
-}
-
+/// A volume with one request that times out, and is executed after the signal.
 async fn timing_out(
     cluster: &Cluster,
     name: &VdiName,
     pick: fn(&Request) -> bool,
-    patience: Duration,
+    waited: Duration,
 ) -> (Arc<Volume>, Arc<Notify>) {
     let release = Arc::new(Notify::new());
+    let (mut armed, late) = (true, Arc::clone(&release));
     let client = cluster
-        .client_through(|inner| TimeoutTransport {
-            inner,
-            armed: AtomicBool::new(true),
-            release: Arc::clone(&release),
-            pick,
-            patience,
+        .client_through(|inner| {
+            FaultTransport::new(inner, move |request| {
+                if !pick(request) || !std::mem::take(&mut armed) {
+                    return None;
+                }
+                let late = Arc::clone(&late);
+                let until = Box::pin(async move { late.notified().await });
+                Some(Fault::TimeOut { waited, until })
+            })
         })
         .await;
     (open(&client, name).await, release)
 }
 
-/// More than any test takes.
+/// Longer than any test runs.
 const LONG: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,7 +166,7 @@ async fn timeout_of_lock_holder_limits_other_writers() {
         volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
         let refused = volume.write_at(65536, pattern(2, 4096)).await.unwrap_err();
         assert_eq!(refused.errno(), nix::errno::Errno::EIO, "{refused}");
-        // Other objects go on meanwhile.
+        // Other objects are not affected.
         volume.write_at(MIB, pattern(3, 4096)).await.unwrap();
         release.notify_one();
         while volume.write_at(65536, pattern(2, 4096)).await.is_err() {}
@@ -218,7 +174,7 @@ async fn timeout_of_lock_holder_limits_other_writers() {
     }
 }
 
-/// Writes while an earlier request for the object is still on its way.
+/// Writes while an earlier request for the object is in flight, then releases that.
 async fn write_after_late_request(volume: &Arc<Volume>, release: &Notify) {
     let mut second = Box::pin(volume.write_at(65536, pattern(2, 4096)));
     assert!(futures_util::poll!(&mut second).is_pending());
@@ -258,7 +214,7 @@ async fn lock_is_kept_when_impatient_stat_is_dropped() {
     let locks = AtomicUsize::new(0);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 let second = request.opcode() == Opcode::LockVdi
                     && locks.fetch_add(1, Ordering::AcqRel) == 1;
                 second.then_some(Fault::DelayResponse(Duration::from_millis(300)))
@@ -296,7 +252,7 @@ async fn discard_before_detach_removes_no_later_write() {
                 .unwrap();
         }
         volume.discard(0, OBJECTS * MIB).await.unwrap();
-        // Once as a crash leaves it, once properly.
+        // Alternately without a close, as after a crash, and with one.
         if round % 2 == 0 {
             volume.close().await.unwrap();
         }
@@ -343,13 +299,12 @@ async fn open_refuses_size_beyond_index() {
     }
 }
 
-/// A client that is told of a failure when it asks, for the first time after
-/// an index update, whether the VDI is still a working one.
+/// A client with a failure of the first probe after an index update.
 async fn failing_probe_client(cluster: &Cluster) -> Client {
     let armed = AtomicBool::new(true);
     cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 let probe = request.opcode() == Opcode::WriteObj && request.payload().is_empty();
                 (probe && armed.swap(false, Ordering::AcqRel))
                     .then_some(Fault::Refuse(ResultCode::Eio))
@@ -387,7 +342,7 @@ async fn in_doubt_write_never_changes_after_first_read() {
     let client = failing_probe_client(&cluster).await;
     let volume = open(&client, &name).await;
     volume.write_at(0, pattern(5, 4096)).await.unwrap_err();
-    // Whether it shows or not, it does so from now on.
+    // The outcome is unknown, but must not change after the first read.
     let seen = volume.read_at(0, 4096).await.unwrap();
     volume.write_at(4096, pattern(6, 4096)).await.unwrap();
     let again = volume.read_at(0, 4096).await.unwrap();
@@ -402,7 +357,7 @@ async fn snapshot_race_is_reconciled_by_close() {
     let mut armed = true;
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 let lost = is_index_update(request) && std::mem::take(&mut armed);
                 lost.then_some(Fault::Refuse(ResultCode::Success))
             })
@@ -437,8 +392,8 @@ async fn stale_vdi_fails_writes_and_flush() {
     assert!(matches!(volume.flush().await, Err(VolumeError::Stale(_))));
 }
 
-/// Snapshots come and go in turn while a volume is attached and idle: what it
-/// knows as its VDI is a snapshot by then, and deleted.
+/// Snapshots are rotated while a volume is attached and idle: the VDI that it has as its
+/// head is a deleted snapshot by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshot_rotation_is_followed_by_idle_volume() {
     let clusters = [

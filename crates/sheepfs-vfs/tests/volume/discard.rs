@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::join_all;
 use nix::errno::Errno;
 use sheep_client::VdiSelector;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode};
 
 use crate::support::{Cluster, open, open_version, pattern, read_all, tag};
@@ -86,7 +86,7 @@ async fn discard_clears_error_of_missing_object() {
     assert!(read_all(&open(&cluster.client, &name).await).await == expected);
 }
 
-/// Who asks in between is told that there is no such object.
+/// A read in between gets NO_OBJ.
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_then_create_is_not_missing_object() {
     let cluster = Cluster::start().await;
@@ -95,7 +95,7 @@ async fn discard_then_create_is_not_missing_object() {
     let plan = Arc::clone(&missed);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 let mut missed = plan.lock().unwrap();
                 let data =
                     request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);

@@ -4,12 +4,11 @@
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
 use sheep_proto::{ObjectKind, Opcode, ResultCode};
 
-use crate::races::is_index_update;
-use crate::support::{Cluster, open, pattern};
+use crate::support::{Cluster, is_index_update, open, pattern};
 use sheepfs_vfs::BlockDevice as _;
 
 const MIB: u64 = 1 << 20;
@@ -67,7 +66,7 @@ async fn refuse_everything(cluster: Arc<Cluster>, code: ResultCode) {
     let plan = Arc::clone(&refuse);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 let refused = (*plan.lock().unwrap())?;
                 (kind(request) == Some(refused)).then_some(Fault::Refuse(code))
             })

@@ -1,4 +1,4 @@
-//! What goes out to the index of a VDI.
+//! Index traffic: which slots are written, when, and how often.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,8 +13,9 @@ use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, Vid};
 use tokio::sync::Notify;
 
 use crate::model::{KINDS, ModelTest};
-use crate::races::is_index_update;
-use crate::support::{Cluster, Hold, open, open_version, pattern, read_all, tag, unique_name};
+use crate::support::{
+    Cluster, delay_until, is_index_update, open, open_version, pattern, read_all, tag, unique_name,
+};
 use sheepfs_vfs::BlockDevice as _;
 
 const MIB: u64 = 1 << 20;
@@ -75,16 +76,15 @@ async fn index_commit_writes_changed_slots_once_in_runs() {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let log = Arc::clone(&seen);
     let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
+        .client_through(|inner| {
+            delay_until(inner, move |request| {
                 log.lock().unwrap().note(request);
                 // Slow enough for the others to gather behind the first few.
                 is_index_update(request).then(|| {
                     Box::pin(tokio::time::sleep(Duration::from_millis(200)))
                         as BoxFuture<'static, ()>
                 })
-            },
+            })
         })
         .await;
     let volume = open(&client, &name).await;
@@ -116,18 +116,17 @@ async fn index_commit_writes_changed_slots_once_in_runs() {
     assert!(seen.requests < objects.len(), "{} requests", seen.requests);
 }
 
-/// What was wrong with the index updates that were sent.
+/// Violations found in index updates.
 type Violations = Arc<Mutex<Vec<String>>>;
 
-/// A client whose index updates are looked at before they go out: each slot
-/// in them changes, to the VDI itself or to none, and the object is there.
+/// A client that checks each index update before it is sent: each slot in it changes, to
+/// the VDI itself or to none, and the object exists.
 async fn checked_client(cluster: &Cluster) -> (Client, Violations) {
     let violations = Violations::default();
     let (found, outside) = (Arc::clone(&violations), cluster.client.clone());
     let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |request: &Request| {
+        .client_through(|inner| {
+            delay_until(inner, move |request| {
                 if !is_index_update(request) {
                     return None;
                 }
@@ -138,7 +137,7 @@ async fn checked_client(cluster: &Cluster) -> (Client, Violations) {
                     found.lock().unwrap().extend(wrong);
                 });
                 Some(ready)
-            },
+            })
         })
         .await;
     (client, violations)
@@ -256,15 +255,14 @@ async fn read_sends_no_changes() {
     let changes = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&changes);
     let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
+        .client_through(|inner| {
+            delay_until(inner, move |request| {
                 let reads = [Opcode::ReadObj, Opcode::GetVdiInfo, Opcode::LockVdi];
                 if !reads.contains(&request.opcode()) {
                     log.lock().unwrap().push(request.operation());
                 }
                 None
-            },
+            })
         })
         .await;
     for selector in [
@@ -285,7 +283,7 @@ async fn read_sends_no_changes() {
     assert!(changes.lock().unwrap().is_empty(), "{changes:?}");
 }
 
-/// Any write to an inode that says where data objects are.
+/// A write of slots, or of the root of an index tree.
 fn is_slot_or_root_write(request: &Request) -> bool {
     let header = request.header(0);
     let RequestBody::Object(body) = header.body() else {
@@ -297,19 +295,18 @@ fn is_slot_or_root_write(request: &Request) -> bool {
         && body.offset.get() >= ROOT_WRITE_OFFSET
 }
 
-/// Writes to the first object and dies when it exists, before its slot is set.
+/// Writes to the first object and crashes after the create, before the commit.
 async fn crash_before_commit(cluster: &Cluster, name: &sheep_proto::VdiName) {
     let arrived = Arc::new(Notify::new());
     let tell = Arc::clone(&arrived);
     let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |request: &Request| {
+        .client_through(|inner| {
+            delay_until(inner, move |request| {
                 is_slot_or_root_write(request).then(|| {
                     tell.notify_one();
                     Box::pin(std::future::pending()) as BoxFuture<'static, ()>
                 })
-            },
+            })
         })
         .await;
     let volume = open(&client, name).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::{join, join_all};
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::{Client, NewVdi, VdiSelector};
 use sheep_proto::{Redundancy, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
@@ -15,10 +15,10 @@ const STEPS: usize = 120;
 /// A volume does not grow beyond this.
 const LARGEST: u64 = 40 * MIB;
 
-/// A VDI that is worked on, and what it must hold.
+/// A VDI under random operations, and the model of its bytes.
 pub(crate) struct ModelTest<'a> {
     cluster: &'a Cluster,
-    /// What the volume calls through; it may fail at random.
+    /// The client of the volume, with random faults if `faulty`.
     client: Client,
     volume: Arc<Volume>,
     name: VdiName,
@@ -26,7 +26,7 @@ pub(crate) struct ModelTest<'a> {
     snapshots: Vec<Snapshot>,
     random: fastrand::Rng,
     faulty: bool,
-    /// Where a failure is reported to be.
+    /// For failure messages.
     place: String,
 }
 
@@ -137,7 +137,7 @@ impl<'a> ModelTest<'a> {
                 assert_eq!(count as usize, len, "{}", self.place);
                 self.bytes[start..start + len].copy_from_slice(&data);
             }
-            Err(_) => self.settle(start, &data).await,
+            Err(_) => self.resolve_outcome(start, &data).await,
         }
     }
 
@@ -145,13 +145,13 @@ impl<'a> ModelTest<'a> {
         let punched = self.volume.discard(start as u64, len as u64).await;
         match punched {
             Ok(()) => self.bytes[start..start + len].fill(0),
-            Err(_) => self.settle(start, &vec![0; len]).await,
+            Err(_) => self.resolve_outcome(start, &vec![0; len]).await,
         }
     }
 
     /// After an operation that failed: each byte is as before or as it was to
     /// be, and stays so.
-    async fn settle(&mut self, start: usize, new: &[u8]) {
+    async fn resolve_outcome(&mut self, start: usize, new: &[u8]) {
         let count = u32::try_from(new.len()).unwrap();
         let mut found = None;
         retry_until_ok(async || {
@@ -213,7 +213,7 @@ impl<'a> ModelTest<'a> {
         self.snapshots.push(snapshot);
     }
 
-    /// Goes on with a clone, whose parent may be one as well.
+    /// Continues with a clone; its parent may be a clone as well.
     async fn clone_newest_snapshot(&mut self) {
         let Some(newest) = self.snapshots.last().cloned() else {
             return;
@@ -311,12 +311,12 @@ async fn model_every_vdi_kind_matches_bytes_and_snapshots() {
     }
 }
 
-/// A client of whose calls some fail, each in one of the ways there are.
+/// A client with random faults of every kind.
 async fn faulty(cluster: &Cluster, seed: u64) -> Client {
-    let mut dice = fastrand::Rng::with_seed(seed ^ 1);
+    let mut faults = fastrand::Rng::with_seed(seed ^ 1);
     cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |_call| match dice.u8(0..100) {
+            FaultTransport::new(inner, move |_call| match faults.u8(0..100) {
                 0..2 => Some(Fault::LoseBefore),
                 2..4 => Some(Fault::LoseAfter),
                 4..6 => Some(Fault::Refuse(ResultCode::Eio)),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sheep_client::unstable::{BoxFuture, Request};
+use sheep_client::unstable::Request;
 use sheep_client::{Client, NewVdi, VdiSelector};
 use sheep_proto::inode::SLOT_LEN;
 use sheep_proto::limits::INODE_HEADER_LEN;
@@ -15,7 +15,7 @@ use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::oneshot;
 
 use crate::model::KINDS;
-use crate::support::{Cluster, Hold, formatted, open, pattern, tag, unique_name};
+use crate::support::{Cluster, delay_until, formatted, open, pattern, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
 /// After another client's snapshot reads may be as old as this, and so may be
@@ -111,7 +111,7 @@ async fn multi_client_reads_show_writes_to_a_clone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn multi_client_reads_follow_a_snapshot_within_a_second() {
+async fn multi_client_reads_follow_snapshot_within_a_second() {
     for cluster in Cluster::each().await {
         let name = cluster.create("followed", 4 * MIB).await;
         let here = elsewhere(&cluster, &name).await;
@@ -137,7 +137,7 @@ async fn multi_client_reads_follow_a_snapshot_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn multi_client_reads_fail_once_the_vdi_is_gone() {
+async fn multi_client_reads_fail_once_vdi_is_deleted() {
     let cluster = Cluster::start().await;
     let name = cluster.create("gone", 4 * MIB).await;
     let there = elsewhere(&cluster, &name).await;
@@ -231,16 +231,15 @@ async fn counted(cluster: &Cluster) -> (Client, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
     let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
+        .client_through(|inner| {
+            delay_until(inner, move |request| {
                 if !is_index_read(request) {
                     return None;
                 }
                 counter.fetch_add(1, Ordering::AcqRel);
                 // Long enough for other reads to come.
                 Some(Box::pin(tokio::time::sleep(Duration::from_millis(20))))
-            },
+            })
         })
         .await;
     (client, count)

@@ -1,10 +1,10 @@
-//! The object that is made before a writer gets there.
+//! Preallocation for sequential writers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
@@ -15,7 +15,7 @@ use crate::snapshot_race::WriteStep;
 use crate::support::{Cluster, attached, open, open_version, pattern, read_all, tag, unique_name};
 
 const MIB: u64 = 1 << 20;
-/// Objects that a writer begins before one is made ahead of it.
+/// Consecutive objects before the next one is preallocated.
 const RUN: u64 = 16;
 
 /// Begins objects, one after the other.
@@ -26,7 +26,7 @@ async fn begin(volume: &Arc<Volume>, objects: impl IntoIterator<Item = u64>) {
     }
 }
 
-/// Objects of the volume that exist, once nothing is on its way.
+/// Allocated objects of the volume, once nothing is in flight.
 async fn allocated(volume: &Arc<Volume>) -> u64 {
     volume.flush().await.unwrap();
     volume.allocated() / MIB
@@ -64,7 +64,7 @@ async fn counting(cluster: &Cluster) -> (Client, Arc<AtomicU64>) {
     let count = Arc::clone(&made);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 count.fetch_add(u64::from(creates(request)), Ordering::Relaxed);
                 None
             })
@@ -170,7 +170,7 @@ async fn preallocation_leaves_object_of_other_client_alone() {
     let name = cluster.create("ahead-other", 24 * MIB).await;
     let volume = open(&cluster.client, &name).await;
     begin(&volume, 0..RUN - 1).await;
-    // The volume has not heard of it.
+    // The volume has not revalidated its index.
     let other = open(&cluster.client, &name).await;
     begin(&other, [RUN]).await;
     begin(&volume, [RUN - 1]).await;
@@ -193,10 +193,10 @@ async fn preallocation_skips_object_pending_reclaim() {
     assert_started(&cluster, &name, RUN + 1).await;
 }
 
-const WRITE_STEPS: [WriteStep; 3] = [WriteStep::Data, WriteStep::Index, WriteStep::Question];
+const WRITE_STEPS: [WriteStep; 3] = [WriteStep::Data, WriteStep::Commit, WriteStep::Probe];
 
-/// A client whose request of that moment, for the object behind the run, is
-/// held back once the switch is on, see [`Cluster::client_held_at`].
+/// A client that delays the request of that step for the object past the run, once the
+/// switch is on; see [`Cluster::client_held_at`].
 async fn held_client(
     cluster: &Cluster,
     step: WriteStep,
@@ -206,13 +206,13 @@ async fn held_client(
     let (client, held, release) = cluster
         .client_held_at(move |request| {
             let before = data_object(request).is_some_and(|oid| u64::from(oid.number()) < RUN);
-            step.is(request) && !before && armed.load(Ordering::Acquire)
+            step.matches(request) && !before && armed.load(Ordering::Acquire)
         })
         .await;
     (client, arm, held, release)
 }
 
-/// A volume whose object ahead is being made; the request waits for the signal.
+/// A volume with a preallocation in flight; its request waits for the signal.
 async fn preallocating(cluster: &Cluster, step: WriteStep) -> (VdiName, Arc<Volume>, Arc<Notify>) {
     let name = cluster.create("ahead-step", 24 * MIB).await;
     let (client, arm, held, release) = held_client(cluster, step).await;
@@ -227,7 +227,7 @@ async fn preallocating(cluster: &Cluster, step: WriteStep) -> (VdiName, Arc<Volu
     (name, volume, release)
 }
 
-/// What must happen by itself.
+/// Awaits a background event, with a deadline.
 async fn soon<T>(event: impl Future<Output = T>) -> T {
     let event = tokio::time::timeout(Duration::from_secs(20), event);
     event.await.expect("it happens")
@@ -253,7 +253,7 @@ async fn preallocation_in_flight_never_overwrites_write() {
     }
 }
 
-/// Another host may be the next to write, and a late object would wipe that.
+/// Another host may write next, and a late create would overwrite its data.
 #[tokio::test(flavor = "multi_thread")]
 async fn preallocation_ends_before_flush_close_and_revalidate() {
     type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
@@ -296,7 +296,7 @@ async fn preallocation_ends_before_file_is_closed() {
                 .write(handle, object * MIB, &pattern(1, 100), false, done);
             assert_eq!(soon(written).await.unwrap().unwrap(), 100);
         }
-        // Gathered writes go out by themselves after a moment.
+        // The flusher writes buffered data when it expires.
         soon(held.notified()).await;
         assert_waits_for(&release, tree.files().flush(handle))
             .await
@@ -329,30 +329,47 @@ async fn preallocation_in_flight_survives_snapshot() {
     }
 }
 
-/// The last of the space is for what somebody writes.
+/// Preallocation starts only after the write that triggers it has completed, so a write
+/// gets the last free space.
 #[tokio::test(flavor = "multi_thread")]
 async fn preallocation_leaves_last_free_space_to_writer() {
     let cluster = Cluster::start().await;
-    for _ in 0..20 {
-        let name = cluster.create("ahead-room", 24 * MIB).await;
-        let room = AtomicU64::new(RUN);
-        let client = cluster
-            .client_through(|inner| {
-                Faulty::new(inner, move |request| {
-                    let full = creates(request) && {
-                        let less = |room: u64| room.checked_sub(1);
-                        let taken = room.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
-                        taken.is_err()
-                    };
-                    full.then_some(Fault::Refuse(ResultCode::NoSpace))
-                })
+    let name = cluster.create("ahead-room", 24 * MIB).await;
+    let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
+    let preallocated = Arc::new(AtomicBool::new(false));
+    let created = Arc::clone(&preallocated);
+    let client = cluster
+        .client_through(|inner| {
+            FaultTransport::new(inner, move |request| {
+                let index = u64::from(data_object(request)?.number());
+                if !creates(request) || index < RUN - 1 {
+                    return None;
+                }
+                if index == RUN {
+                    created.store(true, Ordering::Release);
+                    return None;
+                }
+                tell.notify_one();
+                let wait = Arc::clone(&wait);
+                Some(Fault::DelayUntil(Box::pin(async move {
+                    wait.notified().await;
+                })))
             })
-            .await;
-        let volume = open(&client, &name).await;
-        begin(&volume, 0..RUN).await;
-        volume.close().await.unwrap();
-        assert_started(&cluster, &name, RUN).await;
-    }
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    begin(&volume, 0..RUN - 1).await;
+    let check = async {
+        soon(held.notified()).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!preallocated.load(Ordering::Acquire), "it took the space");
+        release.notify_one();
+    };
+    tokio::join!(begin(&volume, [RUN - 1]), check);
+    volume.close().await.unwrap();
+    assert!(preallocated.load(Ordering::Acquire));
+    assert_started(&cluster, &name, RUN).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,7 +380,7 @@ async fn preallocation_failure_is_no_error_until_write() {
     let is_full = Arc::clone(&full);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 let index = u64::from(data_object(request)?.number());
                 (creates(request) && index >= RUN && is_full.load(Ordering::Acquire))
                     .then_some(Fault::Refuse(ResultCode::NoSpace))

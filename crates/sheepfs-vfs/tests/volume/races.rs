@@ -1,16 +1,16 @@
-//! What happens to a volume at the worst moment.
+//! Races of writers, snapshots and late requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::support::{
-    Cluster, FENCE_INTERVAL, Hold, open, open_version, pattern, read_all, tag, unique_name,
+    Cluster, FENCE_INTERVAL, delay_until, is_index_update, open, open_version, pattern, read_all,
+    tag, unique_name,
 };
 use sheep_client::VdiSelector;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
-use sheep_proto::limits::INODE_HEADER_LEN;
-use sheep_proto::{ObjectKind, Opcode, RequestBody, ResultCode};
+use sheep_proto::{ObjectKind, Opcode, ResultCode};
 use sheepfs_vfs::{BlockDevice as _, VolumeError};
 use tokio::sync::Notify;
 
@@ -132,7 +132,7 @@ async fn snapshot_under_writer_loses_no_acknowledged_write() {
     }
 }
 
-/// The connection dies, the sheep does not: it makes the object later on.
+/// The connection is lost, but the sheep executes the create later.
 #[tokio::test(flavor = "multi_thread")]
 async fn fence_keeps_late_create_from_overwriting_write() {
     let cluster = Cluster::start().await;
@@ -140,7 +140,7 @@ async fn fence_keeps_late_create_from_overwriting_write() {
     let (late, first) = (cluster.client.clone(), AtomicBool::new(true));
     let client = cluster
         .client_through(|inner| {
-            let faulty = Faulty::new(inner, move |request| {
+            let faulty = FaultTransport::new(inner, move |request| {
                 let creates = request.opcode() == Opcode::CreateAndWriteObj;
                 if !creates || !first.swap(false, Ordering::AcqRel) {
                     return None;
@@ -153,10 +153,7 @@ async fn fence_keeps_late_create_from_overwriting_write() {
                 });
                 Some(Fault::LoseBefore)
             });
-            Hold {
-                inner: Arc::new(faulty),
-                until: |_request: &Request| None,
-            }
+            delay_until(Arc::new(faulty), |_request| None)
         })
         .await;
     let volume = open(&client, &name).await;
@@ -169,19 +166,7 @@ async fn fence_keeps_late_create_from_overwriting_write() {
     assert_eq!(other.read_at(500, 100).await.unwrap(), pattern(2, 100));
 }
 
-/// A write of index entries.
-pub(crate) fn is_index_update(request: &Request) -> bool {
-    let header = request.header(0);
-    let RequestBody::Object(body) = header.body() else {
-        return false;
-    };
-    let kind = request.operation().oid.and_then(|oid| oid.kind());
-    request.opcode() == Opcode::WriteObj
-        && kind == Some(ObjectKind::Inode)
-        && body.offset.get() as usize >= INODE_HEADER_LEN
-}
-
-/// A volume whose next index update waits, see [`Cluster::client_held_at`].
+/// A volume that delays its next index update; see [`Cluster::client_held_at`].
 async fn with_late_index_update(
     cluster: &Cluster,
     name: &sheep_proto::VdiName,
@@ -230,7 +215,7 @@ async fn snapshot_followed_before_index_commit_migrates_object() {
         .snapshot(&tag("between"))
         .await
         .unwrap();
-    // Another write meets the snapshot and moves the volume.
+    // Another write is refused and follows the head.
     volume.write_at(MIB, pattern(2, 10)).await.unwrap();
     release.notify_one();
     writer.await.unwrap().unwrap();
@@ -243,11 +228,11 @@ async fn snapshot_followed_before_index_commit_migrates_object() {
 async fn snapshot_overwriting_index_commit_is_reconciled() {
     let cluster = Cluster::start().await;
     let name = cluster.create("lost", 2 * MIB).await;
-    // The server answers it and then writes the inode back without it.
+    // The server acknowledges it, then writes the inode back without it.
     let mut armed = true;
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 let lost = is_index_update(request) && std::mem::take(&mut armed);
                 lost.then_some(Fault::Refuse(ResultCode::Success))
             })
@@ -339,7 +324,7 @@ async fn snapshot_flag_on_head_fails_read_only() {
     let name = cluster.create("frozen", MIB).await;
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, |request| {
+            FaultTransport::new(inner, |request| {
                 let data =
                     request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
                 (data && request.opcode() != Opcode::ReadObj)

@@ -1,26 +1,27 @@
-//! A snapshot at each moment of a write: between any two of its requests, and
-//! while the server itself is between the steps of the snapshot.
+//! Snapshots at each step of a write: between any two of its requests, and while the
+//! server itself is between the steps of the snapshot.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
 use sheep_client::VdiSelector;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
 use sheep_proto::{ClusterFlags, ObjectKind, Oid, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 use tokio::sync::Notify;
 
-use crate::races::is_index_update;
-use crate::support::{Cluster, formatted, open, open_version, pattern, tag, unique_name};
+use crate::support::{
+    Cluster, formatted, is_index_update, open, open_version, pattern, tag, unique_name,
+};
 
 const MIB: u64 = 1 << 20;
 /// Where the write under test goes, and what is around it in the object.
 const OFFSET: u64 = 100;
 const LEN: usize = 5000;
 
-/// What the object is before the write.
+/// State of the object before the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Absent,
@@ -33,20 +34,20 @@ enum Before {
 pub(crate) enum WriteStep {
     /// The object's data; of one that is owned already, the whole write.
     Data,
-    /// The slot.
-    Index,
-    /// The question whether the VDI is still a working one.
-    Question,
+    /// The commit of the slot.
+    Commit,
+    /// The probe whether the VDI is still the head.
+    Probe,
 }
 
 impl WriteStep {
-    pub(crate) fn is(self, request: &Request) -> bool {
+    pub(crate) fn matches(self, request: &Request) -> bool {
         let kind = request.operation().oid.and_then(Oid::kind);
         let data = kind == Some(ObjectKind::Data) && request.opcode() != Opcode::ReadObj;
         match self {
             Self::Data => data && !request.payload().is_empty(),
-            Self::Index => is_index_update(request),
-            Self::Question => data && request.payload().is_empty(),
+            Self::Commit => is_index_update(request),
+            Self::Probe => data && request.payload().is_empty(),
         }
     }
 }
@@ -98,7 +99,7 @@ async fn snapshots_at(cluster: &Cluster, before: Before, step: WriteStep, count:
     let case = format!("{before:?}, {step:?}, {count} snapshots");
     let name = prepare(cluster, before).await;
     let (client, held, release) = cluster
-        .client_held_at(move |request| step.is(request))
+        .client_held_at(move |request| step.matches(request))
         .await;
     let volume = open(&client, &name).await;
     let writer = tokio::spawn({
@@ -118,7 +119,7 @@ async fn snapshots_at(cluster: &Cluster, before: Before, step: WriteStep, count:
     release.notify_one();
     assert_eq!(writer.await.unwrap().unwrap() as usize, LEN, "{case}");
 
-    // There at once, in the cluster, and after more has been done.
+    // Visible immediately, to other clients, and after further writes.
     assert!(find(&volume, before).await, "{case}");
     volume.write_at(MIB, pattern(8, 10)).await.unwrap();
     volume.flush().await.unwrap();
@@ -146,7 +147,7 @@ async fn snapshots_at_every_step(cluster: &Cluster) {
     let mut cases = Vec::new();
     for count in [1, 3] {
         for before in [Before::Absent, Before::Inherited] {
-            for step in [WriteStep::Data, WriteStep::Index, WriteStep::Question] {
+            for step in [WriteStep::Data, WriteStep::Commit, WriteStep::Probe] {
                 cases.push(snapshots_at(cluster, before, step, count));
             }
         }
@@ -165,8 +166,8 @@ async fn snapshot_at_any_write_step_keeps_head_locked() {
     snapshots_at_every_step(&formatted(ClusterFlags::USE_LOCK).await).await;
 }
 
-/// From its first step on a server refuses data, and for a while the name
-/// still leads to the old VDI, which is no snapshot yet.
+/// The server refuses data writes from its first step on; for a while the name still
+/// resolves to the old VDI, which is no snapshot yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshot_in_progress_delays_write() {
     let cluster = Cluster::start().await;
@@ -178,7 +179,7 @@ async fn snapshot_in_progress_delays_write() {
         let tell = Arc::clone(&asked);
         let client = cluster
             .client_through(|inner| {
-                Faulty::new(inner, move |request| {
+                FaultTransport::new(inner, move |request| {
                     if request.opcode() == Opcode::GetVdiInfo && refusing.load(Ordering::Acquire) {
                         tell.notify_one();
                     }
@@ -196,7 +197,7 @@ async fn snapshot_in_progress_delays_write() {
         };
         let selector = VdiSelector::working(name.clone());
         let volume = Volume::open(client, selector, options).await.unwrap();
-        // The one that opening asked.
+        // The lookup of the open.
         asked.notified().await;
         let write = volume.write_at(OFFSET, pattern(7, LEN));
         let snapshot = async {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheepfs_vfs::{BlockDevice as _, Volume};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use crate::support::{Cluster, open, read_all};
 
 /// Bytes of one object.
 const OBJECT: usize = 1 << 20;
-/// Each has a part of every object to itself, and nobody else's; some parts lie
+/// Each job owns a part of every object exclusively; some parts lie
 /// across the pieces in which a client writes.
 const JOBS: usize = 6;
 const PART: usize = OBJECT / JOBS;
@@ -93,13 +93,13 @@ fn begin_read(volume: &Arc<Volume>, offset: u64, len: u32) -> oneshot::Receiver<
 
 async fn stress(cluster: &Cluster, seed: u64) {
     let name = cluster.create("stress", (OBJECTS * OBJECT) as u64).await;
-    let mut dice = Rng::with_seed(seed);
+    let mut faults = Rng::with_seed(seed);
     let client = cluster
         .client_through(move |inner| {
-            Faulty::new(inner, move |_call| match dice.u8(..10) {
-                0 => Some(Fault::Delay(Duration::from_micros(dice.u64(..2000)))),
+            FaultTransport::new(inner, move |_call| match faults.u8(..10) {
+                0 => Some(Fault::Delay(Duration::from_micros(faults.u64(..2000)))),
                 1 | 2 => Some(Fault::DelayResponse(Duration::from_micros(
-                    dice.u64(..3000),
+                    faults.u64(..3000),
                 ))),
                 _ => None,
             })

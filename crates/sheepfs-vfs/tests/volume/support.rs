@@ -1,17 +1,20 @@
 //! A cluster to test volumes on: a private sheep in memory, or the real one
 //! that `SHEEPFS_TEST_SHEEP` names.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sheep_client::cluster::FormatOptions;
-use sheep_client::unstable::{BoxFuture, Completion, Pool, Request, Transport};
-use sheep_client::{Client, ClientConfig, ClientError, GatewayAddress, NewVdi, VdiSelector};
+use sheep_client::testing::{Fault, FaultTransport};
+use sheep_client::unstable::{BoxFuture, Pool, Request, Transport};
+use sheep_client::{Client, ClientConfig, GatewayAddress, NewVdi, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
-use sheep_proto::{ClusterFlags, Redundancy, SnapshotTag, VdiName};
+use sheep_proto::limits::INODE_HEADER_LEN;
+use sheep_proto::{
+    ClusterFlags, ObjectKind, Opcode, Redundancy, RequestBody, SnapshotTag, VdiName,
+};
 use sheepfs_vfs::{
     BlockDevice as _, Ino, LockMode, OpenMode, Tree, TreeConfig, Volume, VolumeOptions,
 };
@@ -89,8 +92,8 @@ impl Cluster {
         Client::with_transport(Arc::new(wrap(Arc::new(pool))))
     }
 
-    /// A client whose first call of a kind is held back: the first signal tells
-    /// that it was made, the second lets it go.
+    /// A client that delays the first request of a kind. The first signal reports that it
+    /// was sent, the second one releases it.
     pub(crate) async fn client_held_at(
         &self,
         kind: impl Fn(&Request) -> bool + Send + Sync + 'static,
@@ -99,9 +102,8 @@ impl Cluster {
         let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
         let armed = AtomicBool::new(true);
         let client = self
-            .client_through(|inner| Hold {
-                inner,
-                until: move |request: &Request| {
+            .client_through(|inner| {
+                delay_until(inner, move |request| {
                     if !kind(request) || !armed.swap(false, Ordering::AcqRel) {
                         return None;
                     }
@@ -110,13 +112,13 @@ impl Cluster {
                     let ready: BoxFuture<'static, ()> =
                         Box::pin(async move { wait.notified().await });
                     Some(ready)
-                },
+                })
             })
             .await;
         (client, held, release)
     }
 
-    /// Makes a VDI of some kind with a name nobody else has.
+    /// Creates a VDI of some kind with a unique name.
     pub(crate) async fn create_kind(&self, stem: &str, kind: impl FnOnce(&mut NewVdi)) -> VdiName {
         let name = unique_name(stem);
         let mut new = NewVdi::new(name.clone(), 0);
@@ -129,7 +131,7 @@ impl Cluster {
         name
     }
 
-    /// Makes a VDI with objects of a mebibyte and a name nobody else has.
+    /// Creates a VDI with objects of a mebibyte and a unique name.
     pub(crate) async fn create(&self, stem: &str, size: u64) -> VdiName {
         let name = unique_name(stem);
         let new = NewVdi::new(name.clone(), size).with_object_shift(20);
@@ -224,52 +226,16 @@ pub(crate) async fn read_all(volume: &Arc<Volume>) -> Vec<u8> {
         .to_vec()
 }
 
-/// How long a lost call may still run here.
+/// How long a lost request may still be executed here.
 pub(crate) const FENCE_INTERVAL: Duration = Duration::from_millis(300);
 
-/// A gateway that holds calls back until what the test returned for them is done.
-pub(crate) struct Hold<F> {
-    pub(crate) inner: Arc<dyn Transport>,
-    pub(crate) until: F,
-}
-
-impl<F> std::fmt::Debug for Hold<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hold").finish_non_exhaustive()
-    }
-}
-
-impl<F: Fn(&Request) -> Option<BoxFuture<'static, ()>> + Send + Sync> Transport for Hold<F> {
-    fn submit(&self, request: Request, done: Completion) {
-        let Some(ready) = (self.until)(&request) else {
-            return self.inner.submit(request, done);
-        };
-        let inner = Arc::clone(&self.inner);
-        tokio::spawn(async move {
-            ready.await;
-            inner.submit(request, done);
-        });
-    }
-
-    fn submit_to(&self, node: SocketAddr, request: Request, done: Completion) {
-        self.inner.submit_to(node, request, done);
-    }
-
-    fn address(&self) -> GatewayAddress {
-        self.inner.address()
-    }
-
-    fn peer(&self) -> Option<SocketAddr> {
-        self.inner.peer()
-    }
-
-    fn fence_interval(&self) -> Duration {
-        FENCE_INTERVAL
-    }
-
-    fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
-        self.inner.switch_gateway(address)
-    }
+/// A transport that delays a request until the future is ready that `until` returns.
+pub(crate) fn delay_until(
+    inner: Arc<dyn Transport>,
+    mut until: impl FnMut(&Request) -> Option<BoxFuture<'static, ()>> + Send + 'static,
+) -> FaultTransport {
+    FaultTransport::new(inner, move |request| until(request).map(Fault::DelayUntil))
+        .with_fence_interval(FENCE_INTERVAL)
 }
 
 /// A private sheep in memory, formatted as told.
@@ -285,7 +251,19 @@ pub(crate) async fn formatted(flags: ClusterFlags) -> Cluster {
     cluster
 }
 
-/// `len` bytes that say who wrote them.
+/// `len` bytes that identify their writer.
 pub(crate) fn pattern(writer: u8, len: usize) -> Bytes {
     Bytes::from(vec![writer; len])
+}
+
+/// A write of index entries.
+pub(crate) fn is_index_update(request: &Request) -> bool {
+    let header = request.header(0);
+    let RequestBody::Object(body) = header.body() else {
+        return false;
+    };
+    let kind = request.operation().oid.and_then(|oid| oid.kind());
+    request.opcode() == Opcode::WriteObj
+        && kind == Some(ObjectKind::Inode)
+        && body.offset.get() as usize >= INODE_HEADER_LEN
 }

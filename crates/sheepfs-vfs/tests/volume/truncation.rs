@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use nix::errno::Errno;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
 use sheep_client::{Client, NewVdi};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
@@ -272,7 +272,7 @@ async fn truncated_handle_retries_failed_discard() {
     let failing = Arc::new(AtomicBool::new(true));
     let fails = Arc::clone(&failing);
     let client = cluster.client_through(|inner| {
-        Faulty::new(inner, move |request| {
+        FaultTransport::new(inner, move |request| {
             let refused = is_discard(request) && fails.load(Ordering::SeqCst);
             refused.then_some(Fault::Refuse(ResultCode::Eio))
         })

@@ -161,7 +161,7 @@ async fn hypervolume(cluster: &Cluster, stem: &str) -> VdiName {
 }
 
 /// Fills the root of a hypervolume's index with the even numbers, but for
-/// `room` slots. They name objects that nobody made.
+/// `room` slots. Their objects do not exist.
 async fn nearly_fill_root(client: &Client, name: &VdiName, room: u32) -> Vid {
     let selector = VdiSelector::working(name.clone());
     let info = client.vdi(&selector).stat().await.unwrap();
@@ -219,7 +219,7 @@ async fn hypervolume_index_grows_level_under_load() {
             }
         });
     }
-    // Who opens the volume at the same time reads the index that they change.
+    // Another client opens the volume and reads the index while they change it.
     let opening = tokio::spawn({
         let volume = Arc::clone(&volume);
         async move {
@@ -253,8 +253,8 @@ async fn hypervolume_index_grows_level_under_load() {
     expect(&again, gone, &[0; 512]).await;
 }
 
-/// What the C programs leave when they split a leaf: a root whose maximum for
-/// the lower half is wrong, so that they do not find it any more.
+/// The C programs leave a wrong maximum for the lower half in the root when they split a
+/// leaf, and then do not find its slots any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn hypervolume_repairs_tree_split_by_c_programs() {
     let cluster = Cluster::start().await;
@@ -301,8 +301,8 @@ async fn hypervolume_repairs_tree_split_by_c_programs() {
     }
 }
 
-/// Shows inodes as releases before 0.9 have them: no object size, children in
-/// the header, and nothing behind the index but a counter.
+/// Rewrites inodes to the format before release 0.9: no object size, children in the
+/// header, and only a counter after the index.
 #[derive(Debug)]
 struct OldReleaseTransport(Arc<dyn Transport>);
 
@@ -349,7 +349,7 @@ impl Transport for OldReleaseTransport {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn geometry_inode_before_0_9_has_4_mib_objects() {
+async fn geometry_old_inode_has_4_mib_objects() {
     let cluster = Cluster::start().await;
     let name = cluster
         .create_kind("before", |new| {
@@ -372,7 +372,7 @@ async fn geometry_inode_before_0_9_has_4_mib_objects() {
     volume.write_at(border, pattern(3, 10)).await.unwrap();
     volume.discard(4 * TIB - border, border).await.unwrap();
 
-    // As today's eyes see it.
+    // As a current release reads it.
     let volume = open(&cluster.client, &name).await;
     expect(&volume, border - 5, &[&[1; 5][..], &[3; 10], &[0]].concat()).await;
     assert_eq!(volume.allocated(), 2 * border);

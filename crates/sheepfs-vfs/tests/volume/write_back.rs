@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use nix::errno::Errno;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
@@ -16,15 +16,15 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::support::{
-    Cluster, Hold, attached, attached_as, open, open_version, pattern, read_all, tag,
+    Cluster, attached, attached_as, delay_until, open, open_version, pattern, read_all, tag,
 };
 
 const MIB: u64 = 1 << 20;
 const SMALL: u64 = 4096;
-/// Longest wait for what must happen by itself.
+/// Longest wait for a background write-back.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The answer to a write, when it comes.
+/// Submits a buffered write; the receiver gets its completion.
 fn begin(
     volume: &Arc<Volume>,
     offset: u64,
@@ -53,7 +53,7 @@ fn is_data_write(request: &Request) -> bool {
     )
 }
 
-/// A volume whose objects exist.
+/// A VDI with all objects allocated.
 async fn filled(cluster: &Cluster, stem: &str, size: u64) -> VdiName {
     let name = cluster.create(stem, size).await;
     let volume = open(&cluster.client, &name).await;
@@ -63,7 +63,7 @@ async fn filled(cluster: &Cluster, stem: &str, size: u64) -> VdiName {
     name
 }
 
-/// What another client finds.
+/// The bytes as another client reads them.
 async fn read_back(cluster: &Cluster, name: &VdiName) -> Vec<u8> {
     let volume = open(&cluster.client, name).await;
     read_all(&volume).await
@@ -77,7 +77,7 @@ async fn write_back_coalesces_small_sequential_writes() {
     let count = Arc::clone(&writes);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 count.fetch_add(usize::from(is_data_write(request)), Ordering::SeqCst);
                 None
             })
@@ -121,16 +121,15 @@ async fn write_back_throttles_fast_writer() {
     let name = filled(&cluster, "behind-fast", 64 * MIB).await;
     let (open_gate, gate) = watch::channel(false);
     let client = cluster
-        .client_through(|inner| Hold {
-            inner,
-            until: move |request: &Request| -> Option<BoxFuture<'static, ()>> {
+        .client_through(|inner| {
+            delay_until(inner, move |request| {
                 let mut gate = gate.clone();
                 is_data_write(request).then(|| {
                     Box::pin(async move {
                         gate.wait_for(|&open| open).await.unwrap();
                     }) as BoxFuture<'static, ()>
                 })
-            },
+            })
         })
         .await;
     let volume = open(&client, &name).await;
@@ -153,13 +152,13 @@ async fn write_back_throttles_fast_writer() {
     assert!(found.iter().all(|&byte| byte == 3));
 }
 
-/// A client whose data writes fail with NO_SPACE while the switch is on.
+/// A client with data writes that fail with NO_SPACE while the switch is on.
 async fn failing_client(cluster: &Cluster) -> (Client, Arc<AtomicBool>) {
     let failing = Arc::new(AtomicBool::new(true));
     let fails = Arc::clone(&failing);
     let client = cluster
         .client_through(|inner| {
-            Faulty::new(inner, move |request| {
+            FaultTransport::new(inner, move |request| {
                 (is_data_write(request) && fails.load(Ordering::SeqCst))
                     .then_some(Fault::Refuse(ResultCode::NoSpace))
             })
@@ -183,7 +182,7 @@ async fn write_back_error_makes_later_writes_synchronous() {
         writer.check().unwrap();
         writer.sync().await.unwrap();
     }
-    // Somebody was told, and who begins to write now is not concerned.
+    // The error was reported, so the device and a new writer do not get it.
     volume.flush().await.unwrap();
     volume.writer().sync().await.unwrap();
     let refused = write_buffered(&volume, 4096, pattern(5, 4096)).await;
@@ -224,7 +223,7 @@ async fn write_back_error_is_reported_once_per_handle() {
         .write(writer, 0, &pattern(5, 4096), false, done);
     taken.await.unwrap().unwrap();
 
-    // Who syncs first does not take the news from who wrote.
+    // The first handle that syncs does not consume the error of the other.
     for handle in [other, writer] {
         for _ in 0..2 {
             let said = tree.files().flush(handle).await.unwrap_err();
@@ -235,7 +234,7 @@ async fn write_back_error_is_reported_once_per_handle() {
         tree.files().flush(handle).await.unwrap();
         tree.files().sync(handle).await.unwrap();
     }
-    // It is nobody else's business.
+    // A later handle does not get it.
     let later = tree
         .files()
         .open(file, mode, Instant::now())
@@ -251,9 +250,9 @@ async fn write_back_error_is_reported_once_per_handle() {
     tree.attachments().detach(name.as_bytes()).await.unwrap();
 }
 
-/// Without a writer that was told, the device itself reports what was lost.
+/// Without a writer that has reported it, the device itself reports the error.
 #[tokio::test(flavor = "multi_thread")]
-async fn write_back_error_is_returned_by_flush_and_close() {
+async fn write_back_error_returned_by_flush_and_close() {
     type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
     let ends: [End; 2] = [
         |volume| Box::pin(volume.flush()),

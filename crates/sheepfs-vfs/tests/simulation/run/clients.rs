@@ -1,4 +1,4 @@
-//! What those who use the volume do.
+//! The clients: writers, readers, discards.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -153,8 +153,8 @@ impl Simulation {
             }
         }
         let found = match self.try_read_cell(volume, cell).await {
-            // A snapshot that races with a discard brings slots back whose objects
-            // are deleted, until the client that discards has cleared them again.
+            // A snapshot that races with a discard writes back slots of deleted
+            // objects, until the discarding client clears them again.
             Err(error) if elsewhere && is_lost(&error) && self.may_be_gone(object_of(cell)) => {
                 return;
             }
@@ -165,7 +165,7 @@ impl Simulation {
         self.count(|totals| totals.reads += 1);
     }
 
-    /// Writes on another host to an object that nobody here writes to.
+    /// Writes on another host to an object without writers here.
     pub(super) async fn write_elsewhere(self: Arc<Self>, volume: Arc<Volume>) {
         let object = self.layout.objects - 1;
         for _ in 0..STEPS {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sheep_client::testing::{Fault, Faulty};
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Pool;
 use sheep_client::{Client, ClientConfig, ClientError, NewVdi};
 use sheep_embedded::{Config, Server, StoreKind};
@@ -20,11 +20,12 @@ async fn write_with(fault: Fault) -> (Result<(), ClientError>, Bytes) {
     let config = ClientConfig::new(server.local_address().into());
     let pool = Arc::new(Pool::connect(config).await.unwrap());
     let armed = Arc::new(AtomicBool::new(false));
-    let faulty = Faulty::new(pool, {
+    let mut fault = Some(fault);
+    let faulty = FaultTransport::new(pool, {
         let armed = Arc::clone(&armed);
         move |request| {
             let hit = request.opcode() == Opcode::WriteObj && armed.load(Ordering::SeqCst);
-            hit.then_some(fault)
+            if hit { fault.take() } else { None }
         }
     });
     let client = Client::with_transport(Arc::new(faulty));

@@ -15,11 +15,12 @@ use crate::request::{Request, Response};
 use crate::transport::{BoxFuture, Completion, Transport};
 
 /// What happens to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
     /// It is sent after a pause.
     Delay(Duration),
+    /// It is sent once the future is ready.
+    DelayUntil(BoxFuture<'static, ()>),
     /// It is sent immediately, and its response is delivered after a pause.
     DelayResponse(Duration),
     /// It ends with [`ClientError::Lost`] and is not executed.
@@ -28,6 +29,28 @@ pub enum Fault {
     LoseAfter,
     /// It is not executed, and refused with this code.
     Refuse(ResultCode),
+    /// It ends with [`ClientError::Unreachable`] immediately, and is executed once the
+    /// future is ready.
+    TimeOut {
+        /// The timeout that the error reports.
+        waited: Duration,
+        /// When the request is sent.
+        until: BoxFuture<'static, ()>,
+    },
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Delay(pause) => f.debug_tuple("Delay").field(pause).finish(),
+            Self::DelayUntil(_) => f.write_str("DelayUntil"),
+            Self::DelayResponse(pause) => f.debug_tuple("DelayResponse").field(pause).finish(),
+            Self::LoseBefore => f.write_str("LoseBefore"),
+            Self::LoseAfter => f.write_str("LoseAfter"),
+            Self::Refuse(code) => f.debug_tuple("Refuse").field(code).finish(),
+            Self::TimeOut { waited, .. } => f.debug_tuple("TimeOut").field(waited).finish(),
+        }
+    }
 }
 
 /// Decides what happens to each request; `None` lets it pass.
@@ -44,13 +67,13 @@ type FaultPlan = Box<dyn FnMut(&Request) -> Option<Fault> + Send>;
 ///
 /// use sheep_client::Client;
 /// use sheep_client::proto::Opcode;
-/// use sheep_client::testing::{Fault, Faulty};
+/// use sheep_client::testing::{Fault, FaultTransport};
 /// use sheep_client::unstable::Pool;
 ///
 /// let pool = Arc::new(Pool::connect(config).await?);
 /// let mut writes = 0;
 /// // Every third write is executed, but its response is lost.
-/// let faulty = Faulty::new(pool, move |request| {
+/// let faulty = FaultTransport::new(pool, move |request| {
 ///     writes += u32::from(request.opcode() == Opcode::WriteObj);
 ///     (request.opcode() == Opcode::WriteObj && writes % 3 == 0).then_some(Fault::LoseAfter)
 /// });
@@ -58,21 +81,22 @@ type FaultPlan = Box<dyn FnMut(&Request) -> Option<Fault> + Send>;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Faulty {
+pub struct FaultTransport {
     inner: Arc<dyn Transport>,
     plan: Mutex<FaultPlan>,
+    fence_interval: Duration,
     runtime: Handle,
 }
 
-impl fmt::Debug for Faulty {
+impl fmt::Debug for FaultTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Faulty")
+        f.debug_struct("FaultTransport")
             .field("inner", &self.inner)
             .finish_non_exhaustive()
     }
 }
 
-impl Faulty {
+impl FaultTransport {
     /// A transport over `inner` that applies `plan` to each request.
     ///
     /// # Panics
@@ -84,8 +108,16 @@ impl Faulty {
         Self {
             inner,
             plan: Mutex::new(Box::new(plan)),
+            fence_interval: Duration::ZERO,
             runtime: Handle::current(),
         }
+    }
+
+    /// Reports `interval` as the time for which a lost request may still be executed.
+    #[must_use]
+    pub fn with_fence_interval(mut self, interval: Duration) -> Self {
+        self.fence_interval = interval;
+        self
     }
 
     /// Sends a request with `send`, or injects the fault that the plan picks.
@@ -108,6 +140,24 @@ impl Faulty {
                 self.runtime.spawn(async move {
                     tokio::time::sleep(pause).await;
                     send(&*inner, request, completion);
+                });
+            }
+            Some(Fault::DelayUntil(ready)) => {
+                let inner = Arc::clone(&self.inner);
+                self.runtime.spawn(async move {
+                    ready.await;
+                    send(&*inner, request, completion);
+                });
+            }
+            Some(Fault::TimeOut { waited, until }) => {
+                let inner = Arc::clone(&self.inner);
+                completion(Err(ClientError::Unreachable {
+                    gateway: inner.address(),
+                    waited,
+                }));
+                self.runtime.spawn(async move {
+                    until.await;
+                    send(&*inner, request, Box::new(|_late| ()));
                 });
             }
             Some(Fault::DelayResponse(pause)) => {
@@ -149,7 +199,7 @@ fn lost(operation: OperationId) -> ClientError {
     }
 }
 
-impl Transport for Faulty {
+impl Transport for FaultTransport {
     fn submit(&self, request: Request, completion: Completion) {
         self.inject(request, completion, |inner, request, completion| {
             inner.submit(request, completion)
@@ -172,5 +222,9 @@ impl Transport for Faulty {
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         self.inner.switch_gateway(address)
+    }
+
+    fn fence_interval(&self) -> Duration {
+        self.fence_interval
     }
 }
