@@ -1,5 +1,5 @@
 //! A write-back cache over a block device: many small writes become few large ones,
-//! and an error of one of them reaches everyone who has written.
+//! and an error of one of them reaches every writer.
 //!
 //! ```sh
 //! cargo run --example write_back

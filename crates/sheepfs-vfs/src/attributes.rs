@@ -1,4 +1,4 @@
-//! What stat(2), readdir(3) and open(2) say of a file.
+//! Results of stat(2), readdir(3) and open(2).
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -18,17 +18,17 @@ pub enum FileKind {
     Volume,
 }
 
-/// What stat(2) says of a file, but for its owner.
+/// The attributes of stat(2) except the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
     /// Number of the file, for stat(2).
     pub ino: Ino,
-    /// What to ask for it by: the number, but for a report, whose texts are files
-    /// of their own and show one number.
+    /// The node id for the kernel. It is `ino` except for a report: each text of a report
+    /// is a node of its own, and all show one `ino`.
     pub node: Ino,
     /// Directory or file.
     pub kind: FileKind,
-    /// Bytes a reader who opens it now would get.
+    /// Length in bytes if it were opened now.
     pub size: u64,
     /// Blocks of 512 bytes it takes in the cluster.
     pub blocks: u64,
@@ -36,7 +36,7 @@ pub struct Attributes {
     pub permissions: u16,
     /// Last change.
     pub modified: SystemTime,
-    /// How long these attributes, and the name that led to them, may be believed.
+    /// Cache TTL of the attributes and of the entry.
     pub ttl: Duration,
 }
 
@@ -51,7 +51,7 @@ pub struct Entry {
     pub name: Vec<u8>,
 }
 
-/// What a file is opened for.
+/// Access mode of open(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenMode {
     /// Reading.
@@ -78,12 +78,12 @@ pub struct Capacity {
     pub free: u64,
 }
 
-/// What fallocate(2) asks for, within the file.
+/// Modes of fallocate(2) within the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocateMode {
     /// Space for later writes.
     Allocate,
-    /// The range reads as zeros and its space may go.
+    /// The range reads as zeros and may be deallocated.
     PunchHole,
     /// The range reads as zeros.
     ZeroRange,
@@ -98,7 +98,7 @@ pub enum SeekTo {
     Hole,
 }
 
-/// Something the kernel may remember and must forget.
+/// A kernel cache entry to invalidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invalidation {
     /// A name in a directory.
@@ -110,8 +110,8 @@ pub enum Invalidation {
     },
     /// Attributes and pages of a file.
     Inode(Ino),
-    /// Attributes and pages of a file that has become this text, whose length the
-    /// kernel must know before it opens the file.
+    /// Attributes and pages of a report file with a new text. The kernel must know the
+    /// new length before it opens the file.
     Text {
         /// The file.
         ino: Ino,

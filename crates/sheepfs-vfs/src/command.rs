@@ -1,4 +1,4 @@
-//! The lines that command files take, read into what they ask for.
+//! Parser of command lines.
 //!
 //! Nothing written to a command file ever reaches a shell. A name may have any
 //! byte but NUL and, where arguments follow it, a space.
@@ -19,7 +19,7 @@ const MAX_SHOWN_LEN: usize = 80;
 /// Longest line: two names of 255 bytes and some words.
 const MAX_LINE: usize = 1024;
 
-/// A new VDI and whether all its objects shall be made at once.
+/// A new VDI, and whether to preallocate all its objects.
 #[derive(Clone, Debug)]
 pub(crate) struct CreateLine {
     pub(crate) new: NewVdi,

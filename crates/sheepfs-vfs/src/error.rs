@@ -1,4 +1,4 @@
-//! What a file system call can fail with, and its errno.
+//! Errors of file system calls and their errno.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ pub enum FsError {
     /// There is no such entry.
     #[error("no such file")]
     NotFound,
-    /// A directory was asked for what only a file can do.
+    /// The operation needs a file.
     #[error("it is a directory")]
     IsDirectory,
-    /// A file was asked for what only a directory can do.
+    /// The operation needs a directory.
     #[error("it is not a directory")]
     NotDirectory,
-    /// The handle was never given out, or was released.
+    /// The handle does not exist, or was released.
     #[error("no such open file")]
     BadHandle,
     /// A report cannot be written, and so on.
@@ -39,23 +39,23 @@ pub enum FsError {
     /// The volume is in use.
     #[error("{0} is open; close it, unmount its file system or detach its loop device first")]
     Busy(String),
-    /// Text that is not what the file takes.
+    /// The file does not accept this text.
     #[error("{0}")]
     Invalid(String),
-    /// The page cache has another text than the handle. A program hears from
-    /// splice(2) and sendfile(2) that the file is not fit for them, and reads it.
-    #[error("the file has another text by now")]
+    /// The page cache has another text than the handle. splice(2) and sendfile(2) fail
+    /// with `EINVAL`, and the program falls back to read(2).
+    #[error("the text of the file has changed; read it again")]
     Superseded,
-    /// The kind of operation does not exist here.
+    /// The file does not support the operation.
     #[error("not supported on this file")]
     Unsupported,
-    /// The cluster could not answer a question or run a command.
+    /// A query or command of the cluster failed.
     #[error(transparent)]
     Cluster(Arc<ClientError>),
     /// An operation on a volume failed.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// A line written to a command file was not carried out.
+    /// A line written to a command file failed.
     #[error("{file}: '{line}'")]
     Command {
         /// The file, as in the tree.
@@ -86,7 +86,7 @@ impl FsError {
         }
     }
 
-    /// How loud it belongs in the log.
+    /// The log level of the error.
     pub fn level(&self) -> Level {
         match self {
             Self::NotFound

@@ -18,7 +18,7 @@ impl Ino {
         Self(Self::TEXT | text << 8 | self.0)
     }
 
-    /// The report whose text this file has; the file itself when it is none.
+    /// The report that this file is a text of; the file itself if it is no report.
     pub(crate) fn report(self) -> Self {
         match self.0 & Self::TEXT {
             0 => self,

@@ -12,11 +12,10 @@
 //!     volume/NAME@TAG           the bytes of a snapshot
 //! ```
 //!
-//! [`Tree`] is what a file system serves; [`Volume`] stands on its own, for
-//! other frontends: [`resolve`] finds what a name means, [`LockPolicy`] whether to
-//! lock it, [`BlockDevice`] is what can be done with it. Both are asked and answered
-//! in bytes and paths: this crate knows neither FUSE nor a command line, and reaches
-//! the cluster only through [`client::Client`].
+//! A file system serves a [`Tree`]. Other frontends use a [`Volume`] directly:
+//! [`resolve`] finds the VDI of a name, [`LockPolicy`] decides whether to lock it, and
+//! [`BlockDevice`] has the I/O operations. This crate knows neither FUSE nor a command
+//! line, and reaches the cluster only through [`client::Client`].
 //!
 //! ```no_run
 //! use sheepfs_vfs::client::{Client, ClientConfig};
@@ -42,6 +41,7 @@ mod file_end;
 mod ino;
 mod lock_policy;
 mod node;
+mod poison;
 pub mod report;
 pub mod resolve;
 mod tree;

@@ -1,4 +1,4 @@
-//! Whether a volume's VDI is to be locked.
+//! The lock policy: whether to lock the VDI of a volume.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::volume::VolumeError;
 
-/// How long it is believed that a cluster locks VDIs or not.
+/// Cache TTL of the locking capability.
 const CAPABILITY_TTL: Duration = Duration::from_secs(10);
 
 /// What to do about VDI locks.
@@ -22,7 +22,7 @@ pub enum LockMode {
     Off,
 }
 
-/// Decides for one cluster, which it asks now and then.
+/// The lock policy for one cluster; caches the cluster's locking capability.
 ///
 /// ```no_run
 /// # use sheepfs_vfs::{LockMode, LockPolicy, VolumeError, VolumeOptions};
@@ -39,12 +39,12 @@ pub enum LockMode {
 #[derive(Debug)]
 pub struct LockPolicy {
     mode: LockMode,
-    /// Whether the cluster locks VDIs, and when it was asked.
+    /// When the cluster was queried, and whether it locks VDIs.
     capability: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 impl LockPolicy {
-    /// A policy that has asked nothing yet.
+    /// A policy with an empty cache.
     pub fn new(mode: LockMode) -> Self {
         Self {
             mode,
@@ -64,9 +64,8 @@ impl LockPolicy {
         }
     }
 
-    /// Whether locks mean something here. Where the cluster was formatted without
-    /// locking, taking and giving one back would do nothing, and cost a turn of the
-    /// whole cluster each.
+    /// Whether the cluster was formatted with locking. Without it, lock and unlock have no
+    /// effect, but each is still a cluster-wide event.
     ///
     /// # Errors
     /// `Cluster` when the cluster does not answer.
@@ -91,8 +90,8 @@ impl LockPolicy {
         }
     }
 
-    /// Forgets what the cluster said: from now on it is another one, which may be
-    /// formatted differently.
+    /// Drops the cached capability: the new gateway may belong to a cluster with another
+    /// locking mode.
     pub async fn forget(&self) {
         *self.capability.lock().await = None;
     }

@@ -1,4 +1,4 @@
-//! What stands behind an entry of the tree.
+//! The nodes of the tree: static entries and volumes.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::ino::Ino;
 use crate::report::{Format, Report};
 use crate::volume::Volume;
 
-/// What stands behind one entry of the tree. A new kind is a design change.
+/// A node of the tree. A new kind is a design change.
 #[derive(Clone, Debug)]
 pub(crate) enum FsNode {
     /// Holds other entries.
@@ -21,7 +21,7 @@ pub(crate) enum FsNode {
     Volume(Arc<Volume>),
 }
 
-/// The directories; there are no others.
+/// All directories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Directory {
     Root,
@@ -32,7 +32,7 @@ pub(crate) enum Directory {
     Volume,
 }
 
-/// The files under `vdi/` that take a line.
+/// The command files under `vdi/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Mount,
@@ -82,7 +82,7 @@ impl Setting {
     }
 }
 
-/// An entry that is always there.
+/// An entry that always exists.
 pub(crate) struct StaticEntry {
     pub(crate) ino: Ino,
     pub(crate) parent: Directory,
@@ -90,8 +90,8 @@ pub(crate) struct StaticEntry {
     pub(crate) node: FsNode,
 }
 
-/// Every entry but the volumes. Numbers are fixed for good: they may be in use
-/// in a script, and a kernel that remembers one must find the same file.
+/// Every entry but the volumes. The numbers never change: scripts may use them, and the
+/// kernel may keep one across a remount.
 pub(crate) const STATIC_ENTRIES: &[StaticEntry] = &[
     static_entry(
         2,

@@ -1,10 +1,10 @@
-//! The text files that say what dog says, byte for byte, and their JSON twins.
+//! Reports: the output of dog, byte for byte, and the same as JSON.
 //!
 //! ```text
 //! Report::render ── one module per file
-//!                     query      Client -> facts      async
-//!                     text, json facts  -> bytes      pure
-//! SharedReport   ── many readers, one query at a time
+//!                     query      Client -> data       async
+//!                     text, json data   -> bytes      pure
+//! SingleFlight   ── many readers share one query
 //! ```
 //!
 //! Each text is what `dog` prints to standard output in the same state of the
@@ -32,7 +32,7 @@ pub use single_flight::{Found, ReportText, SingleFlight};
 
 use sheep_client::{Client, ClientError};
 
-/// A file whose text comes from the cluster.
+/// A report file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Report {
     /// `cluster/info`: status, creation time, epochs.
@@ -50,12 +50,12 @@ pub enum Report {
 pub enum Format {
     /// As dog prints it.
     Text,
-    /// The same facts and more, for programs.
+    /// The same data and more, as JSON for programs.
     Json,
 }
 
 impl Report {
-    /// Asks the cluster and writes the answer.
+    /// Queries the cluster and formats the result.
     ///
     /// # Errors
     /// As the `text` and `json` of the report's module.

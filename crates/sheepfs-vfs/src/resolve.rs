@@ -1,4 +1,4 @@
-//! What a name means that a user has written: `NAME`, `NAME@TAG`, `NAME@NUMBER`.
+//! Resolves `NAME`, `NAME@TAG` and `NAME@NUMBER` to a VDI.
 //!
 //! ```no_run
 //! # async fn example(client: sheep_client::Client) -> Result<(), sheep_client::ClientError> {
@@ -15,8 +15,8 @@ use sheep_proto::{SnapshotTag, VdiName};
 /// The name and the tag of a snapshot.
 pub type NameAndTag = (VdiName, SnapshotTag);
 
-/// Cuts `NAME` or `NAME@TAG` at the last `@`: the whole as a name, and name and tag
-/// when there are both. A name may contain an `@`, too.
+/// Splits `NAME` or `NAME@TAG` at the last `@`. Returns the whole text as a name, and
+/// name and tag if there are both: a name may contain an `@`, too.
 ///
 /// # Errors
 /// [`BadName`] when a part is too long, or not a name.

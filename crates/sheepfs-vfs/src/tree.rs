@@ -1,6 +1,6 @@
-//! Names to files, and what can be done with them.
+//! The tree of a mount: lookup, attributes, directories.
 //!
-//! Every type is used from the left, and keeps its own state:
+//! Each type uses those to its right and owns its state:
 //!
 //! ```text
 //! Tree ─┬► OpenFiles ─┬► CommandRunner ──► Attachments ─┬► Handles
@@ -48,7 +48,7 @@ use self::report_files::ReportFiles;
 use self::settings::Settings;
 use self::volume_table::VolumeTable;
 
-/// How long the kernel may believe that a fixed entry is there.
+/// Entry and attribute TTL of static entries.
 const STATIC_TTL: Duration = Duration::from_secs(3600);
 
 /// Settings of a tree.
@@ -92,11 +92,13 @@ impl Tree {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(client: Client, config: TreeConfig) -> Arc<Self> {
+        // State without references to other parts.
         let outage = Arc::new(Outage::default());
         let lock_policy = Arc::new(LockPolicy::new(config.lock));
         let handles: Arc<Handles> = Arc::default();
         let kernel: Arc<KernelCache> = Arc::default();
         let volumes: Arc<VolumeTable> = Arc::default();
+        // Names, reports and settings on top of it.
         let namespace = Arc::new(Namespace::new(Arc::clone(&volumes)));
         let reports = Arc::new(ReportFiles::new(&client, &outage));
         let settings = Arc::new(Settings::new(
@@ -106,6 +108,7 @@ impl Tree {
             config.page_cache,
             config.object_cache,
         ));
+        // What changes it: attach and detach, commands.
         let attachments = Arc::new(Attachments::new(
             client.clone(),
             config.read_only,
@@ -145,7 +148,7 @@ impl Tree {
         })
     }
 
-    /// Says who tells a kernel what it must forget. Only the first call counts.
+    /// Sets the function that invalidates kernel caches. Only the first call counts.
     pub fn set_invalidator(&self, invalidator: Invalidator) {
         self.kernel.set_invalidator(invalidator);
     }
@@ -161,7 +164,7 @@ impl Tree {
         &self.client
     }
 
-    /// The volumes that are attached, to change which.
+    /// The attached volumes, to attach and detach.
     pub fn attachments(&self) -> &Attachments {
         &self.attachments
     }
@@ -172,8 +175,8 @@ impl Tree {
     }
 
     /// The attributes of `name` in directory `parent`. With `.` and `..`, `parent`
-    /// may also be a file: that is how a kernel resolves a file handle whose inode
-    /// it has evicted.
+    /// may also be a file: the kernel resolves a file handle like that after it has
+    /// evicted the inode.
     ///
     /// # Errors
     /// `NotFound`, `NotDirectory`, and as [`Tree::attributes`].
@@ -195,7 +198,7 @@ impl Tree {
     ///
     /// # Errors
     /// `NotFound`; `Cluster` when a report cannot be made; `Stale` for a volume
-    /// whose VDI is gone.
+    /// of a deleted VDI.
     pub async fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
         let fixed = |kind, size, permissions, modified, ttl| Attributes {
             ino,
@@ -322,11 +325,10 @@ impl Tree {
     }
 }
 
-/// What stat(2) says of the file of a report's text.
+/// The attributes of a report file.
 ///
-/// Its own number is for the kernel alone, which is not to believe anything for
-/// any time: a look-up has shown it that number, the question after it shows the
-/// report's.
+/// The TTL is zero: the kernel knows the file by a number of its own, and must ask for
+/// the attributes, which show the report's number.
 fn report_attributes(file: Ino, text: &ReportText) -> Attributes {
     Attributes {
         ino: file.report(),

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | L0 | `extent` `object_map` `flush_tracker` `sequential` `dirty_buffer` `block_device` `memory_device` `error` | pure, no I/O |
 //! | L1 | `object_io` `object_lock` `index_commit` | one request on one VID; no retry, no head |
-//! | L2 | `head_state` `head` `recovery` `follow` `revalidate` `slot_query` `reclaim` | which VDI is the head, and what is known of it |
+//! | L2 | `head_state` `head` `recovery` `follow` `revalidate` `slot_query` `reclaim` | the head: follow, reconcile, revalidate, reclaim |
 //! | L3 | `allocate` `io` `deallocate` | one extent: retries, first writes, discards |
 //! | L4 | `device` | fan-out over extents, flush, open and close |
 //! | L5 | `preallocate` | the next object of a sequential writer |
@@ -16,7 +16,7 @@
 //! `cargo xtask tidy` checks that. [`Volume`] is the stack that a frontend attaches.
 //!
 //! Data goes first, then the index, then the acknowledgement: a crash in between
-//! leaves an orphan object, never a slot that names nothing.
+//! leaves an orphan, never a slot without an object.
 
 mod allocate;
 mod block_device;

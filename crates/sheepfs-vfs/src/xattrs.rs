@@ -1,4 +1,4 @@
-//! The facts of a VDI as extended attributes of its file.
+//! Extended attributes of a volume: the header of its VDI.
 
 use sheep_client::VdiInfo;
 use sheep_proto::Redundancy;

@@ -46,7 +46,7 @@ pub(super) const FOLDERS: [Folder<'_>; 1] = [Folder {
         &["write_back"],
         &["stack"],
     ],
-    below: &[],
+    below: &["poison"],
 }];
 
 impl Folder<'_> {

@@ -1,4 +1,4 @@
-//! A cluster whose every answer comes from the fuzzer.
+//! A cluster with responses that come from the fuzzer.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

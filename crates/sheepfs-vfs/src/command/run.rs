@@ -1,4 +1,4 @@
-//! Carrying out what a command file was told.
+//! Runs the lines written to command files.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::resolve::{resolve, resolve_snapshot};
 use crate::tree::Attachments;
 use crate::volume::{Volume, VolumeOptions};
 
-/// Carries out command lines.
+/// Runs command lines.
 pub(crate) struct CommandRunner {
     client: Client,
-    /// Only what changes nothing on the cluster is carried out.
+    /// Commands that change the cluster are refused.
     read_only: bool,
     attachments: Arc<Attachments>,
     lock_policy: Arc<LockPolicy>,
@@ -37,7 +37,7 @@ impl CommandRunner {
         }
     }
 
-    /// Carries out one line written to a command file.
+    /// Runs one line written to a command file.
     ///
     /// # Errors
     /// `Command`.
@@ -54,6 +54,8 @@ impl CommandRunner {
             return Err(FsError::ReadOnly);
         }
         let client = &self.client;
+        // Each command parses its line, then runs it; those that replace or delete a VDI
+        // first detach its volumes.
         match command {
             Command::Mount => self.attachments.attach(line).await,
             Command::Unmount => self.attachments.detach(line).await,
@@ -62,6 +64,7 @@ impl CommandRunner {
                 let (name, tag) = split_two_words(line, "NAME TAG")?;
                 let head = VdiSelector::working(VdiName::new(name)?);
                 let tag = SnapshotTag::new(tag)?;
+                // The snapshot shall have all buffered writes.
                 self.attachments.flush_dirty(&head).await;
                 client.vdi(&head).snapshot(&tag).await?;
                 Ok(())
@@ -82,12 +85,13 @@ impl CommandRunner {
             Command::Resize => {
                 let (name, bytes) = split_two_words(line, "NAME SIZE")?;
                 let head = VdiSelector::working(VdiName::new(name)?);
+                // Attached volumes must not show the old size.
                 client.vdi(&head).resize(size(bytes)?).await?;
                 self.attachments.revalidate(&head).await
             }
             Command::Unlock => {
                 let selector = resolve(client, line).await?;
-                // The lock of an attached volume goes back when it is detached.
+                // An attached volume releases its own lock when it is detached.
                 self.attachments.check_not_attached(&selector)?;
                 let vid = client.vdi(&selector).lookup().await?;
                 Ok(client.inode(vid).unlock().await?)
@@ -112,7 +116,7 @@ impl CommandRunner {
         if line.new.hypervolume && line.preallocate {
             return Err(invalid("a hypervolume is not preallocated"));
         }
-        // Nobody attaches it, and writes, before all its objects are made.
+        // Excludes an attach, and with it writes, until all objects are allocated.
         let _attach_lock = self.attachments.lock().await;
         let client = &self.client;
         client.cluster().create_vdi(&line.new).await?;

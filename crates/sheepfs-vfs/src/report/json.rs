@@ -1,9 +1,9 @@
-//! What the JSON twins share.
+//! Common parts of the JSON reports.
 //!
 //! Sizes are bytes, times are seconds since 1970, VIDs are numbers, with the
-//! hexadecimal form that people know beside them. A name or tag is a string; if
-//! it is not UTF-8, the string has U+FFFD in place of what is not text, and a
-//! second field with `_hex` behind its name has all bytes.
+//! hexadecimal form beside them. A name or tag is a string. If it is not UTF-8,
+//! the string has U+FFFD for each invalid sequence, and a second field, with `_hex`
+//! appended to its name, has all bytes.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ pub(super) fn text(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-/// Bytes in hexadecimal, for a field beside [`text`] when that loses something.
+/// Bytes in hexadecimal, for a field beside a [`text`] that is not exact.
 pub(super) fn hex_unless_text(bytes: &[u8]) -> Option<String> {
     match str::from_utf8(bytes) {
         Ok(_) => None,

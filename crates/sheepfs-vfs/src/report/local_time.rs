@@ -1,4 +1,4 @@
-//! Times as dog prints them: local time of whoever looks.
+//! Times as dog prints them: in the time zone of this process.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

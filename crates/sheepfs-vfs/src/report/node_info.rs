@@ -15,7 +15,7 @@ use crate::error::Chain;
 
 const HEADER: &str = "Id\tSize\tUsed\tAvail\tUse%\n";
 
-/// What the nodes said.
+/// The responses of the nodes.
 #[derive(Debug)]
 pub struct NodeInfo {
     /// The nodes that answered, in the order of the node list.
@@ -28,7 +28,7 @@ pub struct NodeInfo {
 
 /// The space of each node as dog prints it.
 ///
-/// A node that does not answer is left out; while the cluster waits for its
+/// A node that does not answer is skipped; while the cluster waits for its
 /// format or its nodes, the text is only the header.
 ///
 /// # Errors
@@ -47,7 +47,7 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
     Ok(format_json(&query(client).await?))
 }
 
-/// What the nodes say.
+/// Queries the nodes.
 ///
 /// # Errors
 /// As [`text`].
@@ -93,7 +93,7 @@ async fn virtual_size(client: &Client) -> Result<u64, ClientError> {
         .fold(0, |sum, vdi| sum.saturating_add(vdi.size)))
 }
 
-/// Writes what the nodes said; only the header when none of them did.
+/// Writes a row per responsive node; only the header if there is none.
 ///
 /// Source: protocol 9.4.
 pub fn format_text(info: &NodeInfo) -> Vec<u8> {
@@ -149,7 +149,7 @@ fn total(info: &NodeInfo) -> StoreSpace {
     }
 }
 
-/// Writes what the nodes said as JSON, with those that said nothing.
+/// Writes the responses as JSON, with the unresponsive nodes.
 pub fn format_json(info: &NodeInfo) -> Vec<u8> {
     json::document(&Document {
         nodes: (0..)

@@ -1,15 +1,15 @@
-//! The nodes as the reports want them.
+//! The member nodes of the cluster, for the reports.
 
 use sheep_client::error::OperationId;
 use sheep_client::{Client, ClientError};
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{Opcode, ResultCode};
 
-/// The nodes of the cluster.
+/// Lists the member nodes.
 ///
 /// # Errors
 /// `Refused(WaitForJoin)` from a sheep that has not joined a cluster yet and
-/// knows no node, where dog gives up as well (protocol 9.2); otherwise as
+/// knows no node, where dog fails as well (protocol 9.2); otherwise as
 /// [`Cluster::nodes`](sheep_client::Cluster::nodes).
 pub(super) async fn member_nodes(client: &Client) -> Result<Vec<NodeRecord>, ClientError> {
     let nodes = client.cluster().nodes().await?;

@@ -1,4 +1,6 @@
-//! One query for many readers.
+//! Single-flight queries: concurrent readers of a report share one query.
+
+use crate::poison;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
@@ -14,33 +16,33 @@ use tokio::time::Instant;
 pub struct ReportText {
     /// What a reader gets.
     pub bytes: Bytes,
-    /// When the report became this text, as far as anybody asked.
+    /// When a query first returned this text.
     pub made: SystemTime,
     /// How many texts the report had before.
     pub(crate) number: u64,
 }
 
-/// A text, and when the query that answered with it was started.
+/// A text, and when the query for it was started.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Two answers in a row with the same bytes share one text.
+    /// Consecutive queries with the same bytes share one text.
     pub text: Arc<ReportText>,
     /// The text is as new as this, or newer.
     pub asked: Instant,
 }
 
-/// Asks the cluster for the bytes of a report.
+/// Queries the cluster for the bytes of a report.
 type Ask = dyn Fn() -> BoxFuture<'static, Result<Vec<u8>, Arc<ClientError>>> + Send + Sync;
-/// What all who waited for a query get.
+/// The result that all waiters of a query get.
 type Answer = Result<Found, Arc<ClientError>>;
 type Query = Shared<BoxFuture<'static, Answer>>;
 
-/// A report that many ask for at once.
+/// A single-flight cache of a report.
 ///
-/// At most one query runs at a time. Whoever asks while it runs waits for the
-/// next one, together with all others who do, so that no text is older than the
-/// moment it was asked for. Queries are run by those who wait for them: when all
-/// have given up, a query ends too.
+/// At most one query runs at a time. A reader that arrives while it runs waits for
+/// the next query and shares that with all other such readers. So no text is older
+/// than the read of it. A query is driven by its waiters, and is cancelled when all
+/// of them are dropped.
 #[derive(Clone)]
 pub struct SingleFlight {
     inner: Arc<Inner>,
@@ -55,9 +57,9 @@ struct Inner {
 struct State {
     /// The query that has started last, and when.
     started: Option<(Instant, WeakShared<BoxFuture<'static, Answer>>)>,
-    /// The query that has not started; those who ask may still join it.
+    /// The query that has not started; new readers join it.
     next: Option<WeakShared<BoxFuture<'static, Answer>>>,
-    /// The newest answer.
+    /// The newest text.
     last: Option<Found>,
 }
 
@@ -81,8 +83,8 @@ impl SingleFlight {
         }
     }
 
-    /// The report as it was at some time after `instant`, without a query of its
-    /// own when that is possible. With the present as `instant` it never is.
+    /// The report at some time after `instant`: the cached text, a running query or a
+    /// new one. With the present as `instant` it is always a query that starts later.
     ///
     /// # Errors
     /// Those of the query, if there is one.
@@ -105,7 +107,7 @@ impl SingleFlight {
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no one panics with the state")
+        poison::lock(&self.state)
     }
 
     /// The query that has not started, or a new one.
@@ -126,13 +128,13 @@ impl Inner {
     /// Runs a query once the one `before` it has ended.
     async fn run(self: Arc<Self>, before: Option<Query>) -> Answer {
         if let Some(before) = before {
-            // Its outcome is for those who asked for it.
+            // Its outcome belongs to its own waiters.
             drop(before.await);
         }
         let asked = Instant::now();
         {
             let mut state = self.state();
-            // Nobody joins any more: `next` is this query.
+            // `next` is this query; from here on new readers start another.
             state.started = state.next.take().map(|this| (asked, this));
         }
         let bytes = Bytes::from((self.ask)().await?);

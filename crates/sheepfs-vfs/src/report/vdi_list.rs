@@ -16,7 +16,7 @@ use super::json;
 use super::local_time::local_time;
 use crate::error::Chain;
 
-/// Requests a report has in flight at once.
+/// Requests of a report in flight.
 pub(super) const PARALLEL: usize = 32;
 
 const HEADER: &[u8] =
@@ -25,7 +25,7 @@ const HEADER: &[u8] =
 /// A VDI and the space its objects take, in one copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VdiUsage {
-    /// The facts of its inode.
+    /// The header of its inode.
     pub vdi: VdiInfo,
     /// Bytes of the objects it owns.
     pub used: u64,
@@ -52,8 +52,8 @@ impl VdiUsage {
 /// The VDIs as dog prints them, in the system's time zone; only the header
 /// while the cluster waits for its format or its nodes.
 ///
-/// A VDI that was deleted meanwhile is left out, and so is one whose inode is
-/// lost or damaged, with a warning in the log.
+/// A VDI that is deleted during the query is skipped. A VDI with a missing or corrupt
+/// inode is skipped with a warning in the log.
 ///
 /// # Errors
 /// As [`Cluster::status`](sheep_client::Cluster::status),
@@ -81,7 +81,7 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
 pub async fn query(client: &Client) -> Result<Option<Vec<VdiUsage>>, ClientError> {
     match client.cluster().status().await? {
         ResultCode::Success => {}
-        // The sheep knows the VIDs, but nobody can read an inode.
+        // The sheep knows the VIDs, but refuses to read inodes in this state.
         code @ (ResultCode::WaitForFormat | ResultCode::WaitForJoin) => {
             tracing::warn!("vdi/list shows no VDIs: {code}");
             return Ok(None);
@@ -98,10 +98,9 @@ pub async fn query(client: &Client) -> Result<Option<Vec<VdiUsage>>, ClientError
     Ok(Some(vdis))
 }
 
-/// What `look` finds in all VDIs, in ascending order of VID.
+/// Runs `look` for all VDIs and returns the results in ascending order of VID.
 ///
-/// A VDI in which it finds nothing is left out, and so is one whose inode is
-/// lost or damaged.
+/// A VDI without a result is skipped, and so is one with a missing or corrupt inode.
 pub(super) async fn for_each_vdi<T, F>(
     client: &Client,
     look: impl Fn(Vid) -> F,
@@ -128,12 +127,12 @@ where
         .await
 }
 
-/// True for what is wrong with one inode and not with the cluster.
+/// True for an error of one inode, as opposed to one of the cluster.
 fn is_corrupt(error: &ClientError) -> bool {
     error.is_malformed() || error.is_missing_object()
 }
 
-/// The facts of a VDI; `None` when it was deleted.
+/// The header of a VDI; `None` when it was deleted.
 ///
 /// Some servers make VDIs with objects of any size. No volume can be opened on
 /// them, but dog lists them.

@@ -1,5 +1,4 @@
-//! Attaching and detaching volumes, and what happens to them when their VDI is
-//! replaced.
+//! Attaches and detaches volumes; detaches them while their VDI is replaced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,26 +16,27 @@ use crate::lock_policy::LockPolicy;
 use crate::resolve::resolve;
 use crate::volume::{Volume, VolumeOptions};
 
-/// How long a volume may still look open: a kernel tells of the last close(2)
-/// only after that has returned.
+/// Longest wait for the release of a handle: the kernel sends it after close(2) has
+/// returned.
 const RELEASE_WAIT: Duration = Duration::from_secs(1);
-/// Pause between two looks.
+/// Poll interval of that wait.
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
-/// Longest wait at the end for a change of what is attached.
+/// Longest wait at exit for a running attach or detach.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
-/// Volumes attached at once when all are.
+/// Volumes attached in parallel.
 const ATTACH_PARALLEL: usize = 16;
 
 /// Changes which volumes are in a tree.
 pub struct Attachments {
     client: Client,
-    /// Volumes are not written.
+    /// Volumes are attached read-only.
     read_only: bool,
     volumes: Arc<VolumeTable>,
     handles: Arc<Handles>,
     kernel: Arc<KernelCache>,
     lock_policy: Arc<LockPolicy>,
-    /// One attach or detach at a time: each looks, asks, then changes.
+    /// Serialises attach and detach: each checks the table, queries the cluster, then
+    /// changes the table.
     attach_lock: tokio::sync::Mutex<()>,
 }
 
@@ -60,17 +60,17 @@ impl Attachments {
         }
     }
 
-    /// Attaches `NAME` or `NAME@TAG` under `volume/`. What is attached stays so.
+    /// Attaches `NAME` or `NAME@TAG` under `volume/`; does nothing if it is attached.
     ///
-    /// The file gets the number that this name had before, and that no other name
-    /// gets for as long as the tree lives: whatever holds on to the number, such
-    /// as a bind mount or a file handle, finds the volume again. When another VDI
-    /// is behind the name by then, nothing of the former one is seen any more:
+    /// The file gets the number that this name had before. No other name gets that
+    /// number while the tree lives, so a bind mount or a file handle of it finds the
+    /// volume again. If the name now means another VDI, no data of the former one is
+    /// visible:
     ///
-    /// - The kernel dropped its attributes when the volume was detached.
-    /// - It drops its pages when the file is opened. Nobody reads them before: a
-    ///   volume that is open or mapped is not detached.
-    /// - A handle leads to the volume it was opened on, not to the number.
+    /// - The detach dropped the kernel's attributes.
+    /// - The kernel drops its pages when the file is opened. No program can read them
+    ///   before: a volume that is open or mapped is not detached.
+    /// - A handle refers to the volume it was opened on, not to the number.
     ///
     /// # Errors
     /// `Cluster` when there is no such VDI or its lock is taken, `Invalid` for
@@ -85,11 +85,11 @@ impl Attachments {
         self.attach_selected(target.to_vec(), selector).await
     }
 
-    /// Attaches every working VDI whose name can stand in a directory.
+    /// Attaches every working VDI with a name that is a valid file name.
     ///
     /// # Errors
     /// `Cluster` when the VDIs cannot be listed. A VDI that cannot be attached
-    /// is left out with a warning in the log.
+    /// is skipped with a warning in the log.
     pub async fn attach_all(&self) -> Result<(), FsError> {
         let _attach_lock = self.attach_lock.lock().await;
         let mut names = self.client.cluster().list_names().await?;
@@ -128,11 +128,11 @@ impl Attachments {
         Ok(())
     }
 
-    /// Detaches a volume that nobody has open.
+    /// Detaches a volume that is not open.
     ///
     /// # Errors
     /// `NotFound` when it is not attached, `Busy` while it is open, `VolumeIo`
-    /// when the last writes cannot be brought home: then it stays attached.
+    /// when its last writes fail: then it stays attached.
     pub async fn detach(&self, target: &[u8]) -> Result<(), FsError> {
         let _attach_lock = self.attach_lock.lock().await;
         self.detach_named(target).await?;
@@ -159,9 +159,9 @@ impl Attachments {
         Ok(())
     }
 
-    /// Finishes what is on its way and gives all locks back.
+    /// Flushes and detaches all volumes and releases their locks.
     pub async fn close(&self) {
-        // Not held up by an attach or a preallocation that takes its time.
+        // After the timeout a slow attach or `prealloc` no longer delays the exit.
         let _attach_lock = tokio::time::timeout(CLOSE_WAIT, self.attach_lock.lock()).await;
         let volumes = self.volumes.drain();
         join_all(volumes.iter().map(|volume| async move {
@@ -179,9 +179,9 @@ impl Attachments {
         .await;
     }
 
-    /// Runs `change`, which replaces or removes a VDI, and sees to it that no
-    /// attached volume goes on as if nothing had happened: one that is open
-    /// refuses the change, others are attached anew, or no more.
+    /// Runs `change`, which replaces or deletes a VDI, with its volumes detached. An open
+    /// volume refuses the change. Afterwards the volumes are attached again if the VDI
+    /// still exists.
     pub(crate) async fn with_volumes_detached(
         &self,
         selector: &VdiSelector,
@@ -211,7 +211,7 @@ impl Attachments {
         changed
     }
 
-    /// Runs `change` while nobody else has the VDI's lock.
+    /// Runs `change` with the VDI's lock, which excludes other clients.
     async fn with_vdi_lock(
         &self,
         selector: &VdiSelector,
@@ -234,12 +234,12 @@ impl Attachments {
         changed
     }
 
-    /// One change of what is attached at a time, until the guard is dropped.
+    /// Excludes attach and detach until the guard is dropped.
     pub(crate) async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.attach_lock.lock().await
     }
 
-    /// Refuses what an attached volume would not survive.
+    /// Fails if a volume of the VDI is attached.
     pub(crate) fn check_not_attached(&self, selector: &VdiSelector) -> Result<(), FsError> {
         match self.volumes.of(selector).first() {
             Some((_, volume)) => Err(FsError::Busy(volume.selector().to_string())),
@@ -247,7 +247,7 @@ impl Attachments {
         }
     }
 
-    /// Notices what was done to an attached VDI just now.
+    /// Revalidates the volumes of a VDI after a change of it.
     pub(crate) async fn revalidate(&self, selector: &VdiSelector) -> Result<(), FsError> {
         for (ino, volume) in self.volumes.of(selector) {
             volume.revalidate_header().await?;
@@ -256,15 +256,14 @@ impl Attachments {
         Ok(())
     }
 
-    /// Waits until what was written to an attached VDI is on the cluster, or lost;
-    /// those who wrote it are told.
+    /// Drains the write-back caches of a VDI's volumes. The handles report the errors.
     pub(crate) async fn flush_dirty(&self, selector: &VdiSelector) {
         for (_, volume) in self.volumes.of(selector) {
             volume.flush_dirty().await;
         }
     }
 
-    /// Waits until nothing that was written waits for being sent.
+    /// Drains the write-back caches of all volumes.
     pub async fn flush_all_dirty(&self) {
         let volumes = self.volumes.all();
         join_all(volumes.iter().map(|volume| volume.flush_dirty())).await;

@@ -1,4 +1,4 @@
-//! What the kernel caches of the tree, and is told to forget.
+//! Invalidation of the kernel's caches.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -11,14 +11,14 @@ use crate::ino::Ino;
 use crate::node::Directory;
 use crate::report::ReportText;
 
-/// Longest wait for the kernel to take notice; attributes that may change have
-/// expired by then as well.
+/// Longest wait for an invalidation. The TTL of volatile attributes has expired by
+/// then as well.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Has the kernel forget something; the future ends when it has.
+/// Invalidates an entry of the kernel's cache; the future ends when that is done.
 pub(super) type Invalidator = Box<dyn Fn(Invalidation) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// The kernel's cache. It has nothing to forget until an [`Invalidator`] is set.
+/// The kernel's cache. Nothing is cached until an [`Invalidator`] is set.
 #[derive(Default)]
 pub(crate) struct KernelCache {
     invalidator: OnceLock<Invalidator>,
@@ -30,17 +30,16 @@ impl KernelCache {
         let _already_set = self.invalidator.set(invalidator);
     }
 
-    /// Has the kernel forget something, soon.
+    /// Starts an invalidation and does not wait for it.
     pub(crate) fn invalidate(&self, what: Invalidation) {
         if let Some(invalidator) = self.invalidator.get() {
-            // It happens whether or not anybody waits for it.
+            // The notification is queued already; the future only waits for its end.
             drop(invalidator(what));
         }
     }
 
-    /// Has the kernel forget the name of a volume that is not attached any more. A
-    /// name that is attached anew stays: a bind mount of a forgotten one is shown
-    /// as deleted.
+    /// Invalidates the name of a detached volume. The name of a volume that is attached
+    /// again is not invalidated: the kernel would show a bind mount of it as deleted.
     pub(crate) fn invalidate_volume_name(&self, name: &[u8]) {
         self.invalidate(Invalidation::Entry {
             parent: Directory::Volume.ino(),
@@ -48,22 +47,21 @@ impl KernelCache {
         });
     }
 
-    /// Returns when the kernel does not believe the attributes any more that it
-    /// was told of a file before.
+    /// Invalidates the cached attributes of a file and waits for that.
     pub(crate) async fn drop_attributes(&self, ino: Ino) {
         self.invalidate_and_wait(Invalidation::Inode(ino)).await;
     }
 
-    /// Returns when the kernel knows which text a file has become, and how long
-    /// it is; false when it is slow to take notice.
+    /// Replaces the text and the length that the kernel caches of a file, and waits for
+    /// that; false on a timeout.
     pub(crate) async fn change_text(&self, ino: Ino, text: &ReportText) -> bool {
         let text = text.bytes.clone();
         self.invalidate_and_wait(Invalidation::Text { ino, text })
             .await
     }
 
-    /// Has the kernel drop its pages of a range, and waits until it has; the
-    /// kernel does so later when that takes long.
+    /// Drops the cached pages of a range and waits for that, up to a timeout; the
+    /// kernel still drops them afterwards.
     pub(crate) async fn drop_pages(&self, ino: Ino, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -79,7 +77,7 @@ impl KernelCache {
         }
     }
 
-    /// False when the kernel is slow.
+    /// False on a timeout.
     async fn invalidate_and_wait(&self, what: Invalidation) -> bool {
         let Some(invalidator) = self.invalidator.get() else {
             return true;

@@ -1,4 +1,4 @@
-//! The names of the tree: which directories and files there are.
+//! The namespace of the tree: its directories and files.
 
 use std::sync::Arc;
 
@@ -8,7 +8,6 @@ use crate::error::FsError;
 use crate::ino::Ino;
 use crate::node::{Directory, FsNode, STATIC_ENTRIES, StaticEntry};
 
-/// See the module.
 pub(crate) struct Namespace {
     volumes: Arc<VolumeTable>,
 }
@@ -18,7 +17,7 @@ impl Namespace {
         Self { volumes }
     }
 
-    /// What has a number.
+    /// The node of a number.
     ///
     /// # Errors
     /// `NotFound`.

@@ -1,4 +1,4 @@
-//! Opening files, and what is done with a handle.
+//! The calls on open files: open, read, write, flush, seek.
 
 use std::sync::Arc;
 
@@ -37,16 +37,16 @@ pub struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// Opens a file. A report's text stays as it is for the handle, and is as new
-    /// as `since`: the present, or when the caller, which has looked the file up
-    /// on its way, began to do so.
+    /// Opens a file. A handle of a report keeps one text. The text is not older than
+    /// `since`: the present, or the time at which the caller began to look the file up.
     ///
     /// # Errors
     /// `PermissionDenied` to write a report, `ReadOnly` to write a snapshot, `Cluster`
-    /// when a report cannot be made, `Stale` for a volume whose VDI is gone.
+    /// when a report cannot be made, `Stale` for a volume of a deleted VDI.
     pub async fn open(&self, ino: Ino, mode: OpenMode, since: Instant) -> Result<Opened, FsError> {
         let node = self.namespace.node(ino)?;
         let page_cache = matches!(node, FsNode::Volume(_)) && self.settings.page_cache();
+        // The error cursor of a buffered handle starts before the revalidation.
         let io_mode = match &node {
             FsNode::Volume(volume) if page_cache && !self.write_through => {
                 IoMode::Buffered(volume.writer())
@@ -54,6 +54,7 @@ impl OpenFiles {
             _ => IoMode::Direct,
         };
         let direct_io = !page_cache;
+        // What the handle refers to, revalidated: a report text, a volume.
         let file = match node {
             FsNode::Directory(_) => return Err(FsError::IsDirectory),
             FsNode::Report(..) if mode.write => return Err(FsError::PermissionDenied),
@@ -84,9 +85,10 @@ impl OpenFiles {
             OpenFile::Volume(open) => Some(Arc::clone(&open.volume)),
             OpenFile::Text(..) | OpenFile::Command(_) | OpenFile::Setting(..) => None,
         };
+        // Insert the handle, for a volume under the lock of the volume table.
         let insert = || self.handles.insert(ino, file);
         let handle = match volume {
-            // It may have been detached, or another one attached, since it was found.
+            // Since the lookup the volume may have been detached or replaced.
             Some(volume) => self.volumes.while_attached(ino, &volume, insert)?,
             None => insert(),
         };
@@ -94,8 +96,8 @@ impl OpenFiles {
     }
 
     /// Reads up to `len` bytes at byte `offset` and runs `completion` with them;
-    /// fewer at the end of the file, none behind it. Does not block. What is read
-    /// for the page cache is what every handle of the file has, or `Superseded`.
+    /// fewer at the end of the file, none past it. Does not block. A read for the page
+    /// cache fails with `Superseded` unless all handles of the file have the same text.
     pub fn read(
         &self,
         handle: HandleId,
@@ -110,7 +112,7 @@ impl OpenFiles {
                 open.volume
                     .submit_read(offset, len, |read| completion(read.map_err(FsError::from)));
             }
-            // The next handle would find these bytes without asking.
+            // Cached pages would be served to the next handle without a query.
             Some(OpenFile::Text(file, text))
                 if for_page_cache
                     && !(self.reports.shows(file, &text) && self.handles.all_have(file, &text)) =>
@@ -124,10 +126,9 @@ impl OpenFiles {
     }
 
     /// Writes `data` at byte `offset` and runs `completion` with the number of bytes
-    /// taken. Does not block. A command file takes one line, at any offset. What
-    /// is written to a cached volume may still be on its way then, unless the
-    /// write is `direct`. Past the end of a handle that has truncated, what lies
-    /// between that end and `offset` is discarded first.
+    /// taken. Does not block. A command file takes one line, at any offset. A write
+    /// to a volume with page cache is buffered unless it is `direct`. A write past the
+    /// end of a truncated handle first discards the gap between that end and `offset`.
     pub fn write(
         &self,
         handle: HandleId,
@@ -164,8 +165,8 @@ impl OpenFiles {
     }
 
     /// Writes pages that were changed through mmap(2), as [`Self::write`] does.
-    /// The kernel takes any handle of the file that can write, so what that
-    /// handle has truncated does not matter.
+    /// The kernel picks any writable handle of the file, so the end that this handle
+    /// has truncated to is ignored.
     pub fn write_mapped(
         &self,
         handle: HandleId,
@@ -203,14 +204,14 @@ impl OpenFiles {
         }
     }
 
-    /// Forgets a handle.
+    /// Releases a handle.
     pub fn release(&self, handle: HandleId) {
         self.handles.remove(handle);
     }
 
     /// Makes the file of a handle at least `len` bytes long, as fallocate(2) does
-    /// without `FALLOC_FL_KEEP_SIZE`. What a truncated file is extended by reads
-    /// as zeros.
+    /// without `FALLOC_FL_KEEP_SIZE`. The part by which a truncated file is extended
+    /// reads as zeros.
     ///
     /// # Errors
     /// `Unsupported` on other files, and as [`Volume::set_size`] and
@@ -237,7 +238,7 @@ impl OpenFiles {
             AllocateMode::Allocate if offset.saturating_add(len) > volume.size() => {
                 Err(VolumeError::EndOfDevice(offset.saturating_add(len)).into())
             }
-            // Space is taken when it is written, as the cluster does it.
+            // Objects are allocated by writes; this only checks the range.
             AllocateMode::Allocate => Ok(()),
             AllocateMode::PunchHole | AllocateMode::ZeroRange => {
                 Ok(volume.discard(offset, len).await?)

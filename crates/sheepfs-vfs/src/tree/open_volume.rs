@@ -1,4 +1,4 @@
-//! A volume that is open: writing it, truncating it, making it durable.
+//! An open volume: write, truncate, flush.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::volume::{BlockDevice as _, Volume, VolumeError, VolumeWriter};
 /// Bytes of the largest page that Linux has on any machine.
 const LARGEST_PAGE: u64 = 1 << 16;
 
-/// A volume, and what its handle knows besides.
+/// A volume, with the state of one handle.
 pub(crate) struct OpenVolume {
     pub(crate) ino: Ino,
     pub(crate) volume: Arc<Volume>,
@@ -45,7 +45,7 @@ impl OpenVolume {
         }
     }
 
-    /// Writes what may have to wait for a discard, or needs one.
+    /// Writes a range that is past the truncated end: discards the gap first.
     pub(crate) async fn write_past_end(
         self: Arc<Self>,
         range: Range<u64>,
@@ -54,12 +54,12 @@ impl OpenVolume {
         completion: Completion<u32>,
     ) {
         let offset = range.start;
-        // Past the volume's end nothing is written, and so nothing discarded.
+        // A write past the end of the volume fails, so nothing is discarded for it.
         if offset >= self.volume.size() {
             return self.write(offset, &data, direct, completion);
         }
-        // The kernel may keep the first page of a write locked until it is
-        // answered.
+        // The kernel may keep the first page of a write locked until the reply, so that
+        // page is invalidated after the write.
         let locked = offset - offset % LARGEST_PAGE;
         let extended = self.end.extend(range, async |gap: Range<u64>| {
             self.discard(&gap).await?;
@@ -89,8 +89,8 @@ impl OpenVolume {
         self.volume.set_size(to).await?;
         let truncated = self.end.truncate(to, size, async |range: Range<u64>| {
             self.discard(&range).await?;
-            // Not waited for: the kernel writes no page back before ftruncate(2)
-            // is answered, and drops none that it has to write.
+            // Not waited for: the kernel writes no page back before the reply to
+            // ftruncate(2), and drops no dirty page.
             let ino = self.ino;
             self.kernel.invalidate(Invalidation::Pages { ino, range });
             Ok(())
@@ -98,8 +98,8 @@ impl OpenVolume {
         truncated.await
     }
 
-    /// Makes the volume at least `len` bytes long. What a truncated file is
-    /// extended by reads as zeros.
+    /// Makes the volume at least `len` bytes long. The part by which a truncated file
+    /// is extended reads as zeros.
     ///
     /// # Errors
     /// As [`Volume::set_size`] and [`Volume`]'s discard.

@@ -1,8 +1,8 @@
-//! What is known of a cluster in which no sheep answers.
+//! Negative cache for an unreachable cluster.
 //!
-//! A question that nobody answers takes seconds until that is certain. Who asks
-//! many, as find(1) does, would wait for each. So for a second whoever asks hears
-//! what the last one heard who waited.
+//! A request to an unreachable cluster fails only after its timeout, which is
+//! seconds. A program that sends many, as find(1) does, would wait for each one. So
+//! the last failure is cached for a second, and requests fail with it immediately.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -15,13 +15,14 @@ use sheep_proto::node::NodeRecord;
 use tokio::time::Instant;
 
 use crate::error::FsError;
+use crate::poison;
 
-/// How long it is believed that no sheep answers.
+/// How long a failure is cached.
 const OUTAGE_TTL: Duration = Duration::from_secs(1);
-/// A look at a volume that takes this long was given up without an answer.
+/// A revalidation that takes this long has timed out.
 const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The last time that no sheep answered.
+/// The last failures.
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     silent: Mutex<Option<(Instant, Arc<ClientError>)>>,
@@ -29,11 +30,11 @@ pub(crate) struct Outage {
 }
 
 impl Outage {
-    /// The live nodes: the question that any sheep answers on its own.
+    /// The live nodes, which any sheep knows without asking another.
     ///
     /// # Errors
-    /// As [`Cluster::nodes`](sheep_client::Cluster::nodes), at once when that
-    /// was the answer a moment ago.
+    /// As [`Cluster::nodes`](sheep_client::Cluster::nodes); immediately while a
+    /// failure is cached.
     pub(crate) async fn nodes(&self, client: &Client) -> Result<Vec<NodeRecord>, Arc<ClientError>> {
         self.check()?;
         client
@@ -43,11 +44,11 @@ impl Outage {
             .map_err(|error| self.note(error))
     }
 
-    /// Runs `query` for as long as it may be answered.
+    /// Runs `query` unless the cluster is unreachable.
     ///
-    /// A query may wait for one node or object while its sheep answers others.
-    /// Only when the sheep does not answer a question of its own either, which
-    /// is asked beside the query, is that taken for an outage.
+    /// A query may wait for one node or object while the gateway answers other
+    /// requests. So a second request that the gateway answers alone is sent in
+    /// parallel. Only if that times out, too, is the cluster unreachable.
     ///
     /// # Errors
     /// Those of the query; `Unreachable` during an outage.
@@ -69,8 +70,9 @@ impl Outage {
         }
     }
 
-    /// Runs `look` at a volume. When another has just ended without an answer,
-    /// or no sheep answers, it is begun and not waited for: what is known serves.
+    /// Runs `look`, which revalidates a volume. If a revalidation has just timed out,
+    /// or the cluster is unreachable, it is started but not waited for; the caller
+    /// uses the cached state.
     ///
     /// # Errors
     /// Those of `look`.
@@ -90,7 +92,7 @@ impl Outage {
         outcome
     }
 
-    /// Forgets what is known: from now on another sheep is asked.
+    /// Clears the cache: the gateway was switched.
     pub(crate) fn forget(&self) {
         *self.silent() = None;
         *self.timed_out_at() = None;
@@ -112,13 +114,11 @@ impl Outage {
     }
 
     fn silent(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Arc<ClientError>)>> {
-        self.silent.lock().expect("no one panics with the error")
+        poison::lock(&self.silent)
     }
 
     fn timed_out_at(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.timed_out_at
-            .lock()
-            .expect("no one panics with the time")
+        poison::lock(&self.timed_out_at)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A kernel keeps one length and one set of cached pages for a file, and
 //! sendfile(2), splice(2) and mmap(2) go by them even where read(2) does not. So
-//! a report whose text has changed is another file to the kernel, as if it had
+//! a report with a new text is another file to the kernel, as if it had
 //! been replaced with rename(2), while stat(2) shows the same number for all:
 //!
 //! ```text
@@ -10,9 +10,9 @@
 //! open    the text of the file that was looked up
 //! ```
 //!
-//! What holds on to the file of one text, such as a bind mount, opens it without
-//! a look-up, and gets the text of the moment all the same. Then that file has
-//! another text from then on, which the kernel has to be told.
+//! A bind mount of the file of one text opens it without a lookup. It gets the
+//! current text all the same, so this file has another text from then on, and the
+//! kernel's cache of it is replaced.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,16 +25,17 @@ use super::outage::Outage;
 use crate::error::FsError;
 use crate::ino::Ino;
 use crate::node::{FsNode, STATIC_ENTRIES};
+use crate::poison;
 use crate::report::{Found, ReportText, SingleFlight};
 
-/// How old the length may be that stat(2) shows of a file nobody looked up.
+/// Largest age of the length that stat(2) shows without a lookup.
 const STAT_AGE: Duration = Duration::from_secs(1);
 
 /// The reports of a tree.
 pub(super) struct ReportFiles {
     /// By the number that stat(2) shows.
     reports: HashMap<Ino, SingleFlight>,
-    /// What the kernel takes for the text of a file, by the file's own number.
+    /// The text that the kernel caches of a file, by the file's own number.
     shown: Mutex<HashMap<Ino, Shown>>,
 }
 
@@ -75,8 +76,8 @@ impl ReportFiles {
         Ok((file, text))
     }
 
-    /// The text that stat(2) tells about. A file that is open keeps its own;
-    /// another may have become older than its report.
+    /// The text for stat(2): the cached one while the file is open or the text young,
+    /// otherwise a new one.
     pub(super) async fn stat(&self, file: Ino, is_open: bool) -> Result<Arc<ReportText>, FsError> {
         match self.shown().get(&file) {
             Some(shown) if is_open || shown.answered.elapsed() < STAT_AGE => {
@@ -93,8 +94,8 @@ impl ReportFiles {
         Ok(text)
     }
 
-    /// The text for who opens `file`, as it was some time after `since`, and
-    /// whether the kernel may have taken another for the file's until now.
+    /// The text for a new handle of `file`, not older than `since`, and whether the
+    /// kernel may have cached another text of the file.
     pub(super) async fn open(
         &self,
         file: Ino,
@@ -111,15 +112,15 @@ impl ReportFiles {
         Ok((text, self.show(file, found)))
     }
 
-    /// True when what the kernel caches of `file` is this text.
+    /// True if this is the text that the kernel caches of `file`.
     pub(super) fn shows(&self, file: Ino, text: &Arc<ReportText>) -> bool {
         let shown = self.shown();
         let shown = shown.get(&file);
         shown.is_some_and(|shown| Arc::ptr_eq(&shown.found.text, text))
     }
 
-    /// Keeps the page cache from being filled for `file`, of which the kernel may
-    /// have a wrong length.
+    /// Keeps the page cache of `file` from being filled: the kernel may have a wrong
+    /// length of it.
     pub(super) fn hide(&self, file: Ino) {
         self.shown().remove(&file);
     }
@@ -129,11 +130,11 @@ impl ReportFiles {
         found.map_err(FsError::Cluster)
     }
 
-    /// Notes the text that `file` has from now on; true when it had another.
+    /// Records the text that the kernel caches of `file`; true if it was another.
     fn show(&self, file: Ino, found: Found) -> bool {
         let mut shown = self.shown();
-        // A text that is neither open nor the newest is of use to nobody, once
-        // those who looked it up had the time to open it.
+        // Evict texts without a handle after a second: every program that looked such a
+        // file up has had the time to open it.
         shown.retain(|_, known| {
             Arc::strong_count(&known.found.text) > 1 || known.answered.elapsed() < STAT_AGE
         });
@@ -144,6 +145,6 @@ impl ReportFiles {
     }
 
     fn shown(&self) -> MutexGuard<'_, HashMap<Ino, Shown>> {
-        self.shown.lock().expect("no one panics with the texts")
+        poison::lock(&self.shown)
     }
 }

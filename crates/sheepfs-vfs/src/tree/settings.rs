@@ -1,4 +1,4 @@
-//! The files under `config/`: what they show, and change while the tree is in use.
+//! The files under `config/`: settings that can be changed while mounted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,6 @@ use crate::error::FsError;
 use crate::lock_policy::LockPolicy;
 use crate::node::Setting;
 
-/// See the module.
 pub(crate) struct Settings {
     client: Client,
     outage: Arc<Outage>,
@@ -60,7 +59,7 @@ impl Settings {
         }
     }
 
-    /// Changes a setting to what was written to its file.
+    /// Changes a setting to the line written to its file.
     ///
     /// # Errors
     /// `Command`.
@@ -81,7 +80,7 @@ impl Settings {
                 let address = GatewayAddress::parse(text, DEFAULT_PORT)
                     .map_err(|error| invalid(error.to_string()))?;
                 self.client.switch_gateway(address).await?;
-                // Nothing that is known of the old sheep is true of the new one.
+                // The new gateway may belong to another cluster: drop all cached state.
                 self.outage.forget();
                 self.lock_policy.forget().await;
             }

@@ -1,4 +1,4 @@
-//! Which volumes are in the tree, by name and by number.
+//! The attached volumes by name and by number.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -7,9 +7,9 @@ use sheep_client::VdiSelector;
 
 use crate::error::FsError;
 use crate::ino::Ino;
+use crate::poison;
 use crate::volume::{Volume, VolumeError};
 
-/// See the module.
 #[derive(Default)]
 pub(crate) struct VolumeTable(RwLock<Attached>);
 
@@ -90,8 +90,8 @@ impl VolumeTable {
         attached.by_ino.insert(ino, volume);
     }
 
-    /// Removes a volume unless it is open; false when it is. What runs in
-    /// [`Self::while_attached`] runs before or after that.
+    /// Removes a volume unless it is open; false if it is. Excludes
+    /// [`Self::while_attached`].
     pub(crate) fn remove_unless(
         &self,
         name: &[u8],
@@ -114,8 +114,7 @@ impl VolumeTable {
         std::mem::take(&mut attached.by_ino).into_values().collect()
     }
 
-    /// Runs `open` if `volume` is the one with this number, which it stays until
-    /// `open` has ended.
+    /// Runs `open` if `volume` has this number; the volume is not detached meanwhile.
     ///
     /// # Errors
     /// `NotFound` when it is detached, `Stale` when another one has its number.
@@ -135,10 +134,10 @@ impl VolumeTable {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Attached> {
-        self.0.read().expect("no one panics with the volumes")
+        poison::read(&self.0)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Attached> {
-        self.0.write().expect("no one panics with the volumes")
+        poison::write(&self.0)
     }
 }

@@ -1,13 +1,13 @@
-//! Making an object and committing its slot: for first writes, copies of inherited
-//! objects, and objects that are made before they are written.
+//! Allocates objects and commits their slots: first writes, copy-up of inherited
+//! objects, preallocation.
 //!
 //! ```text
-//! lock the object ─► revalidate its slot ─► await the deletion of a former object
-//!     ─► CREATE, with a part of the data (a copy of the ancestor's object)
+//! lock the object ─► revalidate its slot ─► await the reclaim of a former object
+//!     ─► CREATE, with a part of the data (copy-up of the ancestor's object)
 //!     ─► commit the slot, probe          (data before index before acknowledgement)
 //!            ├── still the head ─► done
-//!            ├── frozen, ours in the map ─► follow, which brings it along
-//!            └── another head by now ─► inherited there, or copied and committed there
+//!            ├── frozen, slot in the map ─► follow, which reconciles it
+//!            └── the head has moved ─► inherited there, or migrate and commit there
 //! ```
 
 use std::sync::Arc;
@@ -28,10 +28,10 @@ use super::object_map::HeadMoved;
 use super::reclaim::Reclaims;
 use super::revalidate::Revalidator;
 
-/// Zeros that an object is made with; a server takes space for all of it.
+/// Zeros in the create of a preallocated object; the server allocates the whole object.
 const INITIAL_LEN: u32 = 4096;
 
-/// Makes objects.
+/// Allocates objects.
 #[derive(Debug)]
 pub(super) struct Allocator {
     head: Arc<Head>,
@@ -42,7 +42,7 @@ pub(super) struct Allocator {
     reclaims: Arc<Reclaims>,
 }
 
-/// An object whose slot is known for certain, and that nobody else makes.
+/// A locked object with a revalidated slot; no other task or client creates it.
 pub(super) struct Locked {
     pub(super) lock: SharedObjectLock,
     pub(super) view: SlotView,
@@ -66,8 +66,8 @@ impl Allocator {
         }
     }
 
-    /// Locks an object that is to be made and revalidates its slot. When the head
-    /// does not own it then, it may be made with [`Self::create`].
+    /// Locks an object and revalidates its slot. If the head does not own it, the caller
+    /// may create it with [`Self::create`].
     ///
     /// # Errors
     /// `Io`, `Stale`.
@@ -80,11 +80,11 @@ impl Allocator {
         Ok(Locked { lock, view })
     }
 
-    /// Makes a locked object, a copy of the ancestor's if there is one, with `data`
-    /// in `extent`. Its slot must be committed next.
+    /// Creates a locked object, as a copy-up if an ancestor has it, with `data` in
+    /// `extent`. The caller commits its slot next.
     ///
     /// # Errors
-    /// What the cluster answered.
+    /// The error of the cluster.
     pub(super) async fn create(
         &self,
         object: &Locked,
@@ -98,9 +98,8 @@ impl Allocator {
             .inspect_err(|error| object.lock.abandon(error))
     }
 
-    /// Commits the slot of an object that was just made under `vid`, under its lock,
-    /// so that nobody makes it again. When the head has moved on, the object is
-    /// brought there.
+    /// Commits the slot of an object that was just created under `vid`. Its lock excludes
+    /// other creators until then. If the head has moved, the object is migrated.
     ///
     /// # Errors
     /// `Io`, `Stale`, `HeadReadOnly`; the slot is in doubt then.
@@ -115,7 +114,7 @@ impl Allocator {
             let outcome = match committed.await {
                 Ok(outcome) => outcome,
                 Err(error) => {
-                    // When the head has moved on, the update cannot reach it.
+                    // If the head has moved, the update cannot reach the new one.
                     let _moved = self.head.update(|map| map.mark_in_doubt(vid, index));
                     lock.abandon(&error);
                     return Err(self.head.io_error(error));
@@ -130,7 +129,7 @@ impl Allocator {
             });
             match noted {
                 Ok(()) if outcome == CommitOutcome::Head => return Ok(()),
-                // Now that the slot is in the map, following the head brings it along.
+                // The slot is in the map, so following the head reconciles it.
                 Ok(()) => return self.follower.follow(vid).await,
                 // The new head has inherited the object.
                 Err(HeadMoved { owner, .. }) if owner == Some(vid) => return Ok(()),
@@ -139,8 +138,8 @@ impl Allocator {
         }
     }
 
-    /// Copies an object made under a VID that has become a snapshot to the head,
-    /// whose index does not name it. Returns the VID it has now.
+    /// Copies an object from a VID that has become a snapshot to the head, which has not
+    /// inherited it. Returns the VID that it was copied to.
     async fn migrate(
         &self,
         from: Vid,
@@ -165,9 +164,9 @@ impl Allocator {
         Err(VolumeError::HeadReadOnly(self.head.selector.to_string()))
     }
 
-    /// Makes the object of a hole, as zeros, while `is_wanted`. Does nothing where
-    /// there is an object, or where one is still to be deleted: a real write waits
-    /// for that, but nobody waits for this one, and a flush must not be delayed.
+    /// Allocates the object of a hole, filled with zeros, while `is_wanted`. Does nothing
+    /// if there is an object, or if one is pending reclaim: a real write waits for the
+    /// reclaim, but preallocation must not delay a flush.
     ///
     /// # Errors
     /// `Io`, `Stale`.

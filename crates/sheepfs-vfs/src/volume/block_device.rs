@@ -1,4 +1,4 @@
-//! What every block device here can do.
+//! The block device interface.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use super::error::VolumeError;
 
 /// Bytes that can be read and written at any offset.
 ///
-/// Operations in flight may be executed in any order; one that was answered is
-/// seen by every operation that begins after that. What was answered is as durable as the device makes it
-/// once a `flush` that began after the answer has succeeded.
+/// Operations in flight may be executed in any order. A completed operation is visible
+/// to every operation that begins later, and is durable once a `flush` that began after
+/// its completion has succeeded.
 pub trait BlockDevice: Send + Sync + Sized + 'static {
     /// Bytes of the device.
     fn size(&self) -> u64;
@@ -19,8 +19,7 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
     /// Whether it can be written.
     fn is_writable(&self) -> bool;
 
-    /// Bytes, a power of two, that are stored together: an operation that stays
-    /// inside one such range is cheapest.
+    /// Bytes of an object, a power of two: an operation within one object is cheapest.
     fn object_size(&self) -> u64;
 
     /// Reads up to `len` bytes at byte `offset`, fewer at the end of the device,
@@ -38,7 +37,7 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// `completion` gets `ReadOnly`, `EndOfDevice` for a write that starts there, or
-    /// what became of the write.
+    /// the error of the write.
     fn submit_write(
         self: &Arc<Self>,
         offset: u64,
@@ -50,14 +49,14 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
     /// and gives space back where it can.
     ///
     /// # Errors
-    /// `ReadOnly`, and what became of it.
+    /// `ReadOnly`, and the error of the discard.
     fn discard(
         self: &Arc<Self>,
         offset: u64,
         len: u64,
     ) -> impl Future<Output = Result<(), VolumeError>> + Send;
 
-    /// Returns once everything that was answered before is durable.
+    /// Returns once every operation completed before is durable.
     ///
     /// # Errors
     /// When it is not, or cannot be known.
@@ -84,9 +83,9 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
         len: u32,
     ) -> impl Future<Output = Result<Bytes, VolumeError>> + Send {
         let (completion, read) = oneshot::channel();
-        // The caller may have gone.
+        // The caller may have been dropped.
         self.submit_read(offset, len, |result| drop(completion.send(result)));
-        async { read.await.expect("every read is answered") }
+        async { read.await.expect("submit_read runs its completion") }
     }
 
     /// [`Self::submit_write`] as a future. When it is dropped, the write still
@@ -100,9 +99,9 @@ pub trait BlockDevice: Send + Sync + Sized + 'static {
         data: Bytes,
     ) -> impl Future<Output = Result<u32, VolumeError>> + Send {
         let (completion, written) = oneshot::channel();
-        // The caller may have gone.
+        // The caller may have been dropped.
         self.submit_write(offset, data, |result| drop(completion.send(result)));
-        async { written.await.expect("every write is answered") }
+        async { written.await.expect("submit_write runs its completion") }
     }
 }
 

@@ -1,7 +1,7 @@
-//! Discarding: parts of objects become zeros, whole objects are deallocated.
+//! Discard: whole objects are deallocated, parts of objects are overwritten with zeros.
 //!
 //! An object is deallocated by clearing its slot; the server deletes it later
-//! (`reclaim.rs`). DISCARD_OBJ is not used: it deletes the object at once, and the
+//! (`reclaim.rs`). DISCARD_OBJ is not used: it deletes the object immediately, and the
 //! deferred deletion follows unseen. On a snapshot it would even take the head's
 //! data (protocol 7.5).
 //!
@@ -24,7 +24,7 @@ use super::object_io::{ObjectIo, Probe, zeros};
 use super::object_lock::SharedObjectLock;
 use super::revalidate::Revalidator;
 
-/// Slots cleared together; a server does work for each of them.
+/// Slots cleared per batch; the server does work for each of them.
 const MAX_BATCH: usize = 128;
 /// Zeros written in one request.
 const MAX_ZEROS: u32 = 1 << 20;
@@ -83,7 +83,7 @@ impl Deallocator {
         let object_end = |index: ObjectIndex| (u64::from(index.0) + 1) << shift;
         let mut whole = Vec::new();
         for extent in self.allocated_extents(offset, len, shift) {
-            // What an object holds past the end of the volume is nobody's.
+            // Bytes of the object past the end of the volume do not count.
             let end = object_end(extent.index).min(size);
             let start = u64::from(extent.index.0) << shift;
             if extent.offset == 0 && start + u64::from(extent.len) == end {
@@ -102,7 +102,7 @@ impl Deallocator {
         Ok(())
     }
 
-    /// The extents of a range whose objects exist; a hole is zeros already.
+    /// The allocated extents of a range; a hole reads as zeros already.
     fn allocated_extents(&self, offset: u64, len: u64, shift: u8) -> Vec<Extent> {
         let Some(first) = extents(offset, len.min(1), shift).next() else {
             return Vec::new();
@@ -134,8 +134,8 @@ impl Deallocator {
         for &index in indexes {
             let lock = self.head.lock_object(index).await?;
             let vid = self.head.vid();
-            // A hole in memory before it is one in the cluster, and if that fails, too:
-            // a write makes the object again instead of relying on a missing one.
+            // Unmap before the request, and also if it fails: a later write then creates
+            // the object again instead of relying on a missing one.
             self.head.update(|map| map.remove(index));
             let discarded = self.committer.discard(vid, index, Arc::clone(&lock)).await;
             if let Err(error) = discarded {
@@ -146,21 +146,21 @@ impl Deallocator {
         Ok(())
     }
 
-    /// Clears the slots of some objects, in ascending order, in the head and in
-    /// every snapshot that is taken meanwhile.
+    /// Clears the slots of some objects, in ascending order, in the head and in every
+    /// snapshot that is taken during the discard.
     async fn deallocate_objects(&self, indexes: &[ObjectIndex]) -> Result<(), VolumeError> {
-        // In ascending order, and creators hold one lock only: no deadlock.
+        // Lock all objects. No deadlock: ascending order, and creators hold one lock only.
         let mut locks = Vec::with_capacity(indexes.len());
         for &index in indexes {
             locks.push(self.head.lock_object(index).await?);
         }
-        // The VID that was cleared first, and what it held.
+        // The first VID that was cleared, with its objects.
         let mut first: Option<(Vid, Vec<(ObjectIndex, Vid)>)> = None;
         let begun = Instant::now();
         while begun.elapsed() < RETRY_DEADLINE {
             let vid = self.head.vid();
-            // Cleared in a VDI that is becoming a snapshot, a slot may come back, and
-            // stays there after a crash.
+            // Follow first: a slot that is cleared in a VDI that becomes a snapshot may
+            // come back.
             if self.is_frozen(vid, indexes[0]).await? {
                 self.follower.follow(vid).await?;
             }
@@ -169,22 +169,22 @@ impl Deallocator {
                 let unmapped = self.unmap_in_snapshots(*oldest, parent, held, &locks).await;
                 unmapped.map_err(|error| self.abandoned(&locks, error))?;
             }
-            // Holes in memory before they are holes in the cluster: following a head
-            // must not take a slot that is being cleared for one that was lost.
+            // Unmap before clearing: reconciliation must not take a slot that is being
+            // cleared for a lost commit.
             let Ok(held) = self.head.update(|map| map.unmap(vid, indexes)) else {
                 continue;
             };
             let cleared: Vec<_> = held.iter().map(|&(index, _)| index).collect();
             if let Err(error) = self.committer.clear_slots(vid, &cleared, &locks).await {
                 for &index in &cleared {
-                    // When the head has moved on, the update cannot reach it.
+                    // If the head has moved, the update cannot reach the new one.
                     let _moved = self.head.update(|map| map.mark_in_doubt(vid, index));
                 }
                 return Err(self.abandoned(&locks, error));
             }
             first.get_or_insert((vid, held));
-            // A snapshot taken meanwhile has handed the objects on to a new head, where
-            // they must be deallocated as well.
+            // If a snapshot was taken meanwhile, the new head has inherited the objects,
+            // and they must be deallocated there as well.
             if self.head.vid() == vid && !self.is_frozen(vid, indexes[0]).await? {
                 return Ok(());
             }
@@ -201,9 +201,9 @@ impl Deallocator {
     /// Clears slots once more, in the snapshots from `oldest` to `newest`, which
     /// descends from it.
     ///
-    /// A racing snapshot can write the old slots back; they then name objects that
-    /// are being deleted. The hole was made while the snapshot was taken, so it may
-    /// as well show there.
+    /// A racing snapshot can write the old slots back; they then reference deleted
+    /// objects. The discard was concurrent with the snapshot, so the snapshot may show
+    /// the hole.
     async fn unmap_in_snapshots(
         &self,
         oldest: Vid,
@@ -230,8 +230,7 @@ impl Deallocator {
         Ok(())
     }
 
-    /// True once a snapshot of the VDI has begun: what is written to its index from
-    /// then on may be lost.
+    /// True once a snapshot of the VDI has begun: later writes to its index may be lost.
     async fn is_frozen(&self, vid: Vid, index: ObjectIndex) -> Result<bool, VolumeError> {
         match self.object.probe(vid, index).await {
             Ok(Probe::Frozen) => Ok(true),

@@ -36,11 +36,11 @@ use super::recovery::Recovery;
 use super::revalidate::Revalidator;
 use super::slot_query::SlotQueries;
 
-/// How often a VDI that changes between lookup and reading is looked up again.
+/// Lookup retries for a VDI that changes between lookup and load.
 const OPEN_RETRIES: u32 = 8;
-/// Longest wait of a close for abandoned requests that could make an object.
+/// Longest wait of a close for abandoned requests that could create an object.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two looks for them.
+/// Poll interval of that wait.
 const QUIESCE_PAUSE: Duration = Duration::from_millis(20);
 
 /// How to attach a VDI.
@@ -69,7 +69,7 @@ pub struct Device {
     writes: FlushTracker,
     /// A write was begun since the last flush.
     dirty: AtomicBool,
-    /// One look for a snapshot at a time: a second flush waits for its outcome.
+    /// Serialises the snapshot checks of flushes: a second flush waits for the first.
     flushing: tokio::sync::Mutex<()>,
     runtime: Handle,
 }
@@ -78,8 +78,8 @@ impl Device {
     /// Attaches a VDI: the head to read and write, a snapshot to read.
     ///
     /// # Errors
-    /// `Cluster` with the refusal when there is no such VDI or someone else has
-    /// its lock, `TooLarge`.
+    /// `Cluster` with the refusal when there is no such VDI or another client holds its
+    /// lock, `TooLarge`.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -94,7 +94,7 @@ impl Device {
         let (state, tree) = Self::lookup_and_load(&client, &selector, leased).await?;
         let object_shift = state.info.object_shift;
 
-        // From the bottom: each part gets those below it.
+        // Build the layers from the bottom: index commit, head, follow and revalidate.
         let runtime = Handle::current();
         let committer = IndexCommitter::new(client.clone(), tree);
         let recovery = Recovery::new(ObjectIo::new(client.clone()), Arc::clone(&committer));
@@ -108,6 +108,7 @@ impl Device {
         );
         let queries = SlotQueries::new(Arc::clone(&head), runtime.clone());
         let reclaims = Arc::new(Reclaims::new(Arc::clone(&head)));
+        // One extent: first writes, I/O, discards.
         let allocator = Arc::new(Allocator::new(
             Arc::clone(&head),
             Arc::clone(&committer),
@@ -170,7 +171,7 @@ impl Device {
                     });
                 }
                 Ok(Some(loaded)) if loaded.0.info.is_snapshot() != working => return Ok(loaded),
-                // Deleted, or turned into a snapshot, since it was found.
+                // Deleted or snapshotted since the lookup: look it up again.
                 Ok(_) if !leased => {}
                 Ok(_) => client.inode(vid).unlock().await?,
                 Err(error) => {
@@ -189,26 +190,25 @@ impl Device {
         &self.head
     }
 
-    /// What is known of the VDI, and how to ask.
+    /// Revalidates the header and the index.
     pub(super) fn revalidator(&self) -> &Arc<Revalidator> {
         &self.revalidator
     }
 
-    /// Finishes what is in flight, looks for a snapshot once more, and gives the
-    /// lock back.
+    /// Drains writes, checks for a concurrent snapshot, and releases the lock.
     ///
     /// # Errors
     /// As [`BlockDevice::flush`]; the volume stays usable and locked then.
     pub async fn close(&self) -> Result<(), VolumeError> {
-        // Without a lock and without writes since the last flush there is nothing
-        // that a cluster that has gone could still be told or asked.
+        // Without a lock and without writes since the last flush, close sends nothing
+        // that must succeed. So it does not wait for an unreachable cluster.
         let is_clean = !self.head.leased && !self.dirty.load(Ordering::Acquire);
         if is_clean && self.head.client.peer().is_none() {
             return Ok(());
         }
         self.dirty.store(self.writable, Ordering::Release);
         match self.flush_writes().await {
-            // Nothing can be lost that is gone already.
+            // The VDI was deleted: there is nothing left to flush.
             Ok(()) | Err(VolumeError::Stale(_)) => {}
             Err(error) => return Err(error),
         }
@@ -217,7 +217,7 @@ impl Device {
         self.release_lock().await
     }
 
-    /// Gives the VDI's lock back, if there is one.
+    /// Releases the VDI's lock, if there is one.
     ///
     /// # Errors
     /// `Cluster` when the cluster does not answer.
@@ -225,8 +225,8 @@ impl Device {
         self.follower.release_lock().await
     }
 
-    /// Waits until no request is in flight that could make or clear an object: it
-    /// could wipe what the next client writes.
+    /// Waits until no request is in flight that could create or clear an object: it
+    /// could overwrite data of the next client.
     async fn quiesce(&self) -> Result<(), VolumeError> {
         let deadline = Instant::now() + QUIESCE_TIMEOUT;
         while !(self.head.locks.is_idle() && self.follower.is_idle()) {
@@ -273,7 +273,7 @@ impl Device {
         }
     }
 
-    /// Makes the object of a hole, as zeros, while `is_wanted`.
+    /// Allocates the object of a hole, filled with zeros, while `is_wanted`.
     ///
     /// # Errors
     /// `Io`, `Stale`.
@@ -285,7 +285,7 @@ impl Device {
         self.allocator.allocate_hole(index, is_wanted).await
     }
 
-    /// Makes every object that does not exist, as zeros.
+    /// Allocates every missing object, filled with zeros.
     ///
     /// # Errors
     /// `ReadOnly`, `Io`, `Stale`.
@@ -399,7 +399,7 @@ impl Device {
             .object
             .submit_read(owner, extent, move |read| match read {
                 Ok(bytes) => completion(Ok(bytes)),
-                // Finds out what to do about it.
+                // The task revalidates the slot and retries.
                 Err(error) if error.is_missing_object_or_vdi() => {
                     device.spawn_read(offset, extent.len, completion)
                 }
@@ -407,7 +407,7 @@ impl Device {
             });
     }
 
-    /// Writes as a task, which may make objects. `token` is given back before `completion`.
+    /// Writes as a task, which may create objects. Drops `token` before `completion`.
     fn spawn_write(
         self: &Arc<Self>,
         offset: u64,
@@ -417,15 +417,16 @@ impl Device {
     ) {
         let device = Arc::clone(self);
         self.runtime.spawn(async move {
-            let len = u32::try_from(data.len()).expect("at most 64 MiB");
+            let len =
+                u32::try_from(data.len()).expect("plan_write truncates to MAX_PAYLOAD_LEN, 64 MiB");
             let written = device.io.write_range(offset, data).await;
             drop(token);
             completion(written.map(|()| len));
         });
     }
 
-    /// Cuts a write at the end of the volume, and finds the object's slot when it
-    /// touches only one.
+    /// Clamps a write to the volume, and returns its extent and slot if it touches only
+    /// one object.
     fn plan_write(
         &self,
         offset: u64,
@@ -459,7 +460,7 @@ impl Device {
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        // A snapshot may have overtaken a commit; following it brings that back.
+        // A snapshot may have overwritten a commit; revalidation follows and reconciles it.
         let asked = Instant::now();
         let checked = self.revalidator.revalidate_header().await;
         match checked {
@@ -483,10 +484,10 @@ impl BlockDevice for Device {
         1 << self.object_shift
     }
 
-    /// What any client's write was acknowledged for before this call is read; after
-    /// a snapshot that another client took, a second later.
+    /// Returns every write that any client had acknowledged before this call; up to a
+    /// second late after a snapshot by another client.
     ///
-    /// A range within one object is asked for by the calling thread.
+    /// The calling thread sends the request for a range within one object.
     fn submit_read(
         self: &Arc<Self>,
         offset: u64,
@@ -496,6 +497,7 @@ impl BlockDevice for Device {
         if let Err(error) = self.head.ensure_live() {
             return completion(Err(error));
         }
+        // Clamp the range. Several extents are read by a task.
         let (vid, extent, slot) = {
             let head = self.head.state();
             let len = clamp(offset, len, head.info.size);
@@ -512,9 +514,11 @@ impl BlockDevice for Device {
                 }
             }
         };
+        // With an expired header the task revalidates first.
         if !self.revalidator.is_header_fresh() {
             return self.spawn_read(offset, len, completion);
         }
+        // The owner of the object, if the cached slot is valid; a query otherwise.
         let owner = match slot {
             Slot::Owned => Some(vid),
             Slot::Inherited(owner) if self.head.is_cache_valid(slot) => Some(owner),
@@ -547,13 +551,16 @@ impl BlockDevice for Device {
         mut data: Bytes,
         completion: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
+        // Clamp the write and find its object.
         let plan = match self.plan_write(offset, &mut data) {
             Ok(plan) => plan,
             Err(error) => return completion(Err(error)),
         };
-        let len = u32::try_from(data.len()).expect("at most 64 MiB");
+        let len =
+            u32::try_from(data.len()).expect("plan_write truncates to MAX_PAYLOAD_LEN, 64 MiB");
         let token = self.writes.begin();
         self.dirty.store(true, Ordering::Release);
+        // First writes and writes to several objects run as a task.
         let Some((view, extent)) = plan.filter(|(view, _)| view.is_owned()) else {
             return self.spawn_write(offset, data, token, completion);
         };
@@ -567,16 +574,15 @@ impl BlockDevice for Device {
                         drop(token);
                         return completion(Ok(len));
                     }
-                    // The new head may have copied the object before this write
-                    // reached it.
+                    // The head has moved: it may have copied the object before this
+                    // write. Write again.
                     Ok(()) => None,
                     Err(error) if error.is_read_only() || error.is_missing_object_or_vdi() => None,
                     Err(error) => Some(error),
                 };
                 match failed {
                     None => device.spawn_write(offset, retry_data, token, completion),
-                    // It may still be executed: sent again, it could land on something
-                    // newer.
+                    // The outcome is unknown: a retry could overwrite a newer write.
                     Some(error) => {
                         drop(token);
                         completion(Err(device.head.io_error(error)));
@@ -590,7 +596,7 @@ impl BlockDevice for Device {
         let token = self.writes.begin();
         self.dirty.store(true, Ordering::Release);
         let deallocator = Arc::clone(&self.deallocator);
-        // As a task: what was begun ends when the caller is dropped.
+        // As a task: it runs to its end even if the caller is dropped.
         let task = self.runtime.spawn(async move {
             let discarded = deallocator.discard(offset, len).await;
             drop(token);

@@ -1,5 +1,5 @@
-//! What a write-back cache holds: one dirty extent that writes are coalesced into,
-//! and the writes of earlier ones that are in flight. No I/O.
+//! The buffer of a write-back cache: one dirty extent that writes are coalesced into,
+//! and the write-backs in flight. No I/O.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-/// Bytes of a coalesced write: what the cluster takes in one at full speed.
+/// Largest coalesced write: large enough for full throughput.
 pub(super) const MAX_COALESCED_LEN: usize = 1 << 20;
 
 /// Dirty bytes and writes in flight.
@@ -19,7 +19,7 @@ pub(super) struct DirtyBuffer {
     next: u64,
 }
 
-/// Contiguous bytes, in one object, that are not being written yet.
+/// Contiguous dirty bytes in one object, without a write-back yet.
 #[derive(Debug)]
 struct DirtyExtent {
     offset: u64,
@@ -27,26 +27,26 @@ struct DirtyExtent {
     since: Instant,
 }
 
-/// A write that was taken out of the buffer, or never was in it, and must be made.
+/// A write that the caller must start now.
 #[derive(Debug)]
 pub(super) struct PendingWriteback {
-    /// Tells it from the others in flight.
+    /// Sequence number.
     pub(super) number: u64,
     pub(super) offset: u64,
     pub(super) data: Bytes,
 }
 
-/// What became of bytes that were offered to the buffer.
+/// The outcome of [`DirtyBuffer::buffer`].
 #[derive(Debug)]
 pub(super) enum Buffered {
-    /// They were taken, and made the buffer larger by so many bytes.
+    /// The write was buffered; dirty bytes grew by `grown`.
     Taken {
         grown: usize,
-        /// Writes to make now, in this order.
+        /// Writes to start now, in this order.
         writes: Vec<PendingWriteback>,
     },
-    /// They overlap a write in flight, and were not taken. There may be another
-    /// write to make now, which they overlap, too.
+    /// The write overlaps one in flight and was not buffered. The caller starts the
+    /// given write, which overlaps as well, if any.
     Overlaps(Option<PendingWriteback>),
 }
 
@@ -103,7 +103,7 @@ impl DirtyBuffer {
             } else {
                 self.dirty = Some(DirtyExtent {
                     offset,
-                    // It will mostly grow.
+                    // Mostly more writes follow.
                     data: data.into(),
                     since: Instant::now(),
                 });
@@ -137,7 +137,7 @@ impl DirtyBuffer {
         }
     }
 
-    /// Notes that a write in flight has ended.
+    /// Removes a write in flight that has ended.
     pub(super) fn complete(&mut self, number: u64) {
         self.in_flight.remove(&number);
     }

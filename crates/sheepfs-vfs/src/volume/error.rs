@@ -1,4 +1,4 @@
-//! What an operation on a block device can fail with, and its errno.
+//! Errors of block device operations and their errno.
 
 use std::sync::Arc;
 
@@ -26,10 +26,12 @@ pub enum VolumeError {
     Stale(String),
     /// The cluster refuses writes to the head as if it were a snapshot, which a
     /// failed snapshot leaves behind.
-    #[error("the cluster takes {0} for a snapshot, which it is not; taking one heals that")]
+    #[error(
+        "the cluster refuses writes to {0} as if it were a snapshot; take a snapshot of it to repair that"
+    )]
     HeadReadOnly(String),
     /// The VDI claims more bytes than an index of its kind has slots for.
-    #[error("{volume} has {size} bytes, more than its index can name")]
+    #[error("{volume} has {size} bytes, more than its index has slots for")]
     TooLarge {
         /// The volume.
         volume: String,
@@ -39,7 +41,7 @@ pub enum VolumeError {
     /// Locks are required, and the cluster was formatted without locking.
     #[error("the cluster was formatted without locking")]
     NoLocking,
-    /// The cluster refused or did not answer a question about the VDI.
+    /// A query about the VDI failed.
     #[error(transparent)]
     Cluster(Arc<ClientError>),
     /// Bytes could not be read or written.
@@ -50,8 +52,8 @@ pub enum VolumeError {
         /// What happened.
         source: Arc<ClientError>,
     },
-    /// A task of this process panicked, which is a defect of it; what it was
-    /// doing may have been done or not.
+    /// A task of this process panicked, which is a bug; the outcome of the operation is
+    /// unknown.
     #[error("{0}: a task of this process panicked; report this with the log")]
     TaskPanicked(String),
 }
@@ -69,7 +71,7 @@ impl VolumeError {
             Self::Cluster(error) => error.errno(),
             Self::Io { source, .. } => match source.errno() {
                 errno @ (Errno::ENOSPC | Errno::ENOMEM) => errno,
-                // Nothing a program that reads and writes a disk could act on.
+                // A program that reads and writes a disk cannot act on the details.
                 _ => Errno::EIO,
             },
         }

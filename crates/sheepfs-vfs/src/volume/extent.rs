@@ -48,7 +48,9 @@ pub(crate) fn extents(offset: u64, len: u64, shift: u8) -> impl Iterator<Item = 
         let start = offset.max(object_start);
         let stop = end.min(object_start + size);
         Extent {
-            index: ObjectIndex(u32::try_from(index).expect("the range is inside the volume")),
+            index: ObjectIndex(
+                u32::try_from(index).expect("the caller clamps the range to 2^32 objects"),
+            ),
             offset: (start - object_start) as u32,
             len: (stop - start) as u32,
         }

@@ -1,11 +1,13 @@
-//! Which writes are on their way, so that fsync can wait for the earlier ones.
+//! Tracks writes in flight, so that a flush waits for the earlier ones only.
+
+use crate::poison;
 
 use std::sync::Mutex;
 
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// Writes in flight, in the order of the syncs they came before.
+/// Writes in flight, grouped by the flush that they precede.
 #[derive(Debug, Default)]
 pub(crate) struct FlushTracker {
     batches: Mutex<Batches>,
@@ -20,20 +22,13 @@ struct Batches {
 impl FlushTracker {
     /// Counts a write as in flight until the token is dropped.
     pub(crate) fn begin(&self) -> TaskTrackerToken {
-        self.batches
-            .lock()
-            .expect("a batch is swapped or cloned, which does not panic")
-            .current
-            .token()
+        poison::lock(&self.batches).current.token()
     }
 
     /// Waits for every write begun before the call; later ones do not delay it.
     pub(crate) async fn flush_barrier(&self) {
         let waiting = {
-            let mut batches = self
-                .batches
-                .lock()
-                .expect("a batch is swapped or cloned, which does not panic");
+            let mut batches = poison::lock(&self.batches);
             let batch = std::mem::take(&mut batches.current);
             batch.close();
             batches.earlier.retain(|batch| !batch.is_empty());

@@ -3,14 +3,14 @@
 //! The old head stays readable for ever, refuses data writes, and silently accepts
 //! index writes. An index update that was in flight while the server made the
 //! snapshot may be missing in the new head, or in both, although it was
-//! acknowledged (protocol 7.4); `recovery.rs` brings it back before the first
-//! request uses the new head.
+//! acknowledged (protocol 7.4); `recovery.rs` redoes it before the first request uses
+//! the new head.
 //!
 //! ```text
 //! follow ─► one at a time ─► look up the new head ─► lock it ─► verify its lineage,
 //!     ▲                                                         read its index
 //!     └── it became a snapshot, too ◄── reconcile ◄──────────────────┘
-//!                                           └─► switched; the old lock goes back
+//!                                           └─► switched; release the old lock
 //! ```
 //!
 //! With back-to-back snapshots the writable window is short. So the way from finding
@@ -41,7 +41,7 @@ const HEAD_LOOKUP_PAUSE: Duration = Duration::from_millis(25);
 const FROZEN_CACHE_TTL: Duration = Duration::from_secs(1);
 /// How long an operation is retried when snapshots follow each other too fast for it.
 pub(super) const RETRY_DEADLINE: Duration = Duration::from_secs(60);
-/// Snapshots between the old and the new head that are looked through.
+/// Longest chain of snapshots between the old and the new head.
 pub(super) const MAX_GENERATIONS: u32 = 1024;
 
 /// Switches a volume to the new head.
@@ -50,9 +50,9 @@ pub(super) struct Follower {
     head: Arc<Head>,
     recovery: Recovery,
     runtime: Handle,
-    /// One switch at a time; when the last one found the head frozen.
+    /// Serialises switches. The time at which the last one found the head frozen.
     following: tokio::sync::Mutex<Option<Instant>>,
-    /// A VID whose lock was asked for without an answer.
+    /// A VID with a lock request of unknown outcome.
     lock_in_doubt: tokio::sync::Mutex<Option<Vid>>,
 }
 
@@ -67,17 +67,16 @@ impl Follower {
         })
     }
 
-    /// Leaves `old`, which has become a snapshot, for the head of its name. Returns
-    /// at once when that has been done.
+    /// Switches from `old`, which has become a snapshot, to the head of its name. Returns
+    /// immediately if that has been done.
     ///
     /// # Errors
     /// `Stale` when there is no head or it does not descend from `old`; `Io` when
-    /// the cluster does not answer; `HeadReadOnly` when it flags the head itself as
-    /// read-only.
+    /// the cluster does not answer; `HeadReadOnly` when the head itself refuses writes.
     pub(super) async fn follow(self: &Arc<Self>, old: Vid) -> Result<(), VolumeError> {
         let follower = Arc::clone(self);
-        // As a task: a caller that is dropped must not leave half a switch, with a
-        // lock taken or a copy in flight.
+        // As a task: dropping the caller must not leave half a switch, with a lock taken
+        // or a copy in flight.
         let followed = self
             .runtime
             .spawn(async move { follower.follow_serialized(old).await });
@@ -118,14 +117,14 @@ impl Follower {
             }
             let switched = self.switch_head(old, info, &mut descendants).await;
             if self.head.leased {
-                // Of the two only the one in use stays locked.
+                // Exactly one of the two stays locked: the head in use.
                 let unused = if matches!(switched, Ok(true)) {
                     old
                 } else {
                     to
                 };
                 if let Err(error) = self.head.client.inode(unused).unlock().await {
-                    tracing::warn!("VDI {unused} stays locked: {}", Chain(&error));
+                    tracing::warn!("lock of VDI {unused} not released: {}", Chain(&error));
                 }
             }
             if switched? {
@@ -161,8 +160,7 @@ impl Follower {
         Err(self.frozen_error())
     }
 
-    /// Makes the VDI of `info` the head; false when it became a snapshot itself
-    /// meanwhile.
+    /// Makes the VDI of `info` the head; false if it has become a snapshot itself.
     async fn switch_head(
         &self,
         old: Vid,
@@ -183,7 +181,7 @@ impl Follower {
         })
     }
 
-    /// Locks the new head, which a snapshot leaves unlocked; false when it is not
+    /// Locks the new head, which the snapshot left unlocked; false if the head is not
     /// `to` any more.
     async fn lock_new_head(&self, to: Vid) -> Result<bool, VolumeError> {
         let mut asked = self.lock_in_doubt.lock().await;
@@ -246,13 +244,12 @@ impl Follower {
         Err(self.head.mark_stale())
     }
 
-    /// True when no object is being brought over to a new head, and no abandoned
-    /// request may still do so.
+    /// True if no object is being migrated, and no abandoned request may still create one.
     pub(super) fn is_idle(&self) -> bool {
         self.recovery.is_idle()
     }
 
-    /// Gives the VDI's lock back, if there is one.
+    /// Releases the VDI's lock, if there is one.
     ///
     /// # Errors
     /// `Cluster` when the cluster does not answer.

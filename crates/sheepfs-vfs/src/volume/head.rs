@@ -1,4 +1,4 @@
-//! The head of a volume: the VDI behind it at the moment.
+//! The head of a volume: the VDI that it reads and writes now.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -14,25 +14,26 @@ use super::error::VolumeError;
 use super::head_state::HeadState;
 use super::object_lock::{ObjectLocks, SharedObjectLock};
 use super::object_map::{HeadMoved, ObjectMap, Revalidation, Slot};
+use crate::poison;
 
-/// The head, and what everyone who works on it shares.
+/// The head, with the state that all layers share.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) client: Client,
     pub(super) selector: VdiSelector,
-    /// Whether the VDI's cluster lock is held, which must go back.
+    /// Whether this client holds the VDI's cluster lock and must release it.
     pub(super) leased: bool,
     /// One creator per object.
     pub(super) locks: Arc<ObjectLocks>,
     pub(super) opened: Instant,
     state: RwLock<HeadState>,
-    /// The VDI is gone; nothing may be read or written any more. Final.
+    /// The VDI was deleted or rolled back; all I/O fails. Final.
     stale: AtomicBool,
     /// Nanoseconds since 1970.
     modified: AtomicU64,
 }
 
-/// A slot of one moment.
+/// A slot as seen at one point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotView {
     /// The head.
@@ -72,11 +73,11 @@ impl Head {
     }
 
     pub(super) fn state(&self) -> RwLockReadGuard<'_, HeadState> {
-        self.state.read().expect("map transitions do not panic")
+        poison::read(&self.state)
     }
 
     fn state_mut(&self) -> RwLockWriteGuard<'_, HeadState> {
-        self.state.write().expect("map transitions do not panic")
+        poison::write(&self.state)
     }
 
     /// The lock of head and index itself, for the switch to another head.
@@ -84,13 +85,13 @@ impl Head {
         &self.state
     }
 
-    /// Makes a transition of the object map.
+    /// Runs a transition of the object map.
     pub(super) fn update<T>(&self, transition: impl FnOnce(&mut ObjectMap) -> T) -> T {
         transition(&mut self.state_mut().map)
     }
 
-    /// Takes over another size of `vid` and the slots that came with it; false when
-    /// it is not the head any more, or has that size.
+    /// Applies another size, and the slots that came with it; false if its VDI is not the
+    /// head any more, or the size is the same.
     pub(super) fn resize(&self, now: &VdiInfo, added: Vec<(ObjectIndex, Vid)>) -> bool {
         let mut head = self.state_mut();
         if head.info.vid != now.vid || head.info.size == now.size {
@@ -113,12 +114,12 @@ impl Head {
         self.selector.version == VdiVersion::Working
     }
 
-    /// Whether nobody else may change the index, so that the cached one is true.
+    /// Whether no other client may change the index, so that the cached one is valid.
     pub(super) fn is_index_exclusive(&self) -> bool {
         self.leased || !self.is_head_selected()
     }
 
-    /// Whether a read may use a slot as it is cached.
+    /// Whether a read may use the cached slot.
     pub(super) fn is_cache_valid(&self, slot: Slot) -> bool {
         match slot {
             Slot::Owned => true,
@@ -137,24 +138,24 @@ impl Head {
         })
     }
 
-    /// Begins a question to the cluster about slots of the head.
+    /// Begins a query of slots of the head.
     pub(super) fn begin_revalidation(&self) -> Revalidation {
         self.update(|map| map.revalidate(self.locks.locked()))
     }
 
-    /// Notes what the cluster has answered of some slots.
+    /// Applies a response about some slots.
     pub(super) fn observe(
         &self,
-        question: &Revalidation,
+        revalidation: &Revalidation,
         slots: impl Iterator<Item = (ObjectIndex, Option<Vid>)>,
     ) {
         let is_locked = |index| self.locks.is_locked(index);
-        let observed = self.update(|map| map.observe(question, slots, is_locked));
+        let observed = self.update(|map| map.observe(revalidation, slots, is_locked));
         self.note_remote_write(observed);
     }
 
-    /// Notes that others have written, if they have. Of a former head nothing is
-    /// worth noting.
+    /// Touches the mtime if the response shows a write of another client. Responses
+    /// about a former head are ignored.
     pub(super) fn note_remote_write(&self, observed: Result<bool, HeadMoved>) {
         if observed == Ok(true) {
             self.touch_mtime();
@@ -164,7 +165,7 @@ impl Head {
     /// Locks an object.
     ///
     /// # Errors
-    /// `Io` when an earlier request for it is at a sheep that is silent.
+    /// `Io` when an earlier request for it has timed out and pins the lock.
     pub(super) async fn lock_object(
         &self,
         index: ObjectIndex,
@@ -212,7 +213,7 @@ impl Head {
         }
     }
 
-    /// The error for a sheep that keeps a request without an answer.
+    /// The error for a request without a response.
     pub(super) fn timeout_error(&self, waited: Duration) -> VolumeError {
         self.io_error(ClientError::Unreachable {
             gateway: self.client.address(),

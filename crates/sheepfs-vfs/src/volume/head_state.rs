@@ -1,4 +1,4 @@
-//! Which VDI is the head, and what is known of its index.
+//! The header and the object map of the head.
 
 use sheep_client::unstable::IndexTree;
 use sheep_client::{Client, ClientError, VdiInfo};

@@ -1,14 +1,13 @@
-//! Commits changes of the index of a VID: slots of new objects are set, those of
-//! discarded ones cleared.
+//! Commits index entries: sets the slots of new objects, clears those of discarded ones.
 //!
-//! This is a group commit: while a few batches are in flight the next one
-//! gathers. Each batch is cut into runs of neighbouring slots, one request each,
+//! This is a group commit: while a few batches are in flight the next one collects
+//! updates. Each batch is cut into runs of neighbouring slots, one request each,
 //! and only newly made slots are in them, because repeating an inherited one
 //! corrupts its reference count (protocol 4.5). After the batch one of its objects
 //! is probed: success means that no snapshot can miss the batch (protocol 7.4).
 //!
 //! The index of a hypervolume is a tree that one batch changes at a time; each
-//! rewrites its root, so there is all the more to gain from gathering.
+//! rewrites its root, so batching saves even more.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -21,21 +20,22 @@ use tokio::sync::oneshot;
 
 use super::object_io::{ObjectIo, Probe};
 use super::object_lock::SharedObjectLock;
+use crate::poison;
 
-/// Slots in one request; a server does work for each before it answers.
+/// Slots in one request; the server does work for each before it responds.
 const MAX_RUN: usize = 1024;
 
-/// Longest wait for a change of a tree that a silent sheep keeps.
+/// Longest wait for an earlier change of the tree that has timed out.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Batches in flight at once, so that a slow one does not hold up the rest.
+/// Batches in flight, so that a slow one does not hold up the rest.
 const MAX_BATCHES: usize = 4;
 
-/// What became of a committed slot.
+/// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CommitOutcome {
     /// It is in the index of a head.
     Head,
-    /// The VDI has become a snapshot; its successor may lack the slot.
+    /// The VDI has become a snapshot; the new head may lack the slot.
     Frozen,
 }
 
@@ -48,8 +48,8 @@ pub(crate) struct IndexCommitter {
     io: ObjectIo,
     /// The index of a hypervolume.
     tree: Option<tokio::sync::Mutex<IndexTree>>,
-    /// Held by every request that changes the tree until it cannot be executed any
-    /// more: a late root would take the newer slots away.
+    /// Pinned by every request that changes the tree until it cannot be executed any
+    /// more: a late root would remove newer slots.
     fence: Arc<tokio::sync::Mutex<()>>,
     queue: Mutex<Queue>,
 }
@@ -57,7 +57,7 @@ pub(crate) struct IndexCommitter {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: Vec<Update>,
-    /// Commit loops that are running; each takes what is waiting when it is done.
+    /// Commit loops that are running; each takes the waiting updates as its next batch.
     active: usize,
 }
 
@@ -82,13 +82,13 @@ impl IndexCommitter {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().expect("pushing and taking do not panic")
+        poison::lock(&self.queue)
     }
 
     /// Sets the slot of an object that `vid` has just made. `lock` is the object's.
     ///
     /// # Errors
-    /// What the cluster answered; the slot may be set all the same.
+    /// The error of the cluster; the slot may be set all the same.
     pub(crate) async fn commit_slot(
         self: &Arc<Self>,
         vid: Vid,
@@ -111,7 +111,9 @@ impl IndexCommitter {
         if start {
             tokio::spawn(Arc::clone(self).commit_loop());
         }
-        outcome.await.expect("the commit loop answers every update")
+        outcome
+            .await
+            .expect("the commit loop completes every update")
     }
 
     async fn commit_loop(self: Arc<Self>) {
@@ -139,7 +141,7 @@ impl IndexCommitter {
             None => join_all(runs(&batch).map(|run| self.write_run(run))).await,
             Some(tree) => vec![self.insert(tree, &batch).await],
         };
-        // After the updates were answered, never beside them.
+        // Probe only after the updates have completed.
         let states = join_all(probes.iter().map(|&(vid, index)| self.state(vid, index))).await;
 
         let outcomes = written.into_iter().flatten().collect::<Vec<_>>();
@@ -148,7 +150,7 @@ impl IndexCommitter {
                 .binary_search_by_key(&update.vid, |&(vid, _)| vid)
                 .expect("each VID of the batch was probed");
             let outcome = written.and_then(|()| states[at].clone());
-            // The volume may have been dropped with its callers.
+            // The caller may have been dropped.
             let _ = update.completion.send(outcome);
         }
     }
@@ -188,8 +190,8 @@ impl IndexCommitter {
         vec![outcome.map_err(Arc::new); batch.len()]
     }
 
-    /// Takes over the index of a hypervolume as it was just read; false when an
-    /// update is in flight. A flat index has none to take over.
+    /// Replaces the index tree of a hypervolume by a newly read one; false if an update is
+    /// in flight.
     pub(crate) fn replace_tree(&self, new: Option<IndexTree>) -> bool {
         match (&self.tree, new) {
             (Some(tree), Some(new)) => match tree.try_lock() {
@@ -208,7 +210,7 @@ impl IndexCommitter {
     /// those of the objects.
     ///
     /// # Errors
-    /// What the cluster answered to one of the requests. All are waited for; one
+    /// The error of one of the requests. All are waited for; one
     /// that timed out keeps the locks.
     pub(crate) async fn clear_slots(
         &self,
@@ -232,7 +234,7 @@ impl IndexCommitter {
     /// the object must not be used before it is made again. `lock` is the object's.
     ///
     /// # Errors
-    /// What the cluster answered.
+    /// The error of the cluster.
     ///
     /// # Panics
     /// For a VDI with a flat index, where the server would remove an object that

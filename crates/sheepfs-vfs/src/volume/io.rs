@@ -1,9 +1,8 @@
-//! Reads and writes of extents: which object they go to, and what happens when that
-//! changes under them.
+//! Reads and writes of one extent, with retries while the head or the slot changes.
 //!
 //! ```text
-//! read:    hole           -> zeros, no request    (the slot is asked for unless the
-//!          owner          -> READ_OBJ              index is ours)
+//! read:    hole           -> zeros, no request    (after a slot query, unless the
+//!          owner          -> READ_OBJ              index is exclusive)
 //! write:   owned          -> WRITE_OBJ                                (one round trip)
 //!          hole, ancestor -> lock, revalidate, CREATE, commit, probe  (four, in sequence)
 //!
@@ -31,12 +30,12 @@ use super::object_map::Slot;
 use super::revalidate::Revalidator;
 use super::slot_query::SlotQueries;
 
-/// Extents of one operation in flight at once.
+/// Extents of one operation in flight.
 pub(super) const PARALLEL_EXTENTS: usize = 16;
-/// How often a request follows a slot that changes under it.
+/// Retries of a request while its slot changes.
 const MAX_SLOT_CHANGES: u32 = 8;
 
-/// What a write to an object has reached.
+/// Where a write has landed.
 enum WroteTo {
     /// The head.
     Head,
@@ -94,15 +93,15 @@ impl ExtentIo {
         }
     }
 
-    /// Reads from whichever object the slot names now, and says which that was.
+    /// Reads the object that the slot names now; also returns that slot.
     async fn read_current(
         &self,
         extent: Extent,
     ) -> Result<(SlotView, Result<Bytes, ClientError>), VolumeError> {
         let slot = self.head.state().map.slot(extent.index);
         let seen = match slot {
-            // Mostly it is still the ancestor's, whose objects do not change: read it
-            // while the slot is asked for.
+            // Mostly the object is still inherited, and an ancestor's objects are
+            // immutable: read it in parallel with the slot query.
             Slot::Inherited(owner) if !self.head.is_cache_valid(slot) => {
                 let (seen, inherited) = tokio::join!(
                     self.queries.current_slot(extent.index),
@@ -126,8 +125,8 @@ impl ExtentIo {
     /// Writes `data` at byte `offset`, inside the volume.
     ///
     /// # Errors
-    /// `Io` when the cluster refuses, `Stale`, `HeadReadOnly`. Nothing is in flight
-    /// any more then, unless the cluster did not answer.
+    /// `Io` when the cluster refuses, `Stale`, `HeadReadOnly`. No request is in flight
+    /// then, except after a timeout.
     pub(super) async fn write_range(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
         let shift = self.head.state().info.object_shift;
         let mut at = 0;
@@ -142,31 +141,38 @@ impl ExtentIo {
             .buffer_unordered(PARALLEL_EXTENTS)
             .collect()
             .await;
-        // Not before all have ended: a create left behind would wipe what is
-        // written next.
+        // Return only after all have ended: a late create would overwrite the next write.
         outcomes.into_iter().collect::<Result<(), _>>()?;
         self.head.touch_mtime();
         Ok(())
     }
 
-    /// Writes an extent, into its object or by making that first, until it is in the
-    /// head.
+    /// Writes an extent, and creates its object if the head does not own it.
+    ///
+    /// ```text
+    ///          ┌──────────── retry: READONLY (follow), NO_OBJ (revalidate the slot)
+    ///          ▼
+    /// owned ─► WRITE_OBJ ─────────────────────────────────────────► in the head: done
+    /// else ──► lock, revalidate ─► CREATE first part ─► commit ─┬──► done
+    ///                                            └─► WRITE rest ┘
+    /// ```
     async fn write(&self, mut extent: Extent, mut data: Bytes) -> Result<(), VolumeError> {
         let mut refused_since = None;
         let mut changes = 0;
         loop {
             let mut seen = self.head.slot_view(extent.index)?;
+            // In place, or through the allocator.
             let outcome = if seen.is_owned() {
                 self.overwrite(seen, extent, data.clone()).await
             } else {
                 let object = self.allocator.lock(extent.index).await?;
                 seen = object.view;
                 if seen.is_owned() {
-                    // Another writer has made it in the meantime.
+                    // Another writer has created it in the meantime.
                     continue;
                 }
-                // Made with no more than fits one request: the rest is faster written
-                // in place, while the slot is committed.
+                // Create it with what fits one request; the rest is written in place, in
+                // parallel with the commit.
                 let first = split_io(extent.offset, extent.len).next();
                 let (first, rest) = extent.split_at(first.map_or(0, |(_, len)| len));
                 let part = data.slice(..first.len as usize);
@@ -187,6 +193,7 @@ impl ExtentIo {
                     Err(error) => Err(error),
                 }
             };
+            // A write that landed on a former head is repeated on the new one.
             let error = match outcome {
                 Ok(WroteTo::Head) => return Ok(()),
                 Ok(WroteTo::FormerHead) => continue,
@@ -201,6 +208,7 @@ impl ExtentIo {
                     false => self.head.io_error(error),
                 });
             }
+            // Repair the cached state that led here, then retry.
             match error.code() {
                 Some(ResultCode::ReadOnly) => self.follower.follow(seen.head).await?,
                 Some(ResultCode::NoObj | ResultCode::NoVdi) if changes < MAX_SLOT_CHANGES => {
@@ -214,7 +222,7 @@ impl ExtentIo {
         }
     }
 
-    /// Writes to the object of the head that was seen.
+    /// Writes in place.
     async fn overwrite(
         &self,
         seen: SlotView,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::block_device::{BlockDevice, BlockStatus};
 use super::error::VolumeError;
+use crate::poison;
 
 /// Bytes in memory.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl MemoryDevice {
     }
 
     fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().expect("copying bytes does not panic")
+        poison::lock(&self.bytes)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<u32, VolumeError> {
@@ -95,7 +96,8 @@ impl BlockDevice for MemoryDevice {
         }
         let mut bytes = self.bytes();
         let size = bytes.len() as u64;
-        let inside = |byte: u64| usize::try_from(byte.min(size)).expect("a length in memory");
+        let inside =
+            |byte: u64| usize::try_from(byte.min(size)).expect("clamped to the length of a Vec");
         bytes[inside(offset)..inside(offset.saturating_add(len))].fill(0);
         Ok(())
     }

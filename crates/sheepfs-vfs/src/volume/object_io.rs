@@ -33,7 +33,7 @@ impl ObjectIo {
         Self { client }
     }
 
-    /// Reads an extent of an object of `owner` and runs `completion` where the answer is read.
+    /// Reads an extent of an object of `owner` and runs `completion` in the reader task.
     pub(super) fn submit_read(
         &self,
         owner: Vid,
@@ -54,8 +54,8 @@ impl ObjectIo {
             .await
     }
 
-    /// Overwrites an extent of an object of `vid` and runs `completion` where the answer
-    /// is read.
+    /// Overwrites an extent of an object of `vid` and runs `completion` in the reader
+    /// task.
     pub(super) fn submit_write(
         &self,
         vid: Vid,
@@ -79,9 +79,9 @@ impl ObjectIo {
         self.client.objects().write(oid, extent.offset, data).await
     }
 
-    /// Makes an object of `vid`, a copy of the one of `source` if there is one, and
-    /// writes to it. Returns when the request cannot be executed any more, unless
-    /// the error is `Unreachable`: then the request itself keeps `lock`.
+    /// Creates an object of `vid`, as a copy-up of the object of `source` if there is one,
+    /// and writes to it. Returns when the request cannot be executed any more. After
+    /// `Unreachable` it still can; then the request itself pins `lock`.
     pub(super) async fn create(
         &self,
         vid: Vid,
@@ -98,13 +98,13 @@ impl ObjectIo {
             .send(request.with_token(Arc::clone(lock) as InFlightToken))
             .await;
         if matches!(created, Err(ClientError::Lost { .. })) {
-            // Executed late it would wipe what the lock's next holder writes.
+            // Executed late, it would overwrite data of the lock's next holder.
             self.client.fence().await;
         }
         created.map(drop)
     }
 
-    /// Makes object `index` of `to` a copy of the one of `from`.
+    /// Copies object `index` from `from` to `to`.
     pub(super) async fn copy(
         &self,
         from: Vid,
@@ -134,11 +134,11 @@ impl ObjectIo {
         }
     }
 
-    /// Asks with an empty write whether `vid` takes writes.
+    /// Probes with an empty write whether `vid` takes writes.
     ///
-    /// A server refuses it from before it reads the inode for a snapshot, and
-    /// tells with `snap_ctime` only when it has written that back (protocol 7.4).
-    /// So whatever was in the index before success is in every later snapshot.
+    /// The server refuses writes from before it reads the inode for a snapshot, but sets
+    /// `snap_ctime` only when it writes the inode back (protocol 7.4). So after a
+    /// successful probe, every later snapshot has all earlier index entries.
     pub(super) async fn probe(&self, vid: Vid, index: ObjectIndex) -> Result<Probe, ClientError> {
         let nothing = Extent {
             index,
@@ -148,7 +148,7 @@ impl ObjectIo {
         match self.write(vid, nothing, Bytes::new()).await {
             Ok(()) => Ok(Probe::Writable),
             Err(error) if error.is_read_only() => Ok(Probe::Frozen),
-            // A snapshot would have been refused before the object was missed.
+            // The server checks for a snapshot before it looks for the object.
             Err(error) if error.is_missing_object() => Ok(Probe::NoObject),
             Err(error) => Err(error),
         }

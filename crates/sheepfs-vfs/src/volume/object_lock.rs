@@ -1,4 +1,6 @@
-//! One creator per object: an object is made, or cleared, under its lock.
+//! Per-object locks: an object is created or cleared by one task at a time.
+
+use crate::poison;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,15 +10,15 @@ use sheep_client::ClientError;
 use sheep_proto::ObjectIndex;
 use tokio::sync::{OwnedMutexGuard, watch};
 
-/// Longest wait for a lock whose holder waits for a sheep itself.
+/// Longest wait for a lock.
 ///
-/// Longer than a holder takes whose requests are answered: a wait for a discarded
-/// object to be deleted, and three requests.
+/// Longer than a holder needs if all its requests complete: the wait for a reclaim, and
+/// three requests.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(240);
 
 type Table = HashMap<ObjectIndex, Arc<Entry>>;
 
-/// The locks of the objects of a volume. Only those that are held or waited for take memory.
+/// The object locks of a volume. Only held or awaited locks take memory.
 #[derive(Debug, Default)]
 pub(crate) struct ObjectLocks {
     table: Mutex<Table>,
@@ -45,8 +47,7 @@ impl ObjectLocks {
     /// Locks an object, first come first served.
     ///
     /// # Errors
-    /// The time waited, when the lock is pinned by a request whose caller has timed
-    /// out, or its holder is silent for long.
+    /// The time waited, if a timed-out request pins the lock, or the wait times out.
     pub(crate) async fn lock(
         self: &Arc<Self>,
         index: ObjectIndex,
@@ -89,13 +90,13 @@ impl ObjectLocks {
         }
     }
 
-    /// True when no object is being made or cleared, and no abandoned request may
-    /// still do so.
+    /// True if no object is being created or cleared, and no abandoned request may still
+    /// do so.
     pub(crate) fn is_idle(&self) -> bool {
         self.table().is_empty()
     }
 
-    /// The objects whose locks are held or waited for.
+    /// The objects with a held or awaited lock.
     pub(crate) fn locked(&self) -> Vec<ObjectIndex> {
         self.table().keys().copied().collect()
     }
@@ -107,7 +108,7 @@ impl ObjectLocks {
 
     fn remove_unused(&self, index: ObjectIndex) {
         let mut table = self.table();
-        // Clones are only made under the lock held here: the last one is ours.
+        // Entries are cloned only under the table lock, so a count of one is final.
         if table
             .get(&index)
             .is_some_and(|entry| Arc::strong_count(entry) == 1)
@@ -117,9 +118,7 @@ impl ObjectLocks {
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.table
-            .lock()
-            .expect("inserting and removing do not panic")
+        poison::lock(&self.table)
     }
 }
 

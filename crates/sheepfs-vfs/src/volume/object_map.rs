@@ -1,4 +1,4 @@
-//! The object map: what is known of each slot of the head's index.
+//! The object map: the state of each slot of the head's index.
 //!
 //! ```text
 //!              commit                     retire (no snapshot can have missed it)
@@ -11,15 +11,17 @@
 //!
 //! A slot is in exactly one state. Owners are kept in pages of 1,024 slots, and
 //! only pages with an owner in them: an untouched volume of any size costs next
-//! to nothing, a full one 4 bytes for each object. The states that pass (recently
-//! committed, in doubt, being reclaimed) are in a table beside them.
+//! to nothing, a full one 4 bytes for each object. The transient states (recently
+//! committed, in doubt, being reclaimed) are in a second table.
 //!
-//! A change that belongs to another head is refused with [`HeadMoved`]: the
-//! caller finds the new head there and decides what becomes of its object.
+//! A change for another head is refused with [`HeadMoved`], which names the new head;
+//! the caller decides whether to migrate its object.
 //!
-//! What the cluster says of a slot can be older than what this client has done
-//! to it meanwhile. So whoever asks takes a [`Revalidation`] first, and an answer
-//! counts only for slots that nobody here has changed since, or was changing then.
+//! A response about a slot can be older than a change that this client has made since.
+//! So the caller begins a [`Revalidation`] before it sends the query. The response is
+//! applied only to slots that were not changed since, and not locked at its begin.
+
+use crate::poison;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{RangeFrom, RangeInclusive};
@@ -107,17 +109,17 @@ pub(crate) enum Slot {
     Inherited(Vid),
     /// The head's own object, which is written in place.
     Owned,
-    /// An index update of this client failed and may have been made all the
-    /// same; the owner as it was before is `last`.
+    /// An index update of this client failed, and its outcome is unknown. `last` is the
+    /// owner before it.
     InDoubt {
         /// The owner before the update.
         last: Option<Vid>,
     },
-    /// A hole whose object the server may not have deleted yet.
+    /// A hole with an object that the server may not have deleted yet.
     Reclaiming,
 }
 
-/// What is known of a slot besides its owner.
+/// A transient state of a slot, besides its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transient {
     /// Set by this client `at`; `before` is the owner until then.
@@ -128,7 +130,7 @@ enum Transient {
     Reclaiming { since: Instant },
 }
 
-/// The change is one of a VDI that is not the head any more.
+/// The change is for a VDI that is not the head any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HeadMoved {
     /// The head now.
@@ -137,8 +139,8 @@ pub(crate) struct HeadMoved {
     pub(crate) owner: Option<Vid>,
 }
 
-/// A question to the cluster about slots, from before it is sent until its
-/// answer is noted; see [`ObjectMap::observe`].
+/// A query of slots, from before it is sent until its response is applied; see
+/// [`ObjectMap::observe`].
 #[derive(Debug)]
 pub(crate) struct Revalidation {
     head: Vid,
@@ -150,16 +152,14 @@ impl Revalidation {
         lock(&self.changed)
     }
 
-    /// The head whose slots are asked for.
+    /// The head of the queried slots.
     pub(crate) fn head(&self) -> Vid {
         self.head
     }
 }
 
 fn lock(changed: &Mutex<BTreeSet<ObjectIndex>>) -> MutexGuard<'_, BTreeSet<ObjectIndex>> {
-    changed
-        .lock()
-        .expect("inserting and looking up do not panic")
+    poison::lock(changed)
 }
 
 /// The slots of the head's index.
@@ -170,7 +170,7 @@ pub(crate) struct ObjectMap {
     transient: BTreeMap<ObjectIndex, Transient>,
     /// Commits in the order they were made.
     commits: VecDeque<(Instant, ObjectIndex)>,
-    /// The slots that were changed since each question was begun.
+    /// The slots that were changed since the begin of each revalidation.
     revalidations: Vec<Weak<Mutex<BTreeSet<ObjectIndex>>>>,
 }
 
@@ -250,7 +250,7 @@ impl ObjectMap {
         });
     }
 
-    /// Notes that the slot of an object of `head` was set by this client.
+    /// Records that this client has set the slot of an object of `head`.
     ///
     /// # Errors
     /// [`HeadMoved`] when `head` is not the head any more; nothing is changed.
@@ -264,8 +264,8 @@ impl ObjectMap {
         Ok(())
     }
 
-    /// Notes that `head` was seen not to be a snapshot by a question that was
-    /// asked at `asked`: commits that are old enough are in every later one.
+    /// Retires commits: a query sent at `asked` has shown that the head was not a
+    /// snapshot then, so no snapshot can have missed commits before the race window.
     pub(crate) fn retire_commits(&mut self, asked: Instant) {
         while let Some(&(at, index)) = self.commits.front() {
             if at + SNAPSHOT_RACE_WINDOW > asked {
@@ -279,7 +279,7 @@ impl ObjectMap {
         }
     }
 
-    /// Notes that an update of a slot of `head` may have been made or not.
+    /// Records that the outcome of an update of a slot of `head` is unknown.
     ///
     /// # Errors
     /// [`HeadMoved`] when `head` is not the head any more: a late update cannot
@@ -295,8 +295,8 @@ impl ObjectMap {
         Ok(())
     }
 
-    /// Notes what the cluster says of a slot of `head` while nobody else can
-    /// change it here: the caller holds the object's lock and has asked since.
+    /// Applies the owner of a slot of `head` as read from the cluster. The caller has held
+    /// the object's lock since before the query, so the response is authoritative.
     ///
     /// # Errors
     /// [`HeadMoved`] when `head` is not the head any more; nothing is changed.
@@ -329,8 +329,8 @@ impl ObjectMap {
     }
 
     /// Turns objects of `head` into holes, before their slots are cleared in the
-    /// cluster, and returns those that there were with their owners. The
-    /// server deletes the head's own ones some time after that.
+    /// cluster. Returns the objects that existed, with their owners. The server deletes
+    /// the head's own objects asynchronously after that.
     ///
     /// # Errors
     /// [`HeadMoved`] when `head` is not the head any more; nothing is changed.
@@ -356,15 +356,14 @@ impl ObjectMap {
         Ok(held)
     }
 
-    /// Turns an object into a hole whose object is deleted at once, as those of
-    /// a hypervolume are.
+    /// Turns an object of a hypervolume into a hole; its deletion is synchronous.
     pub(crate) fn remove(&mut self, index: ObjectIndex) {
         self.set(index, None);
         self.transient.remove(&index);
     }
 
-    /// Since when the server may have an object to delete whose slot this client
-    /// has cleared; `None` for any other, and for another head's.
+    /// When this client cleared the slot, if the server may still have to delete the
+    /// object. `None` for other objects and other heads.
     pub(crate) fn reclaiming_since(&self, head: Vid, index: ObjectIndex) -> Option<Instant> {
         match self.transient.get(&index) {
             _ if head != self.head => None,
@@ -383,7 +382,7 @@ impl ObjectMap {
             .collect()
     }
 
-    /// Notes that an object whose slot was cleared is gone, or need not go.
+    /// Records that the object of a cleared slot was deleted, or is an orphan.
     pub(crate) fn reclaimed(&mut self, head: Vid, index: ObjectIndex) {
         if head != self.head {
             return;
@@ -397,9 +396,8 @@ impl ObjectMap {
         }
     }
 
-    /// Begins a question to the cluster about slots of the head. What is answered of
-    /// the objects that are being made or cleared now, `locked`, does not count:
-    /// it may be older than the end of that.
+    /// Begins a query of slots of the head. The response is not applied to objects in
+    /// `locked`, which are being created or cleared: it may be older than that change.
     pub(crate) fn revalidate(
         &mut self,
         locked: impl IntoIterator<Item = ObjectIndex>,
@@ -413,25 +411,27 @@ impl ObjectMap {
         }
     }
 
-    /// Notes what the cluster has answered of some slots; `is_locked` tells which
-    /// objects somebody here is making or clearing. Returns whether that is news.
+    /// Applies a response about some slots. `is_locked` tells which objects are being
+    /// created or cleared by this client. Returns whether a slot has changed.
     ///
-    /// Not of slots that were changed here since the question was begun; nor of
-    /// those that were committed lately: a snapshot that is being made hides
-    /// them, and following it brings them back.
+    /// Slots that this client has changed since the begin of the revalidation are
+    /// skipped. So are recently committed ones: a racing snapshot can hide them until
+    /// the head is followed and reconciled.
     ///
     /// # Errors
-    /// [`HeadMoved`] when the head is another one than at the question.
+    /// [`HeadMoved`] when the head has changed since the begin of the revalidation.
     pub(crate) fn observe(
         &mut self,
-        question: &Revalidation,
+        revalidation: &Revalidation,
         slots: impl IntoIterator<Item = (ObjectIndex, Option<Vid>)>,
         is_locked: impl Fn(ObjectIndex) -> bool,
     ) -> Result<bool, HeadMoved> {
-        self.check_head(question.head, ObjectIndex(0))?;
+        self.check_head(revalidation.head, ObjectIndex(0))?;
         let mut news = false;
         for (index, owner) in slots {
-            if self.owner(index) == owner || self.is_changed_locally(question, index, &is_locked) {
+            if self.owner(index) == owner
+                || self.is_changed_locally(revalidation, index, &is_locked)
+            {
                 continue;
             }
             news = true;
@@ -448,19 +448,19 @@ impl ObjectMap {
         Ok(news)
     }
 
-    /// Notes what the cluster has answered of a slot that led to a missing object,
-    /// which is proof enough against a commit of this client, too.
+    /// Applies a response about a slot after its object was found missing. It overrides
+    /// a recent commit, too: the missing object proves that the commit was lost.
     ///
     /// # Errors
     /// As [`Self::observe`].
     pub(crate) fn observe_missing(
         &mut self,
-        question: &Revalidation,
+        revalidation: &Revalidation,
         index: ObjectIndex,
         owner: Option<Vid>,
     ) -> Result<(), HeadMoved> {
-        self.check_head(question.head, index)?;
-        if self.owner(index) != owner && !question.changed().contains(&index) {
+        self.check_head(revalidation.head, index)?;
+        if self.owner(index) != owner && !revalidation.changed().contains(&index) {
             self.set(index, owner);
             if matches!(
                 self.transient.get(&index),
@@ -472,17 +472,17 @@ impl ObjectMap {
         Ok(())
     }
 
-    /// Notes a whole index that was read, as [`Self::observe`] does.
+    /// Applies a whole index, as [`Self::observe`] does.
     ///
     /// # Errors
     /// As [`Self::observe`].
     pub(crate) fn observe_all(
         &mut self,
-        question: &Revalidation,
+        revalidation: &Revalidation,
         read: &Owners,
         is_locked: impl Fn(ObjectIndex) -> bool,
     ) -> Result<bool, HeadMoved> {
-        self.check_head(question.head, ObjectIndex(0))?;
+        self.check_head(revalidation.head, ObjectIndex(0))?;
         let here = self.allocated_from(ObjectIndex(0)..);
         let there = read.allocated_from(ObjectIndex(0)..);
         let different = |index: &ObjectIndex| self.owner(*index) != read.get(*index);
@@ -492,41 +492,41 @@ impl ObjectMap {
             .filter(different)
             .collect();
         let slots = different.into_iter().map(|index| (index, read.get(index)));
-        self.observe(question, slots, is_locked)
+        self.observe(revalidation, slots, is_locked)
     }
 
     fn is_changed_locally(
         &self,
-        question: &Revalidation,
+        revalidation: &Revalidation,
         index: ObjectIndex,
         is_locked: impl Fn(ObjectIndex) -> bool,
     ) -> bool {
         matches!(
             self.transient.get(&index),
             Some(Transient::Committed { .. })
-        ) || question.changed().contains(&index)
+        ) || revalidation.changed().contains(&index)
             || is_locked(index)
     }
 
-    /// Whether any slot was changed here since a question was begun.
-    pub(crate) fn is_changed_since(&self, question: &Revalidation) -> bool {
-        question.head != self.head || !question.changed().is_empty()
+    /// Whether this client has changed any slot since the begin of the revalidation.
+    pub(crate) fn is_changed_since(&self, revalidation: &Revalidation) -> bool {
+        revalidation.head != self.head || !revalidation.changed().is_empty()
     }
 
     /// Adds the slots that came with a larger size.
     pub(crate) fn extend(&mut self, slots: impl IntoIterator<Item = (ObjectIndex, Vid)>) {
         for (index, owner) in slots {
-            // What was written here meanwhile is newer.
+            // A write of this client is newer than the response.
             if self.owner(index).is_none() && !self.transient.contains_key(&index) {
                 self.set(index, Some(owner));
             }
         }
     }
 
-    /// The objects committed lately to the head that the index of a later one
-    /// does not show, each with its owner before the commit: the snapshot
-    /// between them has swallowed the update. An entry of the later index that
-    /// is not as before the commit was made by somebody else since, and stays.
+    /// The recently committed objects that are missing in the index of a later head, each
+    /// with its owner before the commit: the snapshot in between has overwritten the
+    /// update. An entry that differs from that owner was written by another client
+    /// since, and stays.
     pub(crate) fn missing_in(&self, later: &Owners) -> Vec<(ObjectIndex, Option<Vid>)> {
         let missing = |(&index, transient): (&ObjectIndex, &Transient)| match *transient {
             Transient::Committed { before, .. } if later.get(index) == before => {
@@ -537,8 +537,8 @@ impl ObjectMap {
         self.transient.iter().filter_map(missing).collect()
     }
 
-    /// Makes `head` the head, whose index is `owners`. `recommitted` are the slots
-    /// that this client has just set there, each with its owner before.
+    /// Switches to `head` with the index `owners`. `recommitted` are the slots that this
+    /// client has just set there, each with its owner before.
     pub(crate) fn switch_head(
         &mut self,
         head: Vid,
@@ -546,8 +546,8 @@ impl ObjectMap {
         recommitted: impl IntoIterator<Item = (ObjectIndex, Option<Vid>)>,
     ) {
         let at = Instant::now();
-        // Everything that passes was the old head's: it makes and deletes no
-        // objects any more, and its late updates do not reach the new one.
+        // Transient states belong to the old head: it is read-only now, and its late
+        // updates do not reach the new one.
         *self = Self::new(head, owners);
         for (index, before) in recommitted {
             self.transient
@@ -581,7 +581,7 @@ mod tests {
         MarkInDoubt,
         Resolve(Option<u32>),
         Reclaimed,
-        /// The answer to a question that was begun at this step or before.
+        /// The answer to a revalidation that was begun at this step or before.
         Observe {
             owner: Option<u32>,
             begun: usize,
@@ -696,7 +696,12 @@ mod tests {
         }
     }
 
-    fn apply(map: &mut ObjectMap, questions: &[Revalidation], index: ObjectIndex, change: Change) {
+    fn apply(
+        map: &mut ObjectMap,
+        revalidations: &[Revalidation],
+        index: ObjectIndex,
+        change: Change,
+    ) {
         let head = vid(HEAD);
         match change {
             Change::Commit => map.commit(head, index).expect("it is the head"),
@@ -712,11 +717,11 @@ mod tests {
                 begun,
                 locked,
             } => {
-                map.observe(&questions[begun], [(index, owner.map(vid))], |_| locked)
+                map.observe(&revalidations[begun], [(index, owner.map(vid))], |_| locked)
                     .expect("it is the head");
             }
             Change::ObserveMissing { owner, begun } => map
-                .observe_missing(&questions[begun], index, owner.map(vid))
+                .observe_missing(&revalidations[begun], index, owner.map(vid))
                 .expect("it is the head"),
         }
     }
@@ -728,16 +733,16 @@ mod tests {
         ) {
             let mut map = ObjectMap::new(vid(HEAD), Owners::default());
             let mut models: HashMap<u32, Model> = HashMap::new();
-            let mut questions = vec![map.revalidate([])];
+            let mut revalidations = vec![map.revalidate([])];
             for (step, (index, mut change)) in (1usize..).zip(changes) {
                 if let Change::Observe { begun, .. } | Change::ObserveMissing { begun, .. } = &mut change {
-                    *begun %= questions.len();
+                    *begun %= revalidations.len();
                 }
                 let model = models.entry(index).or_default();
-                apply(&mut map, &questions, ObjectIndex(index), change);
+                apply(&mut map, &revalidations, ObjectIndex(index), change);
                 model.apply(change, step);
-                // Question number N is begun behind step N.
-                questions.push(map.revalidate([]));
+                // Revalidation N begins after step N.
+                revalidations.push(map.revalidate([]));
 
                 let slot = map.slot(ObjectIndex(index));
                 let expected = match (model.in_doubt, model.owner.map(vid)) {
@@ -788,7 +793,7 @@ mod tests {
     #[test]
     fn object_map_refuses_changes_of_former_head() {
         let mut map = ObjectMap::new(vid(OLD), Owners::default());
-        let question = map.revalidate([]);
+        let revalidation = map.revalidate([]);
         map.commit(vid(OLD), ObjectIndex(1)).unwrap();
         let mut owners = Owners::default();
         owners.set(ObjectIndex(1), Some(vid(OLD)));
@@ -803,12 +808,12 @@ mod tests {
         assert_eq!(map.unmap(vid(OLD), &[one]), Err(moved(1)));
         assert_eq!(map.mark_in_doubt(vid(OLD), one), Err(moved(1)));
         assert_eq!(map.resolve(vid(OLD), one, None), Err(moved(1)));
-        assert_eq!(map.observe_missing(&question, one, None), Err(moved(1)));
+        assert_eq!(map.observe_missing(&revalidation, one, None), Err(moved(1)));
         let none = [(one, None)];
-        assert_eq!(map.observe(&question, none, |_| false), Err(moved(0)));
+        assert_eq!(map.observe(&revalidation, none, |_| false), Err(moved(0)));
         let owners = Owners::default();
         assert_eq!(
-            map.observe_all(&question, &owners, |_| false),
+            map.observe_all(&revalidation, &owners, |_| false),
             Err(moved(0))
         );
         assert_eq!(map.slot(one), Slot::Inherited(vid(OLD)));
@@ -838,11 +843,11 @@ mod tests {
         map.commit(vid(HEAD), ObjectIndex(1)).unwrap();
         map.unmap(vid(HEAD), &[ObjectIndex(1)]).unwrap();
         // The slot is being cleared in the cluster, and was not yet when it was read.
-        let question = map.revalidate([ObjectIndex(1)]);
+        let revalidation = map.revalidate([ObjectIndex(1)]);
         let read = [(ObjectIndex(1), Some(vid(HEAD)))];
-        assert_eq!(map.observe(&question, read, |_| false), Ok(false));
+        assert_eq!(map.observe(&revalidation, read, |_| false), Ok(false));
         assert_eq!(map.slot(ObjectIndex(1)), Slot::Reclaiming);
-        assert!(map.is_changed_since(&question));
+        assert!(map.is_changed_since(&revalidation));
     }
 
     #[test]
@@ -851,17 +856,17 @@ mod tests {
         for index in [1, 2, 3, 2000] {
             map.extend([(ObjectIndex(index), vid(PARENT))]);
         }
-        let question = map.revalidate([]);
+        let revalidation = map.revalidate([]);
         map.commit(vid(HEAD), ObjectIndex(2)).unwrap();
         let mut read = Owners::default();
         read.set(ObjectIndex(1), Some(vid(HEAD)));
         read.set(ObjectIndex(5000), Some(vid(HEAD)));
         let locked = |index| index == ObjectIndex(3);
-        assert_eq!(map.observe_all(&question, &read, locked), Ok(true));
+        assert_eq!(map.observe_all(&revalidation, &read, locked), Ok(true));
         let all: Vec<_> = map.allocated_from(ObjectIndex(0)..).collect();
         let expected = [(1, HEAD), (2, HEAD), (3, PARENT), (5000, HEAD)]
             .map(|(index, owner)| (ObjectIndex(index), vid(owner)));
         assert_eq!(all, expected);
-        assert_eq!(map.observe_all(&question, &read, locked), Ok(false));
+        assert_eq!(map.observe_all(&revalidation, &read, locked), Ok(false));
     }
 }

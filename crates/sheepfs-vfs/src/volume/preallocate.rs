@@ -8,13 +8,13 @@
 //! Making an object and committing its slot takes a server longer than a write
 //! does, so it is done while the writer is still busy with the object before. What
 //! it holds until then is zeros, as the hole did. An object that is not needed after
-//! all stays, as with file systems that preallocate past the end of a file: taking it
-//! back could take back what somebody has just written there.
+//! all stays, as with file systems that preallocate past the end of a file: removing it
+//! could remove data that another client has just written there.
 //!
 //! Preallocation is speculative and must never hurt: the write that triggers it is
 //! sent first, so it gets the last free space; and flush and close wait for it, since
-//! the next client of the VDI may be on another host, and a late object would wipe
-//! what is written there.
+//! the next client of the VDI may be on another host, and a late create would overwrite
+//! its data.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use super::error::VolumeError;
 use super::flush_tracker::FlushTracker;
 use super::sequential::WriteStreams;
 
-/// A volume whose next objects are made before a writer gets there.
+/// A filter over a volume that preallocates objects for sequential writers.
 #[derive(Debug)]
 pub struct Preallocate {
     device: Arc<Device>,
@@ -63,18 +63,18 @@ impl Preallocate {
             self.device.object_size(),
             offset.saturating_add(len as u64).min(self.device.size()),
         );
-        // Those whose first byte is written.
+        // Objects that this write begins: their first byte is in the range.
         let begun = offset.div_ceil(size)..end.div_ceil(size);
         if begun.is_empty() || !self.streams.observe_write(&begun) {
             return None;
         }
-        // A writer that has reached the next one already makes it itself.
+        // A write that ends at an object border gets a whole-object create next.
         let is_next = end % size != 0 && begun.end < self.device.object_count();
         let next = ObjectIndex(u32::try_from(begun.end).ok()?);
         (is_next && !self.device.is_allocated(next)).then_some(next)
     }
 
-    /// Waits for the objects that are being made.
+    /// Waits for the preallocations in flight.
     pub async fn drain(&self) {
         self.in_flight.flush_barrier().await;
     }
@@ -120,7 +120,7 @@ impl BlockDevice for Preallocate {
         let (prealloc, runtime) = (Arc::clone(self), self.runtime.clone());
         let make = async move {
             let is_wanted = || prealloc.streams.is_next(next);
-            // The writer will hear of what is wrong.
+            // The write to this object will report the error.
             if let Err(error) = prealloc.device.allocate_hole(next, is_wanted).await {
                 tracing::debug!("cannot preallocate an object: {}", Chain(&error));
             }
@@ -128,7 +128,7 @@ impl BlockDevice for Preallocate {
         };
         let in_place = u32::try_from(len).is_ok_and(|len| self.device.is_in_place(offset, len));
         if in_place {
-            // It takes no space.
+            // The write allocates no space, so it may be sent second.
             runtime.spawn(make);
             return self.device.submit_write(offset, data, completion);
         }

@@ -1,10 +1,10 @@
-//! Objects that the server has still to delete.
+//! Objects pending reclaim: deallocated, but not yet deleted by the server.
 //!
 //! Clearing a slot drops a reference. The server deletes the object asynchronously,
-//! after it has acknowledged, when the last reference is gone. An object that was
-//! made again before that would be deleted in the old one's place, so an object is
-//! not made until its predecessor is gone. One that stays was left over by a crash:
-//! an orphan, which a create replaces.
+//! after it has acknowledged, when the last reference is gone. If the object were
+//! created again before that, the server would delete the new one. So a create waits
+//! for the reclaim of its predecessor. An object that is never deleted is an orphan of
+//! a crash; a create overwrites it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,17 +17,17 @@ use super::error::VolumeError;
 use super::head::Head;
 use super::object_io::ObjectIo;
 
-/// First and longest pause between two looks for an object that is being deleted.
+/// Shortest and longest poll interval while an object is being deleted.
 const RECLAIM_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
-/// Time after which an object that was not discarded here is taken for an orphan.
+/// Time after which an object that this client has not discarded is an orphan.
 const ORPHAN_GRACE: Duration = Duration::from_secs(3);
-/// Longest wait for one that was, and time after which one that another client
-/// discarded is gone.
+/// Longest wait for an object that this client has discarded. After the same time an
+/// object that another client had discarded is deleted.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
-/// Objects waited for at once.
+/// Objects waited for in parallel.
 const PARALLEL_OBJECTS: usize = 16;
 
-/// Waits for deletions.
+/// Waits for reclaims.
 #[derive(Debug)]
 pub(super) struct Reclaims {
     head: Arc<Head>,
@@ -40,8 +40,8 @@ impl Reclaims {
         Self { head, io }
     }
 
-    /// Waits until an object without a slot is gone, or is known to be an orphan, so
-    /// that it can be made. The caller holds its lock and has revalidated its slot.
+    /// Waits until an object without a slot is deleted, or known to be an orphan, so that
+    /// it can be created. The caller holds its lock and has revalidated its slot.
     ///
     /// # Errors
     /// `Io` when the cluster does not answer.
@@ -66,8 +66,7 @@ impl Reclaims {
 
     /// True while an object without a slot exists that may still be deleted.
     ///
-    /// Shortly after the volume was attached any object may be one that an earlier
-    /// client discarded.
+    /// Shortly after the attach any object may have been discarded by an earlier client.
     ///
     /// # Errors
     /// `Io` when the cluster does not answer.
@@ -92,8 +91,8 @@ impl Reclaims {
         Ok(false)
     }
 
-    /// Waits a moment for all objects discarded here to be deleted, so that the next
-    /// client that attaches the VDI need not.
+    /// Waits for a limited time for the reclaim of all objects that this client has
+    /// discarded, so that the next client need not.
     pub(super) async fn drain(&self) {
         let (vid, reclaiming) = {
             let head = self.head.state();
@@ -105,7 +104,7 @@ impl Reclaims {
             .collect::<Vec<_>>();
         if tokio::time::timeout(ORPHAN_GRACE, drained).await.is_err() {
             tracing::warn!(
-                "{} has discarded objects that the cluster still keeps",
+                "{} has discarded objects that the cluster has not deleted yet",
                 self.head.selector
             );
         }

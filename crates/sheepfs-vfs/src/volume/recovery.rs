@@ -1,7 +1,7 @@
-//! Brings commits that a snapshot has swallowed to the new head.
+//! Reconciles the new head: redoes commits that were lost in the snapshot race.
 //!
 //! ```text
-//! index update of the old head ──► acknowledged, but written over by the snapshot
+//! index update of the old head ──► acknowledged, then overwritten by the snapshot
 //!
 //! for each recent commit that the new index shows as it was before:
 //!     lock the object in the new head
@@ -10,8 +10,8 @@
 //! none is missing: switch the object map to the new head, under its lock
 //! ```
 //!
-//! Only requests that do not retry are used here: what a further snapshot
-//! interrupts starts again at the next head.
+//! Nothing here retries: if a further snapshot interrupts it, `follow.rs` starts again
+//! with the next head.
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -25,16 +25,17 @@ use super::index_commit::{CommitOutcome, IndexCommitter};
 use super::object_io::ObjectIo;
 use super::object_lock::ObjectLocks;
 use super::object_map::Owners;
+use crate::poison;
 
-/// Objects brought over at once.
+/// Objects migrated in parallel.
 const PARALLEL_OBJECTS: usize = 16;
 
-/// Why an object could not be brought over.
+/// Why an object could not be migrated.
 #[derive(Debug)]
 pub(super) enum RecoveryError {
     /// The cluster refused or did not answer.
     Cluster(Arc<ClientError>),
-    /// A request for the object is at a silent sheep, for so long.
+    /// An earlier request pins the object's lock; the wait timed out after this time.
     Locked(Duration),
 }
 
@@ -42,8 +43,8 @@ pub(super) enum RecoveryError {
 #[derive(Debug)]
 pub(super) struct Recovery {
     io: ObjectIo,
-    /// Locks of objects of the new head: those who wait for the switch hold the
-    /// same objects' locks of the old one.
+    /// Object locks of the new head. Writers that wait for the switch hold the locks of
+    /// the same objects in the old head, so those cannot be used here.
     locks: Arc<ObjectLocks>,
     committer: Arc<IndexCommitter>,
 }
@@ -57,18 +58,17 @@ impl Recovery {
         }
     }
 
-    /// True when no object is being brought over, and no abandoned request may
-    /// still make one.
+    /// True if no object is being migrated, and no abandoned request may still create one.
     pub(super) fn is_idle(&self) -> bool {
         self.locks.is_idle()
     }
 
-    /// Makes the VDI of `info`, whose index is `owners`, the head in `state`, once
-    /// it has every object that was committed to `old`. False when it became a
-    /// snapshot itself meanwhile.
+    /// Migrates every object that was committed to `old` and is missing in `owners`, the
+    /// index of the VDI of `info`. Then makes that VDI the head in `state`. False if it
+    /// has become a snapshot itself.
     ///
     /// # Errors
-    /// When an object could not be brought over: the old head stays.
+    /// If an object could not be migrated; the old head stays.
     pub(super) async fn reconcile(
         &self,
         state: &RwLock<HeadState>,
@@ -79,11 +79,12 @@ impl Recovery {
         let to = info.vid;
         let mut recommitted = Vec::new();
         loop {
+            // Compare the recent commits with the new index; switch if none is missing.
             let missing = {
-                let mut head = state.write().expect("map transitions do not panic");
+                let mut head = poison::write(state);
                 let missing = head.map.missing_in(&owners);
                 if missing.is_empty() {
-                    // Under the same lock, or a commit in between would be forgotten.
+                    // Under the same lock, or a commit in between would be lost.
                     head.info = info;
                     head.map.switch_head(to, owners, recommitted);
                     return Ok(true);
@@ -91,21 +92,23 @@ impl Recovery {
                 missing
             };
             tracing::info!(
-                "{}: {} objects written while the snapshot was made are brought over",
+                "{}: redoing {} writes that raced with a snapshot",
                 info.name,
                 missing.len()
             );
+            // Copy the missing objects and commit them in the new head.
             let outcomes: Vec<_> = stream::iter(missing.clone())
                 .map(|(index, _)| self.recommit_object(old, to, index))
                 .buffered(PARALLEL_OBJECTS)
                 .collect()
                 .await;
-            // Not before all have ended: none may be in flight behind our back.
+            // Return only after all have ended: none may be in flight after that.
             for outcome in outcomes {
                 if !outcome? {
                     return Ok(false);
                 }
             }
+            // They are in the index now; the next round compares again.
             for &(index, _) in &missing {
                 owners.set(index, Some(to));
             }
@@ -115,7 +118,7 @@ impl Recovery {
 
     /// False when `to` has become a snapshot.
     ///
-    /// No one else makes the object: all others use the old head still.
+    /// No other task creates the object: until the switch all use the old head.
     async fn recommit_object(
         &self,
         old: Vid,

@@ -1,14 +1,14 @@
-//! Noticing what other clients did to the VDI: a snapshot, another size, its
-//! end, and what they wrote into holes.
+//! Revalidates the cached header and index after changes by other clients: snapshot,
+//! resize, deletion, writes into holes.
 //!
-//! | asked for | how old an answer may be | by |
+//! | revalidated | TTL | by |
 //! |---|---|---|
 //! | header: snapshot, size, deleted | a second | reads, stat(2), open(2), lseek(2) |
 //! | whole index | a second; now at open(2) | stat(2), lseek(2); open(2) |
 //! | one slot that is not the head's own | not older than the read | reads (`slot_query.rs`) |
 //!
-//! Whoever holds the VDI's lock, or has opened a snapshot, need not ask for the
-//! index: nobody else may change it.
+//! The index is not revalidated while this client holds the VDI's lock, or for a
+//! snapshot: no other client may change it.
 
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,35 +29,36 @@ use super::head_state::HeadState;
 use super::index_commit::IndexCommitter;
 use super::object_io::ObjectIo;
 use super::object_map::{Revalidation, Slot};
+use crate::poison;
 
-/// Age up to which what is known of the VDI is believed without asking.
+/// TTL of the cached header and index.
 const HEADER_TTL: Duration = Duration::from_secs(1);
-/// Age from which reads have it asked for without waiting, so that readers who go
-/// on and on never wait.
+/// Age from which reads start a revalidation in the background, so that a continuous
+/// reader never waits for one.
 const REFRESH_AHEAD_AGE: Duration = Duration::from_millis(500);
-/// Longest wait for an answer while the cluster is slow; what is known serves.
+/// Longest wait for a revalidation; after that the cached state is used.
 const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a hypervolume's index is read again when it changes while it is read.
+/// Reads of a hypervolume's index while it changes.
 const MAX_INDEX_READS: u32 = 8;
-/// Slots read in one request before a change of them: 128 KiB.
+/// Slots read in one request: 128 KiB.
 const MAX_RANGE_READ: u32 = 32 << 10;
 
-/// When something was asked for last, and the question that is under way.
+/// Time of the last revalidation, and the one in flight.
 #[derive(Debug)]
 struct Freshness(Mutex<Asked>);
 
-/// Everyone who waits for it gets it.
+/// The result, shared by all waiters.
 type Answer = Shared<BoxFuture<'static, Result<(), VolumeError>>>;
 
 #[derive(Debug)]
 struct Asked {
-    /// When the last question that has ended was begun.
+    /// Start of the last revalidation that has ended.
     last: Instant,
     current: Option<(Instant, Answer)>,
 }
 
 impl Default for Freshness {
-    /// Just asked for.
+    /// Fresh now.
     fn default() -> Self {
         Self(Mutex::new(Asked {
             last: Instant::now(),
@@ -68,7 +69,7 @@ impl Default for Freshness {
 
 impl Freshness {
     fn asked(&self) -> MutexGuard<'_, Asked> {
-        self.0.lock().expect("nothing is called while it is held")
+        poison::lock(&self.0)
     }
 
     fn age(&self) -> Duration {
@@ -81,7 +82,7 @@ impl Freshness {
     }
 }
 
-/// A question that is under way until this is dropped.
+/// A revalidation in flight, until this is dropped.
 struct InFlight<'a> {
     about: &'a Freshness,
     begun: Instant,
@@ -94,14 +95,14 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// What a question is about.
+/// The part of the cached state to revalidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     Header,
     Index,
 }
 
-/// Asks the cluster what has become of the VDI.
+/// Revalidates the cached state of a VDI.
 #[derive(Debug)]
 pub(super) struct Revalidator {
     head: Arc<Head>,
@@ -131,11 +132,11 @@ impl Revalidator {
         })
     }
 
-    /// Notices what others did to the VDI up to a second ago.
+    /// Revalidates the header and the index if their TTL has expired.
     ///
     /// # Errors
-    /// `Stale` when the VDI was deleted or rolled back. That the cluster does
-    /// not answer is not an error here: what is known stays in use.
+    /// `Stale` when the VDI was deleted or rolled back. A timeout is
+    /// no error here: the cached state stays in use.
     pub(super) async fn refresh(self: &Arc<Self>) -> Result<(), VolumeError> {
         self.revalidate_if_expired(Scope::Header).await?;
         if self.head.is_index_exclusive() {
@@ -144,7 +145,7 @@ impl Revalidator {
         self.revalidate_if_expired(Scope::Index).await
     }
 
-    /// How long what is known of the VDI is not older than a second.
+    /// Remaining TTL of the cached header and index.
     pub(super) fn fresh_for(&self) -> Duration {
         let header = self.header_freshness.age();
         let age = match self.head.is_index_exclusive() {
@@ -154,12 +155,10 @@ impl Revalidator {
         HEADER_TTL.saturating_sub(age)
     }
 
-    /// Notices a head that moved, the VDI's end and another size, as they were up
-    /// to a second before this call.
+    /// Revalidates the header if its TTL had expired before this call.
     ///
-    /// Unlike [`Self::refresh`] it waits for the answer, however long that
-    /// takes: bytes of a former head could be older than what another client was
-    /// acknowledged.
+    /// Unlike [`Self::refresh`] it waits without a timeout: a former head could be older
+    /// than a write that another client had acknowledged.
     ///
     /// # Errors
     /// `Stale` when the VDI was deleted or rolled back, `Io` when the
@@ -182,8 +181,8 @@ impl Revalidator {
         }
     }
 
-    /// Whether a read need not wait for a look at the header. Has it looked at
-    /// when that will be due soon.
+    /// Whether a read may use the cached header. Starts a revalidation in the background
+    /// if the TTL expires soon.
     pub(super) fn is_header_fresh(self: &Arc<Self>) -> bool {
         if !self.head.is_head_selected() {
             return true;
@@ -224,14 +223,14 @@ impl Revalidator {
         }
     }
 
-    /// The question that is under way, else a new one, and when it was begun.
+    /// The revalidation in flight, else a new one, with its start.
     fn join_revalidation(self: &Arc<Self>, scope: Scope) -> (Instant, Answer) {
         let mut asked = self.freshness(scope).asked();
         if let Some((since, answer)) = &asked.current {
             return (*since, answer.clone());
         }
         let (begun, revalidator) = (Instant::now(), Arc::clone(self));
-        // As a task: a switch to another head that it starts must run to its end.
+        // As a task: if it follows the head, that must run to its end.
         let task = self.runtime.spawn(async move {
             let about = revalidator.freshness(scope);
             let _in_flight = InFlight { about, begun };
@@ -249,8 +248,7 @@ impl Revalidator {
         (begun, answer)
     }
 
-    /// Notices everything that was done to the VDI before this call, as opening a
-    /// file must.
+    /// Revalidates header and index now, for close-to-open consistency.
     ///
     /// # Errors
     /// `Stale` when the VDI was deleted or rolled back, `Io` when the cluster does
@@ -268,15 +266,17 @@ impl Revalidator {
     /// Reads the whole index.
     async fn revalidate_index(&self) -> Result<(), VolumeError> {
         for _ in 0..MAX_INDEX_READS {
-            let question = self.head.begin_revalidation();
-            let (new, tree) = match HeadState::load(&self.head.client, question.head()).await {
+            let revalidation = self.head.begin_revalidation();
+            let (new, tree) = match HeadState::load(&self.head.client, revalidation.head()).await {
                 Ok(Some(loaded)) => loaded,
                 Ok(None) => {
                     self.revalidate_header().await?;
                     continue;
                 }
-                // What a writer changes meanwhile need not fit together.
-                Err(ClientError::Malformed { .. }) if self.is_changed_since(&question) => continue,
+                // A concurrent writer can leave the parts inconsistent.
+                Err(ClientError::Malformed { .. }) if self.is_changed_since(&revalidation) => {
+                    continue;
+                }
                 Err(error) => return Err(self.head.io_error(error)),
             };
             if new.info.is_snapshot() && self.head.is_head_selected() {
@@ -284,26 +284,28 @@ impl Revalidator {
                 continue;
             }
             let observed = self.head.update(|map| {
-                // A hypervolume's tree is one thing: as a whole or not at all.
+                // The tree of a hypervolume is replaced as a whole or not at all.
                 if tree.is_some() {
-                    let as_before = !map.is_changed_since(&question) && self.head.locks.is_idle();
+                    let as_before =
+                        !map.is_changed_since(&revalidation) && self.head.locks.is_idle();
                     if !as_before || !self.committer.replace_tree(tree) {
                         return None;
                     }
                 }
                 let is_locked = |index| self.head.locks.is_locked(index);
-                map.observe_all(&question, new.map.owners(), is_locked).ok()
+                map.observe_all(&revalidation, new.map.owners(), is_locked)
+                    .ok()
             });
             if let Some(news) = observed {
                 self.head.note_remote_write(Ok(news));
                 return self.head.ensure_live();
             }
         }
-        // Writers are at work here, so the index in memory is the newest.
+        // Writers of this client change it all the time, so the cached index is newest.
         self.head.ensure_live()
     }
 
-    /// Reads the slots of a range, before a change of it relies on them.
+    /// Revalidates the slots of a range, before a discard relies on them.
     pub(super) async fn revalidate_range(
         &self,
         range: RangeInclusive<ObjectIndex>,
@@ -314,29 +316,29 @@ impl Revalidator {
         if self.head.state().info.hypervolume {
             return self.revalidate_index().await;
         }
-        let question = self.head.begin_revalidation();
+        let revalidation = self.head.begin_revalidation();
         let (mut first, end) = (range.start().0, range.end().0.saturating_add(1));
         while first < end {
             let count = (end - first).min(MAX_RANGE_READ);
             let read = self
                 .head
                 .client
-                .inode(question.head())
+                .inode(revalidation.head())
                 .read_slots(ObjectIndex(first), count)
                 .await;
             let owners = read.map_err(|error| self.head.io_error(error))?;
             self.head
-                .observe(&question, (first..).map(ObjectIndex).zip(owners));
+                .observe(&revalidation, (first..).map(ObjectIndex).zip(owners));
             first += count;
         }
         Ok(())
     }
 
-    fn is_changed_since(&self, question: &Revalidation) -> bool {
-        self.head.state().map.is_changed_since(question) || !self.head.locks.is_idle()
+    fn is_changed_since(&self, revalidation: &Revalidation) -> bool {
+        self.head.state().map.is_changed_since(revalidation) || !self.head.locks.is_idle()
     }
 
-    /// Looks at the VDI's header: deleted, turned into a snapshot, resized?
+    /// Revalidates the header now: deletion, snapshot, size.
     ///
     /// # Errors
     /// `Stale` when it was deleted or rolled back, `Io` when the cluster does not
@@ -348,12 +350,12 @@ impl Revalidator {
         };
         let now = match self.head.client.inode(vid).stat().await {
             Ok(Some(now)) if now.create_time == create_time => now,
-            // It may have become a snapshot, and have been deleted as such.
+            // It may have become a snapshot that was then deleted.
             Ok(None) if self.head.is_head_selected() => {
                 return self.follower.follow(vid).await;
             }
             Ok(_) => return Err(self.head.mark_stale()),
-            // Not for good: the node that has it may come back.
+            // Not final: the node that stores the inode may come back.
             Err(error) if error.is_missing_object_or_vdi() => {
                 return Err(self.head.stale_error());
             }
@@ -368,7 +370,7 @@ impl Revalidator {
         Ok(())
     }
 
-    /// Takes over another size, and the slots that came with it.
+    /// Applies another size, and the slots that came with it.
     async fn apply_resize(&self, now: &VdiInfo) -> Result<(), VolumeError> {
         let known = self.head.state().info.object_count();
         let mut added = Vec::new();
@@ -389,11 +391,11 @@ impl Revalidator {
         Ok(())
     }
 
-    /// The head and the owner of an object as the cluster has them, which are noted
-    /// in the object map. The caller holds the object's lock.
+    /// Reads the header and one slot from the cluster and updates the object map. The
+    /// caller holds the object's lock.
     ///
-    /// Another client may have written here since the index was read, and a create
-    /// would wipe that.
+    /// Another client may have created the object since the index was read, and a create
+    /// would overwrite its data.
     ///
     /// # Errors
     /// `Stale`, `Io` when the cluster does not answer.
@@ -407,7 +409,7 @@ impl Revalidator {
                 (head.info.clone(), head.map.slot(index))
             };
             if info.hypervolume && !matches!(slot, Slot::InDoubt { .. }) {
-                // Its index is one tree, which the committer keeps in step.
+                // The committer keeps the index tree current.
                 return self.head.slot_view(index);
             }
             let client = &self.head.client;
@@ -453,19 +455,20 @@ impl Revalidator {
         Ok(())
     }
 
-    /// Asks for a slot again, after the cached one led to a missing object. The
-    /// caller does not hold the object's lock.
+    /// Revalidates a slot after its object was missing. The caller does not hold the
+    /// object's lock.
     ///
     /// # Errors
-    /// `error` when the slot is what it was: the object is missing.
+    /// `error` if the slot is unchanged: then the object is lost.
     pub(super) async fn revalidate_missing_object(
         &self,
         index: ObjectIndex,
         seen: SlotView,
         error: ClientError,
     ) -> Result<(), VolumeError> {
+        // The head may have moved; otherwise read the slot.
         self.revalidate_header().await?;
-        let question = self.head.begin_revalidation();
+        let revalidation = self.head.begin_revalidation();
         let info = self.head.info();
         let slot = self
             .head
@@ -479,8 +482,8 @@ impl Revalidator {
             owner: slot,
         };
         if now == seen {
-            // It may be about to be discarded: that holds the lock until no slot names
-            // the object any more, those in new snapshots included. Or it is back.
+            // A discard may be in progress: it holds the lock until no slot references the
+            // object, in new snapshots either. Or the object exists again.
             let _lock = self.head.lock_object(index).await?;
             let now = self.head.slot_view(index)?;
             let Some(owner) = now.owner.filter(|_| now == seen) else {
@@ -492,11 +495,11 @@ impl Revalidator {
                 false => Err(self.head.io_error(error)),
             };
         }
-        // Where the answer does not count, a writer here knows better; the caller
-        // looks again.
+        // If the response is not applied, a local change is newer; the caller retries
+        // with that.
         let _counted = self
             .head
-            .update(|map| map.observe_missing(&question, index, slot));
+            .update(|map| map.observe_missing(&revalidation, index, slot));
         Ok(())
     }
 }

@@ -1,16 +1,18 @@
 //! Detects sequential writers.
 
+use crate::poison;
+
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 use sheep_proto::ObjectIndex;
 
-/// Objects begun one after the other before a writer counts as sequential.
+/// Consecutive objects after which a writer counts as sequential.
 const SEQUENTIAL_THRESHOLD: u64 = 16;
-/// Writers that are followed at once.
+/// Streams that are tracked.
 const MAX_STREAMS: usize = 16;
 
-/// The writers of a volume.
+/// The write streams of a volume.
 #[derive(Debug, Default)]
 pub(super) struct WriteStreams {
     /// In LRU order; the first is evicted.
@@ -27,13 +29,11 @@ struct WriteStream {
 
 impl WriteStreams {
     fn streams(&self) -> MutexGuard<'_, Vec<WriteStream>> {
-        self.streams
-            .lock()
-            .expect("comparing and moving numbers do not panic")
+        poison::lock(&self.streams)
     }
 
-    /// Notes that a write begins objects, at least one. True when its writer is
-    /// sequential, so that the next object will be begun soon.
+    /// Records a write that begins one or more objects. True if its stream is sequential,
+    /// so that the next object should be preallocated.
     pub(super) fn observe_write(&self, begun: &Range<u64>) -> bool {
         let mut streams = self.streams();
         let longest_to = |next: u64| {

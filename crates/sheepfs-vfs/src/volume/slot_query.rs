@@ -1,17 +1,17 @@
-//! Asking the cluster for slots, for reads that may not believe the cached ones.
+//! Slot queries: reads of the index for data reads that cannot trust the cached slots.
 //!
 //! ```text
 //! read ─┐
-//! read ─┼─► waiting ──► one question: runs of slots ──► object map, readers
+//! read ─┼─► waiting ──► one query: runs of slots ──────► object map, readers
 //! read ─┘      ▲                                            │
-//!              └───────────── the next question ◄───────────┘
+//!              └────────────── the next query ◄─────────────┘
 //! ```
 //!
-//! Another client that writes into a hole, or copies an inherited object, tells
-//! nobody. So a slot that is not the head's own is asked for with every read that
-//! needs it, unless the VDI's lock keeps other writers out. A question serves all
-//! reads that began before it was sent; a few are under way at once, and reads
-//! that come meanwhile share the next one.
+//! Another client can write into a hole or copy up an inherited object, and this client
+//! gets no notification. So every read of a slot that the head does not own queries
+//! that slot, unless the VDI's lock excludes other writers. A query serves all reads
+//! that began before it was sent. Up to `MAX_QUERIES` are in flight; reads that arrive
+//! meanwhile share the next one.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -26,19 +26,20 @@ use super::error::VolumeError;
 use super::head::{Head, SlotView};
 use super::head_state::tree_owners;
 use super::object_map::Revalidation;
+use crate::poison;
 
-/// Questions under way at once: one reader never waits for another's, and
-/// many readers share them.
+/// Queries in flight: a single reader never waits for the query of another one, and many
+/// readers share queries.
 const MAX_QUERIES: usize = 4;
-/// Unwanted slots between two wanted ones that are rather read along than skipped
-/// with a request of its own.
+/// Largest gap between two wanted slots that one request reads through; a larger one
+/// splits it into two requests.
 const MAX_GAP: u32 = 1024;
 /// Slots in one request: 16 KiB.
 const MAX_RUN: u32 = 4096;
 
 type Done = Box<dyn FnOnce(Result<SlotView, VolumeError>) + Send>;
 
-/// Reads that wait for a slot, and how many questions are under way.
+/// Reads that wait for a slot, and the number of queries in flight.
 pub(super) struct SlotQueries {
     head: Arc<Head>,
     runtime: Handle,
@@ -67,13 +68,10 @@ impl SlotQueries {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("nothing is called while it is held")
+        poison::lock(&self.state)
     }
 
-    /// Asks the cluster for a slot and runs `completion` with the answer, which is no
-    /// older than this call. Does not block.
+    /// Queries a slot and runs `completion` with it; the result is not older than this call. Does not block.
     pub(super) fn query_slot(
         self: &Arc<Self>,
         index: ObjectIndex,
@@ -90,7 +88,7 @@ impl SlotQueries {
         self.send_query();
     }
 
-    /// The same as a future.
+    /// [`Self::query_slot`] as a future.
     ///
     /// # Errors
     /// `Io` when the cluster does not answer.
@@ -99,9 +97,9 @@ impl SlotQueries {
         index: ObjectIndex,
     ) -> Result<SlotView, VolumeError> {
         let (completion, answer) = oneshot::channel();
-        // The reader may have gone.
+        // The reader may have been dropped.
         self.query_slot(index, |result| drop(completion.send(result)));
-        answer.await.expect("every question is answered")
+        answer.await.expect("a query completes each of its readers")
     }
 
     /// The head and the owner of an object, no older than this call.
@@ -124,8 +122,9 @@ impl SlotQueries {
         }
     }
 
-    /// Sends a question for all that wait, or ends the turn when none does.
+    /// Sends a query for all waiting reads; if there are none, ends this chain of queries.
     fn send_query(self: &Arc<Self>) {
+        // Take all waiting reads.
         let readers = {
             let mut state = self.state();
             let readers = std::mem::take(&mut state.waiting);
@@ -135,6 +134,7 @@ impl SlotQueries {
             }
             readers
         };
+        // Begin the revalidation before the first request is sent.
         let hypervolume = self.head.state().info.hypervolume;
         let token = self.head.begin_revalidation();
         let runs = match hypervolume {
@@ -142,7 +142,7 @@ impl SlotQueries {
             false => runs(readers.iter().map(|&(index, _)| index.0)),
         };
         let vid = token.head();
-        let question = Arc::new(Question {
+        let query = Arc::new(Query {
             queries: Arc::clone(self),
             token,
             progress: Mutex::new(Progress {
@@ -152,24 +152,27 @@ impl SlotQueries {
                 error: None,
             }),
         });
+        // One task for a tree, one request per run for a flat index.
         if hypervolume {
-            self.runtime.spawn(question.query_tree());
+            self.runtime.spawn(query.query_tree());
             return;
         }
         for run in runs {
-            let question = Arc::clone(&question);
+            let query = Arc::clone(&query);
             let first = ObjectIndex(*run.start());
             let count = run.end() - run.start() + 1;
             self.head
                 .client
                 .inode(vid)
-                .submit_read_slots(first, count, move |read| question.note(first, read));
+                .submit_read_slots(first, count, move |read| {
+                    query.complete_request(first, read)
+                });
         }
     }
 }
 
-/// The requests of one question until the last is answered.
-struct Question {
+/// A query until the last of its requests completes.
+struct Query {
     queries: Arc<SlotQueries>,
     token: Revalidation,
     progress: Mutex<Progress>,
@@ -182,9 +185,13 @@ struct Progress {
     error: Option<VolumeError>,
 }
 
-impl Question {
-    /// Notes the answer to one request; after the last, answers the readers.
-    fn note(self: Arc<Self>, first: ObjectIndex, read: Result<Vec<Option<Vid>>, ClientError>) {
+impl Query {
+    /// Records the response of one request; the last one completes the readers.
+    fn complete_request(
+        self: Arc<Self>,
+        first: ObjectIndex,
+        read: Result<Vec<Option<Vid>>, ClientError>,
+    ) {
         let mut progress = self.progress();
         match read {
             Ok(owners) => {
@@ -198,19 +205,19 @@ impl Question {
             return;
         }
         let owners = std::mem::take(&mut progress.owners);
-        let answers = match progress.error.take() {
+        let result = match progress.error.take() {
             Some(error) => Err(error),
             None => Ok(owners),
         };
         drop(progress);
-        self.answer(answers);
+        self.complete(result);
     }
 
-    /// Reads the tree of a hypervolume, which holds all slots.
+    /// Reads the index tree of a hypervolume, which has all slots.
     async fn query_tree(self: Arc<Self>) {
         let info = self.queries.head.info();
         let read = self.queries.head.client.index(&info).tree().await;
-        let answers = match read {
+        let result = match read {
             Ok(tree) => {
                 let owners = tree_owners(&tree, &info);
                 let progress = self.progress();
@@ -219,11 +226,11 @@ impl Question {
             }
             Err(error) => Err(self.queries.head.io_error(error)),
         };
-        self.answer(answers);
+        self.complete(result);
     }
 
-    fn answer(self: Arc<Self>, answers: Result<HashMap<ObjectIndex, Option<Vid>>, VolumeError>) {
-        if let Ok(owners) = &answers {
+    fn complete(self: Arc<Self>, result: Result<HashMap<ObjectIndex, Option<Vid>>, VolumeError>) {
+        if let Ok(owners) = &result {
             let slots = owners.iter().map(|(&index, &owner)| (index, owner));
             self.queries.head.observe(&self.token, slots);
         }
@@ -231,7 +238,7 @@ impl Question {
         let readers = std::mem::take(&mut self.progress().readers);
         for (index, completion) in readers {
             completion(
-                answers
+                result
                     .as_ref()
                     .map_err(Clone::clone)
                     .map(|owners| SlotView {
@@ -244,11 +251,11 @@ impl Question {
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().expect("collecting does not panic")
+        poison::lock(&self.progress)
     }
 }
 
-/// Cuts slots, in any order, into runs that are worth a request each.
+/// Splits slots, in any order, into runs of one request each.
 fn runs(indexes: impl Iterator<Item = u32>) -> Vec<RangeInclusive<u32>> {
     let mut indexes: Vec<u32> = indexes.collect();
     indexes.sort_unstable();

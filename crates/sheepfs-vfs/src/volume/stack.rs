@@ -12,10 +12,10 @@ use super::error::VolumeError;
 use super::preallocate::Preallocate;
 use super::write_back::{Opener, WriteBack};
 
-/// Between two looks whether a sheep is still reachable.
+/// Poll interval while waiting for an outage.
 const OFFLINE_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Someone who writes to a volume through its write-back cache.
+/// A writer to a volume's write-back cache, with its error cursor.
 pub type VolumeWriter = Opener<Preallocate>;
 
 /// An attached VDI.
@@ -34,8 +34,8 @@ impl Volume {
     /// Attaches a VDI: the head to read and write, a snapshot to read.
     ///
     /// # Errors
-    /// `Cluster` with the refusal when there is no such VDI or someone else has
-    /// its lock, `TooLarge`.
+    /// `Cluster` with the refusal when there is no such VDI or another client holds its
+    /// lock, `TooLarge`.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -54,12 +54,12 @@ impl Volume {
         self.cache.device().device()
     }
 
-    /// Which VDI this is, as it was asked for.
+    /// The selector that the volume was opened with.
     pub fn selector(&self) -> &VdiSelector {
         &self.device().head().selector
     }
 
-    /// The facts of the VDI as last seen.
+    /// The header of the VDI as last seen.
     pub fn info(&self) -> VdiInfo {
         self.device().head().info()
     }
@@ -70,9 +70,9 @@ impl Volume {
         head.map.allocated().saturating_mul(head.info.object_size())
     }
 
-    /// When it was attached, last written through this volume, or seen to have
-    /// been changed by others, whichever is latest: what others did before cannot
-    /// be known, and a backup must not skip it. A snapshot's is when it was taken.
+    /// The mtime: the latest of attach, last write through this volume, and last change
+    /// seen of another client. Changes before the attach have unknown times, and a backup
+    /// must not skip them. The mtime of a snapshot is its creation.
     pub fn modified(&self) -> SystemTime {
         self.device().head().modified()
     }
@@ -83,22 +83,21 @@ impl Volume {
         self.cache.open()
     }
 
-    /// Notices what others did to the VDI up to a second ago.
+    /// Revalidates the header and the index if they are older than a second.
     ///
     /// # Errors
-    /// `Stale` when the VDI was deleted or rolled back. That the cluster does
-    /// not answer is not an error here: what is known stays in use.
+    /// `Stale` when the VDI was deleted or rolled back. A timeout is
+    /// no error here: the cached state stays in use.
     pub async fn refresh(&self) -> Result<(), VolumeError> {
         self.device().revalidator().refresh().await
     }
 
-    /// How long what is known of the VDI is not older than a second.
+    /// Remaining TTL of the cached header and index.
     pub fn fresh_for(&self) -> Duration {
         self.device().revalidator().fresh_for()
     }
 
-    /// Notices what was done to the VDI's header before this call: its end, a
-    /// snapshot, another size.
+    /// Revalidates the header now: deletion, snapshot, size.
     ///
     /// # Errors
     /// `Stale` when it was deleted or rolled back, `Io` when the cluster does not
@@ -108,8 +107,7 @@ impl Volume {
         self.device().revalidator().revalidate_header().await
     }
 
-    /// Notices everything that was done to the VDI before this call, as opening a
-    /// file must.
+    /// Revalidates header and index now, for close-to-open consistency.
     ///
     /// # Errors
     /// As [`Self::revalidate_header`].
@@ -127,7 +125,7 @@ impl Volume {
         self.device().set_size(size).await
     }
 
-    /// Makes every object that does not exist, as zeros.
+    /// Allocates every missing object, filled with zeros.
     ///
     /// # Errors
     /// `ReadOnly`, `Io` when the cluster refuses, `Stale`.
@@ -153,15 +151,15 @@ impl Volume {
         self.device().seek_hole(offset)
     }
 
-    /// Waits until everything that was buffered before is on the cluster, or has
-    /// failed; the writers are told.
+    /// Drains the write-back cache. Errors are reported by the writers' `sync` and by
+    /// `flush`, not here.
     pub async fn flush_dirty(&self) {
         self.cache.flush_dirty().await;
     }
 
-    /// Waits for what close(2) waits for, buffered writes and preallocation, but
-    /// not while no sheep is reachable: every exec(2) closes files, that of a sheep
-    /// as well.
+    /// Drains the write-back cache and preallocation, as close(2) does; returns early if
+    /// no sheep is reachable. Every exec(2) closes files, that of a restarting sheep, too,
+    /// so close(2) must not wait for one.
     pub async fn flush_unless_offline(&self) {
         let offline = async {
             while self.device().head().client.peer().is_some() {
@@ -179,21 +177,20 @@ impl Volume {
         }
     }
 
-    /// Finishes what is in flight, looks for a snapshot once more, and gives the
-    /// lock back.
+    /// Drains writes, checks for a concurrent snapshot, and releases the lock.
     ///
     /// # Errors
     /// As [`BlockDevice::flush`]; the volume stays usable and locked then.
     pub async fn close(&self) -> Result<(), VolumeError> {
         match self.cache.flush().await {
-            // Nothing can be lost that is gone already.
+            // The VDI was deleted: there is nothing left to flush.
             Ok(()) | Err(VolumeError::Stale(_)) => {}
             Err(error) => return Err(error),
         }
         self.device().close().await
     }
 
-    /// Gives the lock back, if there is one.
+    /// Releases the lock, if there is one.
     ///
     /// # Errors
     /// `Cluster` when the cluster does not answer.

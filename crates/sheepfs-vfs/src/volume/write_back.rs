@@ -15,12 +15,17 @@
 //! # Errors
 //!
 //! A write-back that fails belongs to a write that was acknowledged, so the error
-//! has `errseq_t` semantics: errors are counted, every [`Opener`] has a cursor of the
-//! errors it has seen, and its next `sync` returns what is new and advances the
-//! cursor; its `check` (close(2), which may be one of several of a file description)
-//! returns it without advancing. There is no way to buffer a write without an
-//! opener. The device's own `flush` returns the errors that no opener was told of.
-//! After an error writes go through until one has succeeded.
+//! has `errseq_t` semantics. Errors are counted, and every [`Opener`] has a cursor. Its
+//! next `sync` returns a new error and advances the cursor. Its `check` returns the
+//! error without advancing: close(2) may be one of several of a file description.
+//! Writes cannot be buffered without an opener. The device's own `flush` returns the
+//! errors that no opener has been given.
+//!
+//! ```text
+//! buffered ── write-back fails ─► error mode: drain, write through
+//!     ▲                               │
+//!     └────────── a write succeeds ◄──┘
+//! ```
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -36,6 +41,7 @@ use tokio::time::Instant;
 use super::block_device::{BlockDevice, BlockStatus};
 use super::dirty_buffer::{Buffered, DirtyBuffer, PendingWriteback};
 use super::error::VolumeError;
+use crate::poison;
 
 /// Dirty bytes of a device before writers wait.
 const DIRTY_LIMIT: usize = 16 << 20;
@@ -43,26 +49,26 @@ const DIRTY_LIMIT: usize = 16 << 20;
 const GLOBAL_DIRTY_LIMIT: usize = 256 << 20;
 /// Writes in flight before writers wait; more would only queue in the client.
 const MAX_IN_FLIGHT: usize = 256;
-/// Age at which the dirty extent is written although nobody asks.
+/// Age at which the flusher writes the dirty extent.
 const DIRTY_EXPIRE: Duration = Duration::from_millis(200);
 
 /// Dirty bytes of all devices: memory is the process's.
 static GLOBAL_DIRTY_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// A device whose writes can be buffered.
+/// A write-back cache over a device.
 #[derive(Debug)]
 pub struct WriteBack<D> {
     device: Arc<D>,
     /// For log lines.
     name: String,
     runtime: Handle,
-    /// Bytes that are dirty or in flight. Charged before the write is acknowledged,
-    /// so that whoever knows of the write finds it here.
+    /// Bytes that are dirty or in flight. Charged before the write is acknowledged, so
+    /// that a read after the acknowledgement sees the overlap.
     dirty_bytes: AtomicUsize,
     state: Mutex<State>,
     /// Notified when a write-back ends.
     completed: Notify,
-    /// Errors that somebody was told of.
+    /// Cursor of the errors that any opener has been given.
     reported: AtomicU64,
 }
 
@@ -92,8 +98,7 @@ impl Errors {
     }
 }
 
-/// Someone who writes through the cache, and the errors that it has seen: an open
-/// file, a connection.
+/// A writer with its error cursor: an open file, a connection.
 #[derive(Debug)]
 pub struct Opener<D> {
     cache: Arc<WriteBack<D>>,
@@ -106,7 +111,7 @@ impl<D: BlockDevice> Opener<D> {
     /// written.
     ///
     /// Does not block; `completion` waits while as much is dirty as may be. The data is on
-    /// the device when [`Self::sync`] has returned; what is dropped before is lost.
+    /// the device when [`Self::sync`] has returned; dropping the cache before loses it.
     pub fn submit_write(
         &self,
         offset: u64,
@@ -147,9 +152,7 @@ impl<D: BlockDevice> Opener<D> {
 
 impl<D> WriteBack<D> {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("nothing that can panic runs while it is held")
+        poison::lock(&self.state)
     }
 
     fn charge(&self, len: usize) {
@@ -240,27 +243,30 @@ impl<D: BlockDevice> WriteBack<D> {
         let inside = data.len().min(room);
         let len = match u32::try_from(inside) {
             Ok(len) if len > 0 && self.device.is_writable() => len,
-            // The device will say what is wrong, or has nothing to do.
+            // Nothing to buffer: the device reports the error, or has nothing to do.
             _ => {
                 let data = Bytes::copy_from_slice(data);
                 return self.device.submit_write(offset, data, completion);
             }
         };
+        // Clamped to the device.
         let data = &data[..inside];
         let owned = |data| Bytes::copy_from_slice(data);
         let writes = {
             let mut state = self.state();
             let full = self.over_watermark(&state, 1);
-            // When it is other volumes that are over the global limit, there is
-            // nothing of ours to wait for.
+            // In error mode writes are synchronous. The same if the global limit is
+            // exhausted by other volumes: there is nothing of ours to wait for.
             if state.errors.error_mode || full && self.is_clean() {
                 drop(state);
                 return self.write_through_after_drain(offset, owned(data), completion);
             }
+            // Over the watermark the writer is throttled.
             if full {
                 drop(state);
                 return self.write_when_below_watermark(offset, owned(data), completion);
             }
+            // Coalesce, or start a new extent and get the old one to write.
             let object_size = self.device.object_size();
             match state.buffer.buffer(offset, data, object_size) {
                 Buffered::Taken { grown, writes } => {
@@ -271,6 +277,7 @@ impl<D: BlockDevice> WriteBack<D> {
                     }
                     writes
                 }
+                // Retry once the write-back of the overlapping range has ended.
                 Buffered::Overlaps(write) => {
                     drop(state);
                     self.start_writeback(write);
@@ -278,11 +285,12 @@ impl<D: BlockDevice> WriteBack<D> {
                 }
             }
         };
+        // Acknowledge first; the write-back runs in the background.
         completion(Ok(len));
         self.start_writeback(writes);
     }
 
-    /// Waits for what is in the way, then goes on.
+    /// Throttles a writer: waits for write-back, then buffers the write.
     fn write_when_below_watermark(
         self: &Arc<Self>,
         offset: u64,
@@ -298,8 +306,8 @@ impl<D: BlockDevice> WriteBack<D> {
         });
     }
 
-    /// Waits for the end of a write-back when there is too much of it, or one of
-    /// the range; false when there is nothing to wait for.
+    /// Waits for one write-back to end if the cache is over the low watermark, or the
+    /// range overlaps one in flight; false if neither is so.
     async fn must_wait(self: &Arc<Self>, range: &Range<u64>) -> bool {
         let completed = self.completed.notified();
         let nothing_in_flight = {
@@ -312,7 +320,7 @@ impl<D: BlockDevice> WriteBack<D> {
             state.buffer.writes_in_flight() == 0
         };
         if nothing_in_flight {
-            // The dirty extent is all there is.
+            // Only the dirty extent counts; start its write-back.
             self.write_dirty();
         }
         completed.await;
@@ -337,7 +345,7 @@ impl<D: BlockDevice> WriteBack<D> {
         });
     }
 
-    /// Writes the dirty extent when it expires, until there is none.
+    /// The flusher: writes the dirty extent when it expires; ends when there is none.
     fn spawn_flusher(self: &Arc<Self>) {
         let cache = Arc::downgrade(self);
         self.runtime.spawn(async move {
@@ -396,13 +404,13 @@ impl<D: BlockDevice> WriteBack<D> {
         }
     }
 
-    /// Counts an error. The first of several in a row is worth a line in the log.
+    /// Counts an error and enters error mode; logs only the first of several in a row.
     fn record_error(&self, errors: &mut Errors, offset: u64, len: usize, error: VolumeError) {
         if !std::mem::replace(&mut errors.error_mode, true) {
             tracing::error!(
                 offset,
                 len,
-                "lost what was written to {}: {}; more may be lost until a write succeeds",
+                "write-back to {} failed, its data is lost: {}; not logged again until a write succeeds",
                 self.name,
                 Chain(&error)
             );
@@ -411,8 +419,8 @@ impl<D: BlockDevice> WriteBack<D> {
         errors.last = Some(error);
     }
 
-    /// Waits until everything that was buffered before is on the device, or has
-    /// failed; openers are told.
+    /// Drains the cache: returns once every write buffered before has been written or has
+    /// failed. Openers get the errors from `sync` and `check`.
     pub async fn flush_dirty(self: &Arc<Self>) {
         if self.is_clean() {
             return;
@@ -458,8 +466,8 @@ impl<D: BlockDevice> BlockDevice for WriteBack<D> {
         });
     }
 
-    /// Writes through; a write-back of the same bytes ends first, or its older
-    /// bytes would land on top.
+    /// Writes through. An overlapping write-back is drained first, or its older bytes
+    /// would overwrite these.
     fn submit_write(
         self: &Arc<Self>,
         offset: u64,
@@ -481,7 +489,7 @@ impl<D: BlockDevice> BlockDevice for WriteBack<D> {
         self.device.discard(offset, len).await
     }
 
-    /// Write-back errors that no opener was told of are returned, too.
+    /// Also returns write-back errors that no opener has been given.
     async fn flush(self: &Arc<Self>) -> Result<(), VolumeError> {
         self.flush_dirty().await;
         let flushed = self.device.flush().await;

@@ -1,0 +1,22 @@
+//! Taking locks of this process.
+//!
+//! A lock is poisoned if a thread has panicked while it held the lock. The state may be
+//! half changed then, and writing to a volume with a wrong object map would corrupt it.
+//! So the panic spreads to every user of the lock: its operations fail, and no further
+//! write is acknowledged.
+
+use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+const INVARIANT: &str = "no thread panics while it holds a lock";
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect(INVARIANT)
+}
+
+pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().expect(INVARIANT)
+}
+
+pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().expect(INVARIANT)
+}
