@@ -167,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_makes_the_same_tree() {
+    fn file_tree_is_reproducible_from_seed() {
         let (left, right) = two_trees();
         assert_same_tree(left.path(), right.path()).unwrap();
     }
 
     #[test]
-    fn one_changed_byte_is_a_difference() {
+    fn file_tree_comparison_finds_changed_byte() {
         let (left, right) = two_trees();
         let path = right.path().join("odd names/-rf");
         let mut bytes = fs::read(&path).unwrap();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_a_difference() {
+    fn file_tree_comparison_finds_missing_file() {
         let (left, right) = two_trees();
         fs::remove_file(right.path().join("empty file")).unwrap();
         let error = assert_same_tree(left.path(), right.path()).unwrap_err();

@@ -15,6 +15,7 @@
 
 mod binaries;
 mod bind_mount;
+mod durability;
 mod embedded_sheep;
 mod file_handle;
 mod file_system;
@@ -26,7 +27,6 @@ mod loop_device;
 mod model;
 mod mounted;
 mod mounts;
-mod numbered;
 mod page_cache;
 mod process;
 mod program;
@@ -38,6 +38,7 @@ mod wait;
 
 pub use binaries::{sheep_embedded_binary, sheepfs_binary};
 pub use bind_mount::BindMount;
+pub use durability::{AckPolicy, DurabilityChecker, Numbers};
 pub use embedded_sheep::EmbeddedSheep;
 pub use file_handle::FileHandle;
 pub use file_system::FileSystem;
@@ -49,7 +50,6 @@ pub use loop_device::LoopDevice;
 pub use model::{Model, seeded};
 pub use mounted::Mounted;
 pub use mounts::{is_mounted, mounts_below};
-pub use numbered::{Acknowledge, NumberedWriters, Numbers};
 pub use page_cache::{read_by_mmap, read_by_sendfile, read_by_splice};
 pub use process::{is_running, send_signal, wait_for_exit};
 pub use program::{Finished, output, run, run_within};

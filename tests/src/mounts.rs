@@ -63,13 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blank_in_a_mountpoint_is_read_back() {
+    fn mount_table_unescapes_blank() {
         let table = b"36 35 98:0 / /mnt/two\\040words rw - fuse sheepfs rw\n";
         assert_eq!(mountpoints(table), [PathBuf::from("/mnt/two words")]);
     }
 
     #[test]
-    fn digits_without_a_backslash_stay_as_they_are() {
+    fn mount_table_keeps_plain_digits() {
         let table = b"36 35 98:0 / /mnt/1040 rw - fuse sheepfs rw\n";
         assert_eq!(mountpoints(table), [PathBuf::from("/mnt/1040")]);
     }

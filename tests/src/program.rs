@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failing_command_is_reported_with_its_output() {
+    fn command_failure_is_reported_with_output() {
         let error = run(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]))
             .expect_err("exit 3 is a failure");
         let text = format!("{error:#}");
@@ -122,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_named() {
+    fn command_error_names_missing_program() {
         let error = run(&mut Command::new("/no/such/program")).expect_err("it does not exist");
         assert!(format!("{error:#}").contains("needs the program `/no/such/program`"));
     }
 
     #[test]
-    fn a_command_that_hangs_is_killed_at_the_limit() {
+    fn command_timeout_kills_process() {
         let error = output(Duration::from_millis(50), Command::new("sleep").arg("1000"))
             .expect_err("it outlives the limit");
         assert!(format!("{error:#}").contains("gave up after"));

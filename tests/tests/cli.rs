@@ -70,7 +70,7 @@ fn refuses(arguments: &[&str], words: &[&str]) -> anyhow::Result<()> {
 }
 
 #[test]
-fn help_and_version_go_to_standard_output() -> anyhow::Result<()> {
+fn cli_help_and_version_go_to_stdout() -> anyhow::Result<()> {
     for option in ["-h", "--help"] {
         let finished = sheepfs(&[option])?;
         let text = String::from_utf8(finished.stdout)?;
@@ -98,7 +98,7 @@ fn help_and_version_go_to_standard_output() -> anyhow::Result<()> {
 }
 
 #[test]
-fn usage_errors_are_one_line_and_a_hint() -> anyhow::Result<()> {
+fn cli_usage_error_is_one_line_and_hint() -> anyhow::Result<()> {
     let mountpoint = Mountpoint::new()?;
     for arguments in [
         &["--no-such-option", mountpoint.path()][..],
@@ -115,7 +115,7 @@ fn usage_errors_are_one_line_and_a_hint() -> anyhow::Result<()> {
 }
 
 #[test]
-fn mount_options_after_o_are_not_taken_for_a_mountpoint() -> anyhow::Result<()> {
+fn cli_mount_options_after_o_are_refused() -> anyhow::Result<()> {
     let mountpoint = Mountpoint::new()?;
     for options in ["ro", "allow_other", "rw,noatime", "uid=0"] {
         refuses(&["-o", options, mountpoint.path()], &[options])?;
@@ -124,7 +124,7 @@ fn mount_options_after_o_are_not_taken_for_a_mountpoint() -> anyhow::Result<()> 
 }
 
 #[test]
-fn a_sheep_that_cannot_be_reached_is_named() -> anyhow::Result<()> {
+fn cli_error_names_unreachable_sheep() -> anyhow::Result<()> {
     let mountpoint = Mountpoint::new()?;
     let port = free_ports(1)?[0].to_string();
     let arguments = ["--retry-for", "1", "--port", &port, mountpoint.path()];
@@ -134,7 +134,7 @@ fn a_sheep_that_cannot_be_reached_is_named() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_peer_that_is_no_sheep_is_named() -> anyhow::Result<()> {
+fn cli_error_names_peer_that_is_no_sheep() -> anyhow::Result<()> {
     let mountpoint = Mountpoint::new()?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?.to_string();
@@ -149,7 +149,7 @@ fn a_peer_that_is_no_sheep_is_named() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_mountpoint_that_is_missing_or_a_file_is_named() -> anyhow::Result<()> {
+fn cli_error_names_bad_mountpoint() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mountpoint = Mountpoint::new()?;
     let missing = format!("{}/missing", mountpoint.path());
@@ -163,7 +163,7 @@ fn a_mountpoint_that_is_missing_or_a_file_is_named() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_mountpoint_in_use_is_refused() -> anyhow::Result<()> {
+fn cli_refuses_mountpoint_in_use() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let mountpoint = mounted.mountpoint();
@@ -177,7 +177,7 @@ fn a_mountpoint_in_use_is_refused() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_stale_mount_is_named_and_the_next_start_works_after_unmounting_it() -> anyhow::Result<()> {
+fn cli_error_names_stale_mount() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mut mounted = Mounted::start(&cluster, &[])?;
     mounted.signal(Signal::SIGKILL)?;
@@ -195,7 +195,7 @@ fn a_stale_mount_is_named_and_the_next_start_works_after_unmounting_it() -> anyh
 }
 
 #[test]
-fn in_the_background_the_command_returns_when_the_tree_is_served() -> anyhow::Result<()> {
+fn cli_background_command_returns_when_served() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mountpoint = Mountpoint::new()?;
     let pidfile = TempDir::new()?.path().join("pid");
@@ -223,7 +223,7 @@ fn in_the_background_the_command_returns_when_the_tree_is_served() -> anyhow::Re
 }
 
 #[test]
-fn every_polite_way_to_end_it_ends_with_0_and_without_a_mount() -> anyhow::Result<()> {
+fn cli_clean_end_has_status_0_and_unmounts() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let name = cluster.unique_name("polite");
     Mounted::start(&cluster, &[])?.create(&name, "8M")?;
@@ -271,7 +271,7 @@ fn unmount_right_after_mount_succeeds() -> anyhow::Result<()> {
 }
 
 #[test]
-fn options_may_follow_the_mountpoint_be_clustered_and_be_shortened() -> anyhow::Result<()> {
+fn cli_options_may_follow_cluster_and_abbreviate() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let (host, port) = cluster.address().rsplit_once(':').context("HOST:PORT")?;
     let mountpoint = Mountpoint::new()?;
@@ -293,7 +293,7 @@ fn options_may_follow_the_mountpoint_be_clustered_and_be_shortened() -> anyhow::
 }
 
 #[test]
-fn the_environment_names_the_sheep_and_a_flag_beats_it() -> anyhow::Result<()> {
+fn cli_flag_overrides_environment() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let (host, port) = cluster.address().rsplit_once(':').context("HOST:PORT")?;
     for (variables, arguments) in [
@@ -318,7 +318,7 @@ fn the_environment_names_the_sheep_and_a_flag_beats_it() -> anyhow::Result<()> {
 }
 
 #[test]
-fn embedded_makes_a_mountpoint_and_a_demo_volume_and_keeps_its_data() -> anyhow::Result<()> {
+fn cli_embedded_creates_mountpoint_and_keeps_data() -> anyhow::Result<()> {
     let scratch = Mountpoint::new()?;
     let tree = Path::new(scratch.path()).join("tree");
     let data = format!("--embedded={}/data", scratch.path());
@@ -334,7 +334,7 @@ fn embedded_makes_a_mountpoint_and_a_demo_volume_and_keeps_its_data() -> anyhow:
 }
 
 #[test]
-fn a_read_only_mount_refuses_every_change() -> anyhow::Result<()> {
+fn cli_read_only_mount_refuses_every_change() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let name = cluster.unique_name("read-only");
     Mounted::start(&cluster, &[])?.create(&name, "8M")?;
@@ -346,7 +346,7 @@ fn a_read_only_mount_refuses_every_change() -> anyhow::Result<()> {
 }
 
 #[test]
-fn attach_all_attaches_every_working_vdi() -> anyhow::Result<()> {
+fn cli_attach_all_attaches_every_head() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let names = [cluster.unique_name("all"), cluster.unique_name("all")];
     let first = Mounted::start(&cluster, &[])?;
@@ -362,7 +362,7 @@ fn attach_all_attaches_every_working_vdi() -> anyhow::Result<()> {
 }
 
 #[test]
-fn an_unformatted_cluster_is_refused_with_the_way_out() -> anyhow::Result<()> {
+fn cli_refuses_unformatted_cluster_with_remedy() -> anyhow::Result<()> {
     let scratch = TempDir::with_prefix("sheepfs-test-unformatted-")?;
     let sheep = EmbeddedSheep::start_unformatted(scratch.path())?;
     let mountpoint = Mountpoint::new()?;

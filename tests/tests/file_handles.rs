@@ -46,7 +46,7 @@ fn file_handle_survives_eviction_of_its_inode() -> anyhow::Result<()> {
 }
 
 #[test]
-fn report_behind_file_handle_is_the_present_one() -> anyhow::Result<()> {
+fn file_handle_of_report_reads_present_text() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let handle = FileHandle::of(&mounted.path("vdi/list"))?;

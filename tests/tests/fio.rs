@@ -35,7 +35,7 @@ fn has_no_errors(
 }
 
 #[test]
-fn random_4k_blocks_of_16_jobs_verify() -> anyhow::Result<()> {
+fn fio_random_4k_with_16_jobs_verifies() -> anyhow::Result<()> {
     has_no_errors(
         "",
         &[],
@@ -44,7 +44,7 @@ fn random_4k_blocks_of_16_jobs_verify() -> anyhow::Result<()> {
 }
 
 #[test]
-fn random_4k_blocks_of_16_jobs_verify_on_small_objects_with_a_queue() -> anyhow::Result<()> {
+fn fio_queued_random_4k_on_small_objects_verifies() -> anyhow::Result<()> {
     has_no_errors(
         "object_size=1M",
         &[],
@@ -58,7 +58,7 @@ fn random_4k_blocks_of_16_jobs_verify_on_small_objects_with_a_queue() -> anyhow:
 }
 
 #[test]
-fn random_4k_blocks_of_16_jobs_verify_through_the_page_cache() -> anyhow::Result<()> {
+fn fio_random_4k_with_page_cache_verifies() -> anyhow::Result<()> {
     has_no_errors(
         "",
         &["--pagecache"],
@@ -67,7 +67,7 @@ fn random_4k_blocks_of_16_jobs_verify_through_the_page_cache() -> anyhow::Result
 }
 
 #[test]
-fn a_snapshot_every_second_is_no_error() -> anyhow::Result<()> {
+fn snapshot_every_second_under_fio_causes_no_error() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let (mounted, administrator) = (
         Mounted::start(&cluster, &[])?,

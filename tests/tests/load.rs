@@ -21,7 +21,7 @@ const SIZES: [&str; 8] = ["512", "4k", "6k", "16k", "60k", "256k", "1m", "3m"];
 const JOBS_OF_EACH: usize = 8;
 
 #[test]
-fn sixty_four_jobs_with_mixed_sizes_verify() -> anyhow::Result<()> {
+fn load_of_64_mixed_size_jobs_verifies() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("jobs");
@@ -111,7 +111,7 @@ fn gives_back(mounted: &Mounted, files: usize, memory: u64) -> anyhow::Result<()
 }
 
 #[test]
-fn two_hundred_volumes_are_written_at_once_and_leave_nothing_behind() -> anyhow::Result<()> {
+fn load_of_200_volumes_leaks_nothing() -> anyhow::Result<()> {
     const VOLUMES: usize = 200;
     const OBJECTS: usize = 3;
     let cluster = TestCluster::start()?;
@@ -210,7 +210,7 @@ impl Drop for Readers {
 }
 
 #[test]
-fn volumes_come_and_go_while_everything_is_read() -> anyhow::Result<()> {
+fn load_survives_attach_and_detach_during_reads() -> anyhow::Result<()> {
     const READERS: usize = 32;
     const VOLUMES: usize = 8;
     let cluster = TestCluster::start()?;

@@ -66,27 +66,27 @@ fn holds_a_tree(
 }
 
 #[test]
-fn ext4_holds_a_tree_of_thousands_of_files() -> anyhow::Result<()> {
+fn loop_device_ext4_holds_thousands_of_files() -> anyhow::Result<()> {
     holds_a_tree("ext4", "256M", LARGE, &[])
 }
 
 #[test]
-fn ext4_on_small_objects_with_page_cache_holds_a_tree() -> anyhow::Result<()> {
+fn loop_device_ext4_with_page_cache_holds_tree() -> anyhow::Result<()> {
     holds_a_tree("ext4", "64M object_size=1M", SMALL, &["--pagecache"])
 }
 
 #[test]
-fn xfs_holds_a_tree() -> anyhow::Result<()> {
+fn loop_device_xfs_holds_tree() -> anyhow::Result<()> {
     holds_a_tree("xfs", "320M", SMALL, &[])
 }
 
 #[test]
-fn btrfs_holds_a_tree() -> anyhow::Result<()> {
+fn loop_device_btrfs_holds_tree() -> anyhow::Result<()> {
     holds_a_tree("btrfs", "256M", SMALL, &[])
 }
 
 #[test]
-fn partitions_of_an_image_can_be_opened_and_changed() -> anyhow::Result<()> {
+fn loop_device_partitions_are_usable() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("partitions");
@@ -145,7 +145,7 @@ fn used(mounted: &Mounted, name: &str) -> anyhow::Result<u64> {
 }
 
 #[test]
-fn discard_from_a_file_system_gives_space_back() -> anyhow::Result<()> {
+fn discard_from_file_system_frees_space() -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
 
     const MIB: u64 = 1 << 20;

@@ -22,7 +22,7 @@ fn qemu_img() -> Command {
 }
 
 #[test]
-fn an_image_converted_into_a_volume_and_out_again_is_the_same() -> anyhow::Result<()> {
+fn qemu_img_convert_round_trips() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let volume = mounted.create(&cluster.unique_name("image"), "32M")?;
@@ -59,7 +59,7 @@ fn an_image_converted_into_a_volume_and_out_again_is_the_same() -> anyhow::Resul
 }
 
 #[test]
-fn qemu_can_use_a_volume_without_a_cache_of_its_own() -> anyhow::Result<()> {
+fn qemu_io_without_cache_works() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let volume = mounted.create(&cluster.unique_name("uncached"), "32M")?;
@@ -80,7 +80,7 @@ fn qemu_can_use_a_volume_without_a_cache_of_its_own() -> anyhow::Result<()> {
 }
 
 #[test]
-fn qemu_io_patterns_are_read_back_across_object_borders() -> anyhow::Result<()> {
+fn qemu_io_patterns_cross_object_boundaries() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let volume = mounted.create(&cluster.unique_name("patterns"), "16M object_size=1M")?;

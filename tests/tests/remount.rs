@@ -96,7 +96,7 @@ fn remount_changes_write_permission_by_mountpoint() -> anyhow::Result<()> {
 }
 
 #[test]
-fn remount_takes_the_options_of_fstab() -> anyhow::Result<()> {
+fn remount_accepts_options_of_fstab() -> anyhow::Result<()> {
     let script = r#"
         mount -T fstab "$mnt"
         mount -T fstab -o remount,ro "$mnt"
@@ -123,7 +123,7 @@ fn remount_takes_the_options_of_fstab() -> anyhow::Result<()> {
 }
 
 #[test]
-fn remount_read_only_is_refused_while_a_loop_device_writes() -> anyhow::Result<()> {
+fn remount_read_only_fails_while_loop_device_writes() -> anyhow::Result<()> {
     let script = r#"
         mount -t sheepfs -o "attach=$volume" "$address" mnt
         device=$(losetup --find --show "mnt/volume/$volume")

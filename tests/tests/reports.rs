@@ -91,7 +91,7 @@ fn longer_and_shorter(mounted: &Mounted, path: &Path) -> anyhow::Result<()> {
 }
 
 #[test]
-fn report_is_whole_for_programs_that_trust_its_size() -> anyhow::Result<()> {
+fn report_size_from_stat_reads_whole_text() -> anyhow::Result<()> {
     // Of its own: nobody else may change what two opens see.
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
@@ -120,7 +120,7 @@ fn report_is_whole_in_bind_mount() -> anyhow::Result<()> {
 }
 
 #[test]
-fn report_copied_within_the_mount_is_whole() -> anyhow::Result<()> {
+fn report_copied_within_mount_is_whole() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let (report, copy) = (mounted.path("vdi/list"), mounted.create("copy", "4M")?);
@@ -135,7 +135,7 @@ fn report_copied_within_the_mount_is_whole() -> anyhow::Result<()> {
 }
 
 #[test]
-fn open_report_keeps_its_text_beside_newer_ones() -> anyhow::Result<()> {
+fn report_text_of_open_handle_is_stable() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for report in LISTS {
@@ -164,7 +164,7 @@ fn open_report_keeps_its_text_beside_newer_ones() -> anyhow::Result<()> {
 }
 
 #[test]
-fn bind_mounted_report_never_mixes_texts_of_two_handles() -> anyhow::Result<()> {
+fn report_in_bind_mount_never_mixes_two_texts() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let bound = BindMount::of(&mounted.path("vdi/list"))?;
@@ -190,7 +190,7 @@ fn bind_mounted_report_never_mixes_texts_of_two_handles() -> anyhow::Result<()> 
 }
 
 #[test]
-fn report_times_move_only_with_its_text() -> anyhow::Result<()> {
+fn report_mtime_changes_only_with_text() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let times = |report: &str| -> anyhow::Result<_> {
@@ -232,7 +232,7 @@ fn report_times_move_only_with_its_text() -> anyhow::Result<()> {
 }
 
 #[test]
-fn backup_of_all_reports_finds_no_file_changed_under_it() -> anyhow::Result<()> {
+fn report_backup_sees_no_file_change() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     mounted.create("listed", "4M")?;

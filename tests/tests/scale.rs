@@ -10,7 +10,7 @@ use tests::{Mounted, TestCluster, run};
 const KIB: u64 = 1 << 10;
 
 #[test]
-fn untouched_volumes_of_4_tib_cost_less_than_1_mib_each() -> anyhow::Result<()> {
+fn scale_untouched_volume_needs_under_1_mib() -> anyhow::Result<()> {
     // Several, as the allocator keeps the buffers of the first for the others.
     const VOLUMES: u64 = 48;
     let cluster = TestCluster::start_own()?;
@@ -32,7 +32,7 @@ fn untouched_volumes_of_4_tib_cost_less_than_1_mib_each() -> anyhow::Result<()> 
 }
 
 #[test]
-fn a_thousand_vdis_are_listed_completely_and_cost_little_to_attach() -> anyhow::Result<()> {
+fn scale_thousand_vdis_list_and_attach_cheaply() -> anyhow::Result<()> {
     const VDIS: usize = 1000;
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;

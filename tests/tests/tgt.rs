@@ -42,7 +42,7 @@ fn is_all(path: &Path, offset: usize, len: usize, value: u8) -> anyhow::Result<(
 }
 
 #[test]
-fn tgt_and_sheepfs_read_what_the_other_wrote() -> anyhow::Result<()> {
+fn tgt_and_sheepfs_read_each_others_writes() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("tgt");
@@ -116,7 +116,7 @@ fn tgt_and_sheepfs_read_what_the_other_wrote() -> anyhow::Result<()> {
 }
 
 #[test]
-fn an_image_copied_through_tgt_is_the_same_in_the_mount() -> anyhow::Result<()> {
+fn tgt_copy_of_image_matches_mount() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("tgt-image");

@@ -28,7 +28,7 @@ fn names(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
 }
 
 #[test]
-fn the_originals_files_are_all_there() -> anyhow::Result<()> {
+fn tree_has_all_files_of_original() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for (directory, files) in [
@@ -62,7 +62,7 @@ fn the_originals_files_are_all_there() -> anyhow::Result<()> {
 }
 
 #[test]
-fn reports_say_what_the_cluster_has() -> anyhow::Result<()> {
+fn report_shows_cluster_state() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("listed");
@@ -96,7 +96,7 @@ fn reports_say_what_the_cluster_has() -> anyhow::Result<()> {
 }
 
 #[test]
-fn stat_tells_the_length_a_reader_gets() -> anyhow::Result<()> {
+fn report_size_from_stat_equals_text_length() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for file in [
@@ -113,7 +113,7 @@ fn stat_tells_the_length_a_reader_gets() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_created_vdi_is_listed_in_every_open_that_follows() -> anyhow::Result<()> {
+fn report_lists_created_vdi_at_next_open() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for _ in 0..10 {
@@ -133,7 +133,7 @@ fn a_created_vdi_is_listed_in_every_open_that_follows() -> anyhow::Result<()> {
 }
 
 #[test]
-fn many_readers_at_once_all_get_a_whole_report() -> anyhow::Result<()> {
+fn report_is_whole_for_many_readers() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("crowd");
@@ -151,7 +151,7 @@ fn many_readers_at_once_all_get_a_whole_report() -> anyhow::Result<()> {
 }
 
 #[test]
-fn settings_take_any_whole_number_and_show_0_or_1() -> anyhow::Result<()> {
+fn settings_accept_integers_and_show_0_or_1() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for file in ["config/page_cache", "config/object_cache"] {
@@ -172,11 +172,11 @@ fn settings_take_any_whole_number_and_show_0_or_1() -> anyhow::Result<()> {
                 .with_context(|| format!("{file}: {written:?}"))?;
             assert_eq!(mounted.report(file)?, shown, "{file}: {written:?}");
         }
-        for garbage in ["yes", "", " ", "-", "x0"] {
+        for malformed_response_of_garbage_drops_connection in ["yes", "", " ", "-", "x0"] {
             assert_eq!(
-                errno(mounted.command(file, garbage)),
+                errno(mounted.command(file, malformed_response_of_garbage_drops_connection)),
                 Some(Errno::EINVAL),
-                "{garbage:?}"
+                "{malformed_response_of_garbage_drops_connection:?}"
             );
         }
         assert_eq!(mounted.report(file)?, "1\n");
@@ -187,20 +187,27 @@ fn settings_take_any_whole_number_and_show_0_or_1() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_address_of_the_sheep_is_checked_before_it_is_used() -> anyhow::Result<()> {
+fn settings_check_sheep_address_before_use() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &["--retry-for", "1"])?;
     let before = format!("{}\n", cluster.address());
     assert_eq!(mounted.report("config/sheep_info")?, before);
-    for garbage in [
+    for malformed_response_of_garbage_drops_connection in [
         "",
         "host:port",
         "127.0.0.1:0",
         "127.0.0.1:70000",
         "a b:7000",
     ] {
-        let refused = mounted.command("config/sheep_info", garbage);
-        assert_eq!(errno(refused), Some(Errno::EINVAL), "{garbage:?}");
+        let refused = mounted.command(
+            "config/sheep_info",
+            malformed_response_of_garbage_drops_connection,
+        );
+        assert_eq!(
+            errno(refused),
+            Some(Errno::EINVAL),
+            "{malformed_response_of_garbage_drops_connection:?}"
+        );
     }
     let nobody = format!("127.0.0.1:{}", tests::free_ports(1)?[0]);
     let refused = mounted.command("config/sheep_info", nobody);
@@ -212,7 +219,7 @@ fn the_address_of_the_sheep_is_checked_before_it_is_used() -> anyhow::Result<()>
 }
 
 #[test]
-fn attaching_is_refused_with_the_errno_that_says_why() -> anyhow::Result<()> {
+fn attach_failure_returns_specific_errno() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("attach");
@@ -243,7 +250,7 @@ fn attaching_is_refused_with_the_errno_that_says_why() -> anyhow::Result<()> {
 }
 
 #[test]
-fn detaching_waits_for_nobody_and_disturbs_nobody() -> anyhow::Result<()> {
+fn detach_does_not_wait_for_other_volumes() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("detach");
@@ -273,7 +280,7 @@ fn detaching_waits_for_nobody_and_disturbs_nobody() -> anyhow::Result<()> {
 }
 
 #[test]
-fn vdi_create_takes_every_option_and_refuses_the_rest() -> anyhow::Result<()> {
+fn vdi_create_checks_options() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for options in [
@@ -320,7 +327,7 @@ fn vdi_create_takes_every_option_and_refuses_the_rest() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_name_is_never_run_by_a_shell() -> anyhow::Result<()> {
+fn vdi_name_is_never_run_by_shell() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let scratch = tempfile::TempDir::new()?;
@@ -341,7 +348,7 @@ fn a_name_is_never_run_by_a_shell() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_tree_cannot_be_changed_with_file_commands() -> anyhow::Result<()> {
+fn tree_refuses_changes_by_file_commands() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("fixed");
@@ -369,7 +376,7 @@ fn the_tree_cannot_be_changed_with_file_commands() -> anyhow::Result<()> {
 }
 
 #[test]
-fn rollback_resize_and_delete_do_what_they_say() -> anyhow::Result<()> {
+fn command_files_roll_back_resize_and_delete() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("life");
@@ -405,7 +412,7 @@ fn rollback_resize_and_delete_do_what_they_say() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_volume_shows_its_facts_as_extended_attributes_and_blocks() -> anyhow::Result<()> {
+fn xattr_and_blocks_describe_volume() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let path = mounted.create(&cluster.unique_name("facts"), "8M object_size=1M")?;
@@ -441,7 +448,7 @@ fn a_volume_shows_its_facts_as_extended_attributes_and_blocks() -> anyhow::Resul
 }
 
 #[test]
-fn df_shows_the_clusters_space() -> anyhow::Result<()> {
+fn statfs_shows_cluster_space() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let space = nix::sys::statvfs::statvfs(&mounted.mountpoint())?;

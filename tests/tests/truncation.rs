@@ -95,7 +95,7 @@ fn truncation_by_copies_with_trailing_hole_leaves_zeros() -> anyhow::Result<()> 
 }
 
 #[test]
-fn truncation_by_programs_matches_a_plain_file() -> anyhow::Result<()> {
+fn truncation_by_programs_matches_plain_file() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let scratch = TempDir::with_prefix("sheepfs-test-truncation-")?;
     let image = scratch.path().join("image");
@@ -141,7 +141,7 @@ fn truncation_by_programs_matches_a_plain_file() -> anyhow::Result<()> {
 }
 
 #[test]
-fn truncation_spares_those_who_have_mapped_the_volume() -> anyhow::Result<()> {
+fn truncation_keeps_existing_mappings_valid() -> anyhow::Result<()> {
     const PAGES: u8 = 40;
     let cluster = TestCluster::start()?;
     for arguments in MODES {
@@ -180,7 +180,7 @@ fn truncation_spares_those_who_have_mapped_the_volume() -> anyhow::Result<()> {
 }
 
 #[test]
-fn truncation_shows_zeros_to_those_who_read_before() -> anyhow::Result<()> {
+fn truncation_invalidates_pages_read_before() -> anyhow::Result<()> {
     const LEN: usize = 4 * MIB;
     let cluster = TestCluster::start()?;
     for arguments in MODES {

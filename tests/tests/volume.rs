@@ -56,32 +56,32 @@ fn same_for_dog(cluster: &TestCluster, name: &str, model: &Model) -> anyhow::Res
 }
 
 #[test]
-fn random_accesses_to_4_mib_objects_match_the_model() -> anyhow::Result<()> {
+fn random_io_matches_model_with_4_mib_objects() -> anyhow::Result<()> {
     is_a_big_file("object_size=4M", 40 * MIB, &[])
 }
 
 #[test]
-fn random_accesses_to_1_mib_objects_match_the_model() -> anyhow::Result<()> {
+fn random_io_matches_model_with_1_mib_objects() -> anyhow::Result<()> {
     is_a_big_file("object_size=1M", 24 * MIB + 513, &[])
 }
 
 #[test]
-fn random_accesses_to_8_mib_objects_match_the_model() -> anyhow::Result<()> {
+fn random_io_matches_model_with_8_mib_objects() -> anyhow::Result<()> {
     is_a_big_file("object_size=8M", 40 * MIB + 1, &[])
 }
 
 #[test]
-fn random_accesses_to_a_hypervolume_match_the_model() -> anyhow::Result<()> {
+fn random_io_matches_model_on_hypervolume() -> anyhow::Result<()> {
     is_a_big_file("hyper", 40 * MIB, &[])
 }
 
 #[test]
-fn random_accesses_through_the_page_cache_match_the_model() -> anyhow::Result<()> {
+fn random_io_matches_model_with_page_cache() -> anyhow::Result<()> {
     is_a_big_file("object_size=2M", 24 * MIB, &["--pagecache"])
 }
 
 #[test]
-fn a_preallocated_volume_reads_as_zeros_and_is_allocated() -> anyhow::Result<()> {
+fn preallocation_at_creation_allocates_zeros() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("prealloc");
@@ -95,7 +95,7 @@ fn a_preallocated_volume_reads_as_zeros_and_is_allocated() -> anyhow::Result<()>
 const TURN: usize = 300_007;
 
 #[test]
-fn threads_that_share_objects_do_not_disturb_each_other() -> anyhow::Result<()> {
+fn concurrent_writers_of_same_objects_lose_nothing() -> anyhow::Result<()> {
     const THREADS: usize = 8;
     const LEN: usize = 32 * MIB;
     let cluster = TestCluster::start()?;
@@ -211,7 +211,7 @@ fn after_they_met(before: u8) -> Model {
 }
 
 #[test]
-fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
+fn concurrent_first_writes_of_objects_lose_nothing() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("fresh");
@@ -223,7 +223,7 @@ fn writers_that_meet_in_fresh_objects_lose_nothing() -> anyhow::Result<()> {
 }
 
 #[test]
-fn writers_that_meet_in_the_objects_of_a_clone_lose_nothing() -> anyhow::Result<()> {
+fn concurrent_copy_up_in_clone_loses_nothing() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let (parent, clone) = (cluster.unique_name("parent"), cluster.unique_name("met"));
@@ -240,7 +240,7 @@ fn writers_that_meet_in_the_objects_of_a_clone_lose_nothing() -> anyhow::Result<
 }
 
 #[test]
-fn the_end_of_a_volume_is_the_end_of_a_block_device() -> anyhow::Result<()> {
+fn volume_end_behaves_like_block_device() -> anyhow::Result<()> {
     const LEN: u64 = 5 << 20;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
@@ -263,7 +263,7 @@ fn the_end_of_a_volume_is_the_end_of_a_block_device() -> anyhow::Result<()> {
 }
 
 #[test]
-fn truncation_never_shrinks_and_growing_grows_the_vdi() -> anyhow::Result<()> {
+fn truncation_never_shrinks_and_growth_resizes_vdi() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("truncate");
@@ -298,7 +298,7 @@ fn truncation_never_shrinks_and_growing_grows_the_vdi() -> anyhow::Result<()> {
 }
 
 #[test]
-fn punching_a_hole_gives_zeros_and_space_back() -> anyhow::Result<()> {
+fn discard_by_punch_hole_zeroes_and_frees_space() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("hole");
@@ -332,7 +332,7 @@ fn punching_a_hole_gives_zeros_and_space_back() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_snapshot_keeps_its_bytes_while_head_and_clone_are_written() -> anyhow::Result<()> {
+fn snapshot_data_survives_writes_to_head_and_clone() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("head");
@@ -374,7 +374,7 @@ fn a_snapshot_keeps_its_bytes_while_head_and_clone_are_written() -> anyhow::Resu
 }
 
 #[test]
-fn snapshots_taken_while_writers_run_lose_no_write() -> anyhow::Result<()> {
+fn snapshot_under_load_loses_no_write() -> anyhow::Result<()> {
     const LEN: usize = 16 * MIB;
     const SNAPSHOTS: usize = 6;
     let cluster = TestCluster::start()?;
@@ -413,7 +413,7 @@ fn snapshots_taken_while_writers_run_lose_no_write() -> anyhow::Result<()> {
 }
 
 #[test]
-fn unbuffered_access_works_at_every_alignment() -> anyhow::Result<()> {
+fn direct_io_works_at_every_alignment() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("direct");
@@ -432,7 +432,7 @@ fn unbuffered_access_works_at_every_alignment() -> anyhow::Result<()> {
 }
 
 #[test]
-fn copies_in_and_out_with_cp_and_dd_are_equal() -> anyhow::Result<()> {
+fn copy_with_cp_and_dd_round_trips() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("copy");

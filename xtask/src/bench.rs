@@ -14,19 +14,19 @@ use clap::Args;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tests::RealSheep;
 
-use self::contestant::Stand;
 use self::results::Results;
+use self::target::Testbed;
 use self::work::Work;
 use crate::leftovers::Scratch;
 use crate::runner::Runner;
 use crate::step::root;
 
-mod contestant;
 mod costs;
 mod empty;
 mod files;
 mod process;
 mod results;
+mod target;
 mod wire;
 mod work;
 
@@ -110,21 +110,21 @@ pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
     let mut results = Results::default();
     let mut stands = Vec::new();
     match &programs {
-        Some(programs) => stands.push(Stand::real(&directory, programs)?),
+        Some(programs) => stands.push(Testbed::real(&directory, programs)?),
         None => results.missing("a `sheep` on PATH or given with --sheep"),
     }
-    stands.push(Stand::embedded(&directory)?);
-    let mut contestants = Vec::new();
-    for stand in &stands {
-        contestants.extend(stand.contestants()?);
+    stands.push(Testbed::embedded(&directory)?);
+    let mut targets = Vec::new();
+    for testbed in &stands {
+        targets.extend(testbed.targets()?);
     }
-    if let Some(stand) = stands.first().filter(|_| programs.is_some()) {
-        match contestant::original(options.original.as_deref())? {
-            Some(program) => contestants.push(stand.original(&program)?),
+    if let Some(testbed) = stands.first().filter(|_| programs.is_some()) {
+        match target::original(options.original.as_deref())? {
+            Some(program) => targets.push(testbed.original(&program)?),
             None => results.missing("the C sheepfs on PATH or given with --original"),
         }
     }
-    contestant::others(&directory, &mut contestants, &mut results)?;
+    target::others(&directory, &mut targets, &mut results)?;
 
     let time = Duration::from_secs(options.seconds);
     let chosen: Vec<&Work> = work::ALL
@@ -134,16 +134,16 @@ pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
     for round in 1..=options.rounds {
         for work in &chosen {
             eprintln!("round {round} of {}: {}", options.rounds, work.name);
-            for contestant in contestants.iter().filter(|some| some.does(work)) {
-                let measured = contestant.measure(work, time);
-                results.add(work, contestant.name(), measured);
+            for target in targets.iter().filter(|some| some.does(work)) {
+                let measured = target.measure(work, time);
+                results.add(work, target.name(), measured);
             }
         }
     }
     if "costs".contains(&options.only) {
         costs::measure(&stands[0], &mut results)?;
     }
-    drop(contestants);
+    drop(targets);
     drop(stands);
     println!("{results}");
     let json = serde_json::to_string_pretty(&results.json())?;

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_licence_is_fine_when_one_of_each_part_is() {
+    fn licence_expression_needs_one_allowed_alternative() {
         for fine in [
             "MIT",
             "MIT/Apache-2.0",
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_registry_is_a_source() {
+    fn dependency_source_must_be_registry() {
         let package = |source: &str| json!({"name": "a", "license": "MIT", "source": source});
         assert_eq!(problem(&package(REGISTRY)), None);
         assert!(problem(&package("git+https://example.org/a")).is_some());

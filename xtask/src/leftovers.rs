@@ -202,14 +202,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_named_like_a_stat_line_is_read_whole() {
+    fn proc_stat_parses_hostile_program_name() {
         let process = parse_stat("12 (a) S 1 (b) Z 7 12 12 0").expect("it is a stat line");
         assert_eq!(process.program, "a) S 1 (b");
         assert_eq!((process.pid, process.state, process.parent), (12, 'Z', 7));
     }
 
     #[test]
-    fn a_grandchild_is_a_descendant() {
+    fn process_descendants_include_grandchildren() {
         let mut child = Command::new("sh")
             .args(["-c", "sleep 1000 & echo; wait"])
             .stdout(Stdio::piped())

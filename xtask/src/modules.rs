@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn cycle_of_modules_is_found_and_shown() {
+    fn module_cycle_is_reported() {
         let root = ("src/lib.rs", "mod a; mod b; mod c;");
         let (a, c) = (
             ("src/a.rs", "use crate::b::B; pub struct A(B);"),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn cycle_of_parent_and_child_needs_both_uses() {
+    fn module_cycle_of_parent_needs_both_uses() {
         let root = ("src/lib.rs", "mod volume;");
         let child = (
             "src/volume/read.rs",
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn cycle_through_a_test_is_none() {
+    fn module_cycle_through_test_is_ignored() {
         let files = [
             ("src/lib.rs", "mod a; mod b;"),
             (
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn type_with_methods_elsewhere_is_found() {
+    fn module_check_finds_methods_in_other_file() {
         let root = ("src/lib.rs", "mod a; mod b;");
         let a = ("src/a.rs", "pub struct A; impl A { fn one(&self) {} }");
         let broken = graph(&[
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn layer_is_used_from_above_and_not_from_below() {
+    fn layer_must_not_use_higher_layer() {
         let folder = layers::Folder {
             path: "src/volume",
             layers: &[&["extent"], &["io"]],
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn name_leads_through_imports_to_its_file() {
+    fn module_path_resolves_through_imports() {
         let names = [
             "use crate::store::Store;",
             "use crate::Store;",
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn name_that_only_looks_like_a_module_is_no_use() {
+    fn module_use_ignores_similar_names() {
         let names = [
             "pub(in crate::a) fn f(store: u8) -> u8 { store }",
             "use std::fmt::Debug as Store;",
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn file_of_a_module_is_found_as_the_compiler_does() {
+    fn module_file_is_found_like_compiler() {
         let found = edges(&[
             (
                 "src/bin/p.rs",

@@ -95,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rust_file_says_first_what_it_is_for() {
+    fn tidy_requires_module_doc() {
         assert_eq!(problems("a.rs", "//! Words.\n"), 0);
         assert_eq!(problems("a.rs", "use std::fs;\n"), 1);
         assert_eq!(problems("a.md", "Text.\n"), 0);
     }
 
     #[test]
-    fn tabs_and_trailing_blanks_are_found_on_their_line() {
+    fn tidy_finds_tabs_and_trailing_blanks() {
         let found = text_problems(Path::new("a.rs"), "//! Words.\n\tx\ny \n");
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("a.rs:2:"), "{found:?}");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_ends_with_a_newline() {
+    fn tidy_requires_final_newline() {
         assert_eq!(problems("a.toml", "a = 1"), 1);
         assert_eq!(problems("a.toml", ""), 0);
     }

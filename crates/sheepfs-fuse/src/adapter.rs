@@ -35,9 +35,9 @@ use nix::errno::Errno;
 use sheepfs_vfs::{Entry, Ino, Tree};
 use tokio::time::Instant;
 
-use crate::answer::{Answers, Facts, Failure, conclude, refuse};
-use crate::convert::{self, Growth, Ownership};
+use crate::convert::{self, Ownership, SizeChange};
 use crate::directory::OpenDirectories;
+use crate::dispatcher::{Dispatcher, ReplyError, RequestInfo, finish, reply_errno};
 use crate::init;
 use crate::lookups::Lookups;
 use crate::prefault::EventLoops;
@@ -53,7 +53,7 @@ const NAME_MAX: u32 = 255;
 /// The tree as the kernel sees it.
 pub(crate) struct Adapter {
     tree: Arc<Tree>,
-    answers: Answers,
+    dispatcher: Dispatcher,
     owner: Ownership,
     directories: OpenDirectories,
     lookups: Arc<Lookups>,
@@ -68,13 +68,13 @@ pub(crate) struct Adapter {
 impl Adapter {
     pub(crate) fn new(
         tree: Arc<Tree>,
-        answers: Answers,
+        dispatcher: Dispatcher,
         owner: Ownership,
         event_loops: Arc<EventLoops>,
     ) -> Self {
         Self {
             tree,
-            answers,
+            dispatcher,
             owner,
             directories: OpenDirectories::default(),
             lookups: Arc::default(),
@@ -90,12 +90,18 @@ fn random_generation() -> Generation {
     Generation(RandomState::new().hash_one(()) & u64::from(u32::MAX))
 }
 
-fn facts(operation: &'static str, request: &Request, ino: INodeNo) -> Facts {
-    range(operation, request, ino, 0, 0)
+fn info(operation: &'static str, request: &Request, ino: INodeNo) -> RequestInfo {
+    range_info(operation, request, ino, 0, 0)
 }
 
-fn range(operation: &'static str, request: &Request, ino: INodeNo, offset: u64, len: u64) -> Facts {
-    Facts {
+fn range_info(
+    operation: &'static str,
+    request: &Request,
+    ino: INodeNo,
+    offset: u64,
+    len: u64,
+) -> RequestInfo {
+    RequestInfo {
         operation,
         request: request.unique().0,
         pid: request.pid(),
@@ -112,7 +118,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let facts = facts("lookup", request, parent);
+        let info = info("lookup", request, parent);
         let (tree, owner, name) = (Arc::clone(&self.tree), self.owner, name.as_bytes().to_vec());
         let (lookups, opens) = (
             Arc::clone(&self.lookups),
@@ -121,28 +127,28 @@ impl Filesystem for Adapter {
         let (thread, asked) = (request.pid(), Instant::now());
         let generation = self.generation;
         let work = async move { Ok(tree.lookup(convert::ino(parent), &name).await?) };
-        self.answers
-            .work(facts, reply, work, move |reply, attributes| {
-                opens.looked_up(thread, INodeNo(attributes.ino.0));
-                let lifetime = convert::name_lifetime(&attributes);
+        self.dispatcher
+            .run(info, reply, work, move |reply, attributes| {
+                opens.on_lookup(thread, INodeNo(attributes.ino.0));
+                let entry_ttl = convert::entry_ttl(&attributes);
                 let attr = owner.entry_attr(&attributes);
                 if attributes.node != attributes.ino {
-                    lookups.note(thread, attr.ino, asked);
+                    lookups.record(thread, attr.ino, asked);
                 }
                 let generation = match attributes.node {
                     Ino::ROOT => ROOT_GENERATION,
                     _ => generation,
                 };
-                reply.entry_with_ttls(&attributes.ttl, &lifetime, &attr, generation);
+                reply.entry_with_ttls(&attributes.ttl, &entry_ttl, &attr, generation);
             });
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let facts = facts("getattr", request, ino);
+        let info = info("getattr", request, ino);
         let (tree, owner) = (Arc::clone(&self.tree), self.owner);
         let work = async move { Ok(tree.attributes(convert::ino(ino)).await?) };
-        self.answers
-            .work(facts, reply, work, move |reply, attributes| {
+        self.dispatcher
+            .run(info, reply, work, move |reply, attributes| {
                 reply.attr(&attributes.ttl, &owner.file_attr(&attributes));
             });
     }
@@ -165,17 +171,17 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let facts = range("setattr", request, ino, 0, size.unwrap_or(0));
+        let info = range_info("setattr", request, ino, 0, size.unwrap_or(0));
         let (tree, owner) = (Arc::clone(&self.tree), self.owner);
         let handle = match (fh, size) {
-            (None, Some(0)) => self.truncating_opens.truncated(request.pid(), ino),
+            (None, Some(0)) => self.truncating_opens.take_truncating(request.pid(), ino),
             _ => fh,
         };
         let work = async move {
             let ino = convert::ino(ino);
             let attributes = tree.attributes(ino).await?;
-            if !owner.agrees(&attributes, mode, uid, gid) {
-                return Err(Failure::Refused(Errno::EPERM));
+            if !owner.allows_setattr(&attributes, mode, uid, gid) {
+                return Err(ReplyError::Refused(Errno::EPERM));
             }
             match size {
                 Some(size) => Ok(tree
@@ -184,26 +190,27 @@ impl Filesystem for Adapter {
                 None => Ok(attributes),
             }
         };
-        self.answers
-            .work(facts, reply, work, move |reply, attributes| {
+        self.dispatcher
+            .run(info, reply, work, move |reply, attributes| {
                 reply.attr(&attributes.ttl, &owner.file_attr(&attributes));
             });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let facts = facts("open", request, ino);
+        let info = info("open", request, ino);
         let mode = convert::open_mode(flags);
         let tree = Arc::clone(&self.tree);
         let since = self.lookups.opened_since(request.pid(), ino);
         let work = async move { Ok(tree.files().open(convert::ino(ino), mode, since).await?) };
         let (opens, thread) = (Arc::clone(&self.truncating_opens), request.pid());
-        self.answers.work(facts, reply, work, move |reply, opened| {
-            let handle = FileHandle(opened.handle.0);
-            if mode.write {
-                opens.opened(thread, ino, handle);
-            }
-            reply.opened(handle, convert::open_flags(opened));
-        });
+        self.dispatcher
+            .run(info, reply, work, move |reply, opened| {
+                let handle = FileHandle(opened.handle.0);
+                if mode.write {
+                    opens.on_open(thread, ino, handle);
+                }
+                reply.opened(handle, convert::open_flags(opened));
+            });
     }
 
     fn read(
@@ -217,11 +224,11 @@ impl Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let facts = range("read", request, ino, offset, size.into());
-        let succeed = |reply: ReplyData, data: Bytes| reply.data(&data);
+        let info = range_info("read", request, ino, offset, size.into());
+        let on_success = |reply: ReplyData, data: Bytes| reply.data(&data);
         // A read(2) of a process comes with the owner of its locks.
         let for_page_cache = lock_owner.is_none();
-        self.answers.submit(facts, reply, succeed, |done| {
+        self.dispatcher.submit(info, reply, on_success, |done| {
             let handle = convert::handle(fh);
             self.tree
                 .files()
@@ -246,14 +253,14 @@ impl Filesystem for Adapter {
         if self.event_loops.take_write(request.pid()) {
             return reply.written(data.len().try_into().unwrap_or(u32::MAX));
         }
-        let facts = range("write", request, ino, offset, data.len() as u64);
-        self.answers
-            .submit(facts, reply, ReplyWrite::written, |done| {
+        let info = range_info("write", request, ino, offset, data.len() as u64);
+        self.dispatcher
+            .submit(info, reply, ReplyWrite::written, |done| {
                 let handle = convert::handle(fh);
                 if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
                     return self.tree.files().write_mapped(handle, offset, data, done);
                 }
-                self.truncating_opens.used(fh);
+                self.truncating_opens.on_use(fh);
                 let direct = convert::is_direct(flags);
                 self.tree.files().write(handle, offset, data, direct, done);
             });
@@ -267,11 +274,11 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let facts = facts("flush", request, ino);
+        let info = info("flush", request, ino);
         let tree = Arc::clone(&self.tree);
         let work = async move { Ok(tree.files().flush(convert::handle(fh)).await?) };
-        self.answers
-            .work(facts, reply, work, |reply, ()| reply.ok());
+        self.dispatcher
+            .run(info, reply, work, |reply, ()| reply.ok());
     }
 
     fn release(
@@ -284,8 +291,8 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _inside = self.answers.runtime().enter();
-        self.truncating_opens.used(fh);
+        let _inside = self.dispatcher.runtime().enter();
+        self.truncating_opens.on_use(fh);
         self.tree.files().release(convert::handle(fh));
         reply.ok();
     }
@@ -298,11 +305,11 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let facts = facts("fsync", request, ino);
+        let info = info("fsync", request, ino);
         let tree = Arc::clone(&self.tree);
         let work = async move { Ok(tree.files().sync(convert::handle(fh)).await?) };
-        self.answers
-            .work(facts, reply, work, |reply, ()| reply.ok());
+        self.dispatcher
+            .run(info, reply, work, |reply, ()| reply.ok());
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -317,17 +324,17 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let facts = range("readdir", request, ino, offset, 0);
+        let info = range_info("readdir", request, ino, offset, 0);
         let listing = if offset == 0 {
             let entries = self.tree.readdir(convert::ino(ino));
             entries.map(|entries| self.directories.restart(fh, entries))
         } else {
             Ok(self.directories.listing(fh))
         };
-        conclude(
-            facts,
+        finish(
+            info,
             reply,
-            listing.map_err(Failure::Tree),
+            listing.map_err(ReplyError::Tree),
             |mut reply, listing| {
                 fill(&mut reply, ino, offset, &listing);
                 reply.ok();
@@ -360,10 +367,10 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let facts = facts("statfs", request, ino);
+        let info = info("statfs", request, ino);
         let tree = Arc::clone(&self.tree);
-        let work = async move { Ok(tree.statfs().await?) };
-        self.answers.work(facts, reply, work, |reply, capacity| {
+        let work = async move { Ok(tree.capacity().await?) };
+        self.dispatcher.run(info, reply, work, |reply, capacity| {
             let block = u64::from(convert::STATFS_BLOCK_SIZE);
             let (total, free) = (capacity.total / block, capacity.free / block);
             let size = convert::STATFS_BLOCK_SIZE;
@@ -381,23 +388,23 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let facts = range("fallocate", request, ino, offset, length);
-        let (what, growth) = match convert::allocate_mode(mode) {
+        let info = range_info("fallocate", request, ino, offset, length);
+        let (what, size_change) = match convert::allocate_mode(mode) {
             Ok(known) => known,
-            Err(errno) => return refuse(facts, reply, errno),
+            Err(errno) => return reply_errno(info, reply, errno),
         };
         let tree = Arc::clone(&self.tree);
         let work = async move {
             let handle = convert::handle(fh);
-            if growth == Growth::MayGrow {
+            if size_change == SizeChange::MayGrow {
                 tree.files()
                     .extend(handle, offset.saturating_add(length))
                     .await?;
             }
             Ok(tree.files().allocate(handle, what, offset, length).await?)
         };
-        self.answers
-            .work(facts, reply, work, |reply, ()| reply.ok());
+        self.dispatcher
+            .run(info, reply, work, |reply, ()| reply.ok());
     }
 
     fn create(
@@ -410,7 +417,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        refuse(facts("create", request, parent), reply, Errno::EPERM);
+        reply_errno(info("create", request, parent), reply, Errno::EPERM);
     }
 
     fn mknod(
@@ -423,7 +430,7 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        refuse(facts("mknod", request, parent), reply, Errno::EPERM);
+        reply_errno(info("mknod", request, parent), reply, Errno::EPERM);
     }
 
     fn mkdir(
@@ -435,7 +442,7 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        refuse(facts("mkdir", request, parent), reply, Errno::EPERM);
+        reply_errno(info("mkdir", request, parent), reply, Errno::EPERM);
     }
 
     fn symlink(
@@ -446,7 +453,7 @@ impl Filesystem for Adapter {
         _target: &Path,
         reply: ReplyEntry,
     ) {
-        refuse(facts("symlink", request, parent), reply, Errno::EPERM);
+        reply_errno(info("symlink", request, parent), reply, Errno::EPERM);
     }
 
     fn link(
@@ -457,7 +464,7 @@ impl Filesystem for Adapter {
         _newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        refuse(facts("link", request, ino), reply, Errno::EPERM);
+        reply_errno(info("link", request, ino), reply, Errno::EPERM);
     }
 
     fn rename(
@@ -470,25 +477,25 @@ impl Filesystem for Adapter {
         _flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        refuse(facts("rename", request, parent), reply, Errno::EPERM);
+        reply_errno(info("rename", request, parent), reply, Errno::EPERM);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        refuse(facts("unlink", request, parent), reply, Errno::EPERM);
+        reply_errno(info("unlink", request, parent), reply, Errno::EPERM);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        refuse(facts("rmdir", request, parent), reply, Errno::EPERM);
+        reply_errno(info("rmdir", request, parent), reply, Errno::EPERM);
     }
 
     /// There are no symbolic links.
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        refuse(facts("readlink", request, ino), reply, Errno::EINVAL);
+        reply_errno(info("readlink", request, ino), reply, Errno::EINVAL);
     }
 
     /// Never asked with `default_permissions`.
     fn access(&self, request: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        refuse(facts("access", request, ino), reply, Errno::ENOSYS);
+        reply_errno(info("access", request, ino), reply, Errno::ENOSYS);
     }
 
     fn getxattr(
@@ -499,22 +506,22 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
-        let facts = range("getxattr", request, ino, 0, size.into());
-        let attributes = self.tree.list_xattrs(convert::ino(ino));
+        let info = range_info("getxattr", request, ino, 0, size.into());
+        let attributes = self.tree.extended_attributes(convert::ino(ino));
         let value = attributes
-            .map_err(Failure::Tree)
+            .map_err(ReplyError::Tree)
             .and_then(|attributes| xattr::value(attributes, name));
-        let answer = value.and_then(|value| xattr::answer(value, size));
-        conclude(facts, reply, answer, xattr::reply);
+        let sized_reply = value.and_then(|value| xattr::sized_reply(value, size));
+        finish(info, reply, sized_reply, xattr::reply);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let facts = range("listxattr", request, ino, 0, size.into());
-        let attributes = self.tree.list_xattrs(convert::ino(ino));
-        let answer = attributes
-            .map_err(Failure::Tree)
-            .and_then(|attributes| xattr::answer(xattr::names(&attributes), size));
-        conclude(facts, reply, answer, xattr::reply);
+        let info = range_info("listxattr", request, ino, 0, size.into());
+        let attributes = self.tree.extended_attributes(convert::ino(ino));
+        let sized_reply = attributes
+            .map_err(ReplyError::Tree)
+            .and_then(|attributes| xattr::sized_reply(xattr::names(&attributes), size));
+        finish(info, reply, sized_reply, xattr::reply);
     }
 
     fn setxattr(
@@ -527,12 +534,12 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        refuse(facts("setxattr", request, ino), reply, xattr::refusal(name));
+        reply_errno(info("setxattr", request, ino), reply, xattr::refusal(name));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let errno = xattr::refusal(name);
-        refuse(facts("removexattr", request, ino), reply, errno);
+        reply_errno(info("removexattr", request, ino), reply, errno);
     }
 
     fn lseek(
@@ -544,19 +551,19 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let facts = range("lseek", request, ino, offset.unsigned_abs(), 0);
+        let info = range_info("lseek", request, ino, offset.unsigned_abs(), 0);
         let (to, offset) = match (convert::seek_to(whence), u64::try_from(offset)) {
             (Some(to), Ok(offset)) => (to, offset),
-            (None, _) => return refuse(facts, reply, Errno::EINVAL),
+            (None, _) => return reply_errno(info, reply, Errno::EINVAL),
             // As on any file: nothing lies before the beginning.
-            (_, Err(_)) => return refuse(facts, reply, Errno::ENXIO),
+            (_, Err(_)) => return reply_errno(info, reply, Errno::ENXIO),
         };
         let tree = Arc::clone(&self.tree);
         let work = async move {
             let found = tree.files().seek(convert::handle(fh), offset, to).await?;
-            i64::try_from(found).map_err(|_| Failure::Refused(Errno::EOVERFLOW))
+            i64::try_from(found).map_err(|_| ReplyError::Refused(Errno::EOVERFLOW))
         };
-        self.answers.work(facts, reply, work, ReplyLseek::offset);
+        self.dispatcher.run(info, reply, work, ReplyLseek::offset);
     }
 
     fn copy_file_range(
@@ -572,8 +579,8 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        refuse(
-            facts("copy_file_range", request, ino_in),
+        reply_errno(
+            info("copy_file_range", request, ino_in),
             reply,
             Errno::ENOSYS,
         );
@@ -591,7 +598,7 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        refuse(facts("ioctl", request, ino), reply, Errno::ENOTTY);
+        reply_errno(info("ioctl", request, ino), reply, Errno::ENOTTY);
     }
 
     fn poll(
@@ -604,7 +611,7 @@ impl Filesystem for Adapter {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        refuse(facts("poll", request, ino), reply, Errno::ENOSYS);
+        reply_errno(info("poll", request, ino), reply, Errno::ENOSYS);
     }
 }
 

@@ -65,7 +65,7 @@ impl Ownership {
     /// May chmod(2) and chown(2) to these values succeed? Only when they
     /// change nothing: a VDI has no room for an owner or a mode. This is what
     /// the kernel's vfat does, and what lets `cp -p` by the owner pass.
-    pub(crate) fn agrees(
+    pub(crate) fn allows_setattr(
         &self,
         attributes: &Attributes,
         mode: Option<u32>,
@@ -88,7 +88,7 @@ impl Ownership {
 /// A directory's name is as good as its attributes. A file's name is asked for
 /// at every use: any process may detach a volume at any time, and asking costs
 /// one short request that does not leave this process.
-pub(crate) fn name_lifetime(attributes: &Attributes) -> Duration {
+pub(crate) fn entry_ttl(attributes: &Attributes) -> Duration {
     match attributes.kind {
         FileKind::Directory => attributes.ttl,
         FileKind::Text | FileKind::Volume => Duration::ZERO,
@@ -155,21 +155,21 @@ pub(crate) fn open_flags(opened: Opened) -> FopenFlags {
 /// # Errors
 /// EOPNOTSUPP for what only file systems with extents can do (collapse,
 /// insert, unshare), and for flags from the future.
-pub(crate) fn allocate_mode(mode: i32) -> Result<(AllocateMode, Growth), Errno> {
+pub(crate) fn allocate_mode(mode: i32) -> Result<(AllocateMode, SizeChange), Errno> {
     let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
     let keep_size = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    let growth = if flags.contains(keep_size) {
-        Growth::KeepSize
+    let size_change = if flags.contains(keep_size) {
+        SizeChange::KeepSize
     } else {
-        Growth::MayGrow
+        SizeChange::MayGrow
     };
     let what = flags.difference(keep_size);
     if what.is_empty() {
-        Ok((AllocateMode::Allocate, growth))
+        Ok((AllocateMode::Allocate, size_change))
     } else if what == FallocateFlags::FALLOC_FL_PUNCH_HOLE {
-        Ok((AllocateMode::PunchHole, growth))
+        Ok((AllocateMode::PunchHole, size_change))
     } else if what == FallocateFlags::FALLOC_FL_ZERO_RANGE {
-        Ok((AllocateMode::ZeroRange, growth))
+        Ok((AllocateMode::ZeroRange, size_change))
     } else {
         Err(Errno::EOPNOTSUPP)
     }
@@ -188,7 +188,7 @@ pub(crate) fn seek_to(whence: i32) -> Option<SeekTo> {
 
 /// May fallocate(2) move the end of the file?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Growth {
+pub(crate) enum SizeChange {
     /// `FALLOC_FL_KEEP_SIZE` was given.
     KeepSize,
     /// It was not: a range beyond the end makes the file longer.
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn stat_shows_the_owner_of_the_mount_and_never_the_masked_bits() {
+    fn stat_shows_mount_owner_and_applies_umask() {
         let shown = OWNER.file_attr(&volume());
         assert_eq!((shown.uid, shown.gid, shown.perm), (107, 108, 0o640));
         assert_eq!((shown.ino.0, shown.size, shown.blocks), (42, 1 << 40, 8192));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn changing_owner_or_mode_succeeds_only_when_nothing_would_change() {
+    fn setattr_of_owner_or_mode_must_change_nothing() {
         let regular = 0o100_000;
         let cases = [
             (Some(regular | 0o640), None, None, true),
@@ -243,7 +243,7 @@ mod tests {
         ];
         for (mode, uid, gid, agreed) in cases {
             assert_eq!(
-                OWNER.agrees(&volume(), mode, uid, gid),
+                OWNER.allows_setattr(&volume(), mode, uid, gid),
                 agreed,
                 "{mode:?} {uid:?} {gid:?}"
             );
@@ -251,17 +251,17 @@ mod tests {
     }
 
     #[test]
-    fn names_of_files_are_never_believed_those_of_directories_are() {
-        assert_eq!(name_lifetime(&volume()), Duration::ZERO);
+    fn entry_ttl_is_zero_for_files() {
+        assert_eq!(entry_ttl(&volume()), Duration::ZERO);
         let directory = Attributes {
             kind: FileKind::Directory,
             ..volume()
         };
-        assert_eq!(name_lifetime(&directory), Duration::from_secs(1));
+        assert_eq!(entry_ttl(&directory), Duration::from_secs(1));
     }
 
     #[test]
-    fn handles_can_do_what_they_were_opened_for() {
+    fn open_mode_follows_access_flags() {
         for (flags, read, write) in [
             (OpenAccMode::O_RDONLY, true, false),
             (OpenAccMode::O_WRONLY, false, true),
@@ -273,14 +273,14 @@ mod tests {
     }
 
     #[test]
-    fn only_data_and_holes_are_looked_for() {
+    fn lseek_accepts_only_data_and_hole() {
         assert!(matches!(seek_to(3), Some(SeekTo::Data)));
         assert!(matches!(seek_to(4), Some(SeekTo::Hole)));
         assert!(seek_to(0).is_none() && seek_to(2).is_none() && seek_to(-1).is_none());
     }
 
     #[test]
-    fn an_uncached_file_takes_parallel_writers() {
+    fn open_flags_of_uncached_file_allow_parallel_writes() {
         let flags = open_flags(Opened {
             handle: HandleId(1),
             direct_io: true,
@@ -295,12 +295,14 @@ mod tests {
     }
 
     #[test]
-    fn fallocate_modes_are_told_apart_and_unknown_ones_refused() {
-        let known = |mode| allocate_mode(mode).map(|(what, growth)| (format!("{what:?}"), growth));
-        assert_eq!(known(0), Ok(("Allocate".into(), Growth::MayGrow)));
-        assert_eq!(known(1), Ok(("Allocate".into(), Growth::KeepSize)));
-        assert_eq!(known(3), Ok(("PunchHole".into(), Growth::KeepSize)));
-        assert_eq!(known(0x10), Ok(("ZeroRange".into(), Growth::MayGrow)));
+    fn fallocate_modes_are_mapped_and_unknown_refused() {
+        let known = |mode| {
+            allocate_mode(mode).map(|(what, size_change)| (format!("{what:?}"), size_change))
+        };
+        assert_eq!(known(0), Ok(("Allocate".into(), SizeChange::MayGrow)));
+        assert_eq!(known(1), Ok(("Allocate".into(), SizeChange::KeepSize)));
+        assert_eq!(known(3), Ok(("PunchHole".into(), SizeChange::KeepSize)));
+        assert_eq!(known(0x10), Ok(("ZeroRange".into(), SizeChange::MayGrow)));
         for refused in [0x08, 0x20, 0x40, 0x12, 0x4000_0000, -1] {
             assert_eq!(known(refused), Err(Errno::EOPNOTSUPP), "{refused:#x}");
         }

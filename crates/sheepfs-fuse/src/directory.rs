@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_keeps_its_listing_until_it_is_rewound() {
+    fn readdir_keeps_listing_until_rewinddir() {
         let open = OpenDirectories::default();
         let (first, second) = (open.open(), open.open());
         open.restart(first, vec![entry("a")]);
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_handle_leaves_nothing_behind() {
+    fn readdir_closed_handle_is_forgotten() {
         let open = OpenDirectories::default();
         let handle = open.open();
         open.restart(handle, vec![entry("a")]);

@@ -4,7 +4,7 @@
 //! a lookup that waits for *us* may hold; dropping a cached file first writes
 //! its dirty pages, through us. So they leave from a thread of their own. An
 //! event loop never waits for them; a task of the tree may. Names of files are
-//! looked up at every use anyway (`convert::name_lifetime`), so nothing depends
+//! looked up at every use anyway (`convert::entry_ttl`), so nothing depends
 //! on when they are dropped; files go first.
 
 use std::collections::{HashMap, HashSet};
@@ -29,7 +29,7 @@ struct Waiting {
     /// Of each file the range that covers all pages to drop.
     pages: HashMap<u64, Range<u64>>,
     /// Dropped when the kernel was told of the files, texts and pages.
-    asking: Vec<oneshot::Sender<()>>,
+    waiters: Vec<oneshot::Sender<()>>,
     closed: bool,
 }
 
@@ -89,8 +89,8 @@ impl Invalidator {
         }
         if !is_name {
             // While a notification blocks, the tree gives up and asks again.
-            waiting.asking.retain(|tell| !tell.is_closed());
-            waiting.asking.push(tell);
+            waiting.waiters.retain(|tell| !tell.is_closed());
+            waiting.waiters.push(tell);
         }
         self.shared.1.notify_one();
         told
@@ -120,7 +120,7 @@ impl Invalidator {
                 log(notifier.inval_inode(INodeNo(ino), start, len));
             }
             // A receiver hears when its sender goes.
-            drop(told.asking);
+            drop(told.waiters);
             for (parent, name) in told.names {
                 let name = OsStr::from_bytes(&name);
                 log(notifier.inval_entry(INodeNo(parent), name));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn invalidation_of_file_is_waited_for_until_the_kernel_was_told() {
+    fn invalidation_of_file_completes_after_notification() {
         let ino = Ino(7);
         for invalidation in [
             Invalidation::Inode(ino),

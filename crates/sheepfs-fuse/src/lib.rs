@@ -16,7 +16,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `adapter.rs` | one short method per kernel request |
-//! | `answer.rs` | runs the work, replies once, logs a failure once |
+//! | `dispatcher.rs` | runs the work, replies once, logs a failure once |
 //! | `convert.rs` | attributes, open flags, errno: this side's types to that side's |
 //! | `directory.rs` | listings of open directories |
 //! | `init.rs` | limits and abilities agreed with the kernel |
@@ -30,9 +30,9 @@
 //! It knows nothing of sheep, VDIs, opcodes or the command line.
 
 mod adapter;
-mod answer;
 mod convert;
 mod directory;
+mod dispatcher;
 mod init;
 mod invalidate;
 mod lookups;

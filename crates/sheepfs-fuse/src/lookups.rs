@@ -14,13 +14,13 @@ use tokio::time::Instant;
 
 /// Longest time from the answer to a look-up to the open it was for. A thread
 /// that takes longer gets a new text.
-const OPENED_WITHIN: Duration = Duration::from_millis(100);
+const LOOKUP_VALIDITY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Lookup {
     file: u64,
-    asked: Instant,
-    answered: Instant,
+    started: Instant,
+    replied: Instant,
 }
 
 /// The last look-up of each thread, by the kernel's number of the thread.
@@ -29,22 +29,22 @@ pub(crate) struct Lookups(Mutex<HashMap<u32, Lookup>>);
 
 impl Lookups {
     /// Notes that `thread` is about to hear where `file` is, for which it has
-    /// waited since `asked`.
-    pub(crate) fn note(&self, thread: u32, file: INodeNo, asked: Instant) {
+    /// waited since `started`.
+    pub(crate) fn record(&self, thread: u32, file: INodeNo, started: Instant) {
         // A thread of another PID namespace, which cannot be told from others.
         if thread == 0 {
             return;
         }
-        let answered = Instant::now();
+        let replied = Instant::now();
         let mut lookups = self.lock();
-        lookups.retain(|_, lookup| lookup.answered.elapsed() < OPENED_WITHIN);
+        lookups.retain(|_, lookup| lookup.replied.elapsed() < LOOKUP_VALIDITY);
         let file = file.0;
         lookups.insert(
             thread,
             Lookup {
                 file,
-                asked,
-                answered,
+                started,
+                replied,
             },
         );
     }
@@ -52,8 +52,8 @@ impl Lookups {
     /// Since when the thread that opens `file` has been waiting for it.
     pub(crate) fn opened_since(&self, thread: u32, file: INodeNo) -> Instant {
         match self.lock().remove(&thread) {
-            Some(lookup) if lookup.file == file.0 && lookup.answered.elapsed() < OPENED_WITHIN => {
-                lookup.asked
+            Some(lookup) if lookup.file == file.0 && lookup.replied.elapsed() < LOOKUP_VALIDITY => {
+                lookup.started
             }
             _ => Instant::now(),
         }
@@ -72,29 +72,29 @@ mod tests {
     const FILE: INodeNo = INodeNo(7);
 
     #[tokio::test(start_paused = true)]
-    async fn open_right_after_lookup_is_as_old_as_the_lookup() {
+    async fn lookup_time_applies_to_next_open() {
         let lookups = Lookups::default();
-        let asked = Instant::now();
+        let started = Instant::now();
         tokio::time::advance(Duration::from_secs(5)).await;
-        lookups.note(1, FILE, asked);
-        tokio::time::advance(OPENED_WITHIN / 2).await;
-        assert_eq!(lookups.opened_since(1, FILE), asked);
+        lookups.record(1, FILE, started);
+        tokio::time::advance(LOOKUP_VALIDITY / 2).await;
+        assert_eq!(lookups.opened_since(1, FILE), started);
         assert_eq!(lookups.opened_since(1, FILE), Instant::now(), "used up");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn open_without_lookup_is_of_the_present() {
+    async fn open_without_lookup_uses_present_time() {
         let lookups = Lookups::default();
-        let asked = Instant::now();
-        tokio::time::advance(OPENED_WITHIN / 2).await;
+        let started = Instant::now();
+        tokio::time::advance(LOOKUP_VALIDITY / 2).await;
         for (thread, file) in [(2, FILE), (1, INodeNo(8))] {
-            lookups.note(1, FILE, asked);
+            lookups.record(1, FILE, started);
             assert_eq!(lookups.opened_since(thread, file), Instant::now());
         }
-        lookups.note(0, FILE, asked);
+        lookups.record(0, FILE, started);
         assert_eq!(lookups.opened_since(0, FILE), Instant::now());
-        lookups.note(1, FILE, asked);
-        tokio::time::advance(OPENED_WITHIN).await;
+        lookups.record(1, FILE, started);
+        tokio::time::advance(LOOKUP_VALIDITY).await;
         assert_eq!(lookups.opened_since(1, FILE), Instant::now(), "too late");
     }
 }

@@ -21,7 +21,7 @@ pub enum MountpointError {
     NotADirectory(PathBuf),
     /// Something is mounted there.
     #[error("{} is a mount point already: {source_name} (type {kind}) is mounted there", path.display())]
-    Occupied {
+    AlreadyMounted {
         /// The mountpoint.
         path: PathBuf,
         /// What the mount table names as the source, such as `/dev/sda1`.
@@ -35,7 +35,7 @@ pub enum MountpointError {
          remove it with `umount -l {}` (or `fusermount3 -u {}`)",
         path.display(), path.display(), path.display()
     )]
-    Dead {
+    StaleMount {
         /// The mountpoint.
         path: PathBuf,
         /// What the mount table names as the source.
@@ -59,13 +59,13 @@ pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf, MountpointError> 
         Err(error) => return Err(unusable(path, &error)),
     };
     if let Some(mounted) = mounted_at(&real) {
-        return Err(if mounted.kind.starts_with("fuse") && is_dead(&real) {
-            MountpointError::Dead {
+        return Err(if mounted.kind.starts_with("fuse") && is_stale(&real) {
+            MountpointError::StaleMount {
                 path: real,
                 source_name: mounted.source,
             }
         } else {
-            MountpointError::Occupied {
+            MountpointError::AlreadyMounted {
                 path: real,
                 source_name: mounted.source,
                 kind: mounted.kind,
@@ -80,7 +80,7 @@ pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf, MountpointError> 
 }
 
 /// Asks for what no kernel answers on its own: attributes it may remember.
-fn is_dead(path: &Path) -> bool {
+fn is_stale(path: &Path) -> bool {
     fs::read_dir(path).is_err_and(|error| error.raw_os_error() == Some(Errno::ENOTCONN as i32))
 }
 
@@ -88,7 +88,7 @@ fn unusable(path: &Path, error: &io::Error) -> MountpointError {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => MountpointError::Missing(path.into()),
         Some(Errno::ENOTDIR) => MountpointError::NotADirectory(path.into()),
-        Some(Errno::ENOTCONN) => MountpointError::Dead {
+        Some(Errno::ENOTCONN) => MountpointError::StaleMount {
             path: path.into(),
             source_name: "a FUSE file system".into(),
         },
@@ -183,7 +183,7 @@ mod tests {
 42 22 0:53 / /mnt/x rw - tmpfs over\\134it rw\n";
 
     #[test]
-    fn the_topmost_mount_is_named() {
+    fn mount_table_lookup_finds_topmost_mount() {
         let found = find(TABLE, Path::new("/mnt/x")).expect("it is in the table");
         assert_eq!(found.kind, "tmpfs");
         assert_eq!(found.source, "over\\it");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn escaped_names_are_found_and_others_are_not() {
+    fn mount_table_lookup_unescapes_names() {
         assert!(find(TABLE, Path::new("/mnt/a b")).is_some());
         assert_eq!(find(TABLE, Path::new("/mnt")), None);
         assert_eq!(find(b"", Path::new("/")), None);
@@ -203,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn a_backslash_without_three_octal_digits_is_itself() {
+    fn unescape_keeps_incomplete_octal_sequence() {
         assert_eq!(unescape(b"a\\04"), b"a\\04");
         assert_eq!(unescape(b"\\999\\"), b"\\999\\");
         assert_eq!(unescape(b"\\777"), b"\\777");
     }
 
     #[test]
-    fn a_missing_directory_a_file_and_a_mount_point_are_refused_in_words() {
+    fn mountpoint_errors_name_path_and_remedy() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
         let file = directory.path().join("file");
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_empty_is_fine_and_links_are_followed() {
+    fn mountpoint_may_be_nonempty_or_symlink() {
         let directory = tempfile::tempdir().unwrap();
         let real = directory.path().join("real");
         fs::create_dir(&real).unwrap();

@@ -17,8 +17,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::adapter::Adapter;
-use crate::answer::Answers;
 use crate::convert::Ownership;
+use crate::dispatcher::Dispatcher;
 use crate::init::MAX_REQUEST;
 use crate::invalidate::Invalidator;
 use crate::mountpoint::{self, MountpointError, check_mountpoint};
@@ -131,12 +131,12 @@ pub enum MountError {
 /// As [`MountError`] says; nothing stays mounted.
 pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mount, MountError> {
     let (mountpoint, access) = prepare(&config.mountpoint, config.access)?;
-    let answers = Answers::new(runtime);
+    let dispatcher = Dispatcher::new(runtime);
     let (ended_sender, ended) = watch::channel(None);
     let event_loops = Arc::<EventLoops>::default();
     let adapter = Adapter::new(
         Arc::clone(&tree),
-        answers.clone(),
+        dispatcher.clone(),
         Ownership {
             uid: config.uid,
             gid: config.gid,
@@ -146,7 +146,7 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
     );
     let session = fuser::Session::new(adapter, &mountpoint, &options(&config, access))
         .and_then(fuser::Session::spawn)
-        .map_err(|error| refused(&mountpoint, &error))?;
+        .map_err(|error| mount_error(&mountpoint, &error))?;
     let invalidator = Invalidator::start(session.notifier())
         .map_err(|error| MountError::Session(error.to_string()))?;
     let posting = invalidator.clone();
@@ -157,7 +157,7 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
 
     let device = mountpoint::mounted_at(&mountpoint).map(|mounted| mounted.device);
     if let Some(device) = &device {
-        widen_read_ahead(device);
+        set_read_ahead(device);
     }
     // Without writes there is nothing to wait for, and no file to write to.
     if !config.read_only
@@ -168,7 +168,7 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
     thread::Builder::new()
         .name("fuse-end".into())
         .spawn(move || {
-            let result = wait_for_end(session);
+            let result = join_session(session);
             invalidator.close();
             ended_sender.send_replace(Some(result));
         })
@@ -177,7 +177,7 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
         mountpoint,
         device,
         ended,
-        answers,
+        dispatcher,
     })
 }
 
@@ -192,7 +192,7 @@ pub fn check_mountable(mountpoint: &Path, access: Access) -> Result<(), MountErr
 fn prepare(mountpoint: &Path, access: Access) -> Result<(PathBuf, SessionACL), MountError> {
     let mountpoint = check_mountpoint(mountpoint)?;
     check_device()?;
-    Ok((mountpoint, permitted(access)?))
+    Ok((mountpoint, session_acl(access)?))
 }
 
 /// A mounted tree. Dropping it changes nothing; see [`Mount::unmount`].
@@ -202,7 +202,7 @@ pub struct Mount {
     /// `MAJOR:MINOR`, to tell our mount from one that took its place.
     device: Option<String>,
     ended: watch::Receiver<Option<Result<(), String>>>,
-    answers: Answers,
+    dispatcher: Dispatcher,
 }
 
 impl Mount {
@@ -240,7 +240,7 @@ impl Mount {
             }
             unmount_or_detach(&mountpoint)
         };
-        match self.answers.runtime().spawn_blocking(work).await {
+        match self.dispatcher.runtime().spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(MountError::Session(error.to_string())),
         }
@@ -249,7 +249,7 @@ impl Mount {
     /// Refuses further requests, which only files that were open at
     /// [`Self::unmount`] can still make, and returns when all are answered.
     pub async fn close(&self) {
-        self.answers.close().await;
+        self.dispatcher.close().await;
     }
 }
 
@@ -301,7 +301,7 @@ fn check_device() -> Result<(), MountError> {
 ///
 /// The kernel knows only "the owner" and "everybody"; `Root` is "everybody" to
 /// it, and fuser refuses the others.
-fn permitted(access: Access) -> Result<SessionACL, MountError> {
+fn session_acl(access: Access) -> Result<SessionACL, MountError> {
     let may_share = geteuid().is_root()
         || fs::read_to_string(HELPER_SETTINGS).is_ok_and(|text| allows_sharing(&text));
     match access {
@@ -320,7 +320,7 @@ fn allows_sharing(settings: &str) -> bool {
         .any(|line| line.trim() == "user_allow_other")
 }
 
-fn refused(mountpoint: &Path, error: &io::Error) -> MountError {
+fn mount_error(mountpoint: &Path, error: &io::Error) -> MountError {
     if error.kind() == io::ErrorKind::NotFound {
         return MountError::NoHelper;
     }
@@ -334,7 +334,7 @@ fn refused(mountpoint: &Path, error: &io::Error) -> MountError {
 }
 
 /// Only root can, and it is only about speed.
-fn widen_read_ahead(device: &str) {
+fn set_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::debug!("read-ahead stays as it is, {path}: {error}");
@@ -346,7 +346,7 @@ fn widen_read_ahead(device: &str) {
 /// fuser would now unmount by name what it believes to be its own mount, which
 /// by this time may be the next sheepfs's. So the session is forgotten, after
 /// its thread was taken out of it; what leaks is a closed connection.
-fn wait_for_end(mut session: BackgroundSession) -> Result<(), String> {
+fn join_session(mut session: BackgroundSession) -> Result<(), String> {
     let placeholder = thread::spawn(|| Ok(()));
     let event_loops = std::mem::replace(&mut session.guard, placeholder);
     std::mem::forget(session);
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_line_of_its_own_lets_users_share() {
+    fn fuse_conf_needs_user_allow_other_line() {
         assert!(allows_sharing("mount_max = 10\n user_allow_other \n"));
         assert!(!allows_sharing("#user_allow_other\n"));
         assert!(!allows_sharing("# user_allow_other may be put here\n"));
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_table_shows_where_the_files_come_from() {
+    fn mount_options_name_source_and_restrictions() {
         let config = MountConfig {
             mountpoint: "/mnt".into(),
             source: "sheepfs:[::1]:7000".into(),
@@ -440,16 +440,16 @@ mod tests {
     }
 
     #[test]
-    fn a_comma_in_the_source_does_not_end_the_option() {
+    fn mount_source_escapes_commas_for_helper() {
         assert_eq!(escape_for_helper("h1:7000,h2"), "h1:7000\\,h2");
         assert_eq!(escape_for_helper("a\\b"), "a\\\\b");
     }
 
     #[test]
-    fn what_the_helper_says_is_told_in_one_line() {
+    fn mount_error_of_helper_is_one_line() {
         let said = io::Error::other("fusermount3: mount failed: Operation not permitted\n");
         assert_eq!(
-            refused(Path::new("/mnt"), &said).to_string(),
+            mount_error(Path::new("/mnt"), &said).to_string(),
             "cannot mount on /mnt: mount failed: Operation not permitted"
         );
     }

@@ -20,7 +20,7 @@ use fuser::{FileHandle, INodeNo};
 
 /// The thread of a request, when it is in a PID namespace that this process
 /// does not see: all of these look the same.
-const UNSEEN: u32 = 0;
+const UNKNOWN_THREAD: u32 = 0;
 
 /// Handles that may be in the middle of an open with `O_TRUNC`.
 #[derive(Debug, Default)]
@@ -36,63 +36,63 @@ struct Open {
     ino: INodeNo,
     handle: FileHandle,
     /// An unseen thread has looked the file up since.
-    doubtful: bool,
+    ambiguous: bool,
 }
 
 impl TruncatingOpens {
     /// `thread` has opened a file to write, and may truncate it next.
-    pub(crate) fn opened(&self, thread: u32, ino: INodeNo, handle: FileHandle) {
-        self.change(|opens| {
-            opens.retain(|open| thread == UNSEEN || !open.is_of(thread, ino));
+    pub(crate) fn on_open(&self, thread: u32, ino: INodeNo, handle: FileHandle) {
+        self.update(|opens| {
+            opens.retain(|open| thread == UNKNOWN_THREAD || !open.is_of(thread, ino));
             opens.push(Open {
                 thread,
                 ino,
                 handle,
-                doubtful: false,
+                ambiguous: false,
             });
         });
     }
 
     /// `thread` has looked the file up: its open is over.
-    pub(crate) fn looked_up(&self, thread: u32, ino: INodeNo) {
-        self.change_some(|opens| {
+    pub(crate) fn on_lookup(&self, thread: u32, ino: INodeNo) {
+        self.update_unless_empty(|opens| {
             opens.retain_mut(|open| {
-                open.doubtful |= open.is_of(thread, ino);
+                open.ambiguous |= open.is_of(thread, ino);
                 // Of unseen threads it may have been another one.
-                thread == UNSEEN || !open.is_of(thread, ino)
+                thread == UNKNOWN_THREAD || !open.is_of(thread, ino)
             });
         });
     }
 
     /// The handle was written through, or is closed: its open is over.
-    pub(crate) fn used(&self, handle: FileHandle) {
-        self.change_some(|opens| opens.retain(|open| open.handle != handle));
+    pub(crate) fn on_use(&self, handle: FileHandle) {
+        self.update_unless_empty(|opens| opens.retain(|open| open.handle != handle));
     }
 
     /// The handle through which `thread` truncates the file to 0 without naming
     /// one; `None` for truncate(2), and when it is not certain.
-    pub(crate) fn truncated(&self, thread: u32, ino: INodeNo) -> Option<FileHandle> {
-        self.change(|opens| {
+    pub(crate) fn take_truncating(&self, thread: u32, ino: INodeNo) -> Option<FileHandle> {
+        self.update(|opens| {
             let mut candidates = (0..)
                 .zip(&*opens)
                 .filter(|(_, open)| open.is_of(thread, ino));
             match (candidates.next(), candidates.next()) {
-                (Some((at, open)), None) if !open.doubtful => Some(opens.remove(at).handle),
+                (Some((at, open)), None) if !open.ambiguous => Some(opens.remove(at).handle),
                 _ => None,
             }
         })
     }
 
-    fn change_some(&self, change: impl FnOnce(&mut Vec<Open>)) {
+    fn update_unless_empty(&self, update: impl FnOnce(&mut Vec<Open>)) {
         if self.count.load(Ordering::Acquire) != 0 {
-            self.change(change);
+            self.update(update);
         }
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Vec<Open>) -> T) -> T {
+    fn update<T>(&self, update: impl FnOnce(&mut Vec<Open>) -> T) -> T {
         // Whole between any two statements.
         let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = change(&mut opens);
+        let changed = update(&mut opens);
         self.count.store(opens.len(), Ordering::Release);
         changed
     }
@@ -118,53 +118,61 @@ mod tests {
     #[test]
     fn truncation_right_after_open_belongs_to_the_handle() {
         let opens = TruncatingOpens::default();
-        opens.opened(100, FILE, FileHandle(1));
-        opens.opened(101, FILE, FileHandle(2));
-        opens.opened(101, OTHER_FILE, FileHandle(3));
-        assert_eq!(opens.truncated(102, FILE), None);
-        assert_eq!(opens.truncated(101, FILE), handle(2));
-        assert_eq!(opens.truncated(101, FILE), None, "twice");
-        assert_eq!(opens.truncated(100, FILE), handle(1));
-        assert_eq!(opens.truncated(101, OTHER_FILE), handle(3));
+        opens.on_open(100, FILE, FileHandle(1));
+        opens.on_open(101, FILE, FileHandle(2));
+        opens.on_open(101, OTHER_FILE, FileHandle(3));
+        assert_eq!(opens.take_truncating(102, FILE), None);
+        assert_eq!(opens.take_truncating(101, FILE), handle(2));
+        assert_eq!(opens.take_truncating(101, FILE), None, "twice");
+        assert_eq!(opens.take_truncating(100, FILE), handle(1));
+        assert_eq!(opens.take_truncating(101, OTHER_FILE), handle(3));
     }
 
     #[test]
     fn truncation_by_path_belongs_to_no_handle() {
         let opens = TruncatingOpens::default();
-        opens.opened(100, FILE, FileHandle(1));
-        opens.looked_up(101, FILE);
-        opens.looked_up(100, OTHER_FILE);
-        opens.looked_up(100, FILE);
-        assert_eq!(opens.truncated(100, FILE), None);
-        opens.opened(100, FILE, FileHandle(2));
-        assert_eq!(opens.truncated(100, FILE), handle(2));
+        opens.on_open(100, FILE, FileHandle(1));
+        opens.on_lookup(101, FILE);
+        opens.on_lookup(100, OTHER_FILE);
+        opens.on_lookup(100, FILE);
+        assert_eq!(opens.take_truncating(100, FILE), None);
+        opens.on_open(100, FILE, FileHandle(2));
+        assert_eq!(opens.take_truncating(100, FILE), handle(2));
     }
 
     #[test]
     fn truncation_skips_handles_in_use_and_older_ones() {
         let opens = TruncatingOpens::default();
-        opens.opened(100, FILE, FileHandle(1));
-        opens.used(FileHandle(1));
-        assert_eq!(opens.truncated(100, FILE), None);
+        opens.on_open(100, FILE, FileHandle(1));
+        opens.on_use(FileHandle(1));
+        assert_eq!(opens.take_truncating(100, FILE), None);
         // A file that is a mountpoint of its own is opened without a look-up.
-        opens.opened(100, FILE, FileHandle(2));
-        opens.opened(100, FILE, FileHandle(3));
-        assert_eq!(opens.truncated(100, FILE), handle(3));
-        assert_eq!(opens.truncated(100, FILE), None);
+        opens.on_open(100, FILE, FileHandle(2));
+        opens.on_open(100, FILE, FileHandle(3));
+        assert_eq!(opens.take_truncating(100, FILE), handle(3));
+        assert_eq!(opens.take_truncating(100, FILE), None);
     }
 
     #[test]
-    fn truncation_by_unseen_thread_needs_a_single_candidate() {
+    fn truncation_by_unknown_thread_needs_single_candidate() {
         let opens = TruncatingOpens::default();
-        opens.opened(UNSEEN, FILE, FileHandle(1));
-        assert_eq!(opens.truncated(UNSEEN, FILE), handle(1));
+        opens.on_open(UNKNOWN_THREAD, FILE, FileHandle(1));
+        assert_eq!(opens.take_truncating(UNKNOWN_THREAD, FILE), handle(1));
 
-        opens.opened(UNSEEN, FILE, FileHandle(2));
-        opens.looked_up(UNSEEN, FILE);
-        assert_eq!(opens.truncated(UNSEEN, FILE), None, "who looked it up?");
-        opens.opened(UNSEEN, FILE, FileHandle(3));
-        assert_eq!(opens.truncated(UNSEEN, FILE), None, "which of the two?");
-        opens.used(FileHandle(2));
-        assert_eq!(opens.truncated(UNSEEN, FILE), handle(3));
+        opens.on_open(UNKNOWN_THREAD, FILE, FileHandle(2));
+        opens.on_lookup(UNKNOWN_THREAD, FILE);
+        assert_eq!(
+            opens.take_truncating(UNKNOWN_THREAD, FILE),
+            None,
+            "who looked it up?"
+        );
+        opens.on_open(UNKNOWN_THREAD, FILE, FileHandle(3));
+        assert_eq!(
+            opens.take_truncating(UNKNOWN_THREAD, FILE),
+            None,
+            "which of the two?"
+        );
+        opens.on_use(FileHandle(2));
+        assert_eq!(opens.take_truncating(UNKNOWN_THREAD, FILE), handle(3));
     }
 }

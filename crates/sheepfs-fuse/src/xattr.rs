@@ -9,14 +9,14 @@ use std::os::unix::ffi::OsStrExt as _;
 use fuser::ReplyXattr;
 use nix::errno::Errno;
 
-use crate::answer::Failure;
+use crate::dispatcher::ReplyError;
 
 /// What a volume's attributes begin with.
 const OURS: &[u8] = b"user.sheepdog.";
 
 /// What getxattr(2) and listxattr(2) are answered with.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum XattrReply {
     /// The caller asked only how much room it needs.
     Size(u32),
     /// There is room.
@@ -27,12 +27,15 @@ pub(crate) enum Answer {
 ///
 /// # Errors
 /// ENODATA when there is none of that name.
-pub(crate) fn value(attributes: Vec<(String, Vec<u8>)>, name: &OsStr) -> Result<Vec<u8>, Failure> {
+pub(crate) fn value(
+    attributes: Vec<(String, Vec<u8>)>,
+    name: &OsStr,
+) -> Result<Vec<u8>, ReplyError> {
     attributes
         .into_iter()
         .find(|(known, _)| known.as_bytes() == name.as_bytes())
         .map(|(_, value)| value)
-        .ok_or(Failure::Refused(Errno::ENODATA))
+        .ok_or(ReplyError::Refused(Errno::ENODATA))
 }
 
 /// All names, each with a NUL behind it.
@@ -50,19 +53,19 @@ pub(crate) fn names(attributes: &[(String, Vec<u8>)]) -> Vec<u8> {
 ///
 /// # Errors
 /// ERANGE when there is not enough room.
-pub(crate) fn answer(bytes: Vec<u8>, room: u32) -> Result<Answer, Failure> {
-    let size = u32::try_from(bytes.len()).map_err(|_| Failure::Refused(Errno::E2BIG))?;
+pub(crate) fn sized_reply(bytes: Vec<u8>, room: u32) -> Result<XattrReply, ReplyError> {
+    let size = u32::try_from(bytes.len()).map_err(|_| ReplyError::Refused(Errno::E2BIG))?;
     match room {
-        0 => Ok(Answer::Size(size)),
-        _ if size <= room => Ok(Answer::Data(bytes)),
-        _ => Err(Failure::Refused(Errno::ERANGE)),
+        0 => Ok(XattrReply::Size(size)),
+        _ if size <= room => Ok(XattrReply::Data(bytes)),
+        _ => Err(ReplyError::Refused(Errno::ERANGE)),
     }
 }
 
-pub(crate) fn reply(reply: ReplyXattr, answer: Answer) {
+pub(crate) fn reply(reply: ReplyXattr, answer: XattrReply) {
     match answer {
-        Answer::Size(size) => reply.size(size),
-        Answer::Data(bytes) => reply.data(&bytes),
+        XattrReply::Size(size) => reply.size(size),
+        XattrReply::Data(bytes) => reply.data(&bytes),
     }
 }
 
@@ -80,48 +83,51 @@ pub(crate) fn refusal(name: &OsStr) -> Errno {
 mod tests {
     use super::*;
 
-    fn facts() -> Vec<(String, Vec<u8>)> {
+    fn attributes() -> Vec<(String, Vec<u8>)> {
         vec![
             ("user.sheepdog.vid".into(), b"76d396".to_vec()),
             ("user.sheepdog.tag".into(), Vec::new()),
         ]
     }
 
-    fn errno<T: std::fmt::Debug>(outcome: Result<T, Failure>) -> Errno {
+    fn errno<T: std::fmt::Debug>(outcome: Result<T, ReplyError>) -> Errno {
         match outcome {
-            Err(Failure::Refused(errno)) => errno,
+            Err(ReplyError::Refused(errno)) => errno,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_caller_learns_the_size_then_gets_the_bytes() {
-        let bytes = || value(facts(), OsStr::new("user.sheepdog.vid")).unwrap();
-        assert_eq!(answer(bytes(), 0).unwrap(), Answer::Size(6));
+    fn xattr_size_query_then_value() {
+        let bytes = || value(attributes(), OsStr::new("user.sheepdog.vid")).unwrap();
+        assert_eq!(sized_reply(bytes(), 0).unwrap(), XattrReply::Size(6));
         assert_eq!(
-            answer(bytes(), 6).unwrap(),
-            Answer::Data(b"76d396".to_vec())
+            sized_reply(bytes(), 6).unwrap(),
+            XattrReply::Data(b"76d396".to_vec())
         );
-        assert_eq!(errno(answer(bytes(), 5)), Errno::ERANGE);
+        assert_eq!(errno(sized_reply(bytes(), 5)), Errno::ERANGE);
     }
 
     #[test]
-    fn an_empty_value_is_a_value_and_no_attribute_is_none() {
-        let tag = value(facts(), OsStr::new("user.sheepdog.tag")).unwrap();
-        assert_eq!(answer(tag, 100).unwrap(), Answer::Data(Vec::new()));
+    fn xattr_empty_value_differs_from_missing_attribute() {
+        let tag = value(attributes(), OsStr::new("user.sheepdog.tag")).unwrap();
+        assert_eq!(sized_reply(tag, 100).unwrap(), XattrReply::Data(Vec::new()));
         for name in ["user.sheepdog.vi", "security.capability", ""] {
-            assert_eq!(errno(value(facts(), OsStr::new(name))), Errno::ENODATA);
+            assert_eq!(errno(value(attributes(), OsStr::new(name))), Errno::ENODATA);
         }
     }
 
     #[test]
-    fn names_are_listed_with_a_nul_behind_each() {
-        assert_eq!(names(&facts()), b"user.sheepdog.vid\0user.sheepdog.tag\0");
+    fn xattr_list_terminates_each_name_with_nul() {
+        assert_eq!(
+            names(&attributes()),
+            b"user.sheepdog.vid\0user.sheepdog.tag\0"
+        );
         assert_eq!(names(&[]), b"");
     }
 
     #[test]
-    fn facts_cannot_be_changed_and_others_are_not_kept() {
+    fn xattr_set_is_refused() {
         assert_eq!(refusal(OsStr::new("user.sheepdog.vid")), Errno::EPERM);
         assert_eq!(refusal(OsStr::new("user.comment")), Errno::EOPNOTSUPP);
     }

@@ -7,17 +7,17 @@ use std::ffi::OsString;
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use self::environment::{PREFIX, overlay, words_of};
+use self::environment::{PREFIX, argv_from_env, merge};
 use crate::cli::Cli;
 use crate::usage_error::UsageError;
 
 /// Why the program does not run.
 #[derive(Debug)]
-pub(crate) enum Stop {
+pub(crate) enum ParseExit {
     /// Help or the version was asked for: print this and succeed.
-    Shown(String),
+    Help(String),
     /// The command line is wrong: say so and fail.
-    Wrong(UsageError),
+    Usage(UsageError),
 }
 
 /// Reads `arguments`, the program's name first, and for every option they do
@@ -25,22 +25,22 @@ pub(crate) enum Stop {
 pub(crate) fn parse(
     arguments: &[OsString],
     environment: impl Fn(&str) -> Option<OsString>,
-) -> Result<Cli, Stop> {
+) -> Result<Cli, ParseExit> {
     if let Some(option) = misplaced_mount_option(arguments) {
-        return Err(Stop::Wrong(UsageError(format!(
+        return Err(ParseExit::Usage(UsageError(format!(
             "-o takes no value here (it turns the sheep's object cache on), so '{option}' is not \
              understood as a mount option: use --read-only, --allow-other and the like"
         ))));
     }
-    let given = Cli::try_parse_from(arguments).map_err(stop)?;
-    let variables = words_of(environment).map_err(Stop::Wrong)?;
-    let fallback = Cli::try_parse_from(variables).map_err(|error| match stop(error) {
-        Stop::Wrong(UsageError(text)) => Stop::Wrong(UsageError(format!(
+    let given = Cli::try_parse_from(arguments).map_err(parse_exit)?;
+    let variables = argv_from_env(environment).map_err(ParseExit::Usage)?;
+    let fallback = Cli::try_parse_from(variables).map_err(|error| match parse_exit(error) {
+        ParseExit::Usage(UsageError(text)) => ParseExit::Usage(UsageError(format!(
             "in the environment ({PREFIX}...): {text}"
         ))),
-        shown @ Stop::Shown(_) => shown,
+        shown @ ParseExit::Help(_) => shown,
     })?;
-    Ok(overlay(given, fallback))
+    Ok(merge(given, fallback))
 }
 
 /// The word behind `-o` when somebody means mount(8)'s `-o`.
@@ -107,12 +107,12 @@ fn looks_like_mount_options(word: &str) -> bool {
 }
 
 /// clap's error in one line; the help and the version as they are.
-pub(crate) fn stop(error: clap::Error) -> Stop {
+pub(crate) fn parse_exit(error: clap::Error) -> ParseExit {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
-        return Stop::Shown(error.to_string());
+        return ParseExit::Help(error.to_string());
     }
     let text = error.to_string();
     let lines = text.lines().take_while(|line| !line.trim().is_empty());
@@ -124,7 +124,7 @@ pub(crate) fn stop(error: clap::Error) -> Stop {
     if let Some(ContextValue::String(similar)) = error.get(ContextKind::SuggestedArg) {
         message = format!("{message}; did you mean {similar}?");
     }
-    Stop::Wrong(UsageError(message))
+    ParseExit::Usage(UsageError(message))
 }
 
 #[cfg(test)]
@@ -145,9 +145,9 @@ mod tests {
             let found = environment.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| value.into())
         };
-        parse(&arguments, lookup).map_err(|stop| match stop {
-            Stop::Shown(text) => format!("shown: {text}"),
-            Stop::Wrong(UsageError(text)) => text,
+        parse(&arguments, lookup).map_err(|exit| match exit {
+            ParseExit::Help(text) => format!("shown: {text}"),
+            ParseExit::Usage(UsageError(text)) => text,
         })
     }
 
@@ -160,12 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_a_package_knows_are_consistent() {
+    fn cli_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn options_are_written_as_they_always_were() {
+    fn cli_accepts_every_spelling_of_original_options() {
         let mnt = || Cli {
             mountpoint: Some("/mnt".into()),
             ..Cli::default()
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn new_options_have_long_names_only() {
+    fn cli_new_options_are_long_only() {
         let all = parsed(
             "/mnt --connections 4 --retry-for 5 --attach a --attach b@c --attach-all \
              --lock require --read-only --allow-other --uid 107 --gid kvm --umask 027 \
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_of_embedded_needs_an_equals_sign() {
+    fn cli_embedded_directory_needs_equals_sign() {
         let in_memory = parsed("--embedded /mnt");
         assert_eq!(in_memory.embedded, Some(None));
         assert_eq!(in_memory.mountpoint, Some("/mnt".into()));
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_told_in_one_line() {
+    fn cli_usage_error_is_one_line() {
         let port = "for '--port <PORT>': a port is a number from 1 to 65535";
         let table = [
             ("-p 70000 /mnt", format!("invalid value '70000' {port}")),
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn mount_options_behind_o_are_not_taken_for_a_mountpoint() {
+    fn cli_mount_options_after_o_are_refused() {
         for line in [
             "-o ro /mnt",
             "-oro /mnt",
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version_are_shown_not_complained_about() {
+    fn cli_help_and_version_are_no_errors() {
         assert!(error("-h").starts_with("shown: Mount a Sheepdog cluster"));
         assert!(error("--help").contains("SHEEPDOG_DOG_ADDR"));
         assert!(error("-V").starts_with("shown: sheepfs "));

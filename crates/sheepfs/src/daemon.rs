@@ -32,14 +32,14 @@ const FIRST_FD: RawFd = 3;
 
 /// Why there is no process in the background that serves the tree.
 #[derive(Debug)]
-pub(crate) enum NotStarted {
+pub(crate) enum SpawnError {
     /// There was one, and this is what it said and how it ended.
     Ended { status: ExitStatus, reason: String },
     /// The system would not start one.
     System(anyhow::Error),
 }
 
-impl From<anyhow::Error> for NotStarted {
+impl From<anyhow::Error> for SpawnError {
     fn from(error: anyhow::Error) -> Self {
         Self::System(error)
     }
@@ -58,7 +58,7 @@ pub(crate) fn take_flag(arguments: &mut Vec<OsString>) -> bool {
 ///
 /// # Errors
 /// The reason it gave, or how it ended without giving one.
-pub(crate) fn start(arguments: &[OsString]) -> Result<(), NotStarted> {
+pub(crate) fn start(arguments: &[OsString]) -> Result<(), SpawnError> {
     let mut child = spawn(arguments)?;
     let mut line = String::new();
     if let Some(output) = child.stdout.take() {
@@ -69,7 +69,7 @@ pub(crate) fn start(arguments: &[OsString]) -> Result<(), NotStarted> {
     }
     let line = line.trim_end();
     if let Some(status) = line.strip_prefix(READY) {
-        notify::ready_elsewhere(child.id(), status);
+        notify::notify_main_pid(child.id(), status);
         return Ok(());
     }
     let status = child
@@ -79,7 +79,7 @@ pub(crate) fn start(arguments: &[OsString]) -> Result<(), NotStarted> {
         Some(reason) => reason.to_owned(),
         None => format!("the background process ended before it served the tree: {status}"),
     };
-    Err(NotStarted::Ended { status, reason })
+    Err(SpawnError::Ended { status, reason })
 }
 
 fn spawn(arguments: &[OsString]) -> anyhow::Result<Child> {
@@ -114,19 +114,19 @@ fn passed_fds(environment: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<Raw
 
 /// Whoever waits for this process to serve the tree.
 #[derive(Debug)]
-pub(crate) struct Starter {
+pub(crate) struct ParentLink {
     mode: Mode,
     notice: Option<&'static str>,
 }
 
-impl Starter {
+impl ParentLink {
     /// In the background: leaves the terminal's session and the working
     /// directory, so that neither is kept busy.
     ///
     /// # Errors
     /// When the system refuses.
-    pub(crate) fn begin(mode: Mode) -> anyhow::Result<Self> {
-        if mode == Mode::InBackground {
+    pub(crate) fn detach(mode: Mode) -> anyhow::Result<Self> {
+        if mode == Mode::DaemonChild {
             setsid().context("cannot leave the terminal's session")?;
             env::set_current_dir("/").context("cannot leave the working directory")?;
         }
@@ -134,7 +134,7 @@ impl Starter {
     }
 
     /// Has something said on standard error when the tree is served.
-    pub(crate) fn mention(&mut self, notice: &'static str) {
+    pub(crate) fn add_notice(&mut self, notice: &'static str) {
         self.notice = Some(notice);
     }
 
@@ -146,8 +146,8 @@ impl Starter {
         if let Some(notice) = self.notice {
             eprintln!("sheepfs: {notice}");
         }
-        if self.mode == Mode::InBackground {
-            say(READY, status)
+        if self.mode == Mode::DaemonChild {
+            write_line(READY, status)
                 .context("the command that started the background process is gone")?;
             let null = OpenOptions::new()
                 .read(true)
@@ -163,13 +163,13 @@ impl Starter {
 }
 
 /// Says in the background why the tree is not served, in one line.
-pub(crate) fn say_failed(reason: &str) {
-    if let Err(error) = say(FAILED, reason) {
+pub(crate) fn report_failure(reason: &str) {
+    if let Err(error) = write_line(FAILED, reason) {
         tracing::debug!("the command that started the background process is gone: {error}");
     }
 }
 
-fn say(what: &str, text: &str) -> io::Result<()> {
+fn write_line(what: &str, text: &str) -> io::Result<()> {
     let mut output = stdout().lock();
     writeln!(output, "{what}{text}")?;
     output.flush()
@@ -180,7 +180,7 @@ mod tests {
     use super::passed_fds;
 
     #[test]
-    fn passed_descriptors_are_those_listen_fds_names() {
+    fn daemon_keeps_descriptors_named_by_listen_fds() {
         let passed = |fds: Option<&str>, pid: Option<&str>| {
             let variable = |name: &str| match name {
                 "LISTEN_FDS" => fds.map(str::to_owned),

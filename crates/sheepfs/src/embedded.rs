@@ -10,7 +10,7 @@ use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::VdiName;
 
 /// Name and size in bytes of the volume that a new store gets.
-const FIRST_VOLUME: (&str, u64) = ("demo", 1 << 30);
+const DEMO_VOLUME: (&str, u64) = ("demo", 1 << 30);
 
 /// Starts the sheep on a free port of the loopback interface.
 ///
@@ -45,11 +45,11 @@ pub(crate) async fn stop(server: Server) {
 ///
 /// # Errors
 /// The sheep's.
-pub(crate) async fn furnish(client: &Client) -> anyhow::Result<()> {
+pub(crate) async fn create_demo_volume(client: &Client) -> anyhow::Result<()> {
     if !client.cluster().list_vids().await?.is_empty() {
         return Ok(());
     }
-    let (name, size) = FIRST_VOLUME;
+    let (name, size) = DEMO_VOLUME;
     let new = NewVdi::new(VdiName::new(name)?, size);
     client
         .cluster()
@@ -62,9 +62,9 @@ pub(crate) async fn furnish(client: &Client) -> anyhow::Result<()> {
 
 /// A mountpoint that did not exist before.
 #[derive(Debug)]
-pub(crate) struct MadeDirectory(PathBuf);
+pub(crate) struct TempMountpoint(PathBuf);
 
-impl MadeDirectory {
+impl TempMountpoint {
     /// Makes `path` unless it is there.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl MadeDirectory {
     }
 }
 
-impl Drop for MadeDirectory {
+impl Drop for TempMountpoint {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.0) {
             tracing::warn!("cannot remove mountpoint {}: {error}", self.0.display());

@@ -49,8 +49,10 @@ pub(crate) fn init(settings: &Settings) -> anyhow::Result<Option<&'static str>> 
         )
         .with_target(OURS, level);
     let (layer, notice) = match settings.mode {
-        Mode::InBackground => to_system_log(),
-        Mode::Foreground | Mode::Background | Mode::Check => (to_stderr(settings.log_format), None),
+        Mode::DaemonChild => to_system_log(),
+        Mode::Foreground | Mode::Background | Mode::DryRun => {
+            (to_stderr(settings.log_format), None)
+        }
     };
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod arguments;
-mod caller;
 mod cli;
 mod daemon;
 mod embedded;
+mod invocation;
 mod logging;
 mod memory;
 mod mount_cli;
@@ -19,52 +19,54 @@ mod run;
 mod settings;
 mod usage_error;
 
-use arguments::Stop;
-use caller::{Caller, one_line};
-use daemon::Starter;
+use arguments::ParseExit;
+use daemon::ParentLink;
+use invocation::{Invocation, one_line};
 use settings::{Mode, Settings};
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = env::args_os().collect();
     let in_background = daemon::take_flag(&mut arguments);
-    let caller = Caller::of(&arguments);
-    if let Some(status) = caller.remount(&arguments) {
+    let invocation = Invocation::of(&arguments);
+    if let Some(status) = invocation.remount(&arguments) {
         return status;
     }
-    match caller.settings(&arguments) {
+    match invocation.settings(&arguments) {
         Ok(mut settings) => {
             if in_background {
-                settings.mode = Mode::InBackground;
+                settings.mode = Mode::DaemonChild;
             }
-            start(&caller, &settings, &arguments)
+            start(&invocation, &settings, &arguments)
         }
-        Err(Stop::Shown(text)) => {
+        Err(ParseExit::Help(text)) => {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Err(Stop::Wrong(error)) => caller.usage_error(&error),
+        Err(ParseExit::Usage(error)) => invocation.usage_error(&error),
     }
 }
 
-fn start(caller: &Caller, settings: &Settings, arguments: &[OsString]) -> ExitCode {
+fn start(invocation: &Invocation, settings: &Settings, arguments: &[OsString]) -> ExitCode {
     match settings.mode {
-        Mode::Check => ExitCode::SUCCESS,
+        Mode::DryRun => ExitCode::SUCCESS,
         Mode::Foreground => match serve(settings) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => caller.failure(&error),
+            Err(error) => invocation.failure(&error),
         },
         Mode::Background => match daemon::start(arguments) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(daemon::NotStarted::Ended { status, reason }) => caller.ended(status, &reason),
-            Err(daemon::NotStarted::System(error)) => caller.system_error(&error),
+            Err(daemon::SpawnError::Ended { status, reason }) => {
+                invocation.child_failed(status, &reason)
+            }
+            Err(daemon::SpawnError::System(error)) => invocation.system_error(&error),
         },
-        Mode::InBackground => match serve(settings) {
+        Mode::DaemonChild => match serve(settings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 let reason = one_line(&error);
                 tracing::error!("{reason}");
-                daemon::say_failed(&reason);
-                caller.status_of(&error)
+                daemon::report_failure(&reason);
+                invocation.status_of(&error)
             }
         },
     }
@@ -72,10 +74,10 @@ fn start(caller: &Caller, settings: &Settings, arguments: &[OsString]) -> ExitCo
 
 fn serve(settings: &Settings) -> anyhow::Result<()> {
     mount_helper::enter_namespace(settings.namespace.as_ref())?;
-    let mut starter = Starter::begin(settings.mode)?;
+    let mut parent = ParentLink::detach(settings.mode)?;
     if let Some(notice) = logging::init(settings)? {
-        starter.mention(notice);
+        parent.add_notice(notice);
     }
     memory::prepare();
-    run::mount_and_serve(settings, &starter)
+    run::mount_and_serve(settings, &parent)
 }

@@ -13,7 +13,7 @@ use clap::Parser as _;
 use nix::sched::{CloneFlags, setns};
 use sheepfs_fuse::{MountedTree, RemountError};
 
-use crate::arguments::{self, Stop};
+use crate::arguments::{self, ParseExit};
 use crate::cli::Cli;
 use crate::mount_cli::MountCli;
 use crate::mount_options::MountOptions;
@@ -37,12 +37,12 @@ pub(crate) fn name(arguments: &[OsString]) -> Option<String> {
 
 /// Reads what mount(8) passes. The environment has no say: the same line of
 /// fstab(5) is to mean the same whoever mounts it.
-pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, Stop> {
-    let given = MountCli::try_parse_from(arguments).map_err(arguments::stop)?;
+pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, ParseExit> {
+    let given = MountCli::try_parse_from(arguments).map_err(arguments::parse_exit)?;
     let mut options = MountOptions::default();
     for list in &given.options {
         let read = options.read(list, given.sloppy, |_| false);
-        read.map_err(Stop::Wrong)?;
+        read.map_err(ParseExit::Usage)?;
     }
     options
         .words
@@ -50,7 +50,7 @@ pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, Stop> {
     let settings = resolve(&options, &given.directory)?;
     Ok(Settings {
         mode: if given.fake {
-            Mode::Check
+            Mode::DryRun
         } else {
             settings.mode
         },
@@ -66,45 +66,45 @@ pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, Stop> {
     })
 }
 
-fn resolve(options: &MountOptions, directory: &Path) -> Result<Settings, Stop> {
+fn resolve(options: &MountOptions, directory: &Path) -> Result<Settings, ParseExit> {
     let mut words = vec![OsString::from("sheepfs")];
     words.extend(options.words.iter().cloned());
     words.extend(["--".into(), directory.into()]);
-    let cli = Cli::try_parse_from(words).map_err(|error| match arguments::stop(error) {
-        Stop::Wrong(UsageError(text)) => {
-            Stop::Wrong(UsageError(format!("in the mount options: {text}")))
+    let cli = Cli::try_parse_from(words).map_err(|error| match arguments::parse_exit(error) {
+        ParseExit::Usage(UsageError(text)) => {
+            ParseExit::Usage(UsageError(format!("in the mount options: {text}")))
         }
-        shown @ Stop::Shown(_) => shown,
+        shown @ ParseExit::Help(_) => shown,
     })?;
     let cli = Cli {
         read_only: options.read_only.unwrap_or(false),
         ..cli
     };
-    Settings::resolve(cli, |_| None).map_err(Stop::Wrong)
+    Settings::resolve(cli, |_| None).map_err(ParseExit::Usage)
 }
 
 /// Why nothing was remounted.
 #[derive(Debug)]
-pub(crate) enum NotRemounted {
+pub(crate) enum RemountFailure {
     /// An option is wrong, or is one that cannot be changed.
-    Wrong(UsageError),
+    Usage(UsageError),
     /// The tree is not there, or the kernel refused.
     System(anyhow::Error),
 }
 
-impl From<UsageError> for NotRemounted {
+impl From<UsageError> for RemountFailure {
     fn from(error: UsageError) -> Self {
-        Self::Wrong(error)
+        Self::Usage(error)
     }
 }
 
-impl From<anyhow::Error> for NotRemounted {
+impl From<anyhow::Error> for RemountFailure {
     fn from(error: anyhow::Error) -> Self {
         Self::System(error)
     }
 }
 
-impl From<RemountError> for NotRemounted {
+impl From<RemountError> for RemountFailure {
     fn from(error: RemountError) -> Self {
         Self::System(error.into())
     }
@@ -115,7 +115,7 @@ impl From<RemountError> for NotRemounted {
 /// mount(8) passes the options of fstab(5), or those of the mount table where
 /// there is no such line, or only the new ones when it was given SPEC and
 /// DIRECTORY. So an option that is not there stays as it is.
-pub(crate) fn remount(arguments: &[OsString]) -> Option<Result<(), NotRemounted>> {
+pub(crate) fn remount(arguments: &[OsString]) -> Option<Result<(), RemountFailure>> {
     // What is wrong with the command line is said where it is read for mounting.
     let given = MountCli::try_parse_from(arguments).ok()?;
     let mut options = MountOptions::default();
@@ -125,7 +125,7 @@ pub(crate) fn remount(arguments: &[OsString]) -> Option<Result<(), NotRemounted>
     options.remount.then(|| remount_as(&given))
 }
 
-fn remount_as(given: &MountCli) -> Result<(), NotRemounted> {
+fn remount_as(given: &MountCli) -> Result<(), RemountFailure> {
     enter_namespace(given.namespace.as_ref())?;
     let tree = MountedTree::find(&given.directory)?;
     if given.spec != tree.source() {
@@ -139,8 +139,8 @@ fn remount_as(given: &MountCli) -> Result<(), NotRemounted> {
     }
     let settings = match resolve(&options, &given.directory) {
         Ok(settings) => settings,
-        Err(Stop::Wrong(error)) => return Err(error.into()),
-        Err(Stop::Shown(_)) => return Ok(()),
+        Err(ParseExit::Usage(error)) => return Err(error.into()),
+        Err(ParseExit::Help(_)) => return Ok(()),
     };
     let mounted_with: Vec<&str> = tree.options().lines().collect();
     for (name, value) in settings.mount_options() {
@@ -210,8 +210,8 @@ fn belongs_to(option: &str, name: &str) -> bool {
     }
 }
 
-fn unchangeable(what: &str) -> NotRemounted {
-    NotRemounted::Wrong(UsageError(format!(
+fn unchangeable(what: &str) -> RemountFailure {
+    RemountFailure::Usage(UsageError(format!(
         "a remount can change only ro and rw, not {what}: unmount it and mount it again"
     )))
 }
@@ -247,13 +247,13 @@ mod tests {
 
     fn error(line: &str) -> String {
         match settings(&words(line)) {
-            Err(Stop::Wrong(error)) => error.0,
+            Err(ParseExit::Usage(error)) => error.0,
             other => panic!("{line}: {other:?}"),
         }
     }
 
     #[test]
-    fn the_name_tells_who_calls() {
+    fn mount_helper_is_recognised_by_name_or_arguments() {
         for (line, expected) in [
             ("/sbin/mount.sheepfs h /mnt", Some("mount.sheepfs")),
             ("mount.fuse.sheepfs h /mnt", Some("mount.fuse.sheepfs")),
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_fstab_says_where_how_and_what() {
+    fn mount_helper_reads_fstab_options() {
         let settings = resolved(
             "mount.sheepfs h1:7001,[::1] /mnt -s -n -v -o rw,noexec,allow_other,port=7002 \
              -o attach=a,umask=027,_netdev -t fuse.sheepfs",
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(settings.attach, [b"a"]);
         assert!(settings.no_exec && !settings.tree.read_only);
         assert!(resolved("mount.sheepfs h /mnt -o ro").tree.read_only);
-        assert_eq!(resolved("mount.sheepfs h /mnt -fv").mode, Mode::Check);
+        assert_eq!(resolved("mount.sheepfs h /mnt -fv").mode, Mode::DryRun);
         assert_eq!(
             resolved("mount.sheepfs h /mnt -N /proc/1/ns/mnt").namespace,
             Some("/proc/1/ns/mnt".into())
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_one_line() {
+    fn mount_helper_usage_error_is_one_line() {
         for (line, expected) in [
             (
                 "mount.sheepfs h /mnt -o bogus",

@@ -101,11 +101,11 @@ impl MountOptions {
                 continue;
             }
             let (name, value) = match option.iter().position(|byte| *byte == b'=') {
-                Some(at) => (&option[..at], Some(plain(&option[at + 1..]))),
+                Some(at) => (&option[..at], Some(unquote(&option[at + 1..]))),
                 None => (option, None),
             };
             let name = String::from_utf8_lossy(name);
-            let spelt = name.replace('-', "_");
+            let canonical = name.replace('-', "_");
             match &*name {
                 "ro" => self.read_only = Some(true),
                 "rw" => self.read_only = Some(false),
@@ -115,7 +115,7 @@ impl MountOptions {
                 "async" => self.sync = Some(false),
                 "remount" => self.remount = true,
                 _ if name.starts_with("x-") || name.starts_with("X-") => {}
-                _ if OURS.contains(&&*spelt) => self.words.push(word(&spelt, value)),
+                _ if OURS.contains(&&*canonical) => self.words.push(word(&canonical, value)),
                 _ if IGNORED.contains(&&*name) || sloppy => {}
                 _ => return Err(UsageError(format!("unknown mount option '{name}'"))),
             }
@@ -144,15 +144,15 @@ fn split(list: &[u8]) -> Result<Vec<&[u8]>, UsageError> {
 }
 
 /// A value without the quotes around it and with its escapes resolved.
-fn plain(value: &[u8]) -> OsString {
+fn unquote(value: &[u8]) -> OsString {
     let inner = value
         .strip_prefix(b"\"")
         .and_then(|rest| rest.strip_suffix(b"\""));
     OsString::from_vec(unescape(inner.unwrap_or(value)))
 }
 
-fn word(spelt: &str, value: Option<OsString>) -> OsString {
-    let mut word = OsString::from(format!("--{}", spelt.replace('_', "-")));
+fn word(canonical: &str, value: Option<OsString>) -> OsString {
+    let mut word = OsString::from(format!("--{}", canonical.replace('_', "-")));
     if let Some(value) = value {
         word.push("=");
         word.push(value);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn our_options_become_options_of_the_command_line() {
+    fn mount_options_become_command_line_options() {
         let options = read("allow_other,pagecache,attach=a,attach=b@c,retry-for=5,uid=kvm");
         let expected = "--allow-other --pagecache --attach=a --attach=b@c --retry-for=5 --uid=kvm";
         let expected: Vec<_> = expected.split(' ').map(OsString::from).collect();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn commas_and_blanks_in_a_name_are_quoted_or_escaped() {
+    fn mount_options_quote_or_escape_commas_and_blanks() {
         let options = read(r#"attach="a,b c",attach=d\054e\040f,attach="g""#).unwrap();
         assert_eq!(
             options.words,
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_need_not_be_text() {
+    fn mount_options_accept_names_not_utf8() {
         let mut options = MountOptions::default();
         let list = OsString::from_vec(b"attach=\xff".to_vec());
         options.read(&list, false, |_| false).unwrap();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_contradicting_options_counts() {
+    fn mount_options_last_contradicting_one_wins() {
         assert_eq!(read("").unwrap().read_only, None);
         assert_eq!(read("ro").unwrap().read_only, Some(true));
         assert_eq!(read("ro,rw").unwrap().read_only, Some(false));
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mount_systemd_and_everyone_write_is_passed_over() {
+    fn mount_options_of_other_programs_are_ignored() {
         let list = "_netdev,nofail,noauto,user=joe,x-systemd.automount,X-mount.mkdir=0755,\
                     comment=mine,nosuid,nodev,noatime,relatime,defaults,,";
         assert_eq!(read(list), Ok(MountOptions::default()));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_options_are_refused_unless_mount_says_not_to_care() {
+    fn mount_options_unknown_are_refused_unless_sloppy() {
         assert_eq!(
             read("ro,colour=red").unwrap_err(),
             "unknown mount option 'colour'"
@@ -238,7 +238,7 @@ mod tests {
     proptest! {
         /// Fuzzed as well; see `fuzz/`.
         #[test]
-        fn any_list_becomes_options_of_the_command_line_or_an_error(
+        fn mount_options_of_any_bytes_parse_or_fail(
             list in prop_oneof![
                 any::<Vec<u8>>(),
                 r#"([a-z_-]{1,12}(=("[^"]{0,5}"|[^,]{0,5}))?,){0,6}"#.prop_map(String::into_bytes),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manual_page_names_every_option() {
+    fn mount_options_are_all_in_manual_page() {
         let page = include_str!("../../../man/mount.sheepfs.8");
         for name in OURS.into_iter().chain(IGNORED) {
             assert!(page.contains(name), "{name} is not in mount.sheepfs(8)");

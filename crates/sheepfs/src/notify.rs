@@ -18,7 +18,7 @@ pub(crate) fn ready(status: &str) {
 /// Says that the tree is served by another process, which is the one to watch
 /// from now on. It cannot say so itself: systemd listens to the process that it
 /// started until that one names its successor.
-pub(crate) fn ready_elsewhere(pid: u32, status: &str) {
+pub(crate) fn notify_main_pid(pid: u32, status: &str) {
     notify(&[
         NotifyState::MainPid(pid),
         NotifyState::Ready,
@@ -34,8 +34,8 @@ pub(crate) fn stopping() {
     ]);
 }
 
-/// Keeps the status up to date; never returns. `told` is the one already told.
-pub(crate) async fn keep_status(tree: &Tree, mut told: String) {
+/// Keeps the status up to date; never returns. `last` is the one already told.
+pub(crate) async fn status_loop(tree: &Tree, mut last: String) {
     if env::var_os("NOTIFY_SOCKET").is_none() {
         return std::future::pending().await;
     }
@@ -44,9 +44,9 @@ pub(crate) async fn keep_status(tree: &Tree, mut told: String) {
     loop {
         ticks.tick().await;
         let now = status(tree).await;
-        if now != told {
+        if now != last {
             notify(&[NotifyState::Status(&now)]);
-            told = now;
+            last = now;
         }
     }
 }

@@ -18,8 +18,8 @@ use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
-use crate::daemon::Starter;
-use crate::embedded::{self, MadeDirectory};
+use crate::daemon::ParentLink;
+use crate::embedded::{self, TempMountpoint};
 use crate::memory;
 use crate::notify;
 use crate::settings::{Cluster, Settings};
@@ -32,18 +32,18 @@ const WORKER_HEAP: usize = 1 << 20;
 
 /// A process that is told to end is out within ten seconds. These are the steps
 /// of its end, one after the other.
-const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
-const OPEN_PATIENCE: Duration = Duration::from_secs(1);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
-const WRITE_PATIENCE: Duration = Duration::from_secs(2);
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
-const STOP_PATIENCE: Duration = Duration::from_secs(1);
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(2);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Mounts and serves the tree until it is unmounted or a signal comes.
 ///
 /// # Errors
-/// Why the tree could not be served; `starter` has been told, too.
-pub(crate) fn mount_and_serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
+/// Why the tree could not be served; `parent` has been told, too.
+pub(crate) fn mount_and_serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
     prefault_thread(WORKER_HEAP);
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -52,34 +52,34 @@ pub(crate) fn mount_and_serve(settings: &Settings, starter: &Starter) -> anyhow:
         .enable_all()
         .build()
         .context("cannot start threads")?;
-    let result = runtime.block_on(serve(settings, starter));
+    let result = runtime.block_on(serve(settings, parent));
     // Whatever did not end within its patience ends with the process.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
+async fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let served = Served::start(settings, &mut signals).await?;
+    let running = RunningMount::start(settings, &mut signals).await?;
     tracing::info!(
         "{} is mounted on {}",
-        served.source,
-        served.mount.mountpoint().display()
+        running.source,
+        running.mount.mountpoint().display()
     );
     if !settings.tree.read_only {
         memory::warn_unless_io_flusher();
     }
-    let status = notify::status(&served.tree).await;
-    if let Err(error) = starter.ready(&status) {
-        return served.end().await.and(Err(error));
+    let status = notify::status(&running.tree).await;
+    if let Err(error) = parent.ready(&status) {
+        return running.end().await.and(Err(error));
     }
 
     let result = tokio::select! {
-        ended = served.mount.ended() => {
+        ended = running.mount.ended() => {
             tracing::info!("unmounted");
             ended.map_err(Into::into)
         }
-        () = notify::keep_status(&served.tree, status) => unreachable!("it never returns"),
+        () = notify::status_loop(&running.tree, status) => unreachable!("it never returns"),
         name = signals.next() => {
             tracing::info!("{name}: unmounting");
             Ok(())
@@ -87,7 +87,7 @@ async fn serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
     };
     notify::stopping();
     tokio::select! {
-        end = served.end() => result.and(end),
+        end = running.end() => result.and(end),
         name = signals.next() => {
             tracing::error!("{name} again: leaving at once");
             process::exit(1);
@@ -96,21 +96,21 @@ async fn serve(settings: &Settings, starter: &Starter) -> anyhow::Result<()> {
 }
 
 /// Everything that has to be undone at the end.
-struct Served {
+struct RunningMount {
     source: GatewayAddress,
     server: Option<Server>,
     tree: Arc<Tree>,
     mount: Mount,
     pidfile: Option<Pidfile>,
     /// Behind the mount: dropped last.
-    _made: Option<MadeDirectory>,
+    _temp_mountpoint: Option<TempMountpoint>,
 }
 
-impl Served {
+impl RunningMount {
     /// Looks first at what is quickly found wrong.
     async fn start(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Self> {
-        let made = match settings.cluster {
-            Cluster::Embedded(_) => MadeDirectory::make(&settings.mountpoint)?,
+        let temp_mountpoint = match settings.cluster {
+            Cluster::Embedded(_) => TempMountpoint::make(&settings.mountpoint)?,
             Cluster::Running(_) => None,
         };
         check_mountable(&settings.mountpoint, settings.access)?;
@@ -122,9 +122,11 @@ impl Served {
                 (Some(server), vec![address])
             }
         };
-        let client = signals.unless_ended(connect(settings, addresses)).await?;
+        let client = signals
+            .unless_interrupted(connect(settings, addresses))
+            .await?;
         if server.is_some() {
-            embedded::furnish(&client).await?;
+            embedded::create_demo_volume(&client).await?;
         }
         let source = client.address();
         let tree = Tree::new(client, settings.tree);
@@ -134,19 +136,19 @@ impl Served {
             .map(|(name, value)| format!("{name}={value}\n"));
         tree.set_mount_options(options.collect());
         let mounted = Self::mount(settings, &tree, &source);
-        match signals.unless_ended(mounted).await {
+        match signals.unless_interrupted(mounted).await {
             Ok((mount, pidfile)) => Ok(Self {
                 source,
                 server,
                 tree,
                 mount,
                 pidfile,
-                _made: made,
+                _temp_mountpoint: temp_mountpoint,
             }),
             Err(error) => {
                 // Volumes attached so far are locked.
                 let close = tree.attachments().close();
-                let _closed = within("giving locks back", CLOSE_PATIENCE, close).await;
+                let _closed = with_timeout("giving locks back", CLOSE_TIMEOUT, close).await;
                 Err(error)
             }
         }
@@ -190,7 +192,7 @@ impl Served {
             Ok(pidfile) => Ok((mount, pidfile)),
             Err(error) => {
                 // What is wrong with the pidfile is what the caller must know.
-                let _unfinished = unmount(&mount).await;
+                let _skipped = unmount(&mount).await;
                 Err(error)
             }
         }
@@ -203,63 +205,63 @@ impl Served {
     /// What there was no time for. A file that is still open is none of it:
     /// whoever has it open cannot use it any more.
     async fn end(self) -> anyhow::Result<()> {
-        let mut unfinished = unmount(&self.mount).await;
-        let settled = self.tree.attachments().flush_all_dirty();
-        if !within("writing what was gathered", WRITE_PATIENCE, settled).await {
-            unfinished.push("writing what was gathered");
+        let mut skipped = unmount(&self.mount).await;
+        let flushed = self.tree.attachments().flush_all_dirty();
+        if !with_timeout("writing what was gathered", WRITE_TIMEOUT, flushed).await {
+            skipped.push("writing what was gathered");
         }
         let close = self.tree.attachments().close();
-        if !within("giving locks back", CLOSE_PATIENCE, close).await {
-            unfinished.push("giving locks back");
+        if !with_timeout("giving locks back", CLOSE_TIMEOUT, close).await {
+            skipped.push("giving locks back");
         }
         // The connections go with it, before the sheep they lead to.
         drop(self.tree);
         if let Some(server) = self.server {
             let stop = embedded::stop(server);
-            if !within("stopping the embedded sheep", STOP_PATIENCE, stop).await {
-                unfinished.push("stopping the embedded sheep");
+            if !with_timeout("stopping the embedded sheep", STOP_TIMEOUT, stop).await {
+                skipped.push("stopping the embedded sheep");
             }
         }
         if let Some(pidfile) = &self.pidfile {
             pidfile.remove();
         }
-        if unfinished.is_empty() {
+        if skipped.is_empty() {
             return Ok(());
         }
-        bail!("ended without {}", unfinished.join(", without "));
+        bail!("ended without {}", skipped.join(", without "));
     }
 }
 
 /// Returns what was not done.
 async fn unmount(mount: &Mount) -> Vec<&'static str> {
-    let mut unfinished = Vec::new();
-    match timeout(UNMOUNT_PATIENCE, mount.unmount()).await {
+    let mut skipped = Vec::new();
+    match timeout(UNMOUNT_TIMEOUT, mount.unmount()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::error!("{error}");
-            unfinished.push("unmounting");
+            skipped.push("unmounting");
         }
-        Err(_elapsed) => unfinished.push("unmounting"),
+        Err(_elapsed) => skipped.push("unmounting"),
     }
-    within("closing the last file", OPEN_PATIENCE, async {
+    with_timeout("closing the last file", OPEN_TIMEOUT, async {
         if let Err(error) = mount.ended().await {
             tracing::error!("{error}");
         }
     })
     .await;
-    if !within("answering the last request", ANSWER_PATIENCE, mount.close()).await {
-        unfinished.push("answering the last request");
+    if !with_timeout("answering the last request", ANSWER_TIMEOUT, mount.close()).await {
+        skipped.push("answering the last request");
     }
-    unfinished
+    skipped
 }
 
 /// Waits for `work`, but not for ever; false when it did not end.
-async fn within(what: &str, patience: Duration, work: impl Future<Output = ()>) -> bool {
-    let ended = timeout(patience, work).await.is_ok();
+async fn with_timeout(what: &str, limit: Duration, work: impl Future<Output = ()>) -> bool {
+    let ended = timeout(limit, work).await.is_ok();
     if !ended {
         tracing::warn!(
             "{what} took more than {} s: going on without",
-            patience.as_secs()
+            limit.as_secs()
         );
     }
     ended
@@ -314,7 +316,7 @@ impl Signals {
     }
 
     /// Does `work`, unless a signal comes first.
-    async fn unless_ended<T>(
+    async fn unless_interrupted<T>(
         &mut self,
         work: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<T> {

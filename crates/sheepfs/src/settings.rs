@@ -54,9 +54,9 @@ pub(crate) enum Mode {
     /// It starts the process that serves and waits until it does.
     Background,
     /// It is the process that was started.
-    InBackground,
+    DaemonChild,
     /// It has looked at its command line, and that was all.
-    Check,
+    DryRun,
 }
 
 /// The cluster to show.
@@ -78,7 +78,7 @@ impl Settings {
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, UsageError> {
         let Some(mountpoint) = cli.mountpoint.clone() else {
-            return wrong("no MOUNTPOINT given");
+            return usage_error("no MOUNTPOINT given");
         };
         let mode = if cli.foreground || cli.debug {
             Mode::Foreground
@@ -86,7 +86,7 @@ impl Settings {
             Mode::Background
         };
         if mode == Mode::Background && cli.log_format.is_some() {
-            return wrong("--log-format is for the foreground: add -f");
+            return usage_error("--log-format is for the foreground: add -f");
         }
         Ok(Self {
             mode,
@@ -173,7 +173,7 @@ impl Settings {
     }
 }
 
-fn wrong<T>(text: impl Into<String>) -> Result<T, UsageError> {
+fn usage_error<T>(text: impl Into<String>) -> Result<T, UsageError> {
     Err(UsageError(text.into()))
 }
 
@@ -196,7 +196,7 @@ fn cluster(
         (None, None) => DEFAULT_PORT,
         (None, Some(text)) => match text.parse() {
             Ok(port) if port != 0 => port,
-            _ => return wrong(format!("{DOG_PORT} is '{text}': {PORT_RANGE}")),
+            _ => return usage_error(format!("{DOG_PORT} is '{text}': {PORT_RANGE}")),
         },
     };
     let (from, list) = match (&cli.address, dog(DOG_ADDRESS)) {
@@ -210,17 +210,17 @@ fn cluster(
         .collect();
     match addresses {
         Ok(addresses) => Ok(Cluster::Running(addresses)),
-        Err(error) => wrong(format!("{from}: {error}")),
+        Err(error) => usage_error(format!("{from}: {error}")),
     }
 }
 
 /// The background process works in `/`, so no path may depend on where we are.
 fn absolute(option: &str, path: &Path) -> Result<PathBuf, UsageError> {
     if path.as_os_str().is_empty() {
-        return wrong(format!("{option} is empty"));
+        return usage_error(format!("{option} is empty"));
     }
     std::path::absolute(path)
-        .or_else(|error| wrong(format!("{option} {}: {error}", path.display())))
+        .or_else(|error| usage_error(format!("{option} {}: {error}", path.display())))
 }
 
 /// A number, or a name that this system has a number for.
@@ -235,8 +235,8 @@ fn id(
     }
     match look_up(text) {
         Ok(Some(number)) => Ok(number),
-        Ok(None) => wrong(format!("{option}: there is no {kind} '{text}'")),
-        Err(error) => wrong(format!("{option}: cannot look {kind} '{text}' up: {error}")),
+        Ok(None) => usage_error(format!("{option}: there is no {kind} '{text}'")),
+        Err(error) => usage_error(format!("{option}: cannot look {kind} '{text}' up: {error}")),
     }
 }
 
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn without_options_it_is_the_local_sheep_in_the_background() {
+    fn settings_default_to_local_sheep_in_background() {
         let settings = resolve("/mnt", &[]).unwrap();
         assert_eq!(settings.mode, Mode::Background);
         assert_eq!(addresses("/mnt", &[]), ["127.0.0.1:7000"]);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_a_list_and_the_port_is_for_those_without() {
+    fn settings_port_applies_to_addresses_without_one() {
         assert_eq!(
             addresses("-a h1,10.0.0.1:7005,::1,[::1]:7006 -p 7002 /mnt", &[]),
             ["h1:7002", "10.0.0.1:7005", "[::1]:7002", "[::1]:7006"]
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_our_variable_and_our_variable_beats_dogs() {
+    fn settings_precedence_is_flag_then_sheepfs_then_dog() {
         let dog = (DOG_ADDRESS, "dog");
         let dog_port = (DOG_PORT, "7300");
         let ours = ("SHEEPFS_ADDRESS", "ours");
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_the_name_of_the_option() {
+    fn settings_error_names_option() {
         let error = |line, environment| resolve(line, environment).unwrap_err();
         assert_eq!(error("-f", &[]), "no MOUNTPOINT given");
         assert_eq!(
@@ -344,13 +344,13 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_numbers_or_names() {
+    fn settings_owner_is_number_or_name() {
         let settings = resolve("--uid root --gid 12345 /mnt", &[]).unwrap();
         assert_eq!((settings.uid, settings.gid), (0, 12345));
     }
 
     #[test]
-    fn paths_do_not_depend_on_the_directory_the_program_works_in() {
+    fn settings_paths_are_absolute() {
         let here = std::env::current_dir().unwrap();
         let settings = resolve("--embedded=data --pidfile run/pid mnt", &[]).unwrap();
         assert_eq!(settings.mountpoint, here.join("mnt"));
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn debugging_stays_in_the_foreground_and_embedded_attaches_all() {
+    fn settings_debug_is_foreground_and_embedded_attaches_all() {
         assert_eq!(resolve("-d /mnt", &[]).unwrap().mode, Mode::Foreground);
         let settings = resolve("--embedded /mnt", &[]).unwrap();
         assert_eq!(settings.cluster, Cluster::Embedded(None));
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_of_the_log_in_the_environment_is_for_whenever_there_is_a_foreground() {
+    fn settings_log_format_variable_is_ignored_in_background() {
         let json = [("SHEEPFS_LOG_FORMAT", "json")];
         assert_eq!(
             resolve("-f /mnt", &json).unwrap().log_format,
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn modes_of_access_and_locks_are_passed_on() {
+    fn settings_pass_access_lock_and_cache_modes() {
         for (option, access) in [
             ("--allow-other", Access::All),
             ("--allow-root", Access::Root),

@@ -186,7 +186,7 @@ fn programs() -> anyhow::Result<RealSheep> {
 }
 
 #[test]
-fn dog_cannot_tell_the_embedded_sheep_from_a_sheep() -> anyhow::Result<()> {
+fn dog_output_is_equal_on_embedded_sheep() -> anyhow::Result<()> {
     let programs = programs()?;
     let directory = TempDir::with_prefix("sheepfs-test-dog-")?;
     let below = |name: &str| -> anyhow::Result<PathBuf> {

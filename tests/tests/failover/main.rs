@@ -9,9 +9,9 @@ use sheep_embedded::Fault;
 use tempfile::TempDir;
 use tests::{EmbeddedSheep, Fio, Mounted};
 
-mod black_hole;
 mod hosts;
 mod nodes;
+mod packet_loss;
 
 use nodes::Nodes;
 
@@ -21,7 +21,7 @@ const BETWEEN: Duration = Duration::from_secs(1);
 const BETWEEN_MOVES: Duration = Duration::from_millis(50);
 
 #[test]
-fn gateways_die_one_after_another_and_come_back() -> anyhow::Result<()> {
+fn failover_through_gateways_killed_in_turn() -> anyhow::Result<()> {
     let mut nodes = Nodes::start(3)?;
     let mounted = Mounted::start_with(&["--address", &nodes.address(0)])?;
     let volume = mounted.create("failover", "32M object_size=1M")?;
@@ -42,7 +42,7 @@ fn gateways_die_one_after_another_and_come_back() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_gateway_may_be_changed_under_load() -> anyhow::Result<()> {
+fn failover_by_switching_gateway_under_load() -> anyhow::Result<()> {
     let nodes = Nodes::start(2)?;
     let mounted = Mounted::start_with(&["--address", &nodes.address(0)])?;
     let volume = mounted.create("moved", "32M object_size=1M")?;
@@ -59,7 +59,7 @@ fn the_gateway_may_be_changed_under_load() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_slow_network_is_only_slow() -> anyhow::Result<()> {
+fn timeout_is_not_reached_on_slow_network() -> anyhow::Result<()> {
     let nodes = Nodes::start(1)?;
     let server = nodes.server(0)?;
     let random = std::sync::Mutex::new(tests::seeded());
@@ -77,7 +77,7 @@ fn a_slow_network_is_only_slow() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_whole_cluster_goes_and_comes_back() -> anyhow::Result<()> {
+fn reconnect_after_whole_cluster_restarts_under_load() -> anyhow::Result<()> {
     let directory = TempDir::with_prefix("sheepfs-test-")?;
     let mut sheep = EmbeddedSheep::start(directory.path())?;
     let mounted = Mounted::start_with(&["--address", &sheep.address()])?;
@@ -91,7 +91,7 @@ fn the_whole_cluster_goes_and_comes_back() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_gateway_that_is_stopped_is_waited_for() -> anyhow::Result<()> {
+fn timeout_is_not_reached_while_gateway_is_stopped() -> anyhow::Result<()> {
     let directory = TempDir::with_prefix("sheepfs-test-")?;
     let sheep = EmbeddedSheep::start(directory.path())?;
     let mounted = Mounted::start_with(&["--address", &sheep.address()])?;

@@ -40,7 +40,7 @@ fn logged(place: &Place, socket: Option<&Path>) -> (String, Vec<String>) {
 }
 
 #[test]
-fn journald_gets_the_log_when_it_is_there() {
+fn log_goes_to_journald() {
     let place = Place::new();
     let socket = place.path("run/systemd/journal/socket");
     let (said, lines) = logged(&place, Some(&socket));
@@ -53,7 +53,7 @@ fn journald_gets_the_log_when_it_is_there() {
 }
 
 #[test]
-fn syslogd_gets_the_log_when_there_is_no_journald() {
+fn log_goes_to_syslog_without_journald() {
     let place = Place::new();
     let (said, lines) = logged(&place, Some(&place.path("dev/log")));
     assert_eq!(said, "");
@@ -67,7 +67,7 @@ fn syslogd_gets_the_log_when_there_is_no_journald() {
 }
 
 #[test]
-fn without_either_the_command_says_that_nothing_will_be_logged() {
+fn log_without_any_daemon_is_announced() {
     let place = Place::new();
     let (said, _) = logged(&place, None);
     // A warning of a root that lacks a capability is not what is asked for here.

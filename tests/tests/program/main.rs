@@ -4,11 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-mod ending;
-mod lies;
+mod listening_sockets;
 mod logs;
+mod malformed_response;
 mod mount;
-mod service;
-mod sockets;
-mod start;
+mod sd_notify;
+mod shutdown;
+mod startup;
 mod support;

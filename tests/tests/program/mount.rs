@@ -21,7 +21,7 @@ const INSTALL: &str = "\
 ";
 
 #[test]
-fn a_line_of_fstab_mounts_and_mount_all_finds_it_mounted() {
+fn mount_by_fstab_line_is_recognised_as_mounted() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let fstab = format!(
         "{} {} sheepfs _netdev,nofail,x-test,allow_other,pagecache,noexec,umask=027 0 0\n",
@@ -72,7 +72,7 @@ fn a_line_of_fstab_mounts_and_mount_all_finds_it_mounted() {
 }
 
 #[test]
-fn mount_fuse3_finds_the_program_under_its_own_name() {
+fn mount_fuse3_runs_sheepfs_as_helper() {
     let (place, sheep) = (Place::new(), Sheep::start());
     // mount(8) of the type fuse.sheepfs falls back on this helper, which
     // runs `sheepfs` from PATH through a shell.
@@ -105,7 +105,7 @@ fn mount_fuse3_finds_the_program_under_its_own_name() {
 }
 
 #[test]
-fn another_mount_namespace_gets_the_mount() {
+fn mount_in_other_namespace() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let script = format!(
         "{INSTALL}
@@ -130,7 +130,7 @@ fn another_mount_namespace_gets_the_mount() {
 }
 
 #[test]
-fn the_exit_status_tells_mount_what_went_wrong() {
+fn mount_exit_status_says_what_failed() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let mnt = place.mnt.to_str().unwrap();
     let address = sheep.address().to_string();
@@ -173,7 +173,7 @@ fn the_exit_status_tells_mount_what_went_wrong() {
 }
 
 #[test]
-fn a_signal_before_the_tree_is_mounted_is_an_interruption() {
+fn mount_exit_status_of_signal_is_interrupted() {
     let place = Place::new();
     // It listens and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -206,7 +206,7 @@ fn a_signal_before_the_tree_is_mounted_is_an_interruption() {
 }
 
 #[test]
-fn a_name_with_a_comma_is_attached_from_a_list_of_options() {
+fn mount_option_attaches_name_with_comma() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let address = sheep.address().to_string();
     let mount = |options: &str| {

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tests::Mounted;
 
-use super::contestant::{Stand, tell};
 use super::files;
 use super::process::{open_files, peak_resident, resident};
 use super::results::Results;
+use super::target::{Testbed, tell};
 use super::work::{MANY_READERS, Work};
 
 /// Numbers of attached volumes to look at.
@@ -23,16 +23,16 @@ const UNTOUCHED: &str = "64G";
 const TIME: Duration = Duration::from_secs(2);
 
 /// Measures all of it on a mount of its own.
-pub(crate) fn measure(stand: &Stand, results: &mut Results) -> anyhow::Result<()> {
-    let worker = stand.mounted().process_id();
+pub(crate) fn measure(testbed: &Testbed, results: &mut Results) -> anyhow::Result<()> {
+    let worker = testbed.mounted().process_id();
     results.cost(
         "peak memory after all the work",
         mib(peak_resident(worker)?),
     );
-    let mounted = Mounted::start_with(&["--address", &stand.address()])?;
+    let mounted = Mounted::start_with(&["--address", &testbed.address()])?;
     let pid = mounted.process_id();
     results.cost("memory, idle", mib(resident(pid)?));
-    jobs(stand, results)?;
+    jobs(testbed, results)?;
 
     let tree = mounted.mountpoint();
     let mut made = 1;
@@ -52,7 +52,7 @@ pub(crate) fn measure(stand: &Stand, results: &mut Results) -> anyhow::Result<()
 
     drop(mounted);
     // A list of thousands leaves memory behind that could be used again.
-    let mounted = Mounted::start_with(&["--address", &stand.address()])?;
+    let mounted = Mounted::start_with(&["--address", &testbed.address()])?;
     let (tree, pid) = (mounted.mountpoint(), mounted.process_id());
     let idle = resident(pid)?;
     let mut attached = 0;
@@ -82,15 +82,15 @@ pub(crate) fn measure(stand: &Stand, results: &mut Results) -> anyhow::Result<()
 }
 
 /// Operations per second should not fall with the number of those who ask.
-fn jobs(stand: &Stand, results: &mut Results) -> anyhow::Result<()> {
+fn jobs(testbed: &Testbed, results: &mut Results) -> anyhow::Result<()> {
     for jobs in JOBS {
         eprintln!("costs: {jobs} jobs");
         let work = Work {
             jobs,
             ..MANY_READERS
         };
-        let path = stand.volume();
-        let speed = files::fio(&path, stand.size(), &work, TIME)?;
+        let path = testbed.volume();
+        let speed = files::fio(&path, testbed.size(), &work, TIME)?;
         results.cost(
             format!("4 KiB random read, {jobs} jobs"),
             format!("{speed:.0}/s"),

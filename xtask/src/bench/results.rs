@@ -44,7 +44,7 @@ struct Series {
     work: &'static str,
     on_the_wire: &'static str,
     block: u32,
-    contestant: &'static str,
+    target: &'static str,
     rounds: Vec<Result<Measured, String>>,
 }
 
@@ -67,24 +67,24 @@ impl Results {
     pub(crate) fn add(
         &mut self,
         work: &Work,
-        contestant: &'static str,
+        target: &'static str,
         measured: anyhow::Result<Measured>,
     ) {
         let measured = measured.map_err(|error| format!("{error:#}"));
         if let Err(error) = &measured {
-            eprintln!("bench: {contestant}: {error}");
+            eprintln!("bench: {target}: {error}");
         }
         let known = self
             .series
             .iter_mut()
-            .find(|series| series.work == work.name && series.contestant == contestant);
+            .find(|series| series.work == work.name && series.target == target);
         match known {
             Some(series) => series.rounds.push(measured),
             None => self.series.push(Series {
                 work: work.name,
                 on_the_wire: work.on_the_wire(),
                 block: work.block,
-                contestant,
+                target,
                 rounds: vec![measured],
             }),
         }
@@ -99,16 +99,16 @@ impl Results {
     pub(crate) fn failures(&self) -> usize {
         self.series
             .iter()
-            .filter(|series| [SHEEPFS, EMBEDDED].contains(&series.contestant))
+            .filter(|series| [SHEEPFS, EMBEDDED].contains(&series.target))
             .flat_map(|series| &series.rounds)
             .filter(|measured| measured.is_err())
             .count()
     }
 
-    fn find(&self, work: &str, contestant: &str) -> Option<&Series> {
+    fn find(&self, work: &str, target: &str) -> Option<&Series> {
         self.series
             .iter()
-            .find(|series| series.work == work && series.contestant == contestant)
+            .find(|series| series.work == work && series.target == target)
     }
 
     /// The median over the rounds of one contestant's speed by another's, in
@@ -159,7 +159,7 @@ impl Results {
                 json!({
                     "work": series.work,
                     "block": series.block,
-                    "contestant": series.contestant,
+                    "contestant": series.target,
                     "rounds": rounds,
                 })
             })
@@ -210,7 +210,7 @@ impl fmt::Display for Results {
         for work in self.work() {
             writeln!(f, "\n{}", work.work)?;
             for series in self.series.iter().filter(|some| some.work == work.work) {
-                write!(f, "  {:<28}", series.contestant)?;
+                write!(f, "  {:<28}", series.target)?;
                 match series.speed() {
                     Some(speed) => write!(f, "{speed:>10.0}/s")?,
                     None => write!(f, "{:>12}", "-")?,
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_the_median_of_the_rounds_and_not_of_the_speeds() {
+    fn bench_ratio_is_median_over_rounds() {
         let mut results = Results::default();
         for (ours, wire) in [(90.0, 100.0), (5.0, 10.0), (800.0, 1000.0)] {
             results.add(&ALL[0], SHEEPFS, speed(ours));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_with_an_error_has_no_speed_and_is_counted() {
+    fn bench_round_with_error_is_counted_without_speed() {
         let mut results = Results::default();
         results.add(&ALL[0], SHEEPFS, speed(90.0));
         results.add(&ALL[0], SHEEPFS, Err(anyhow::anyhow!("EIO")));
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_cache_is_held_against_the_wire_in_bytes() {
+    fn bench_compares_page_cache_with_wire_bytes() {
         let mut results = Results::default();
         let cached = ALL
             .iter()

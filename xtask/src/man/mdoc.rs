@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_sentence_has_its_line_and_options_are_bold() {
+    fn man_text_has_line_per_sentence() {
         assert_eq!(
             text("Use --lock off. See `dog -a`\nfor more"),
             "Use \\fB\\-\\-lock\\fP off.\nSee \\fBdog \\-a\\fP for more.\n"
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn options_stand_under_their_headings_with_their_values() {
+    fn man_options_stand_under_headings() {
         let command = Command::new("x")
             .disable_help_flag(true)
             .arg(Arg::new("place").value_name("PLACE").help("Where"))

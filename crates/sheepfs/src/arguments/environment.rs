@@ -11,7 +11,7 @@ use crate::usage_error::UsageError;
 pub(super) const PREFIX: &str = "SHEEPFS_";
 
 /// The command line that says what the environment says.
-pub(super) fn words_of(
+pub(super) fn argv_from_env(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Vec<OsString>, UsageError> {
     let mut words = vec![OsString::from("sheepfs")];
@@ -69,7 +69,7 @@ fn blank_separated(value: &OsStr) -> impl Iterator<Item = &OsStr> {
 
 /// Takes from `fallback` what `given` leaves open. Options that contradict each
 /// other are one decision: who makes it on the command line makes all of it.
-pub(super) fn overlay(given: Cli, fallback: Cli) -> Cli {
+pub(super) fn merge(given: Cli, fallback: Cli) -> Cli {
     let access_given = given.allow_other || given.allow_root || given.allow_none;
     let cluster_given = given.address.is_some() || given.port.is_some();
     let embedded = if cluster_given {
@@ -120,7 +120,7 @@ mod tests {
     use crate::cli::{Cli, Lock};
 
     #[test]
-    fn the_environment_fills_in_what_the_command_line_leaves_open() {
+    fn environment_fills_in_missing_options() {
         let environment = [
             ("SHEEPFS_ADDRESS", "h1,h2"),
             ("SHEEPFS_PORT", "7001"),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decision_on_the_command_line_is_not_mixed_with_the_environment() {
+    fn environment_yields_to_exclusive_options_of_command_line() {
         let cli = parse_with("--allow-none /mnt", &[("SHEEPFS_ALLOW_OTHER", "1")]).unwrap();
         assert!(cli.allow_none && !cli.allow_other);
         let cli = parse_with("--embedded /mnt", &[("SHEEPFS_ADDRESS", "h")]).unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn embedded_in_the_environment_is_a_switch_or_a_directory() {
+    fn environment_embedded_is_switch_or_directory() {
         let embedded = |value| {
             parse_with("/mnt", &[("SHEEPFS_EMBEDDED", value)])
                 .unwrap()
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_variable_is_named() {
+    fn environment_error_names_variable() {
         assert_eq!(
             parse_with("/mnt", &[("SHEEPFS_DEBUG", "maybe")]).unwrap_err(),
             "SHEEPFS_DEBUG is 'maybe': a switch is 1 or 0"

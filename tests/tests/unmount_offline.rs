@@ -37,7 +37,7 @@ fn unmount_without_a_sheep(arguments: &[&str], unwritten: bool) -> anyhow::Resul
 }
 
 #[test]
-fn unmount_after_the_last_sheep_succeeds() -> anyhow::Result<()> {
+fn unmount_offline_without_dirty_data_succeeds() -> anyhow::Result<()> {
     for arguments in [&[][..], &["--pagecache"]] {
         let (success, log) = unmount_without_a_sheep(arguments, false)?;
         ensure!(success, "{arguments:?}: it failed: {log}");
@@ -47,7 +47,7 @@ fn unmount_after_the_last_sheep_succeeds() -> anyhow::Result<()> {
 }
 
 #[test]
-fn unmount_with_unwritten_data_and_no_sheep_fails() -> anyhow::Result<()> {
+fn unmount_offline_with_dirty_data_fails() -> anyhow::Result<()> {
     let (success, log) = unmount_without_a_sheep(&["--pagecache"], true)?;
     ensure!(!success, "what was lost is a success: {log}");
     Ok(())

@@ -22,7 +22,7 @@ const PAUSE_LIMIT: Duration = Duration::from_secs(60);
 /// Several writers to one volume, each with blocks of its own and one write at
 /// a time.
 #[derive(Debug)]
-pub struct NumberedWriters {
+pub struct DurabilityChecker {
     writers: Vec<Writer>,
     blocks_each: u64,
 }
@@ -41,7 +41,7 @@ pub struct Numbers(Vec<u64>);
 
 /// When a writer takes its writes for acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acknowledge {
+pub enum AckPolicy {
     /// When they return.
     EachWrite,
     /// When an fsync after some of them has returned.
@@ -51,7 +51,7 @@ pub enum Acknowledge {
 /// Writes before an fsync.
 const FSYNC_EVERY: u64 = 16;
 
-impl NumberedWriters {
+impl DurabilityChecker {
     /// For a volume of `writers * blocks_each` blocks of 4 KiB; `blocks_each`
     /// is a power of two.
     #[must_use]
@@ -70,7 +70,7 @@ impl NumberedWriters {
     pub fn run<T>(
         &self,
         path: &Path,
-        acknowledge: Acknowledge,
+        acknowledge: AckPolicy,
         disturb: impl FnOnce() -> anyhow::Result<T>,
     ) -> anyhow::Result<(T, Vec<std::io::Error>)> {
         let enough = AtomicBool::new(false);
@@ -101,7 +101,7 @@ impl NumberedWriters {
         &self,
         path: &Path,
         writer: usize,
-        acknowledge: Acknowledge,
+        acknowledge: AckPolicy,
         enough: &AtomicBool,
     ) -> std::io::Result<()> {
         let file = File::options().read(true).write(true).open(path)?;
@@ -112,7 +112,7 @@ impl NumberedWriters {
             let offset = block * BLOCK as u64;
             own.begun.fetch_max(number, Ordering::SeqCst);
             file.write_all_at(&content(block, number), offset)?;
-            if acknowledge == Acknowledge::EachWrite {
+            if acknowledge == AckPolicy::EachWrite {
                 own.acknowledged.store(number, Ordering::SeqCst);
             } else if number % FSYNC_EVERY == 0 {
                 file.sync_all()?;
@@ -191,7 +191,7 @@ impl NumberedWriters {
     /// of those after it, up to `newest`, it may have any.
     ///
     /// # Errors
-    /// As [`NumberedWriters::check`].
+    /// As [`DurabilityChecker::check`].
     pub fn check_any_after(
         &self,
         path: &Path,
@@ -259,7 +259,7 @@ mod tests {
     const BLOCKS: u64 = 8;
 
     /// A file with all writes of one writer up to `last`.
-    fn written(writers: &NumberedWriters, last: u64) -> NamedTempFile {
+    fn written(writers: &DurabilityChecker, last: u64) -> NamedTempFile {
         let file = NamedTempFile::new().unwrap();
         file.as_file().set_len(BLOCKS * BLOCK as u64).unwrap();
         for number in 1..=last {
@@ -268,7 +268,7 @@ mod tests {
         file
     }
 
-    fn write(writers: &NumberedWriters, file: &NamedTempFile, number: u64) {
+    fn write(writers: &DurabilityChecker, file: &NamedTempFile, number: u64) {
         let block = writers.block_of(0, number);
         let bytes = content(block, number);
         let offset = block * BLOCK as u64;
@@ -280,8 +280,8 @@ mod tests {
     }
 
     #[test]
-    fn all_writes_up_to_one_are_as_they_should_be() {
-        let writers = NumberedWriters::new(1, BLOCKS);
+    fn durability_check_accepts_prefix_of_writes() {
+        let writers = DurabilityChecker::new(1, BLOCKS);
         for last in 0..40 {
             let file = written(&writers, last);
             let (oldest, newest) = (numbers(last), numbers(last + 1));
@@ -290,8 +290,8 @@ mod tests {
     }
 
     #[test]
-    fn a_write_without_the_one_before_it_is_found_out() {
-        let writers = NumberedWriters::new(1, BLOCKS);
+    fn durability_check_finds_reordered_write() {
+        let writers = DurabilityChecker::new(1, BLOCKS);
         let file = written(&writers, 20);
         write(&writers, &file, 22);
         let error = writers.check(file.path(), &numbers(20), &numbers(22));
@@ -305,8 +305,8 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_is_missing_or_mixed_is_found_out() {
-        let writers = NumberedWriters::new(1, BLOCKS);
+    fn durability_check_finds_missing_or_torn_write() {
+        let writers = DurabilityChecker::new(1, BLOCKS);
         let file = written(&writers, 20);
         let error = writers.check(file.path(), &numbers(21), &numbers(21));
         assert!(error.unwrap_err().to_string().contains("as far as 20"));

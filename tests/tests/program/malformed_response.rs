@@ -37,7 +37,7 @@ fn names(running: &Running, words: &[&str]) {
 }
 
 #[test]
-fn an_answer_to_a_question_that_nobody_asked() {
+fn malformed_response_with_unknown_id_drops_connection() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let (running, file) = mounted(&place, sheep.address());
     let lie = faults::on(Opcode::ReadObj, 0..1, Fault::WrongId);
@@ -48,7 +48,7 @@ fn an_answer_to_a_question_that_nobody_asked() {
 }
 
 #[test]
-fn garbage() {
+fn malformed_response_of_garbage_drops_connection() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let wire = Wire::to(sheep.address());
     let (running, file) = mounted(&place, wire.address);

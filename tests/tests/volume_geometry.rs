@@ -26,7 +26,7 @@ fn holds(file: &File, offset: u64, expected: &[u8]) -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_smallest_volumes_are_files_as_well() -> anyhow::Result<()> {
+fn geometry_smallest_volumes_work() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for size in [0, 1, 511, 513, 4097] {
@@ -54,7 +54,7 @@ fn the_smallest_volumes_are_files_as_well() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_largest_volumes_are_used_to_their_last_byte() -> anyhow::Result<()> {
+fn geometry_largest_volumes_work_to_last_byte() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for (options, len, object) in [
@@ -100,7 +100,7 @@ fn vid(mounted: &Mounted, name: &str) -> anyhow::Result<u32> {
 }
 
 #[test]
-fn a_hypervolumes_index_grows_by_a_level_under_load() -> anyhow::Result<()> {
+fn geometry_hypervolume_index_grows_under_load() -> anyhow::Result<()> {
     const WRITERS: u64 = 8;
     const OBJECTS_EACH: u64 = 12;
     let cluster = TestCluster::start()?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
-use tests::{Acknowledge, Mounted, NumberedWriters, TestCluster, wait_until};
+use tests::{AckPolicy, DurabilityChecker, Mounted, TestCluster, wait_until};
 
 const MIB: u64 = 1 << 20;
 /// Within this an open volume shows what others did to it.
@@ -68,7 +68,7 @@ fn goes_stale(file: &File, had: &[u8]) -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_resize_shows_within_two_seconds_and_its_space_is_writable() -> anyhow::Result<()> {
+fn multi_client_resize_is_seen_within_two_seconds() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let (user, administrator) = (
         Mounted::start(&cluster, &[])?,
@@ -97,7 +97,7 @@ fn a_resize_shows_within_two_seconds_and_its_space_is_writable() -> anyhow::Resu
 }
 
 #[test]
-fn a_snapshot_under_load_is_what_a_crash_would_have_left() -> anyhow::Result<()> {
+fn snapshot_under_load_is_crash_consistent() -> anyhow::Result<()> {
     const SNAPSHOTS: u32 = 12;
     /// Between two snapshots, so that none is like the one before.
     const WRITES: u64 = 5;
@@ -108,8 +108,8 @@ fn a_snapshot_under_load_is_what_a_crash_would_have_left() -> anyhow::Result<()>
     );
     let name = cluster.unique_name("frozen");
     let path = user.create(&name, "8M object_size=1M")?;
-    let writers = NumberedWriters::new(4, 512);
-    let (bounds, errors) = writers.run(&path, Acknowledge::EachWrite, || {
+    let writers = DurabilityChecker::new(4, 512);
+    let (bounds, errors) = writers.run(&path, AckPolicy::EachWrite, || {
         let mut bounds = Vec::new();
         for number in 0..SNAPSHOTS {
             writers.wait_for_more(WRITES)?;
@@ -144,7 +144,7 @@ fn a_snapshot_under_load_is_what_a_crash_would_have_left() -> anyhow::Result<()>
 }
 
 #[test]
-fn a_rollback_by_another_never_shows_other_data_to_open_handles() -> anyhow::Result<()> {
+fn multi_client_rollback_never_shows_foreign_data() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let (user, administrator) = (
         Mounted::start(&cluster, &[])?,
@@ -172,7 +172,7 @@ fn a_rollback_by_another_never_shows_other_data_to_open_handles() -> anyhow::Res
 }
 
 #[test]
-fn a_deletion_by_another_never_shows_other_data_to_open_handles() -> anyhow::Result<()> {
+fn multi_client_deletion_never_shows_foreign_data() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     for arguments in [&[][..], &["--pagecache"]] {
         let (user, administrator) = (
@@ -215,7 +215,7 @@ fn a_deletion_by_another_never_shows_other_data_to_open_handles() -> anyhow::Res
 }
 
 #[test]
-fn a_clone_made_by_another_goes_its_own_way() -> anyhow::Result<()> {
+fn multi_client_clone_is_independent() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let (user, administrator) = (
         Mounted::start(&cluster, &[])?,

@@ -43,7 +43,7 @@ fn fill(file: &File, len: u64) -> anyhow::Result<()> {
 }
 
 #[test]
-fn copies_out_of_a_volume_have_its_holes() -> anyhow::Result<()> {
+fn sparse_copy_from_volume_keeps_holes() -> anyhow::Result<()> {
     const LEN: u64 = 512 * MIB;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
@@ -77,7 +77,7 @@ fn copies_out_of_a_volume_have_its_holes() -> anyhow::Result<()> {
 }
 
 #[test]
-fn copies_into_a_volume_leave_its_holes() -> anyhow::Result<()> {
+fn sparse_copy_into_volume_keeps_holes() -> anyhow::Result<()> {
     const LEN: u64 = 256 * MIB;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
@@ -150,7 +150,7 @@ fn ranges(written: &[bool], object: u64, len: u64) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn seeking_for_data_and_holes_finds_what_was_written() -> anyhow::Result<()> {
+fn sparse_seek_finds_data_and_holes() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for (options, object, objects) in [
@@ -194,7 +194,7 @@ fn seeking_for_data_and_holes_finds_what_was_written() -> anyhow::Result<()> {
 }
 
 #[test]
-fn what_qemu_discards_comes_back_in_every_cache_mode() -> anyhow::Result<()> {
+fn discard_by_qemu_frees_space_with_every_cache() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     for (cache, arguments) in [
         ("none", &[][..]),

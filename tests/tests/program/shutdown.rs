@@ -33,7 +33,7 @@ fn ended(place: &Place, running: &mut Running) -> Option<i32> {
 }
 
 #[test]
-fn writes_in_flight_are_finished_when_a_sheep_answers() {
+fn shutdown_finishes_in_flight_writes() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let wire = Wire::to(sheep.address());
     let mut running = mounted(&place, &wire);
@@ -55,7 +55,7 @@ fn writes_in_flight_are_finished_when_a_sheep_answers() {
 }
 
 #[test]
-fn a_silent_cluster_leaves_writes_undone_and_the_status_tells() {
+fn shutdown_timeout_reports_unwritten_data() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let wire = Wire::to(sheep.address());
     let mut running = mounted(&place, &wire);
@@ -76,7 +76,7 @@ fn a_silent_cluster_leaves_writes_undone_and_the_status_tells() {
 }
 
 #[test]
-fn a_dead_cluster_does_not_keep_it() {
+fn shutdown_is_quick_when_cluster_is_dead() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let wire = Wire::to(sheep.address());
     let mut running = mounted(&place, &wire);
@@ -90,7 +90,7 @@ fn a_dead_cluster_does_not_keep_it() {
 }
 
 #[test]
-fn a_file_that_somebody_has_open_does_not_keep_it_and_is_no_failure() {
+fn shutdown_with_open_file_succeeds() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let wire = Wire::to(sheep.address());
     let mut running = mounted(&place, &wire);

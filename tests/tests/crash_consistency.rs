@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::{
-    Acknowledge, Mounted, NumberedWriters, TestCluster, is_mounted, run, seeded, sheepfs_binary,
+    AckPolicy, DurabilityChecker, Mounted, TestCluster, is_mounted, run, seeded, sheepfs_binary,
     wait_until,
 };
 
@@ -21,12 +21,12 @@ const KILLS_AT_START: u32 = 40;
 
 /// Kills sheepfs while numbered writers run, and looks after each kill for
 /// what was acknowledged.
-fn loses_nothing(arguments: &[&str], acknowledge: Acknowledge) -> anyhow::Result<()> {
+fn loses_nothing(arguments: &[&str], acknowledge: AckPolicy) -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let administrator = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("killed");
     administrator.command("vdi/create", format!("{name} 16M object_size=1M"))?;
-    let writers = NumberedWriters::new(4, 1024);
+    let writers = DurabilityChecker::new(4, 1024);
     let mut random = seeded();
     for kill in 0..KILLS {
         // With a snapshot every object has to be made anew.
@@ -55,9 +55,9 @@ fn loses_nothing(arguments: &[&str], acknowledge: Acknowledge) -> anyhow::Result
         let path = mounted.attach(&name)?;
         let (oldest, newest) = (writers.acknowledged(), writers.begun());
         match acknowledge {
-            Acknowledge::EachWrite => writers.check(&path, &oldest, &newest),
+            AckPolicy::EachWrite => writers.check(&path, &oldest, &newest),
             // The kernel writes back in any order.
-            Acknowledge::Fsync => writers.check_any_after(&path, &oldest, &newest),
+            AckPolicy::Fsync => writers.check_any_after(&path, &oldest, &newest),
         }
         .with_context(|| format!("after kill {kill}"))?;
         mounted.stop()?;
@@ -81,20 +81,19 @@ fn loses_nothing(arguments: &[&str], acknowledge: Acknowledge) -> anyhow::Result
 }
 
 #[test]
-fn what_was_acknowledged_is_there_after_every_kill() -> anyhow::Result<()> {
-    loses_nothing(&[], Acknowledge::EachWrite)
+fn crash_keeps_acknowledged_writes() -> anyhow::Result<()> {
+    loses_nothing(&[], AckPolicy::EachWrite)
 }
 
 #[test]
-fn what_fsync_acknowledged_through_the_page_cache_is_there_after_every_kill() -> anyhow::Result<()>
-{
-    loses_nothing(&["--pagecache"], Acknowledge::Fsync)
+fn crash_keeps_fsynced_writes_with_page_cache() -> anyhow::Result<()> {
+    loses_nothing(&["--pagecache"], AckPolicy::Fsync)
 }
 
 /// While it starts, sheepfs makes requests of its own mount. A thread that waited for
 /// one would keep the killed process, and with it the connection, for ever.
 #[test]
-fn sheepfs_killed_while_it_starts_ends_and_can_be_unmounted() -> anyhow::Result<()> {
+fn crash_during_startup_leaves_unmountable_mount() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mut mounts = 0;
     for kill in 0..KILLS_AT_START {

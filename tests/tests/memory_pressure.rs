@@ -94,7 +94,7 @@ fn ends_within(child: &mut Child, limit: Duration) -> anyhow::Result<bool> {
 }
 
 #[test]
-fn memory_pressure_of_a_loop_device_ends() -> anyhow::Result<()> {
+fn memory_pressure_on_loop_device_does_not_deadlock() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("pressure");

@@ -5,8 +5,8 @@ use std::env;
 use std::ffi::OsString;
 use std::process::{ExitCode, ExitStatus};
 
-use crate::arguments::{self, Stop};
-use crate::mount_helper::{self, NotRemounted};
+use crate::arguments::{self, ParseExit};
+use crate::mount_helper::{self, RemountFailure};
 use crate::run::Interrupted;
 use crate::settings::Settings;
 use crate::usage_error::UsageError;
@@ -21,26 +21,28 @@ const NOT_MOUNTED: u8 = 32;
 
 /// Who called the program.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Caller {
+pub(crate) enum Invocation {
     /// A person or a script.
-    Command,
+    Cli,
     /// mount(8), under this name.
-    Mount(String),
+    MountHelper(String),
 }
 
-impl Caller {
+impl Invocation {
     /// `arguments` begin with the program's name.
     pub(crate) fn of(arguments: &[OsString]) -> Self {
-        mount_helper::name(arguments).map_or(Self::Command, Self::Mount)
+        mount_helper::name(arguments).map_or(Self::Cli, Self::MountHelper)
     }
 
     /// Remounts, if that is what it wants, and says what went wrong.
     pub(crate) fn remount(&self, arguments: &[OsString]) -> Option<ExitCode> {
-        let Self::Mount(_) = self else { return None };
+        let Self::MountHelper(_) = self else {
+            return None;
+        };
         Some(match mount_helper::remount(arguments)? {
             Ok(()) => ExitCode::SUCCESS,
-            Err(NotRemounted::Wrong(error)) => self.usage_error(&error),
-            Err(NotRemounted::System(error)) => self.failure(&error),
+            Err(RemountFailure::Usage(error)) => self.usage_error(&error),
+            Err(RemountFailure::System(error)) => self.failure(&error),
         })
     }
 
@@ -48,70 +50,70 @@ impl Caller {
     ///
     /// # Errors
     /// Help that was asked for, or what is wrong with the words.
-    pub(crate) fn settings(&self, arguments: &[OsString]) -> Result<Settings, Stop> {
+    pub(crate) fn settings(&self, arguments: &[OsString]) -> Result<Settings, ParseExit> {
         match self {
-            Self::Command => {
+            Self::Cli => {
                 let environment = |name: &str| env::var_os(name);
                 let cli = arguments::parse(arguments, environment)?;
-                Settings::resolve(cli, environment).map_err(Stop::Wrong)
+                Settings::resolve(cli, environment).map_err(ParseExit::Usage)
             }
-            Self::Mount(_) => mount_helper::settings(arguments),
+            Self::MountHelper(_) => mount_helper::settings(arguments),
         }
     }
 
     /// Says what is wrong with the words.
     pub(crate) fn usage_error(&self, error: &UsageError) -> ExitCode {
         match self {
-            Self::Command => self.say(FAILED, &error.to_string()),
+            Self::Cli => self.exit_with(FAILED, &error.to_string()),
             // mount(8) is not called with `--help` of ours.
-            Self::Mount(_) => self.say(USAGE, &error.0),
+            Self::MountHelper(_) => self.exit_with(USAGE, &error.0),
         }
     }
 
     /// Says why the tree is not served, or how serving it ended.
     pub(crate) fn failure(&self, error: &anyhow::Error) -> ExitCode {
-        self.say(self.number(error), &one_line(error))
+        self.exit_with(self.exit_code(error), &one_line(error))
     }
 
     /// Says why there is no background process.
     pub(crate) fn system_error(&self, error: &anyhow::Error) -> ExitCode {
-        let number = match self {
-            Self::Command => FAILED,
-            Self::Mount(_) => SYSTEM,
+        let exit_code = match self {
+            Self::Cli => FAILED,
+            Self::MountHelper(_) => SYSTEM,
         };
-        self.say(number, &one_line(error))
+        self.exit_with(exit_code, &one_line(error))
     }
 
     /// Says what a background process said that ended without serving.
-    pub(crate) fn ended(&self, status: ExitStatus, reason: &str) -> ExitCode {
-        let number = match self {
-            Self::Command => FAILED,
-            Self::Mount(_) => NOT_MOUNTED,
+    pub(crate) fn child_failed(&self, status: ExitStatus, reason: &str) -> ExitCode {
+        let exit_code = match self {
+            Self::Cli => FAILED,
+            Self::MountHelper(_) => NOT_MOUNTED,
         };
         let said = status.code().and_then(|code| u8::try_from(code).ok());
-        self.say(said.filter(|code| *code != 0).unwrap_or(number), reason)
+        self.exit_with(said.filter(|code| *code != 0).unwrap_or(exit_code), reason)
     }
 
     /// The exit status that stands for an error.
     pub(crate) fn status_of(&self, error: &anyhow::Error) -> ExitCode {
-        self.number(error).into()
+        self.exit_code(error).into()
     }
 
-    fn number(&self, error: &anyhow::Error) -> u8 {
+    fn exit_code(&self, error: &anyhow::Error) -> u8 {
         match self {
-            Self::Command => FAILED,
-            Self::Mount(_) if error.is::<Interrupted>() => INTERRUPTED,
-            Self::Mount(_) => NOT_MOUNTED,
+            Self::Cli => FAILED,
+            Self::MountHelper(_) if error.is::<Interrupted>() => INTERRUPTED,
+            Self::MountHelper(_) => NOT_MOUNTED,
         }
     }
 
-    fn say(&self, number: u8, text: &str) -> ExitCode {
+    fn exit_with(&self, exit_code: u8, text: &str) -> ExitCode {
         let name = match self {
-            Self::Command => "sheepfs",
-            Self::Mount(name) => name,
+            Self::Cli => "sheepfs",
+            Self::MountHelper(name) => name,
         };
         eprintln!("{name}: {text}");
-        number.into()
+        exit_code.into()
     }
 }
 
@@ -127,16 +129,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_is_told_by_number_what_happened_and_people_that_it_failed() {
-        let mount = Caller::Mount("mount.sheepfs".into());
-        assert_eq!(mount.number(&anyhow!("no sheep")), 32);
-        assert_eq!(mount.number(&Interrupted("SIGTERM").into()), 8);
-        assert_eq!(Caller::Command.number(&anyhow!("no sheep")), 1);
-        assert_eq!(Caller::Command.number(&Interrupted("SIGTERM").into()), 1);
+    fn exit_code_distinguishes_failures_for_mount_only() {
+        let mount = Invocation::MountHelper("mount.sheepfs".into());
+        assert_eq!(mount.exit_code(&anyhow!("no sheep")), 32);
+        assert_eq!(mount.exit_code(&Interrupted("SIGTERM").into()), 8);
+        assert_eq!(Invocation::Cli.exit_code(&anyhow!("no sheep")), 1);
+        assert_eq!(Invocation::Cli.exit_code(&Interrupted("SIGTERM").into()), 1);
     }
 
     #[test]
-    fn error_and_its_causes_are_one_line() {
+    fn error_chain_is_one_line() {
         let told = Err::<(), _>(anyhow!("refused")).context("cannot\nconnect");
         assert_eq!(one_line(&told.unwrap_err()), "cannot connect: refused");
     }

@@ -39,7 +39,7 @@ impl Manager {
 }
 
 #[test]
-fn a_service_is_ready_when_the_tree_is_served_and_tells_its_state() {
+fn sd_notify_reports_ready_and_status() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let wire = Wire::to(sheep.address());
     let manager = Manager::listen(&place);
@@ -69,7 +69,7 @@ fn a_service_is_ready_when_the_tree_is_served_and_tells_its_state() {
 }
 
 #[test]
-fn a_command_that_goes_to_the_background_names_the_process_to_watch() {
+fn sd_notify_names_main_pid_of_daemon() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let manager = Manager::listen(&place);
     let pidfile = place.path("pid");

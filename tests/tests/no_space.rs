@@ -75,7 +75,7 @@ fn check(file: &File, count: usize) -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_full_disk_is_an_error_until_there_is_space_again() -> anyhow::Result<()> {
+fn no_space_error_ends_when_space_is_freed() -> anyhow::Result<()> {
     let disk = SmallDisk::mount()?;
     let mut sheep = EmbeddedSheep::start(disk.directory.path())?;
     let mounted = Mounted::start_with(&["--address", &sheep.address()])?;

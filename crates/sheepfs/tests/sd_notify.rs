@@ -6,7 +6,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 #[test]
-fn a_start_that_fails_never_says_ready() {
+fn sd_notify_is_silent_when_start_fails() {
     let directory = TempDir::with_prefix("sheepfs-service-").unwrap();
     let socket = directory.path().join("notify");
     let manager = UnixDatagram::bind(&socket).unwrap();

@@ -42,7 +42,7 @@ fn reachable_at(running: &Running) -> Vec<String> {
 }
 
 #[test]
-fn a_mount_listens_nowhere() {
+fn mount_opens_no_listening_socket() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let mut command = program("sheepfs");
     command.args(["-a", &sheep.address().to_string()]);
@@ -52,7 +52,7 @@ fn a_mount_listens_nowhere() {
 }
 
 #[test]
-fn an_embedded_sheep_listens_on_loopback_alone() {
+fn embedded_sheep_listens_on_loopback_only() {
     let place = Place::new();
     let mut command = program("sheepfs");
     command.arg("--embedded");

@@ -29,7 +29,7 @@ fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
 }
 
 #[test]
-fn a_report_stays_as_it_was_for_its_handle_and_is_fresh_in_the_next() -> anyhow::Result<()> {
+fn report_is_stable_per_handle_fresh_per_open() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("later");
@@ -53,7 +53,7 @@ fn a_report_stays_as_it_was_for_its_handle_and_is_fresh_in_the_next() -> anyhow:
 }
 
 #[test]
-fn a_report_can_be_read_at_any_offset_in_pieces_of_any_size() -> anyhow::Result<()> {
+fn report_reads_work_at_any_offset_and_size() -> anyhow::Result<()> {
     // Of its own: nobody else may change what two opens see.
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
@@ -90,7 +90,7 @@ fn a_report_can_be_read_at_any_offset_in_pieces_of_any_size() -> anyhow::Result<
 }
 
 #[test]
-fn a_command_file_takes_what_is_appended() -> anyhow::Result<()> {
+fn command_file_accepts_append() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("append");
@@ -111,7 +111,7 @@ fn a_command_file_takes_what_is_appended() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_report_cannot_be_opened_for_writing() -> anyhow::Result<()> {
+fn report_open_for_writing_fails() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for report in REPORTS {
@@ -137,7 +137,7 @@ fn a_report_cannot_be_opened_for_writing() -> anyhow::Result<()> {
 }
 
 #[test]
-fn nothing_can_be_made_moved_linked_or_removed() -> anyhow::Result<()> {
+fn name_operations_fail_with_eperm() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("fixed");
@@ -197,7 +197,7 @@ fn make_fifo(path: &Path) -> std::io::Result<()> {
 }
 
 #[test]
-fn programs_that_walk_the_tree_find_nothing_to_complain_about() -> anyhow::Result<()> {
+fn tree_walk_by_programs_finds_no_error() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     walk(&mounted).context("nothing attached")?;
@@ -248,7 +248,7 @@ fn walk(mounted: &Mounted) -> anyhow::Result<String> {
 }
 
 #[test]
-fn a_volume_can_be_mapped_read_and_written() -> anyhow::Result<()> {
+fn mmap_of_volume_reads_and_writes() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     for arguments in [&[][..], &["--pagecache"]] {
         let mounted = Mounted::start(&cluster, arguments)?;
@@ -284,7 +284,7 @@ fn a_volume_can_be_mapped_read_and_written() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_report_can_be_mapped_for_reading() -> anyhow::Result<()> {
+fn mmap_of_report_reads() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let printed = run(Command::new("xfs_io")
@@ -296,7 +296,7 @@ fn a_report_can_be_mapped_for_reading() -> anyhow::Result<()> {
 }
 
 #[test]
-fn modes_and_owners_stay_and_setting_them_to_what_they_are_succeeds() -> anyhow::Result<()> {
+fn setattr_of_mode_and_owner_must_change_nothing() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let path = mounted.create(&cluster.unique_name("modes"), "4M")?;
@@ -349,7 +349,7 @@ impl Drop for Background {
 }
 
 #[test]
-fn mounts_started_in_the_same_directory_do_not_disturb_each_other() -> anyhow::Result<()> {
+fn startup_in_same_directory_keeps_mounts_apart() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let name = cluster.unique_name("twice");
     let place = Background(TempDir::with_prefix("sheepfs-test-twice-")?);

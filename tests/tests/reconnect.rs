@@ -13,7 +13,7 @@ const BLOCKS: usize = 4096;
 const SIZE: &str = "16M object_size=1M";
 
 #[test]
-fn a_server_killed_under_load_is_a_pause_and_loses_no_acknowledged_write() -> anyhow::Result<()> {
+fn reconnect_after_kill_loses_no_acknowledged_write() -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("killed");
@@ -36,7 +36,7 @@ fn a_server_killed_under_load_is_a_pause_and_loses_no_acknowledged_write() -> an
 }
 
 #[test]
-fn a_server_that_ends_cleanly_under_load_is_a_pause_too() -> anyhow::Result<()> {
+fn reconnect_after_clean_shutdown_loses_no_acknowledged_write() -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &["--pagecache"])?;
     let name = cluster.unique_name("ended");
@@ -55,7 +55,7 @@ fn a_server_that_ends_cleanly_under_load_is_a_pause_too() -> anyhow::Result<()> 
 }
 
 #[test]
-fn without_any_server_requests_end_with_eio_and_recover_by_themselves() -> anyhow::Result<()> {
+fn retry_timeout_ends_requests_with_eio_then_recovers() -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &["--retry-for", "2"])?;
     let path = mounted.create(&cluster.unique_name("gone"), "8M")?;

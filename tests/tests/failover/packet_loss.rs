@@ -28,7 +28,7 @@ fn lose(near: &Host) -> anyhow::Result<()> {
 }
 
 #[test]
-fn packets_that_vanish_for_a_while_are_a_pause() -> anyhow::Result<()> {
+fn failover_packet_loss_is_only_a_pause() -> anyhow::Result<()> {
     let (near, far, _nodes, mounted) = far_away()?;
     let volume = mounted.create("hole", "32M object_size=1M")?;
     let mut fio = Fio::sixteen_jobs(&volume, 14)?;
@@ -45,7 +45,7 @@ fn packets_that_vanish_for_a_while_are_a_pause() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_host_that_vanishes_is_found_dead_and_another_takes_over() -> anyhow::Result<()> {
+fn failover_replaces_host_that_drops_packets() -> anyhow::Result<()> {
     let (near, _far, nodes, mounted) = far_away()?;
     let volume = mounted.create("vanished", "32M object_size=1M")?;
     let mut fio = Fio::sixteen_jobs(&volume, 6)?;

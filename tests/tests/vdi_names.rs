@@ -65,7 +65,7 @@ fn odd_names(cluster: &TestCluster) -> Vec<OsString> {
 }
 
 #[test]
-fn a_vdi_may_have_any_name_that_a_file_may_have() -> anyhow::Result<()> {
+fn vdi_name_may_be_any_file_name() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for name in odd_names(&cluster) {
@@ -103,7 +103,7 @@ fn a_vdi_may_have_any_name_that_a_file_may_have() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_name_that_is_no_file_name_is_refused_and_left_out() -> anyhow::Result<()> {
+fn vdi_name_unfit_as_file_name_is_skipped() -> anyhow::Result<()> {
     // Of its own, as it attaches everything.
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
@@ -136,7 +136,7 @@ fn a_name_that_is_no_file_name_is_refused_and_left_out() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_name_beats_a_snapshot_and_a_tag_beats_a_number() -> anyhow::Result<()> {
+fn vdi_name_precedes_snapshot_and_tag_precedes_id() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("versions");
@@ -201,7 +201,7 @@ fn warnings(mounted: &Mounted) -> usize {
 }
 
 #[test]
-fn rubbish_is_refused_with_one_line_in_the_log_and_changes_nothing() -> anyhow::Result<()> {
+fn command_file_refuses_garbage_and_logs_once() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &["--retry-for", "1"])?;
     mounted.create("bystander", "4M")?;

@@ -91,7 +91,7 @@ impl Daemon {
 }
 
 #[test]
-fn daemon_releases_an_inherited_lock() -> anyhow::Result<()> {
+fn daemon_releases_inherited_lock() -> anyhow::Result<()> {
     let (cluster, scratch) = (TestCluster::start()?, Scratch::new()?);
     let daemon = scratch.start(&cluster, "exec 9> lock; flock 9; \"$@\"")?;
     let file = File::open(scratch.path("lock"))?;
@@ -104,7 +104,7 @@ fn daemon_releases_an_inherited_lock() -> anyhow::Result<()> {
 }
 
 #[test]
-fn daemon_lets_an_inherited_pipe_end() -> anyhow::Result<()> {
+fn daemon_closes_inherited_pipe() -> anyhow::Result<()> {
     let (cluster, scratch) = (TestCluster::start()?, Scratch::new()?);
     let pipe = scratch.path("pipe");
     mkfifo(&pipe, Mode::S_IRWXU)?;

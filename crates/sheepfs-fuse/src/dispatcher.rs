@@ -21,7 +21,7 @@ use crate::convert;
 
 /// What the kernel asked: the words of the log line when it fails.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Facts {
+pub(crate) struct RequestInfo {
     /// As fuse(4) calls it: `lookup`, `write`.
     pub(crate) operation: &'static str,
     /// The kernel's number of the request.
@@ -35,7 +35,7 @@ pub(crate) struct Facts {
     pub(crate) len: u64,
 }
 
-impl Facts {
+impl RequestInfo {
     fn span(&self) -> Span {
         tracing::debug_span!(
             "request",
@@ -59,7 +59,7 @@ impl Facts {
         tracing::debug!(request, pid, ino, offset, len, "{operation}");
     }
 
-    fn log_failure(&self, failure: &Failure) {
+    fn log_error(&self, error: &ReplyError) {
         let Self {
             operation,
             request,
@@ -68,15 +68,15 @@ impl Facts {
             offset,
             len,
         } = *self;
-        let errno = failure.errno();
-        if failure.level() == Level::WARN {
+        let errno = error.errno();
+        if error.level() == Level::WARN {
             tracing::warn!(
                 request,
                 pid,
                 ino,
                 offset,
                 len,
-                "{operation}: {failure} ({errno:?})"
+                "{operation}: {error} ({errno:?})"
             );
         } else {
             tracing::debug!(
@@ -85,7 +85,7 @@ impl Facts {
                 ino,
                 offset,
                 len,
-                "{operation}: {failure} ({errno:?})"
+                "{operation}: {error} ({errno:?})"
             );
         }
     }
@@ -93,14 +93,14 @@ impl Facts {
 
 /// Why a request is answered with an errno.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum ReplyError {
     /// The tree could not do it.
     Tree(FsError),
     /// No tree was asked: sheepfs does not do such a thing.
     Refused(Errno),
 }
 
-impl Failure {
+impl ReplyError {
     fn errno(&self) -> Errno {
         match self {
             Self::Tree(error) => error.errno(),
@@ -117,7 +117,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ReplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tree(error) => Chain(error).fmt(f),
@@ -126,7 +126,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl From<FsError> for Failure {
+impl From<FsError> for ReplyError {
     fn from(error: FsError) -> Self {
         Self::Tree(error)
     }
@@ -134,13 +134,13 @@ impl From<FsError> for Failure {
 
 /// A reply that can be an errno, as all of fuser's can.
 pub(crate) trait Reply: Send + 'static {
-    fn refuse(self, errno: fuser::Errno);
+    fn reply_errno(self, errno: fuser::Errno);
 }
 
 macro_rules! replies {
     ($($reply:ty),+ $(,)?) => {
         $(impl Reply for $reply {
-            fn refuse(self, errno: fuser::Errno) {
+            fn reply_errno(self, errno: fuser::Errno) {
                 self.error(errno);
             }
         })+
@@ -165,13 +165,13 @@ replies!(
 
 /// Where requests are worked on, and how many are not answered yet.
 #[derive(Clone, Debug)]
-pub(crate) struct Answers {
+pub(crate) struct Dispatcher {
     runtime: Handle,
     in_flight: TaskTracker,
     closed: Arc<AtomicBool>,
 }
 
-impl Answers {
+impl Dispatcher {
     pub(crate) fn new(runtime: Handle) -> Self {
         Self {
             runtime,
@@ -195,27 +195,27 @@ impl Answers {
     ///
     /// The first step is taken on the calling thread: most metadata is at hand,
     /// and a hand-over to the runtime costs more than the work does.
-    pub(crate) fn work<T, R: Reply>(
+    pub(crate) fn run<T, R: Reply>(
         &self,
-        facts: Facts,
+        info: RequestInfo,
         reply: R,
-        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-        succeed: impl FnOnce(R, T) + Send + 'static,
+        work: impl Future<Output = Result<T, ReplyError>> + Send + 'static,
+        on_success: impl FnOnce(R, T) + Send + 'static,
     ) where
         T: Send + 'static,
     {
         let Ok(in_flight) = self.admit() else {
-            return refuse(facts, reply, CLOSED);
+            return reply_errno(info, reply, CLOSED);
         };
         let _inside = self.runtime.enter();
-        let mut work = Box::pin(work.instrument(facts.span()));
+        let mut work = Box::pin(work.instrument(info.span()));
         match pin!(&mut work).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(result) => conclude(facts, reply, result, succeed),
+            Poll::Ready(result) => finish(info, reply, result, on_success),
             Poll::Pending => {
                 // `in_flight` is what waits for this task.
                 drop(self.runtime.spawn(async move {
                     let result = work.await;
-                    conclude(facts, reply, result, succeed);
+                    finish(info, reply, result, on_success);
                     drop(in_flight);
                 }));
             }
@@ -226,17 +226,17 @@ impl Answers {
     /// that happens.
     pub(crate) fn submit<T, R: Reply>(
         &self,
-        facts: Facts,
+        info: RequestInfo,
         reply: R,
-        succeed: impl FnOnce(R, T) + Send + 'static,
+        on_success: impl FnOnce(R, T) + Send + 'static,
         submit: impl FnOnce(Completion<T>),
     ) {
         let Ok(in_flight) = self.admit() else {
-            return refuse(facts, reply, CLOSED);
+            return reply_errno(info, reply, CLOSED);
         };
         let _inside = self.runtime.enter();
         submit(Box::new(move |result| {
-            conclude(facts, reply, result.map_err(Failure::Tree), succeed);
+            finish(info, reply, result.map_err(ReplyError::Tree), on_success);
             drop(in_flight);
         }));
     }
@@ -260,29 +260,29 @@ struct Closed;
 const CLOSED: Errno = Errno::ENOTCONN;
 
 /// Answers a request at once with `errno`.
-pub(crate) fn refuse(facts: Facts, reply: impl Reply, errno: Errno) {
-    fail(facts, reply, &Failure::Refused(errno));
+pub(crate) fn reply_errno(info: RequestInfo, reply: impl Reply, errno: Errno) {
+    reply_error(info, reply, &ReplyError::Refused(errno));
 }
 
 /// Answers a request at once with a result that needed no waiting.
-pub(crate) fn conclude<T, R: Reply>(
-    facts: Facts,
+pub(crate) fn finish<T, R: Reply>(
+    info: RequestInfo,
     reply: R,
-    result: Result<T, Failure>,
-    succeed: impl FnOnce(R, T),
+    result: Result<T, ReplyError>,
+    on_success: impl FnOnce(R, T),
 ) {
     match result {
         Ok(value) => {
-            facts.log_success();
-            succeed(reply, value);
+            info.log_success();
+            on_success(reply, value);
         }
-        Err(failure) => fail(facts, reply, &failure),
+        Err(error) => reply_error(info, reply, &error),
     }
 }
 
-fn fail(facts: Facts, reply: impl Reply, failure: &Failure) {
-    facts.log_failure(failure);
-    reply.refuse(convert::errno(failure.errno()));
+fn reply_error(info: RequestInfo, reply: impl Reply, error: &ReplyError) {
+    info.log_error(error);
+    reply.reply_errno(convert::errno(error.errno()));
 }
 
 #[cfg(test)]
@@ -292,15 +292,15 @@ mod tests {
     use super::*;
 
     /// Says what became of it.
-    struct Told(mpsc::Sender<i32>);
+    struct RecordingReply(mpsc::Sender<i32>);
 
-    impl Reply for Told {
-        fn refuse(self, errno: fuser::Errno) {
+    impl Reply for RecordingReply {
+        fn reply_errno(self, errno: fuser::Errno) {
             self.0.send(errno.into()).unwrap();
         }
     }
 
-    const ASKED: Facts = Facts {
+    const READ_INFO: RequestInfo = RequestInfo {
         operation: "read",
         request: 1,
         pid: 1,
@@ -309,50 +309,70 @@ mod tests {
         len: 0,
     };
 
-    fn succeed(reply: Told, (): ()) {
+    fn on_success(reply: RecordingReply, (): ()) {
         reply.0.send(0).unwrap();
     }
 
     #[tokio::test]
-    async fn closing_waits_for_requests_in_flight_and_refuses_later_ones() {
-        let answers = Answers::new(Handle::current());
-        let (sender, told) = mpsc::channel();
-        let mut kept = None;
-        answers.submit(ASKED, Told(sender.clone()), succeed, |done| {
-            kept = Some(done);
-        });
+    async fn dispatcher_close_drains_requests_and_refuses_later_ones() {
+        let dispatcher = Dispatcher::new(Handle::current());
+        let (sender, replies) = mpsc::channel();
+        let mut completion = None;
+        dispatcher.submit(
+            READ_INFO,
+            RecordingReply(sender.clone()),
+            on_success,
+            |done| {
+                completion = Some(done);
+            },
+        );
 
-        let mut closing = pin!(answers.close());
+        let mut closing = pin!(dispatcher.close());
         let mut context = Context::from_waker(Waker::noop());
         assert!(closing.as_mut().poll(&mut context).is_pending());
 
-        answers.work(ASKED, Told(sender.clone()), async { Ok(()) }, succeed);
-        assert_eq!(told.try_recv(), Ok(Errno::ENOTCONN as i32));
-        answers.submit(ASKED, Told(sender), succeed, |_| {});
-        assert_eq!(told.try_recv(), Ok(Errno::ENOTCONN as i32));
+        dispatcher.run(
+            READ_INFO,
+            RecordingReply(sender.clone()),
+            async { Ok(()) },
+            on_success,
+        );
+        assert_eq!(replies.try_recv(), Ok(Errno::ENOTCONN as i32));
+        dispatcher.submit(READ_INFO, RecordingReply(sender), on_success, |_| {});
+        assert_eq!(replies.try_recv(), Ok(Errno::ENOTCONN as i32));
 
-        kept.expect("it was submitted")(Ok(()));
-        assert_eq!(told.try_recv(), Ok(0));
+        completion.expect("it was submitted")(Ok(()));
+        assert_eq!(replies.try_recv(), Ok(0));
         closing.await;
     }
 
     #[tokio::test]
-    async fn work_is_answered_in_place_when_it_need_not_wait() {
-        let answers = Answers::new(Handle::current());
-        let (sender, told) = mpsc::channel();
-        answers.work(ASKED, Told(sender.clone()), async { Ok(()) }, succeed);
-        assert_eq!(told.try_recv(), Ok(0));
+    async fn dispatcher_replies_inline_when_future_is_ready() {
+        let dispatcher = Dispatcher::new(Handle::current());
+        let (sender, replies) = mpsc::channel();
+        dispatcher.run(
+            READ_INFO,
+            RecordingReply(sender.clone()),
+            async { Ok(()) },
+            on_success,
+        );
+        assert_eq!(replies.try_recv(), Ok(0));
 
-        let refused = async { Err(Failure::Refused(Errno::EPERM)) };
-        answers.work(ASKED, Told(sender.clone()), refused, succeed);
-        assert_eq!(told.try_recv(), Ok(Errno::EPERM as i32));
+        let refused = async { Err(ReplyError::Refused(Errno::EPERM)) };
+        dispatcher.run(
+            READ_INFO,
+            RecordingReply(sender.clone()),
+            refused,
+            on_success,
+        );
+        assert_eq!(replies.try_recv(), Ok(Errno::EPERM as i32));
 
         let (go, gone) = tokio::sync::oneshot::channel();
-        let waits = async move { gone.await.map_err(|_| Failure::Refused(Errno::EIO)) };
-        answers.work(ASKED, Told(sender), waits, succeed);
-        assert!(told.try_recv().is_err());
+        let waits = async move { gone.await.map_err(|_| ReplyError::Refused(Errno::EIO)) };
+        dispatcher.run(READ_INFO, RecordingReply(sender), waits, on_success);
+        assert!(replies.try_recv().is_err());
         go.send(()).unwrap();
-        answers.close().await;
-        assert_eq!(told.try_recv(), Ok(0));
+        dispatcher.close().await;
+        assert_eq!(replies.try_recv(), Ok(0));
     }
 }

@@ -51,7 +51,7 @@ fn stuck_in(process: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 #[test]
-fn every_call_returns_and_the_mount_recovers_by_itself() -> anyhow::Result<()> {
+fn outage_fails_every_call_and_recovers() -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
     let (mounted, file) = given_up(&mut cluster, &[])?;
     let (tell, told) = mpsc::channel();
@@ -100,7 +100,7 @@ fn every_call_returns_and_the_mount_recovers_by_itself() -> anyhow::Result<()> {
 }
 
 #[test]
-fn outage_is_waited_for_once_per_walk() -> anyhow::Result<()> {
+fn outage_timeout_applies_once_per_walk() -> anyhow::Result<()> {
     /// Less than two reports wait for a sheep that does not answer.
     const REPORTS: Duration = Duration::from_secs(11);
     /// Less than three volumes do.
@@ -141,7 +141,7 @@ fn outage_is_waited_for_once_per_walk() -> anyhow::Result<()> {
 }
 
 #[test]
-fn switch_to_new_sheep_ends_outage_at_once() -> anyhow::Result<()> {
+fn outage_ends_when_gateway_is_switched() -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let other = TestCluster::start_own()?;
@@ -173,13 +173,13 @@ fn ends(arguments: &[&str], unmount: bool) -> anyhow::Result<()> {
 }
 
 #[test]
-fn it_can_be_unmounted() -> anyhow::Result<()> {
+fn outage_allows_unmount() -> anyhow::Result<()> {
     ends(&[], true)?;
     ends(&["--pagecache"], true)
 }
 
 #[test]
-fn it_ends_on_sigterm() -> anyhow::Result<()> {
+fn outage_allows_sigterm() -> anyhow::Result<()> {
     ends(&[], false)?;
     ends(&["--pagecache"], false)
 }

@@ -35,7 +35,7 @@ const READ_AHEAD_KIB: &str = "4096";
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// A sheep, and sheepfs on it.
-pub(crate) struct Stand {
+pub(crate) struct Testbed {
     mounted: Mounted,
     server: Server,
     size: u64,
@@ -46,7 +46,7 @@ enum Server {
     Embedded(EmbeddedSheep),
 }
 
-impl Stand {
+impl Testbed {
     /// One C sheep that does not wait for its disk, which is none anyway.
     pub(crate) fn real(directory: &Path, programs: &RealSheep) -> anyhow::Result<Self> {
         let directory = directory.join("sheep");
@@ -104,24 +104,24 @@ impl Stand {
     }
 
     /// The wire, and sheepfs.
-    pub(crate) fn contestants(&self) -> anyhow::Result<[Contestant<'_>; 2]> {
+    pub(crate) fn targets(&self) -> anyhow::Result<[Target<'_>; 2]> {
         let (wire, sheepfs) = match self.server {
             Server::Real(..) => (WIRE, SHEEPFS),
             Server::Embedded(_) => (EMBEDDED_WIRE, EMBEDDED),
         };
         Ok([
-            Contestant {
+            Target {
                 name: wire,
                 size: self.size,
-                stand: Some(self),
+                testbed: Some(self),
                 way: Way::Wire(Wire::open(self.socket_address()?, VOLUME, self.size)?),
                 worker: None,
                 _children: Vec::new(),
             },
-            Contestant {
+            Target {
                 name: sheepfs,
                 size: self.size,
-                stand: Some(self),
+                testbed: Some(self),
                 way: Way::Tree(self.mounted.mountpoint()),
                 worker: Some(self.mounted.process_id()),
                 _children: Vec::new(),
@@ -130,7 +130,7 @@ impl Stand {
     }
 
     /// The C sheepfs on the same sheep and volume.
-    pub(crate) fn original(&self, program: &Path) -> anyhow::Result<Contestant<'_>> {
+    pub(crate) fn original(&self, program: &Path) -> anyhow::Result<Target<'_>> {
         // It keeps its state in the directory it is started in.
         let directory = env::temp_dir().join("original");
         let mountpoint = directory.join("mnt");
@@ -156,10 +156,10 @@ impl Stand {
         let worker = Some(child.child.id());
         child.mountpoint = Some(mountpoint.clone());
         tell(&mountpoint, "vdi/mount", VOLUME)?;
-        Ok(Contestant {
+        Ok(Target {
             name: ORIGINAL,
             size: self.size,
-            stand: Some(self),
+            testbed: Some(self),
             way: Way::Tree(mountpoint),
             worker,
             _children: vec![child],
@@ -188,7 +188,7 @@ pub(crate) fn original(named: Option<&Path>) -> anyhow::Result<Option<PathBuf>> 
 /// Adds what needs no sheep, as far as it is installed.
 pub(crate) fn others(
     directory: &Path,
-    contestants: &mut Vec<Contestant<'_>>,
+    targets: &mut Vec<Target<'_>>,
     results: &mut Results,
 ) -> anyhow::Result<()> {
     for (name, started) in [
@@ -196,16 +196,16 @@ pub(crate) fn others(
         (QEMU, qemu(&directory.join(QEMU))),
     ] {
         match started {
-            Ok(contestant) => contestants.push(contestant),
+            Ok(target) => targets.push(target),
             Err(error) => results.missing(&format!("{name}: {error:#}")),
         }
     }
-    contestants.push(empty(&directory.join("empty"))?);
+    targets.push(empty(&directory.join("empty"))?);
     Ok(())
 }
 
 /// A FUSE file on an NBD server in memory.
-fn nbdfuse(directory: &Path) -> anyhow::Result<Contestant<'static>> {
+fn nbdfuse(directory: &Path) -> anyhow::Result<Target<'static>> {
     let (server, uri) = nbd_server(directory)?;
     let mountpoint = directory.join("mnt");
     fs::create_dir(&mountpoint)?;
@@ -218,7 +218,7 @@ fn nbdfuse(directory: &Path) -> anyhow::Result<Contestant<'static>> {
 }
 
 /// As [`nbdfuse`], by the program that QEMU's people made for it.
-fn qemu(directory: &Path) -> anyhow::Result<Contestant<'static>> {
+fn qemu(directory: &Path) -> anyhow::Result<Target<'static>> {
     let (server, uri) = nbd_server(directory)?;
     let (host, port) = uri
         .trim_start_matches("nbd://")
@@ -264,15 +264,15 @@ fn served(
     file: PathBuf,
     worker: Option<u32>,
     children: Vec<Running>,
-) -> anyhow::Result<Contestant<'static>> {
+) -> anyhow::Result<Target<'static>> {
     wait_until("its file is there", START_LIMIT, || {
         Ok(fs::metadata(&file).is_ok_and(|found| found.len() == SIZE_IN_MEMORY))
     })?;
     files::fill(&file, SIZE_IN_MEMORY, &FILL).context("filling its file")?;
-    Ok(Contestant {
+    Ok(Target {
         name,
         size: SIZE_IN_MEMORY,
-        stand: None,
+        testbed: None,
         way: Way::File(file),
         worker,
         _children: children,
@@ -280,7 +280,7 @@ fn served(
 }
 
 /// What the kernel and fuser cost by themselves.
-fn empty(directory: &Path) -> anyhow::Result<Contestant<'static>> {
+fn empty(directory: &Path) -> anyhow::Result<Target<'static>> {
     let mountpoint = directory.join("mnt");
     fs::create_dir_all(&mountpoint)?;
     let mut command = Command::new(env::current_exe()?);
@@ -299,10 +299,10 @@ fn empty(directory: &Path) -> anyhow::Result<Contestant<'static>> {
         minor(device)
     );
     let _refused = fs::write(read_ahead, READ_AHEAD_KIB);
-    Ok(Contestant {
+    Ok(Target {
         name: EMPTY,
         size: SIZE,
-        stand: None,
+        testbed: None,
         way: Way::File(mountpoint.join(super::empty::FILE)),
         worker: Some(child.child.id()),
         _children: vec![child],
@@ -310,11 +310,11 @@ fn empty(directory: &Path) -> anyhow::Result<Contestant<'static>> {
 }
 
 /// Somebody whose speed is measured.
-pub(crate) struct Contestant<'a> {
+pub(crate) struct Target<'a> {
     name: &'static str,
     size: u64,
     /// The sheep it works with.
-    stand: Option<&'a Stand>,
+    testbed: Option<&'a Testbed>,
     way: Way,
     /// The process whose processor time is counted.
     worker: Option<u32>,
@@ -330,7 +330,7 @@ enum Way {
     File(PathBuf),
 }
 
-impl Contestant<'_> {
+impl Target<'_> {
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
@@ -386,12 +386,12 @@ impl Contestant<'_> {
 
     /// On a volume made for it.
     fn thin(&self, work: &Work) -> anyhow::Result<Measured> {
-        let stand = self.stand.context("no sheep")?;
+        let testbed = self.testbed.context("no sheep")?;
         let name = "bench-thin";
-        let made = stand.mounted.mountpoint();
+        let made = testbed.mounted.mountpoint();
         tell(&made, "vdi/create", &format!("{name} {THIN_SIZE}"))?;
         let speed = match &self.way {
-            Way::Wire(_) => Wire::open(stand.socket_address()?, name, THIN_SIZE)?.fill(work),
+            Way::Wire(_) => Wire::open(testbed.socket_address()?, name, THIN_SIZE)?.fill(work),
             Way::Tree(tree) => {
                 tell(tree, "vdi/mount", name)?;
                 let speed = files::fill(&volume(tree, name), THIN_SIZE, work);

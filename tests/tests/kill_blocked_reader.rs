@@ -70,7 +70,7 @@ impl Drop for KilledReader {
 }
 
 #[test]
-fn killed_reader_ends_after_retry_for() -> anyhow::Result<()> {
+fn timeout_ends_killed_reader() -> anyhow::Result<()> {
     let mut reader = KilledReader::start(&["--retry-for", "2"])?;
     reader.ends()?;
     ensure!(is_mounted(&reader.mounted.mountpoint())?);

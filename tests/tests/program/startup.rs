@@ -23,7 +23,7 @@ fn started(place: &Place, arguments: &[&str]) -> Running {
 }
 
 #[test]
-fn each_reason_not_to_start_is_one_line_and_status_1() {
+fn startup_failure_is_one_line_and_status_1() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let mnt = place.mnt.to_str().unwrap();
     let address = &*sheep.address().to_string();
@@ -86,7 +86,7 @@ fn each_reason_not_to_start_is_one_line_and_status_1() {
 }
 
 #[test]
-fn the_first_sheep_that_answers_is_taken_whatever_its_address_looks_like() {
+fn startup_uses_first_address_that_responds() {
     let sheep = Sheep::start_on("[::1]:0");
     let port = &*sheep.address().port().to_string();
     let nobody = nobody();
@@ -113,7 +113,7 @@ fn the_first_sheep_that_answers_is_taken_whatever_its_address_looks_like() {
 }
 
 #[test]
-fn owner_mode_access_and_attached_volumes_are_as_asked() {
+fn startup_options_set_owner_mode_access_and_volumes() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let address = &*sheep.address().to_string();
     let mut running = started(&place, &["-a", address]);
@@ -191,7 +191,7 @@ fn owner_mode_access_and_attached_volumes_are_as_asked() {
 }
 
 #[test]
-fn extended_attributes_tell_the_facts_and_take_no_others() {
+fn xattr_of_volume_are_listed_and_read_only() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let mut running = started(&place, &["-a", &sheep.address().to_string()]);
     let volume = place.volume("v");
@@ -226,7 +226,7 @@ fn extended_attributes_tell_the_facts_and_take_no_others() {
 }
 
 #[test]
-fn a_json_log_is_an_object_per_line() {
+fn log_in_json_is_one_object_per_line() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let address = &*sheep.address().to_string();
     let mut running = started(&place, &["-a", address, "--log-format", "json"]);
