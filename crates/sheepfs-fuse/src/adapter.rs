@@ -1,6 +1,6 @@
 //! One short method per kernel request.
 //!
-//! What the tree is not asked about is decided here:
+//! This file decides what does not depend on the tree:
 //!
 //! * Names cannot be made, moved or removed: EPERM. Attaching, creating and
 //!   deleting volumes have files of their own under `vdi/`.
@@ -9,11 +9,10 @@
 //!   not kept: `touch`, `rsync --times` and the kernel after mmap(2) all do it,
 //!   and nothing is lost, because a volume's time is when it was made until this
 //!   mount writes to it.
-//! * `close(2)` waits for nothing but what a cached volume still has to write,
-//!   and only while a sheep is reachable; otherwise what write(2) acknowledged is
-//!   on the cluster.
-//! * ENOSYS means "do it yourself, and do not ask again" to the kernel: access,
-//!   copying within the mount, polling.
+//! * `close(2)` flushes the dirty data of a cached volume, unless no sheep is
+//!   reachable. Without the page cache an acknowledged write is on the cluster.
+//! * ENOSYS makes the kernel use its own fallback and send no further requests of
+//!   that kind: access, copying within the mount, polling.
 
 use std::ffi::OsStr;
 use std::hash::{BuildHasher as _, RandomState};
@@ -50,7 +49,7 @@ const ROOT_GENERATION: Generation = Generation(0);
 /// Longest name in a directory, for `statfs`; a VDI's name and tag are shorter.
 const NAME_MAX: u32 = 255;
 
-/// The tree as the kernel sees it.
+/// Maps kernel requests to calls of the tree.
 pub(crate) struct Adapter {
     tree: Arc<Tree>,
     dispatcher: Dispatcher,
@@ -124,7 +123,7 @@ impl Filesystem for Adapter {
             Arc::clone(&self.lookups),
             Arc::clone(&self.truncating_opens),
         );
-        let (thread, asked) = (request.pid(), Instant::now());
+        let (thread, started) = (request.pid(), Instant::now());
         let generation = self.generation;
         let work = async move { Ok(tree.lookup(convert::ino(parent), &name).await?) };
         self.dispatcher
@@ -133,7 +132,7 @@ impl Filesystem for Adapter {
                 let entry_ttl = convert::entry_ttl(&attributes);
                 let attr = owner.entry_attr(&attributes);
                 if attributes.node != attributes.ino {
-                    lookups.record(thread, attr.ino, asked);
+                    lookups.record(thread, attr.ino, started);
                 }
                 let generation = match attributes.node {
                     Ino::ROOT => ROOT_GENERATION,
@@ -226,7 +225,7 @@ impl Filesystem for Adapter {
     ) {
         let info = range_info("read", request, ino, offset, size.into());
         let on_success = |reply: ReplyData, data: Bytes| reply.data(&data);
-        // A read(2) of a process comes with the owner of its locks.
+        // The kernel sets the lock owner for read(2), not for filling its page cache.
         let for_page_cache = lock_owner.is_none();
         self.dispatcher.submit(info, reply, on_success, |done| {
             let handle = convert::handle(fh);
@@ -236,8 +235,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    /// The tree copies the payload, once: fuser reuses its buffer as soon as this
-    /// returns.
+    /// The tree copies the payload once, because fuser reuses its buffer as soon as
+    /// this returns.
     fn write(
         &self,
         request: &Request,
@@ -354,7 +353,7 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    /// A directory has nothing of its own that could be lost.
+    /// Directories have no data of their own to sync.
     fn fsyncdir(
         &self,
         _request: &Request,
@@ -493,7 +492,7 @@ impl Filesystem for Adapter {
         reply_errno(info("readlink", request, ino), reply, Errno::EINVAL);
     }
 
-    /// Never asked with `default_permissions`.
+    /// The kernel checks permissions itself (`default_permissions`).
     fn access(&self, request: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         reply_errno(info("access", request, ino), reply, Errno::ENOSYS);
     }
@@ -555,7 +554,7 @@ impl Filesystem for Adapter {
         let (to, offset) = match (convert::seek_to(whence), u64::try_from(offset)) {
             (Some(to), Ok(offset)) => (to, offset),
             (None, _) => return reply_errno(info, reply, Errno::EINVAL),
-            // As on any file: nothing lies before the beginning.
+            // A negative offset is outside of the file, as lseek(2) says.
             (_, Err(_)) => return reply_errno(info, reply, Errno::ENXIO),
         };
         let tree = Arc::clone(&self.tree);
@@ -586,7 +585,7 @@ impl Filesystem for Adapter {
         );
     }
 
-    /// Many programs ask any file whether it is a terminal.
+    /// isatty(3) calls this on any file.
     fn ioctl(
         &self,
         request: &Request,

@@ -1,4 +1,4 @@
-//! Types of the kernel's side to types of the tree's side, and back.
+//! Conversions between the types of fuser and those of the tree.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const TEXT_IO_SIZE: u32 = 4096;
 /// The kernel counts `st_blocks` and nothing else in this unit; `statfs` has its own.
 pub(crate) const STATFS_BLOCK_SIZE: u32 = 4096;
 
-/// Whose the files are, and which permission bits they never have.
+/// Owner, group and umask of all files of the mount.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ownership {
     pub(crate) uid: u32,
@@ -30,7 +30,7 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    /// What stat(2) shows.
+    /// Attributes for stat(2).
     pub(crate) fn file_attr(&self, attributes: &Attributes) -> FileAttr {
         FileAttr {
             ino: INodeNo(attributes.ino.0),
@@ -53,8 +53,8 @@ impl Ownership {
         }
     }
 
-    /// What the kernel hears when it looks a name up, of which it takes the number
-    /// to ask for the file by.
+    /// Attributes in the reply to LOOKUP. The kernel uses its inode number in later
+    /// requests for the file.
     pub(crate) fn entry_attr(&self, attributes: &Attributes) -> FileAttr {
         FileAttr {
             ino: INodeNo(attributes.node.0),
@@ -62,9 +62,9 @@ impl Ownership {
         }
     }
 
-    /// May chmod(2) and chown(2) to these values succeed? Only when they
-    /// change nothing: a VDI has no room for an owner or a mode. This is what
-    /// the kernel's vfat does, and what lets `cp -p` by the owner pass.
+    /// Whether chmod(2) and chown(2) to these values succeed. They do only if they
+    /// change nothing, because a VDI stores neither owner nor mode. The kernel's vfat
+    /// does the same; it lets `cp -p` by the owner succeed.
     pub(crate) fn allows_setattr(
         &self,
         attributes: &Attributes,
@@ -83,11 +83,11 @@ impl Ownership {
     }
 }
 
-/// How long the kernel may believe that a name leads to this file.
+/// Entry cache TTL of a name.
 ///
-/// A directory's name is as good as its attributes. A file's name is asked for
-/// at every use: any process may detach a volume at any time, and asking costs
-/// one short request that does not leave this process.
+/// The entry of a directory is valid as long as its attributes. That of a file is
+/// not cached: any process may detach a volume at any time, and a lookup is one
+/// short request that does not leave this process.
 pub(crate) fn entry_ttl(attributes: &Attributes) -> Duration {
     match attributes.kind {
         FileKind::Directory => attributes.ttl,
@@ -122,7 +122,7 @@ fn io_size(kind: FileKind) -> u32 {
     }
 }
 
-/// What open(2) asked for.
+/// Access mode of open(2).
 pub(crate) fn open_mode(flags: OpenFlags) -> OpenMode {
     let (read, write) = match flags.acc_mode() {
         OpenAccMode::O_RDONLY => (true, false),
@@ -132,16 +132,16 @@ pub(crate) fn open_mode(flags: OpenFlags) -> OpenMode {
     OpenMode { read, write }
 }
 
-/// Whether a write passes the page cache by, although the file is cached.
+/// Whether a write bypasses the page cache (`O_DIRECT`).
 pub(crate) fn is_direct(flags: OpenFlags) -> bool {
     OFlag::from_bits_retain(flags.0).contains(OFlag::O_DIRECT)
 }
 
-/// How the kernel is to treat the open file.
+/// Flags of an open file for the kernel.
 ///
-/// Without `FOPEN_PARALLEL_DIRECT_WRITES` it lets one writer of a file in at a
-/// time. A cached file does not get `FOPEN_KEEP_CACHE`, so that every open
-/// starts from what is on the cluster now.
+/// Without `FOPEN_PARALLEL_DIRECT_WRITES` the kernel serialises writers of a file.
+/// A cached file does not get `FOPEN_KEEP_CACHE`: each open drops the page cache,
+/// so that changes by other clients are seen (close-to-open consistency).
 pub(crate) fn open_flags(opened: Opened) -> FopenFlags {
     if opened.direct_io {
         FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
@@ -150,11 +150,10 @@ pub(crate) fn open_flags(opened: Opened) -> FopenFlags {
     }
 }
 
-/// What fallocate(2) asked for, and whether the file may grow by it.
+/// Mode of fallocate(2), and whether it may extend the file.
 ///
 /// # Errors
-/// EOPNOTSUPP for what only file systems with extents can do (collapse,
-/// insert, unshare), and for flags from the future.
+/// EOPNOTSUPP for collapse, insert and unshare, and for unknown flags.
 pub(crate) fn allocate_mode(mode: i32) -> Result<(AllocateMode, SizeChange), Errno> {
     let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
     let keep_size = FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -175,7 +174,7 @@ pub(crate) fn allocate_mode(mode: i32) -> Result<(AllocateMode, SizeChange), Err
     }
 }
 
-/// What lseek(2) looks for; the kernel does the other kinds itself.
+/// SEEK_DATA or SEEK_HOLE; the kernel handles the other values itself.
 pub(crate) fn seek_to(whence: i32) -> Option<SeekTo> {
     const DATA: i32 = Whence::SeekData as i32;
     const HOLE: i32 = Whence::SeekHole as i32;
@@ -186,12 +185,12 @@ pub(crate) fn seek_to(whence: i32) -> Option<SeekTo> {
     }
 }
 
-/// May fallocate(2) move the end of the file?
+/// Whether fallocate(2) may extend the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SizeChange {
     /// `FALLOC_FL_KEEP_SIZE` was given.
     KeepSize,
-    /// It was not: a range beyond the end makes the file longer.
+    /// A range beyond the end extends the file.
     MayGrow,
 }
 

@@ -1,16 +1,18 @@
 //! Listings of open directories.
 //!
-//! The kernel reads a directory piece by piece, with an offset we choose: here
-//! the number of entries before. So that names which come and go meanwhile
-//! neither repeat nor hide others, a handle keeps the listing it began with
-//! until it is rewound.
+//! The kernel reads a directory in several requests with an offset of our choice:
+//! the number of the entry. Each handle keeps a snapshot of the listing until it is
+//! rewound, so that names created or removed in between neither repeat nor hide
+//! others.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use fuser::FileHandle;
 use sheepfs_vfs::Entry;
+
+use crate::poison;
 
 type Listing = Arc<[Entry]>;
 
@@ -22,19 +24,19 @@ pub(crate) struct OpenDirectories {
 }
 
 impl OpenDirectories {
-    /// A new handle, with nothing listed yet.
+    /// Returns a new handle with an empty listing.
     pub(crate) fn open(&self) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(number, Arc::default());
         FileHandle(number)
     }
 
-    /// What the handle listed when it was read from the start.
+    /// The listing taken when the handle was last read from the start.
     pub(crate) fn listing(&self, handle: FileHandle) -> Listing {
         self.lock().get(&handle.0).cloned().unwrap_or_default()
     }
 
-    /// Starts the handle over with what the directory holds now.
+    /// Replaces the listing of the handle (rewinddir).
     pub(crate) fn restart(&self, handle: FileHandle, entries: Vec<Entry>) -> Listing {
         let listing: Listing = entries.into();
         if let Some(kept) = self.lock().get_mut(&handle.0) {
@@ -49,9 +51,7 @@ impl OpenDirectories {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Listing>> {
-        // The map is whole between any two statements, so a panic elsewhere
-        // leaves nothing half done.
-        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+        poison::lock(&self.listings)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Runs what a request asks for, replies once, and logs a failure once.
+//! Runs requests, sends exactly one reply for each, and logs each failure once.
 //!
 //! Every request in flight holds a token of one [`TaskTracker`], so that the
 //! end of a mount can wait for the last reply.
@@ -19,14 +19,14 @@ use tracing::{Instrument as _, Level, Span};
 
 use crate::convert;
 
-/// What the kernel asked: the words of the log line when it fails.
+/// Metadata of a kernel request, for log lines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestInfo {
     /// As fuse(4) calls it: `lookup`, `write`.
     pub(crate) operation: &'static str,
-    /// The kernel's number of the request.
+    /// Unique id of the request (`fuse_in_header.unique`).
     pub(crate) request: u64,
-    /// The process that asked; 0 when the kernel did on its own.
+    /// Process that caused the request; 0 for requests of the kernel itself.
     pub(crate) pid: u32,
     pub(crate) ino: u64,
     /// In bytes; 0 where the operation has none.
@@ -91,12 +91,12 @@ impl RequestInfo {
     }
 }
 
-/// Why a request is answered with an errno.
+/// Why a request fails.
 #[derive(Debug)]
 pub(crate) enum ReplyError {
-    /// The tree could not do it.
+    /// The tree returned an error.
     Tree(FsError),
-    /// No tree was asked: sheepfs does not do such a thing.
+    /// sheepfs does not support the operation; the tree was not called.
     Refused(Errno),
 }
 
@@ -108,7 +108,7 @@ impl ReplyError {
         }
     }
 
-    /// What sheepfs never does is no news; what the tree could not do may be.
+    /// Unsupported operations are logged at debug, errors of the tree at their own level.
     fn level(&self) -> Level {
         match self {
             Self::Tree(error) => error.level(),
@@ -132,7 +132,7 @@ impl From<FsError> for ReplyError {
     }
 }
 
-/// A reply that can be an errno, as all of fuser's can.
+/// A reply of fuser, as far as errors are concerned.
 pub(crate) trait Reply: Send + 'static {
     fn reply_errno(self, errno: fuser::Errno);
 }
@@ -163,7 +163,7 @@ replies!(
     fuser::ReplyXattr,
 );
 
-/// Where requests are worked on, and how many are not answered yet.
+/// Executes requests and tracks those in flight.
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatcher {
     runtime: Handle,
@@ -184,17 +184,18 @@ impl Dispatcher {
         &self.runtime
     }
 
-    /// Refuses further requests, and returns when all others are answered.
+    /// Refuses new requests and waits until all requests in flight have been replied to.
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.in_flight.close();
         self.in_flight.wait().await;
     }
 
-    /// Answers with what `work` comes to.
+    /// Runs `work` and replies with its result.
     ///
-    /// The first step is taken on the calling thread: most metadata is at hand,
-    /// and a hand-over to the runtime costs more than the work does.
+    /// The future is polled once on the calling thread, because most metadata is
+    /// cached and a hand-over to the runtime costs more than the work. If it is not
+    /// ready it becomes a task.
     pub(crate) fn run<T, R: Reply>(
         &self,
         info: RequestInfo,
@@ -212,7 +213,7 @@ impl Dispatcher {
         match pin!(&mut work).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => finish(info, reply, result, on_success),
             Poll::Pending => {
-                // `in_flight` is what waits for this task.
+                // `close` waits for the token, so the handle of the task is not needed.
                 drop(self.runtime.spawn(async move {
                     let result = work.await;
                     finish(info, reply, result, on_success);
@@ -222,8 +223,7 @@ impl Dispatcher {
         }
     }
 
-    /// Answers with what `submit` passes to its completion, on whichever thread
-    /// that happens.
+    /// Calls `submit` with a completion that replies, on the thread that calls it.
     pub(crate) fn submit<T, R: Reply>(
         &self,
         info: RequestInfo,
@@ -241,8 +241,8 @@ impl Dispatcher {
         }));
     }
 
-    /// Counts a request before it looks whether it still may, so that none
-    /// slips past [`Self::close`].
+    /// Takes the token before checking the flag; otherwise a request could start
+    /// after [`Self::close`] has returned.
     fn admit(&self) -> Result<TaskTrackerToken, Closed> {
         let in_flight = self.in_flight.token();
         if self.closed.load(Ordering::SeqCst) {
@@ -253,18 +253,18 @@ impl Dispatcher {
     }
 }
 
-/// No more requests are taken.
+/// The dispatcher accepts no more requests.
 struct Closed;
 
-/// What the kernel itself answers a moment later, when this process is gone.
+/// What the kernel returns itself once this process has ended.
 const CLOSED: Errno = Errno::ENOTCONN;
 
-/// Answers a request at once with `errno`.
+/// Replies with `errno`.
 pub(crate) fn reply_errno(info: RequestInfo, reply: impl Reply, errno: Errno) {
     reply_error(info, reply, &ReplyError::Refused(errno));
 }
 
-/// Answers a request at once with a result that needed no waiting.
+/// Replies with `result` and logs it.
 pub(crate) fn finish<T, R: Reply>(
     info: RequestInfo,
     reply: R,
@@ -291,7 +291,7 @@ mod tests {
 
     use super::*;
 
-    /// Says what became of it.
+    /// Records the errno of the reply; 0 is success.
     struct RecordingReply(mpsc::Sender<i32>);
 
     impl Reply for RecordingReply {
@@ -341,7 +341,7 @@ mod tests {
         dispatcher.submit(READ_INFO, RecordingReply(sender), on_success, |_| {});
         assert_eq!(replies.try_recv(), Ok(Errno::ENOTCONN as i32));
 
-        completion.expect("it was submitted")(Ok(()));
+        completion.expect("submit calls its closure in place")(Ok(()));
         assert_eq!(replies.try_recv(), Ok(0));
         closing.await;
     }

@@ -1,21 +1,21 @@
-//! What a mount and the kernel agree on at the first request, INIT.
+//! Negotiation of limits and capabilities in the first request, INIT.
 
 use fuser::{InitFlags, KernelConfig};
 
 /// Bytes per READ and WRITE: the most the kernel grants by default.
 pub(crate) const MAX_REQUEST: u32 = 1 << 20;
-/// Requests the kernel may have under way on its own account: asynchronous
-/// direct I/O, read-ahead, writing back. (What a process waits for itself is
-/// not counted.) At 1 MiB each this also bounds our memory.
+/// Limit on background requests in flight: asynchronous direct I/O, read-ahead,
+/// write-back. (Synchronous requests are not counted.) At 1 MiB each this also
+/// bounds our memory.
 const MAX_BACKGROUND: u16 = 256;
 
-/// Limits and abilities we agree on with the kernel.
+/// Sets limits and requests the capabilities we use.
 pub(crate) fn negotiate(config: &mut KernelConfig) {
     // Both are far below fuser's own limits.
     let _previous = config.set_max_write(MAX_REQUEST);
     let _previous = config.set_max_background(MAX_BACKGROUND);
     let wanted = [
-        // Asynchronous direct I/O on one file really is.
+        // Asynchronous direct I/O on one file is executed in parallel.
         InitFlags::FUSE_ASYNC_DIO,
         // Lookups in one directory do not wait for each other.
         InitFlags::FUSE_PARALLEL_DIROPS,
@@ -24,7 +24,7 @@ pub(crate) fn negotiate(config: &mut KernelConfig) {
         // Resolve a file handle (NFS, open_by_handle_at(2)) after its inode was
         // evicted: ino and generation never change during a mount.
         InitFlags::FUSE_EXPORT_SUPPORT,
-        // There are no set-uid bits here: spares a question before each write.
+        // There are no set-uid bits; saves a GETXATTR request before each write.
         InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     ];
     for flag in wanted {

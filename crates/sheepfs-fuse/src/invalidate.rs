@@ -1,18 +1,17 @@
-//! Telling the kernel that a name or a file is not what it remembers.
+//! Invalidation of entries and pages in the kernel's caches.
 //!
-//! A notification can block: dropping a name takes the directory's lock, which
-//! a lookup that waits for *us* may hold; dropping a cached file first writes
-//! its dirty pages, through us. So they leave from a thread of their own. An
-//! event loop never waits for them; a task of the tree may. Names of files are
-//! looked up at every use anyway (`convert::entry_ttl`), so nothing depends
-//! on when they are dropped; files go first.
+//! A notification can block: invalidating an entry takes the lock of the directory,
+//! which a lookup that waits for *us* may hold; invalidating a cached file first
+//! writes its dirty pages, through us. So a thread of its own sends them. Event
+//! loops never wait for it; tasks of the tree may. Entries of files are not cached
+//! (`convert::entry_ttl`), so their order does not matter, and files come first.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use bytes::Bytes;
@@ -20,15 +19,17 @@ use fuser::{INodeNo, Notifier};
 use sheepfs_vfs::Invalidation;
 use tokio::sync::oneshot;
 
-/// What waits to be told: never more than the tree has files.
+use crate::poison;
+
+/// Pending notifications; at most one of each kind per file of the tree.
 #[derive(Debug, Default)]
 struct Waiting {
     names: HashSet<(u64, Vec<u8>)>,
     files: HashSet<u64>,
     texts: HashMap<u64, Bytes>,
-    /// Of each file the range that covers all pages to drop.
+    /// For each file the smallest range that covers all pages to drop.
     pages: HashMap<u64, Range<u64>>,
-    /// Dropped when the kernel was told of the files, texts and pages.
+    /// Dropped when the notifications of files, texts and pages have been sent.
     waiters: Vec<oneshot::Sender<()>>,
     closed: bool,
 }
@@ -42,7 +43,7 @@ impl Waiting {
     }
 }
 
-/// The thread that tells the kernel, and what it is to tell.
+/// Queue of notifications and the thread that sends them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Invalidator {
     shared: Arc<(Mutex<Waiting>, Condvar)>,
@@ -62,9 +63,9 @@ impl Invalidator {
         Ok(invalidator)
     }
 
-    /// Has the kernel told, soon. Never blocks. The sender of what is returned goes
-    /// when the kernel was told, or the mount has ended; for a name at once, because
-    /// nobody may wait for a directory's lock.
+    /// Queues a notification; never blocks. The returned channel closes when it has
+    /// been sent or the mount has ended. For an entry it closes immediately, because
+    /// waiting for the lock of the directory could deadlock.
     pub(crate) fn post(&self, invalidation: Invalidation) -> oneshot::Receiver<()> {
         let (tell, told) = oneshot::channel();
         let mut waiting = self.lock();
@@ -88,7 +89,7 @@ impl Invalidator {
             }
         }
         if !is_name {
-            // While a notification blocks, the tree gives up and asks again.
+            // The tree retries while a notification blocks: forget waiters that timed out.
             waiting.waiters.retain(|tell| !tell.is_closed());
             waiting.waiters.push(tell);
         }
@@ -96,7 +97,7 @@ impl Invalidator {
         told
     }
 
-    /// Ends the thread; what is still waiting is of no interest any more.
+    /// Ends the thread and discards pending notifications.
     pub(crate) fn close(&self) {
         *self.lock() = Waiting {
             closed: true,
@@ -119,7 +120,7 @@ impl Invalidator {
                 let [start, len] = [range.start, range.end - range.start].map(u64::cast_signed);
                 log(notifier.inval_inode(INodeNo(ino), start, len));
             }
-            // A receiver hears when its sender goes.
+            // Closing the channels wakes the waiting tasks.
             drop(told.waiters);
             for (parent, name) in told.names {
                 let name = OsStr::from_bytes(&name);
@@ -137,23 +138,17 @@ impl Invalidator {
             if waiting.has_any() {
                 return Some(std::mem::take(&mut *waiting));
             }
-            waiting = self
-                .shared
-                .1
-                .wait(waiting)
-                .unwrap_or_else(PoisonError::into_inner);
+            waiting = poison::wait(&self.shared.1, waiting);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Whole between any two statements.
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+        poison::lock(&self.shared.0)
     }
 }
 
-/// Has the kernel take `text` for at least as long as it is: storing its last byte
-/// says where it ends. A text that is shorter than the one before needs no such
-/// thing, because the kernel sees the end when it reads.
+/// Extends the cached file size to the length of `text` by storing its last byte.
+/// A shorter text needs no notification: the kernel finds the end when it reads.
 fn lengthen(notifier: &Notifier, ino: INodeNo, text: &[u8]) -> io::Result<()> {
     match text.split_last() {
         Some((last, before)) => notifier.store(ino, before.len() as u64, &[*last]),
@@ -161,7 +156,7 @@ fn lengthen(notifier: &Notifier, ino: INodeNo, text: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The only failure is an unmount that happens at the same time.
+/// Notifications fail only during an unmount.
 fn log(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!("the kernel took no notice of a change: {error}");
@@ -185,7 +180,7 @@ mod tests {
         drop(invalidator.post(pages(7, 0..10)));
         drop(invalidator.post(pages(8, 5..6)));
         assert!(invalidator.lock().has_any(), "the thread would sleep");
-        let told = invalidator.next().expect("it is open");
+        let told = invalidator.next().expect("the invalidator is not closed");
         assert_eq!(told.pages, HashMap::from([(7, 0..8192), (8, 5..6)]));
         assert!(!invalidator.lock().has_any());
 
@@ -208,7 +203,7 @@ mod tests {
             let invalidator = Invalidator::default();
             let what = format!("{invalidation:?}");
             let mut asked = invalidator.post(invalidation);
-            let told = invalidator.next().expect("it is open");
+            let told = invalidator.next().expect("the invalidator is not closed");
             assert_eq!(
                 asked.try_recv(),
                 Err(oneshot::error::TryRecvError::Empty),

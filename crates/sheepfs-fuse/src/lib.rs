@@ -1,31 +1,33 @@
-//! The kernel's side of sheepfs: FUSE requests in, calls on the tree, replies out.
+//! Serves a [`sheepfs_vfs::Tree`] through FUSE.
 //!
 //! ```text
 //! kernel ── /dev/fuse ──► event-loop thread ──► adapter ──► Tree
 //!    ▲                                             │          │
-//!    └───────────── reply, exactly once ◄── answer ◄──────────┘
+//!    └────────── reply, exactly once ◄── dispatcher ◄─────────┘
 //! ```
 //!
 //! Two event-loop threads read requests, each from its own clone of the
-//! device, and never block: a read or write of a volume is handed to the tree
-//! with a completion that replies from wherever the sheep's answer was read;
-//! everything else is a future that is polled once in place and moved to the
-//! runtime only when it has to wait (a lookup of a fixed name never does).
+//! device, and never block. Reads and writes of a volume get a completion, which
+//! replies on the thread that reads the response of the sheep. Other requests are
+//! futures, polled once in place and moved to the runtime if they have to wait.
 //! A write's payload is copied once, because the event loop reuses its buffer.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `adapter.rs` | one short method per kernel request |
-//! | `dispatcher.rs` | runs the work, replies once, logs a failure once |
-//! | `convert.rs` | attributes, open flags, errno: this side's types to that side's |
+//! | `dispatcher.rs` | runs requests, replies once, logs failures once |
+//! | `convert.rs` | conversion of attributes, open flags, errno |
 //! | `directory.rs` | listings of open directories |
-//! | `init.rs` | limits and abilities agreed with the kernel |
-//! | `invalidate.rs` | telling the kernel that a name or a file has changed |
-//! | `lookups.rs` | which report a thread has looked up, to open it |
-//! | `mountpoint.rs` | is this a place we can mount on, and what is there already |
-//! | `prefault.rs` | touching memory before it is needed |
-//! | `session.rs` | mount options, the end of a mount |
-//! | `xattr.rs` | extended attributes as getxattr(2) and listxattr(2) want them |
+//! | `init.rs` | limits and capabilities negotiated with the kernel |
+//! | `invalidate.rs` | invalidation of the kernel's caches |
+//! | `lookups.rs` | pairs the LOOKUP of a report with its OPEN |
+//! | `mountpoint.rs` | checks of the mountpoint, mount table |
+//! | `poison.rs` | locking that ignores poisoning |
+//! | `prefault.rs` | prefaulting of memory that requests need |
+//! | `remount.rs` | remounting read-only or writable |
+//! | `session.rs` | life cycle of a mount: options, event loops, unmounting |
+//! | `truncating_open.rs` | finds the handle of an open with `O_TRUNC` |
+//! | `xattr.rs` | replies for getxattr(2) and listxattr(2) |
 //!
 //! It knows nothing of sheep, VDIs, opcodes or the command line.
 
@@ -37,6 +39,7 @@ mod init;
 mod invalidate;
 mod lookups;
 mod mountpoint;
+mod poison;
 mod prefault;
 mod remount;
 mod session;

@@ -1,19 +1,19 @@
-//! Which report each thread has just looked up, to open it.
+//! Pairs the LOOKUP of a report with the OPEN that follows it.
 //!
-//! open(2) of a path reaches us as a look-up and an open, one right after the
-//! other and from the same thread. Both are answered with one text: that of the
-//! look-up, which told the kernel its length. An open without a look-up before
-//! it, as of a bind mount, gets a text of its own.
+//! open(2) of a path causes a LOOKUP and an OPEN of the same thread. Both use the
+//! text generated for the LOOKUP, whose length the kernel already has. An OPEN
+//! without a LOOKUP, as of a bind mount, generates a new text.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use fuser::INodeNo;
 use tokio::time::Instant;
 
-/// Longest time from the answer to a look-up to the open it was for. A thread
-/// that takes longer gets a new text.
+use crate::poison;
+
+/// Longest time between a LOOKUP and its OPEN. A later OPEN generates a new text.
 const LOOKUP_VALIDITY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -23,15 +23,15 @@ struct Lookup {
     replied: Instant,
 }
 
-/// The last look-up of each thread, by the kernel's number of the thread.
+/// The last LOOKUP of each thread, by thread id.
 #[derive(Debug, Default)]
 pub(crate) struct Lookups(Mutex<HashMap<u32, Lookup>>);
 
 impl Lookups {
-    /// Notes that `thread` is about to hear where `file` is, for which it has
-    /// waited since `started`.
+    /// Records a LOOKUP of `file` by `thread` that arrived at `started`; the reply is
+    /// about to be sent.
     pub(crate) fn record(&self, thread: u32, file: INodeNo, started: Instant) {
-        // A thread of another PID namespace, which cannot be told from others.
+        // Threads of other PID namespaces all have id 0.
         if thread == 0 {
             return;
         }
@@ -49,7 +49,7 @@ impl Lookups {
         );
     }
 
-    /// Since when the thread that opens `file` has been waiting for it.
+    /// Time of the LOOKUP that this OPEN belongs to, or the present time.
     pub(crate) fn opened_since(&self, thread: u32, file: INodeNo) -> Instant {
         match self.lock().remove(&thread) {
             Some(lookup) if lookup.file == file.0 && lookup.replied.elapsed() < LOOKUP_VALIDITY => {
@@ -60,8 +60,7 @@ impl Lookups {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Lookup>> {
-        // Whole between any two statements.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        poison::lock(&self.0)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Is this a place we can mount on, and what is mounted there already?
+//! Checks of the mountpoint, and the mount table.
 
 use std::ffi::OsString;
 use std::fs;
@@ -29,7 +29,7 @@ pub enum MountpointError {
         /// Type of the file system, such as `ext4` or `fuse.sheepfs`.
         kind: String,
     },
-    /// A FUSE file system whose process is gone is still in the mount table.
+    /// A stale FUSE mount: the process that served it has ended.
     #[error(
         "the process that served {source_name} at {} is gone, its mount is still there: \
          remove it with `umount -l {}` (or `fusermount3 -u {}`)",
@@ -52,8 +52,8 @@ pub enum MountpointError {
 /// # Errors
 /// As [`MountpointError`] says; nothing has been changed.
 pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf, MountpointError> {
-    // A dead FUSE mount answers nothing, but its name still resolves when only
-    // its last component is mounted upon, so the table can be asked first.
+    // A stale FUSE mount fails every request, but its path still resolves as long as
+    // only the last component is the mountpoint. So the mount table comes first.
     let real = match fs::canonicalize(path) {
         Ok(real) => real,
         Err(error) => return Err(unusable(path, &error)),
@@ -79,7 +79,7 @@ pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf, MountpointError> 
     }
 }
 
-/// Asks for what no kernel answers on its own: attributes it may remember.
+/// Reads the directory, because the kernel may return attributes from its cache.
 fn is_stale(path: &Path) -> bool {
     fs::read_dir(path).is_err_and(|error| error.raw_os_error() == Some(Errno::ENOTCONN as i32))
 }
@@ -110,7 +110,7 @@ pub(crate) struct Mounted {
     pub(crate) options: Vec<String>,
 }
 
-/// What is mounted on `path` and not covered by another mount.
+/// The topmost mount on `path`.
 pub(crate) fn mounted_at(path: &Path) -> Option<Mounted> {
     // Without /proc there is no table to ask; mount(2) still refuses what it must.
     let table = fs::read(MOUNT_TABLE).unwrap_or_default();
@@ -151,7 +151,7 @@ fn parse(line: &[u8]) -> Option<(PathBuf, Mounted)> {
     ))
 }
 
-/// Undoes `\040` for a space and the like, as in mount tables and fstab(5).
+/// Decodes octal escapes such as `\040`, as used in mount tables and fstab(5).
 pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn mount_table_lookup_finds_topmost_mount() {
-        let found = find(TABLE, Path::new("/mnt/x")).expect("it is in the table");
+        let found = find(TABLE, Path::new("/mnt/x")).expect("TABLE has a line for /mnt/x");
         assert_eq!(found.kind, "tmpfs");
         assert_eq!(found.source, "over\\it");
         assert_eq!(found.device, "0:53");

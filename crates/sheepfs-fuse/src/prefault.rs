@@ -1,9 +1,9 @@
-//! Touching memory before it is needed.
+//! Prefaulting: touching memory before it is needed.
 //!
-//! A page fault of ours can make the kernel reclaim memory, and wait there for
-//! dirty pages of a file system on one of our own volumes to be written back:
-//! for ourselves. A process that may declare itself an I/O flusher is spared
-//! that wait. For the others the way of a request is laid out in advance:
+//! A page fault can make the kernel reclaim memory and wait for dirty pages of a
+//! file system on one of our own volumes, which is a deadlock. An I/O flusher
+//! (`PR_SET_IO_FLUSHER`) never waits there. For a process without that privilege
+//! the memory that requests need is prefaulted:
 //!
 //! | memory | touched by |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | the stack and the heap of an event loop | that write, on its arrival |
 //! | the stack and the heap of a worker | [`prefault_thread`], which the worker calls |
 //!
-//! This is also what keeps a process whose memory is limited from being killed
-//! where it may not wait.
+//! Prefaulting also keeps the OOM killer away in a cgroup with a memory limit, where
+//! an I/O flusher cannot wait for reclaim.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -22,11 +22,13 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::poison;
 
 /// A file that is always there and can be written.
 const WRITABLE_FILE: &str = "vdi/mount";
@@ -85,9 +87,9 @@ pub(crate) struct EventLoops {
 impl EventLoops {
     /// Has each of `count` event loops read a request of `max_request` bytes.
     ///
-    /// Another process writes. A thread of this one that is killed would wait
-    /// for an answer of event loops that are gone, and nothing could end it: the
-    /// connection breaks only when the last thread of the process has ended.
+    /// Another process makes the writes. If a thread of this process did and the
+    /// process was killed, the thread would wait for a reply for ever: the connection
+    /// breaks only when the last thread of the process has ended.
     ///
     /// # Errors
     /// When there is no dd(1), or it cannot write.
@@ -115,7 +117,7 @@ impl EventLoops {
             .stderr(Stdio::null())
             .spawn()?;
         self.writer.store(writer.id(), Ordering::SeqCst);
-        // The kernel wakes the loop that has waited longest.
+        // The kernel wakes the event loop that has been idle for longest.
         let request = vec![0; max_request];
         let written = writer.stdin.take().map_or(Ok(()), |mut input| {
             (0..TRIES * count)
@@ -131,8 +133,8 @@ impl EventLoops {
         }
     }
 
-    /// Takes a write that [`Self::prefault`] makes, on the event loop's thread;
-    /// false when `pid` made another.
+    /// Handles a write of [`Self::prefault`] on the event loop's thread; false if
+    /// another process than its writer made it.
     pub(crate) fn take_write(&self, pid: u32) -> bool {
         if pid == 0 || self.writer.load(Ordering::Relaxed) != pid {
             return false;
@@ -142,9 +144,7 @@ impl EventLoops {
         true
     }
 
-    fn prefaulted(&self) -> std::sync::MutexGuard<'_, HashSet<ThreadId>> {
-        self.prefaulted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn prefaulted(&self) -> MutexGuard<'_, HashSet<ThreadId>> {
+        poison::lock(&self.prefaulted)
     }
 }

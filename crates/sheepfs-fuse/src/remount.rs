@@ -1,7 +1,7 @@
-//! Remounting: taking write permission away from a mounted tree, or giving it back.
+//! Remounting a tree read-only or writable.
 //!
-//! The kernel does that alone and asks no FUSE process: it refuses writes to a
-//! read-only file system before they become requests.
+//! The kernel enforces read-only mounts itself: writes fail before they become FUSE
+//! requests. So the serving process takes no part in a remount.
 
 use std::fs;
 use std::io;
@@ -23,7 +23,7 @@ pub enum RemountError {
     /// There is no sheepfs there.
     #[error("cannot remount {}: no sheepfs is mounted there", .0.display())]
     NotMounted(PathBuf),
-    /// Its process does not say how it was mounted.
+    /// The serving process did not return its mount options.
     #[error("cannot remount {}: cannot find out how it was mounted: {reason}", mountpoint.display())]
     UnknownOptions {
         /// Where.
@@ -106,7 +106,7 @@ impl MountedTree {
     /// # Errors
     /// `Busy`, `Refused`.
     pub fn remount(&self, read_only: bool) -> Result<(), RemountError> {
-        // Flags that are not repeated are taken away.
+        // mount(2) clears flags that are not passed again.
         let mut flags = MsFlags::MS_REMOUNT;
         flags.set(MsFlags::MS_RDONLY, read_only);
         for (name, flag) in [

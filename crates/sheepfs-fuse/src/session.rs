@@ -1,5 +1,4 @@
-//! A mount from its beginning to its end: options, event-loop threads,
-//! unmounting.
+//! Life cycle of a mount: options, event-loop threads, unmounting.
 
 use std::fs;
 use std::io;
@@ -26,7 +25,7 @@ use crate::prefault::EventLoops;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
-/// Where the helper looks whether ordinary users may share their mounts.
+/// Settings of the helper, such as `user_allow_other`.
 const HELPER_SETTINGS: &str = "/etc/fuse.conf";
 
 /// Threads that read requests. Each has a 16 MiB buffer, of which it touches
@@ -36,16 +35,16 @@ const EVENT_LOOPS: usize = 2;
 /// busy while a reader consumes. The kernel's own default is 128 KiB.
 const READ_AHEAD_KIB: u32 = 4096;
 
-/// Who may look into the mount besides the user who made it.
+/// Users other than the mounting user that may access the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Root, where this user may grant that, otherwise nobody.
+    /// Root if the mounting user may grant that, otherwise none.
     Default,
-    /// Nobody, not even root.
+    /// None, not even root.
     Owner,
     /// Root.
     Root,
-    /// Everybody, as far as permissions go.
+    /// All users, as far as file permissions allow.
     All,
 }
 
@@ -56,7 +55,7 @@ pub struct MountConfig {
     pub mountpoint: PathBuf,
     /// Name in the mount table, such as `sheepfs:127.0.0.1:7000`.
     pub source: String,
-    /// Who may look in.
+    /// Users that may access the mount.
     pub access: Access,
     /// Mount without write permission.
     pub read_only: bool,
@@ -73,7 +72,7 @@ pub struct MountConfig {
 /// Why mounting or unmounting failed. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// The place is not fit.
+    /// The mountpoint cannot be used.
     #[error(transparent)]
     Mountpoint(#[from] MountpointError),
     /// The kernel has no FUSE.
@@ -84,7 +83,7 @@ pub enum MountError {
     /// The device is there, but not for this user.
     #[error("cannot open {DEVICE}: {}", .0.desc())]
     Device(Errno),
-    /// An ordinary user asked to let others in.
+    /// A user other than root may not share the mount.
     #[error(
         "only root may let other users in: mount as root, leave --allow-root and --allow-other out, \
          or have root put `user_allow_other` into {HELPER_SETTINGS}"
@@ -100,7 +99,7 @@ pub enum MountError {
     Refused {
         /// Where.
         mountpoint: PathBuf,
-        /// In the words of whoever refused.
+        /// Message of the kernel or the helper.
         reason: String,
     },
     /// The mount is still there.
@@ -108,7 +107,7 @@ pub enum MountError {
     NotUnmounted {
         /// Where.
         mountpoint: PathBuf,
-        /// In the words of whoever refused.
+        /// Message of the kernel or the helper.
         reason: String,
     },
     /// The connection to the kernel broke for no reason we know.
@@ -116,20 +115,18 @@ pub enum MountError {
     Session(String),
 }
 
-/// Mounts `tree`; when this returns, it is served.
+/// Mounts `tree`; it is served when this returns. `runtime` runs requests that wait.
 ///
-/// `runtime` runs what a request has to wait for.
-///
-/// The kernel's cache of a volume is for reading; what is written is gathered by
-/// the volume itself. The kernel's write-back cache (`FUSE_WRITEBACK_CACHE`) is
-/// not asked for, because it takes a file for something that grows when it is written: `dd`
-/// would never learn that a volume is full, `cp` would hear of it after it
-/// reported success, and the size of reports and of volumes that are made
-/// larger elsewhere would stay what it was when the kernel first saw it.
+/// The kernel's page cache of a volume is write-through; dirty data is buffered by
+/// the volume itself. The kernel's write-back cache (`FUSE_WRITEBACK_CACHE`) is not
+/// enabled, because it assumes that a write extends a file: `dd` would never get
+/// ENOSPC from a full volume, `cp` only after it has reported success, and the kernel
+/// would ignore changes of the size of reports and of volumes resized by others.
 ///
 /// # Errors
 /// As [`MountError`] says; nothing stays mounted.
 pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mount, MountError> {
+    // Check the mountpoint, the device and the permission to share.
     let (mountpoint, access) = prepare(&config.mountpoint, config.access)?;
     let dispatcher = Dispatcher::new(runtime);
     let (ended_sender, ended) = watch::channel(None);
@@ -144,9 +141,11 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
         },
         Arc::clone(&event_loops),
     );
+    // Mount and start the event loops: from here on requests are served.
     let session = fuser::Session::new(adapter, &mountpoint, &options(&config, access))
         .and_then(fuser::Session::spawn)
         .map_err(|error| mount_error(&mountpoint, &error))?;
+    // Connect the tree to the kernel's caches.
     let invalidator = Invalidator::start(session.notifier())
         .map_err(|error| MountError::Session(error.to_string()))?;
     let posting = invalidator.clone();
@@ -155,16 +154,19 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
         Box::pin(async move { drop(told.await) })
     }));
 
+    // Remember the device number, which tells this mount from a later one.
     let device = mountpoint::mounted_at(&mountpoint).map(|mounted| mounted.device);
     if let Some(device) = &device {
         set_read_ahead(device);
     }
-    // Without writes there is nothing to wait for, and no file to write to.
+    // Prefault the event loops. A read-only mount has no writes that could deadlock
+    // and no file to write to.
     if !config.read_only
         && let Err(error) = event_loops.prefault(EVENT_LOOPS, &mountpoint, MAX_REQUEST as usize)
     {
         tracing::debug!("event loops get their memory when they need it: {error}");
     }
+    // Report the end of the session from a thread that joins the event loops.
     thread::Builder::new()
         .name("fuse-end".into())
         .spawn(move || {
@@ -181,7 +183,7 @@ pub fn mount(tree: Arc<Tree>, runtime: Handle, config: MountConfig) -> Result<Mo
     })
 }
 
-/// Finds what would make [`mount`] fail and can be known before there is a tree.
+/// Checks the preconditions of [`mount`] that need no tree.
 ///
 /// # Errors
 /// As [`MountError`] says.
@@ -211,8 +213,8 @@ impl Mount {
         &self.mountpoint
     }
 
-    /// Returns when the tree is not mounted any more and the last file in it
-    /// is closed, whoever brought that about.
+    /// Returns when the tree has been unmounted, by this process or another, and the
+    /// last file in it is closed.
     ///
     /// # Errors
     /// `Session` when the event loops ended for another reason.
@@ -225,12 +227,11 @@ impl Mount {
         }
     }
 
-    /// Takes the tree out of the file system; processes that have files open
-    /// keep them until this process ends. Does nothing when someone else was
-    /// quicker.
+    /// Unmounts the tree, lazily if files are open; those stay usable until this
+    /// process ends. Does nothing if the tree has been unmounted already.
     ///
     /// # Errors
-    /// `NotUnmounted` when the kernel would not even detach it.
+    /// `NotUnmounted` if a lazy unmount fails as well.
     pub async fn unmount(&self) -> Result<(), MountError> {
         let (mountpoint, device) = (self.mountpoint.clone(), self.device.clone());
         let work = move || {
@@ -246,8 +247,8 @@ impl Mount {
         }
     }
 
-    /// Refuses further requests, which only files that were open at
-    /// [`Self::unmount`] can still make, and returns when all are answered.
+    /// Refuses new requests and waits for those in flight. Only files that were open
+    /// at [`Self::unmount`] can still cause requests.
     pub async fn close(&self) {
         self.dispatcher.close().await;
     }
@@ -297,10 +298,10 @@ fn check_device() -> Result<(), MountError> {
     }
 }
 
-/// What `access` comes to for this user.
+/// Maps `access` to fuser's session ACL for the present user.
 ///
-/// The kernel knows only "the owner" and "everybody"; `Root` is "everybody" to
-/// it, and fuser refuses the others.
+/// The kernel knows only "owner" and "all users". For `Root` fuser mounts for all
+/// users and refuses the requests of others.
 fn session_acl(access: Access) -> Result<SessionACL, MountError> {
     let may_share = geteuid().is_root()
         || fs::read_to_string(HELPER_SETTINGS).is_ok_and(|text| allows_sharing(&text));
@@ -333,7 +334,7 @@ fn mount_error(mountpoint: &Path, error: &io::Error) -> MountError {
     }
 }
 
-/// Only root can, and it is only about speed.
+/// Sets the read-ahead of the backing device (bdi). Needs root; failure only costs speed.
 fn set_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
@@ -343,9 +344,9 @@ fn set_read_ahead(device: &str) {
 
 /// Joins the event loops.
 ///
-/// fuser would now unmount by name what it believes to be its own mount, which
-/// by this time may be the next sheepfs's. So the session is forgotten, after
-/// its thread was taken out of it; what leaks is a closed connection.
+/// Dropping the session would unmount by path, and that path may already be the
+/// mountpoint of the next sheepfs. So the session is forgotten after its thread has
+/// been taken out; only a closed connection leaks.
 fn join_session(mut session: BackgroundSession) -> Result<(), String> {
     let placeholder = thread::spawn(|| Ok(()));
     let event_loops = std::mem::replace(&mut session.guard, placeholder);
@@ -356,7 +357,7 @@ fn join_session(mut session: BackgroundSession) -> Result<(), String> {
     }
 }
 
-/// Unmounts; when files are in use, writes changed pages back and detaches.
+/// Unmounts; if files are in use, flushes dirty pages and unmounts lazily.
 fn unmount_or_detach(mountpoint: &Path) -> Result<(), MountError> {
     let Err(busy) = unmount_now(mountpoint, MntFlags::empty(), "-u") else {
         return Ok(());
@@ -374,7 +375,7 @@ fn unmount_or_detach(mountpoint: &Path) -> Result<(), MountError> {
     })
 }
 
-/// As root directly, otherwise through the helper.
+/// Calls umount2(2) as root, otherwise the helper.
 fn unmount_now(mountpoint: &Path, flags: MntFlags, helper_flag: &str) -> Result<(), String> {
     match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => Ok(()),
@@ -398,8 +399,8 @@ fn unmount_now(mountpoint: &Path, flags: MntFlags, helper_flag: &str) -> Result<
     }
 }
 
-/// Pages that were changed through mmap(2): the kernel does not write those of
-/// a detached mount, and this process is about to end.
+/// Writes back pages that were dirtied through mmap(2), because the kernel does not
+/// write those of a lazily unmounted file system before this process ends.
 fn flush_pages(mountpoint: &Path) {
     let flushed = fs::File::open(mountpoint)
         .and_then(|directory| nix::unistd::syncfs(&directory).map_err(io::Error::from));

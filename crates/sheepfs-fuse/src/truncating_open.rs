@@ -1,31 +1,31 @@
-//! Which handle an open with `O_TRUNC` has truncated.
+//! Finds the handle of an open with `O_TRUNC`.
 //!
-//! The kernel carries such an open out as two requests: OPEN, without the flag,
-//! and then SETATTR with size 0, without a handle. truncate(2) sends the same
-//! SETATTR. But it looks its path up first, whereas nothing comes between the two
-//! requests of an open that could be mistaken for it: both are sent by one thread
-//! within one system call. So a truncation to 0 belongs to the handle that its
-//! thread has just opened, unless the thread has looked the file up since.
+//! The kernel splits such an open into two requests: OPEN, without the flag, and
+//! SETATTR with size 0, without a handle. truncate(2) sends the same SETATTR, but a
+//! LOOKUP before it. The two requests of an open come from one thread within one
+//! system call. So a truncation to 0 belongs to the handle that its thread has just
+//! opened, unless the thread has looked up the file since.
 //!
-//! `FUSE_ATOMIC_O_TRUNC` would put the flag into OPEN. But then the kernel takes
-//! the file for empty until it next asks for its size, whatever that is:
-//! processes that have mapped the file die of SIGBUS, what they changed and the
-//! kernel has not written yet is lost, and reads of a loop device or a virtual
-//! machine find the end of the file.
+//! `FUSE_ATOMIC_O_TRUNC` would pass the flag in OPEN. But then the kernel assumes an
+//! empty file until it next requests the size, although a volume keeps it: processes
+//! that have mapped the file get SIGBUS, dirty pages are lost, and loop devices and
+//! virtual machines read past the end of the file.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use fuser::{FileHandle, INodeNo};
 
-/// The thread of a request, when it is in a PID namespace that this process
-/// does not see: all of these look the same.
+use crate::poison;
+
+/// Thread id of requests from PID namespaces that are not visible here; different
+/// threads share it.
 const UNKNOWN_THREAD: u32 = 0;
 
 /// Handles that may be in the middle of an open with `O_TRUNC`.
 #[derive(Debug, Default)]
 pub(crate) struct TruncatingOpens {
-    /// Number of `opens`, for writes, which come often and mostly find none.
+    /// Length of `opens`: lets writes skip the lock, because it is usually empty.
     count: AtomicUsize,
     opens: Mutex<Vec<Open>>,
 }
@@ -35,12 +35,12 @@ struct Open {
     thread: u32,
     ino: INodeNo,
     handle: FileHandle,
-    /// An unseen thread has looked the file up since.
+    /// A thread with unknown id has looked up the file since.
     ambiguous: bool,
 }
 
 impl TruncatingOpens {
-    /// `thread` has opened a file to write, and may truncate it next.
+    /// `thread` has opened the file for writing and may truncate it next.
     pub(crate) fn on_open(&self, thread: u32, ino: INodeNo, handle: FileHandle) {
         self.update(|opens| {
             opens.retain(|open| thread == UNKNOWN_THREAD || !open.is_of(thread, ino));
@@ -53,24 +53,24 @@ impl TruncatingOpens {
         });
     }
 
-    /// `thread` has looked the file up: its open is over.
+    /// `thread` has looked up the file, so its open has completed.
     pub(crate) fn on_lookup(&self, thread: u32, ino: INodeNo) {
         self.update_unless_empty(|opens| {
             opens.retain_mut(|open| {
                 open.ambiguous |= open.is_of(thread, ino);
-                // Of unseen threads it may have been another one.
+                // With an unknown id it may have been another thread.
                 thread == UNKNOWN_THREAD || !open.is_of(thread, ino)
             });
         });
     }
 
-    /// The handle was written through, or is closed: its open is over.
+    /// The handle was written to or closed, so its open has completed.
     pub(crate) fn on_use(&self, handle: FileHandle) {
         self.update_unless_empty(|opens| opens.retain(|open| open.handle != handle));
     }
 
-    /// The handle through which `thread` truncates the file to 0 without naming
-    /// one; `None` for truncate(2), and when it is not certain.
+    /// Takes the handle that a SETATTR of `thread` with size 0 belongs to; `None` for
+    /// truncate(2), and if there are several candidates.
     pub(crate) fn take_truncating(&self, thread: u32, ino: INodeNo) -> Option<FileHandle> {
         self.update(|opens| {
             let mut candidates = (0..)
@@ -90,8 +90,7 @@ impl TruncatingOpens {
     }
 
     fn update<T>(&self, update: impl FnOnce(&mut Vec<Open>) -> T) -> T {
-        // Whole between any two statements.
-        let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opens = poison::lock(&self.opens);
         let changed = update(&mut opens);
         self.count.store(opens.len(), Ordering::Release);
         changed

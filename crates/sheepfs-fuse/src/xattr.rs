@@ -1,7 +1,7 @@
-//! Extended attributes as getxattr(2) and listxattr(2) want them.
+//! Replies for getxattr(2) and listxattr(2).
 //!
-//! They cost no writer anything: with `FUSE_HANDLE_KILLPRIV_V2` the kernel does
-//! not ask for `security.capability` before each write.
+//! With `FUSE_HANDLE_KILLPRIV_V2` the kernel does not request `security.capability`
+//! before each write, so xattrs do not slow writers down.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -11,15 +11,15 @@ use nix::errno::Errno;
 
 use crate::dispatcher::ReplyError;
 
-/// What a volume's attributes begin with.
+/// Prefix of the xattrs of a volume.
 const OURS: &[u8] = b"user.sheepdog.";
 
-/// What getxattr(2) and listxattr(2) are answered with.
+/// Reply to getxattr(2) or listxattr(2).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum XattrReply {
-    /// The caller asked only how much room it needs.
+    /// Size query: the length of the data.
     Size(u32),
-    /// There is room.
+    /// The data.
     Data(Vec<u8>),
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn value(
         .ok_or(ReplyError::Refused(Errno::ENODATA))
 }
 
-/// All names, each with a NUL behind it.
+/// All names, each terminated by NUL.
 pub(crate) fn names(attributes: &[(String, Vec<u8>)]) -> Vec<u8> {
     let names = attributes.iter().map(|(name, _)| name.as_bytes());
     names
@@ -48,8 +48,7 @@ pub(crate) fn names(attributes: &[(String, Vec<u8>)]) -> Vec<u8> {
         .collect()
 }
 
-/// What to answer a caller that has room for `room` bytes, 0 meaning that it
-/// wants to know how much it needs.
+/// Reply for a caller with a buffer of `room` bytes; 0 is a size query.
 ///
 /// # Errors
 /// ERANGE when there is not enough room.
@@ -69,8 +68,8 @@ pub(crate) fn reply(reply: ReplyXattr, answer: XattrReply) {
     }
 }
 
-/// Why an attribute is neither set nor removed: a VDI has no room for any, and
-/// those that are shown are facts.
+/// Errno of setxattr(2) and removexattr(2): our xattrs are read-only, and a VDI
+/// cannot store others.
 pub(crate) fn refusal(name: &OsStr) -> Errno {
     if name.as_bytes().starts_with(OURS) {
         Errno::EPERM

@@ -1,4 +1,4 @@
-//! From the words of the command line and the environment to a [`Cli`].
+//! Parses the command line and the environment into a [`Cli`].
 
 mod environment;
 
@@ -11,17 +11,17 @@ use self::environment::{PREFIX, argv_from_env, merge};
 use crate::cli::Cli;
 use crate::usage_error::UsageError;
 
-/// Why the program does not run.
+/// Why the program exits after parsing.
 #[derive(Debug)]
 pub(crate) enum ParseExit {
-    /// Help or the version was asked for: print this and succeed.
+    /// `--help` or `--version`: print this text and succeed.
     Help(String),
-    /// The command line is wrong: say so and fail.
+    /// A usage error.
     Usage(UsageError),
 }
 
-/// Reads `arguments`, the program's name first, and for every option they do
-/// not give the environment.
+/// Parses `arguments`, the program's name first. Options that are not given are
+/// taken from the environment.
 pub(crate) fn parse(
     arguments: &[OsString],
     environment: impl Fn(&str) -> Option<OsString>,
@@ -43,9 +43,10 @@ pub(crate) fn parse(
     Ok(merge(given, fallback))
 }
 
-/// The word behind `-o` when somebody means mount(8)'s `-o`.
+/// Finds the word after `-o` if it looks like mount options for mount(8).
 ///
-/// To getopt it would be the mountpoint, or more letters of the cluster.
+/// Our `-o` takes no value, so getopt takes the word for the mountpoint, or for more
+/// letters of a cluster of options.
 fn misplaced_mount_option(arguments: &[OsString]) -> Option<String> {
     let words = arguments.iter().skip(1).map(|word| word.to_string_lossy());
     let mut words = words.take_while(|word| word != "--").peekable();
@@ -53,7 +54,7 @@ fn misplaced_mount_option(arguments: &[OsString]) -> Option<String> {
         let Some(cluster) = word.strip_prefix('-').filter(|rest| !rest.starts_with('-')) else {
             continue;
         };
-        // Behind -a and -p comes their value.
+        // The rest of a cluster after -a or -p is their value.
         let Some(at) = cluster
             .find(['o', 'a', 'p'])
             .filter(|&at| cluster[at..].starts_with('o'))
@@ -106,7 +107,7 @@ fn looks_like_mount_options(word: &str) -> bool {
     !is_path && (word.contains(['=', ',']) || KNOWN.contains(&word))
 }
 
-/// clap's error in one line; the help and the version as they are.
+/// Converts clap's error: help and version unchanged, a usage error as one line.
 pub(crate) fn parse_exit(error: clap::Error) -> ParseExit {
     if matches!(
         error.kind(),

@@ -1,7 +1,7 @@
-//! The command line, in words: what `--help` and the manual page say.
+//! Definition of the command line; `--help` and the manual page are rendered from it.
 //!
-//! Uses nothing but clap and std, so that the manual page can be rendered from
-//! this file without building the rest.
+//! Uses only clap and std, so that the manual page can be rendered without building
+//! the other crates.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,8 +29,8 @@ use clap::{Parser, ValueEnum};
 pub(crate) struct Cli {
     /// Directory to mount on
     ///
-    /// It must exist (with --embedded it is made when it does not). What is in
-    /// it is hidden while the tree is mounted.
+    /// It must exist (--embedded creates it). Its own content is hidden while the
+    /// tree is mounted.
     #[arg(value_name = "MOUNTPOINT")]
     pub(crate) mountpoint: Option<PathBuf>,
 
@@ -50,10 +50,10 @@ pub(crate) struct Cli {
     /// Start a small sheep in this process instead of connecting to one
     ///
     /// For trying sheepfs out. The sheep is a cluster of one node that listens
-    /// on a free port of 127.0.0.1 only. It keeps its data in DIR, which is made
-    /// when missing, or in memory without DIR. A new one gets a volume `demo` of
-    /// 1 GiB (nothing is allocated until it is written). All its volumes are
-    /// attached, and MOUNTPOINT is made when it is missing and removed at the end.
+    /// on a free port of 127.0.0.1 only. It keeps its data in DIR, which is created
+    /// if missing, or in memory without DIR. A new one gets a thin volume `demo` of
+    /// 1 GiB. All its volumes are attached. A missing MOUNTPOINT is created, and
+    /// removed at the end.
     #[arg(
         long,
         value_name = "DIR",
@@ -66,8 +66,8 @@ pub(crate) struct Cli {
 
     /// Connections to the sheep, 1 to 64 [default: 8]
     ///
-    /// A sheep handles the requests of one connection one after the other while
-    /// it reads them, so more connections help when many processes work at once.
+    /// A sheep reads the requests of one connection one after the other, so more
+    /// connections help when many processes do I/O at the same time.
     #[arg(
         long,
         value_name = "N",
@@ -76,11 +76,11 @@ pub(crate) struct Cli {
     )]
     pub(crate) connections: Option<u16>,
 
-    /// How long requests wait while no sheep answers [default: 60]
+    /// How long requests wait while no sheep responds [default: 60]
     ///
-    /// Within this time a restarted or failed sheep is a pause to programs that
-    /// use a volume; after it they get input/output errors, until a sheep
-    /// answers again. 0 gives errors at once.
+    /// Within this time programs that use a volume see only a pause when a sheep
+    /// restarts or fails. After it requests fail with input/output errors until a
+    /// sheep responds again. With 0 they fail immediately.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -103,10 +103,10 @@ pub(crate) struct Cli {
 
     /// Use the kernel's page cache for volumes
     ///
-    /// Reads are cached and read ahead; writes are gathered, and on the cluster
-    /// when fsync(2) returns. The cache of a file starts empty at
-    /// each open. Off by default: then a write that was answered is on the
-    /// cluster, and other clients' changes are seen at once.
+    /// Reads are cached and read ahead; writes are buffered, and durable when
+    /// fsync(2) returns. Each open of a file starts with an empty cache. Off by
+    /// default: then a write is on the cluster when it returns, and changes by other
+    /// clients are seen immediately.
     #[arg(short = 'k', long = "pagecache", help_heading = "Volumes")]
     pub(crate) page_cache: bool,
 
@@ -121,26 +121,26 @@ pub(crate) struct Cli {
     #[arg(long, help_heading = "Volumes")]
     pub(crate) read_only: bool,
 
-    /// Let all users in, as far as file permissions go
+    /// Let all users access the mount, as far as file permissions allow
     #[arg(long, conflicts_with_all = ["allow_root", "allow_none"], help_heading = "Access")]
     pub(crate) allow_other: bool,
 
-    /// Let root in besides the user who mounts [default where permitted]
+    /// Let root access the mount besides the mounting user [default where permitted]
     ///
     /// Users other than root may use this and --allow-other only when
     /// /etc/fuse.conf has a line `user_allow_other`.
     #[arg(long, conflicts_with = "allow_none", help_heading = "Access")]
     pub(crate) allow_root: bool,
 
-    /// Let nobody in but the user who mounts
+    /// Let only the mounting user access the mount
     #[arg(long, help_heading = "Access")]
     pub(crate) allow_none: bool,
 
-    /// Owner of the files: a number or a name [default: who mounts]
+    /// Owner of the files: a number or a name [default: the mounting user]
     #[arg(long, value_name = "USER", help_heading = "Access")]
     pub(crate) uid: Option<String>,
 
-    /// Group of the files: a number or a name [default: that of who mounts]
+    /// Group of the files: a number or a name [default: that of the mounting user]
     #[arg(long, value_name = "GROUP", help_heading = "Access")]
     pub(crate) gid: Option<String>,
 
@@ -168,7 +168,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "FILE", help_heading = "Process")]
     pub(crate) pidfile: Option<PathBuf>,
 
-    /// Accepted for scripts written for the original; it means nothing any more
+    /// Accepted for scripts written for the original; it has no effect
     #[arg(short = 'n', hide = true)]
     pub(crate) no_effect: bool,
 }
@@ -187,9 +187,9 @@ pub(crate) enum Lock {
 /// Values of --log-format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// A line for people
+    /// Plain text lines
     Text,
-    /// An object per line
+    /// One JSON object per line
     Json,
 }
 
@@ -205,7 +205,7 @@ Examples:
   qemu-img convert -p -O qcow2 /mnt/sheep/volume/vm1 vm1.qcow2
   umount /mnt/sheep";
 
-/// What every part of the program calls a port.
+/// Error text for an invalid port.
 pub(crate) const PORT_RANGE: &str = "a port is a number from 1 to 65535";
 
 fn port(text: &str) -> Result<u16, String> {

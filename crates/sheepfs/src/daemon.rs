@@ -1,8 +1,8 @@
-//! Going to the background without losing the outcome.
+//! Daemonization that reports the outcome of the mount.
 //!
-//! The command starts the same program again, with its output on a pipe, and
-//! waits for one line: that the tree is served, or why it cannot be. So the
-//! command's exit status is the mount's, and no process is forked.
+//! The command spawns the same program again with stdout on a pipe and waits for
+//! one line: `ready` or `failed`. So the exit status of the command is that of the
+//! mount, and nothing is forked.
 
 use std::env;
 use std::ffi::OsString;
@@ -18,24 +18,24 @@ use nix::unistd::{dup2_stderr, dup2_stdout, setsid};
 use crate::notify;
 use crate::settings::Mode;
 
-/// What comes before the status in the line that says the tree is served.
+/// Prefix of the line sent when the tree is served; the status follows.
 const READY: &str = "ready ";
-/// What comes before the reason in the other line.
+/// Prefix of the line sent when mounting failed; the reason follows.
 const FAILED: &str = "failed ";
-/// The longest line that is read.
+/// Maximum length of the line.
 const LONGEST_LINE: u64 = 64 << 10;
-/// Tells the program, as its first argument, that it is the one in the background.
+/// First argument of the daemon child.
 const FLAG: &str = "--in-background";
 /// The first descriptor that is not standard input, output or error; also the
 /// first one of sd_listen_fds(3).
 const FIRST_FD: RawFd = 3;
 
-/// Why there is no process in the background that serves the tree.
+/// Why no daemon serves the tree.
 #[derive(Debug)]
 pub(crate) enum SpawnError {
-    /// There was one, and this is what it said and how it ended.
+    /// The child ended before it was ready.
     Ended { status: ExitStatus, reason: String },
-    /// The system would not start one.
+    /// The child could not be started or read from.
     System(anyhow::Error),
 }
 
@@ -45,7 +45,7 @@ impl From<anyhow::Error> for SpawnError {
     }
 }
 
-/// Takes the flag out of `arguments`; true when it was there.
+/// Removes the flag from `arguments`; true if it was there.
 pub(crate) fn take_flag(arguments: &mut Vec<OsString>) -> bool {
     let there = arguments.get(1).is_some_and(|word| word == FLAG);
     if there {
@@ -54,10 +54,10 @@ pub(crate) fn take_flag(arguments: &mut Vec<OsString>) -> bool {
     there
 }
 
-/// Starts the program in the background; returns when it serves the tree.
+/// Spawns the daemon child and waits until it serves the tree.
 ///
 /// # Errors
-/// The reason it gave, or how it ended without giving one.
+/// `Ended` with the reason the child sent, `System` if it cannot be started.
 pub(crate) fn start(arguments: &[OsString]) -> Result<(), SpawnError> {
     let mut child = spawn(arguments)?;
     let mut line = String::new();
@@ -89,8 +89,8 @@ fn spawn(arguments: &[OsString]) -> anyhow::Result<Child> {
     if let Some((name, rest)) = arguments.split_first() {
         command.arg0(name).arg(FLAG).args(rest);
     }
-    // What we inherited may hold a lock, the end of a pipe, or a file system
-    // that somebody wants to unmount. A daemon would keep it so for months.
+    // Inherited descriptors may hold a lock, a pipe or a file system. The daemon
+    // must not keep them for its lifetime.
     let passed = passed_fds(|name| env::var(name).ok(), process::id());
     close_fds::set_fds_cloexec(FIRST_FD, &passed);
     command
@@ -112,7 +112,8 @@ fn passed_fds(environment: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<Raw
     (FIRST_FD..).take(count.unwrap_or(0).into()).collect()
 }
 
-/// Whoever waits for this process to serve the tree.
+/// Where this process reports that it serves the tree: the parent of a daemon child,
+/// or the service manager.
 #[derive(Debug)]
 pub(crate) struct ParentLink {
     mode: Mode,
@@ -120,8 +121,8 @@ pub(crate) struct ParentLink {
 }
 
 impl ParentLink {
-    /// In the background: leaves the terminal's session and the working
-    /// directory, so that neither is kept busy.
+    /// In a daemon child, leaves the session of the terminal and the working
+    /// directory, so that neither stays in use.
     ///
     /// # Errors
     /// When the system refuses.
@@ -133,15 +134,15 @@ impl ParentLink {
         Ok(Self { mode, notice: None })
     }
 
-    /// Has something said on standard error when the tree is served.
+    /// Adds a notice to print on standard error when the tree is served.
     pub(crate) fn add_notice(&mut self, notice: &'static str) {
         self.notice = Some(notice);
     }
 
-    /// Says that the tree is served, and lets go of the terminal.
+    /// Reports that the tree is served, and closes the terminal.
     ///
     /// # Errors
-    /// When nobody waits any more: the command was interrupted.
+    /// If the parent has ended, because it was interrupted.
     pub(crate) fn ready(&self, status: &str) -> anyhow::Result<()> {
         if let Some(notice) = self.notice {
             eprintln!("sheepfs: {notice}");
@@ -162,7 +163,7 @@ impl ParentLink {
     }
 }
 
-/// Says in the background why the tree is not served, in one line.
+/// Sends the reason for a failed mount to the parent, in one line.
 pub(crate) fn report_failure(reason: &str) {
     if let Err(error) = write_line(FAILED, reason) {
         tracing::debug!("the command that started the background process is gone: {error}");

@@ -1,4 +1,4 @@
-//! `--embedded`: a sheep in this process, with something on it to look at.
+//! `--embedded`: a sheep in this process, with a demo volume.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use sheep_client::{Client, GatewayAddress, NewVdi};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::VdiName;
 
-/// Name and size in bytes of the volume that a new store gets.
+/// Name and size in bytes of the demo volume.
 const DEMO_VOLUME: (&str, u64) = ("demo", 1 << 30);
 
 /// Starts the sheep on a free port of the loopback interface.
@@ -29,7 +29,7 @@ pub(crate) async fn start(directory: Option<&Path>) -> anyhow::Result<Server> {
     Ok(server)
 }
 
-/// Where clients find it.
+/// Address for clients.
 pub(crate) fn address(server: &Server) -> GatewayAddress {
     server.local_address().into()
 }
@@ -41,7 +41,7 @@ pub(crate) async fn stop(server: Server) {
     }
 }
 
-/// Makes the first volume, if there is none.
+/// Creates the demo volume if the cluster has no VDI.
 ///
 /// # Errors
 /// The sheep's.
@@ -60,15 +60,15 @@ pub(crate) async fn create_demo_volume(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A mountpoint that did not exist before.
+/// A mountpoint created by this process; dropping it removes the directory.
 #[derive(Debug)]
 pub(crate) struct TempMountpoint(PathBuf);
 
 impl TempMountpoint {
-    /// Makes `path` unless it is there.
+    /// Creates `path`; `None` if it exists.
     ///
     /// # Errors
-    /// When it can neither be made nor is there.
+    /// If it cannot be created.
     pub(crate) fn make(path: &Path) -> anyhow::Result<Option<Self>> {
         match fs::create_dir(path) {
             Ok(()) => Ok(Some(Self(path.into()))),

@@ -1,5 +1,5 @@
-//! Who called the program, and so: how to read its words and which exit status
-//! means what.
+//! How the program was invoked: on the command line or as a helper of mount(8).
+//! This decides how arguments are parsed and what exit statuses mean.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,30 +11,30 @@ use crate::run::Interrupted;
 use crate::settings::Settings;
 use crate::usage_error::UsageError;
 
-/// Exit status of anything that went wrong, when a person or script called.
+/// Exit status of every failure on the command line.
 const FAILED: u8 = 1;
-/// What mount(8) says its helpers return.
+/// Exit statuses of helpers, as defined in mount(8).
 const USAGE: u8 = 1;
 const SYSTEM: u8 = 2;
 const INTERRUPTED: u8 = 8;
 const NOT_MOUNTED: u8 = 32;
 
-/// Who called the program.
+/// How the program was invoked.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Invocation {
-    /// A person or a script.
+    /// On the command line.
     Cli,
-    /// mount(8), under this name.
+    /// By mount(8), under this name.
     MountHelper(String),
 }
 
 impl Invocation {
-    /// `arguments` begin with the program's name.
+    /// Detects the invocation from `arguments`, the program's name first.
     pub(crate) fn of(arguments: &[OsString]) -> Self {
         mount_helper::name(arguments).map_or(Self::Cli, Self::MountHelper)
     }
 
-    /// Remounts, if that is what it wants, and says what went wrong.
+    /// Remounts if the arguments request it, and prints the error if that fails.
     pub(crate) fn remount(&self, arguments: &[OsString]) -> Option<ExitCode> {
         let Self::MountHelper(_) = self else {
             return None;
@@ -46,10 +46,10 @@ impl Invocation {
         })
     }
 
-    /// What it wants.
+    /// Parses `arguments`.
     ///
     /// # Errors
-    /// Help that was asked for, or what is wrong with the words.
+    /// `Help` for `--help` and `--version`, `Usage` for invalid arguments.
     pub(crate) fn settings(&self, arguments: &[OsString]) -> Result<Settings, ParseExit> {
         match self {
             Self::Cli => {
@@ -61,21 +61,21 @@ impl Invocation {
         }
     }
 
-    /// Says what is wrong with the words.
+    /// Prints a usage error.
     pub(crate) fn usage_error(&self, error: &UsageError) -> ExitCode {
         match self {
             Self::Cli => self.exit_with(FAILED, &error.to_string()),
-            // mount(8) is not called with `--help` of ours.
+            // The hint at our `--help` does not apply to options of mount(8).
             Self::MountHelper(_) => self.exit_with(USAGE, &error.0),
         }
     }
 
-    /// Says why the tree is not served, or how serving it ended.
+    /// Prints why mounting failed, or why serving ended.
     pub(crate) fn failure(&self, error: &anyhow::Error) -> ExitCode {
         self.exit_with(self.exit_code(error), &one_line(error))
     }
 
-    /// Says why there is no background process.
+    /// Prints why no background process could be started.
     pub(crate) fn system_error(&self, error: &anyhow::Error) -> ExitCode {
         let exit_code = match self {
             Self::Cli => FAILED,
@@ -84,7 +84,7 @@ impl Invocation {
         self.exit_with(exit_code, &one_line(error))
     }
 
-    /// Says what a background process said that ended without serving.
+    /// Prints the error of a background process that ended before it was ready.
     pub(crate) fn child_failed(&self, status: ExitStatus, reason: &str) -> ExitCode {
         let exit_code = match self {
             Self::Cli => FAILED,
@@ -94,7 +94,7 @@ impl Invocation {
         self.exit_with(said.filter(|code| *code != 0).unwrap_or(exit_code), reason)
     }
 
-    /// The exit status that stands for an error.
+    /// Exit status of an error.
     pub(crate) fn status_of(&self, error: &anyhow::Error) -> ExitCode {
         self.exit_code(error).into()
     }
@@ -117,7 +117,7 @@ impl Invocation {
     }
 }
 
-/// The error and what caused it.
+/// The chain of an error's sources in one line.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     format!("{error:#}").replace('\n', " ")
 }

@@ -1,4 +1,4 @@
-//! Where log lines go.
+//! Log targets: standard error, journald or syslog.
 
 use std::ffi::CStr;
 use std::io::{IsTerminal as _, stderr};
@@ -16,18 +16,18 @@ use crate::settings::{Mode, Settings};
 
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 const SYSLOG_SOCKET: &str = "/dev/log";
-/// What a user has to know where there is neither of them.
+/// Notice for the user if there is neither journald nor syslogd.
 const NO_LOG: &str = "there is neither journald nor syslogd here: from now on nothing is logged \
                       (use -f to have the log on standard error)";
 const IDENTITY: &CStr = c"sheepfs";
-/// It complains of replies that come too late, as the last ones of a mount do;
-/// what matters it returns as errors.
+/// Target of fuser's log lines. They report replies after an unmount, which are
+/// harmless; errors that matter are returned.
 const FUSER: &str = "fuser";
-/// Our crates' targets begin with this; the rest of the program is others'.
+/// Prefix of the log targets of our crates.
 const OURS: &str = "sheep";
 
 /// Sends log lines to standard error in the foreground, else to journald or,
-/// where there is none, to syslog. When there is neither, returns what to say.
+/// where there is none, to syslog. If there is neither, returns a notice to print.
 ///
 /// # Errors
 /// When logging was set up before.
@@ -80,7 +80,7 @@ fn to_system_log() -> (BoxedLayer, Option<&'static str>) {
         return (journal.boxed(), None);
     }
     let syslog = Syslog::new(IDENTITY, Options::LOG_PID, Facility::Daemon)
-        .expect("syslog is opened once in a process")
+        .expect("logging is initialised once per process")
         .invalid_chars(InvalidCharAction::Remove);
     // Syslog adds the time, and the level is the line's priority.
     let syslog = fmt::layer()
@@ -92,9 +92,9 @@ fn to_system_log() -> (BoxedLayer, Option<&'static str>) {
     if Path::new(SYSLOG_SOCKET).exists() {
         return (syslog.boxed(), None);
     }
-    // A syslogd that starts later is found. Until the tree is served, the
-    // command's standard error is ours, too; the error that ends a start is
-    // told there by the command itself.
+    // A syslogd that starts later is used. Until the tree is served, warnings also go
+    // to standard error, which the child shares with the command. The command prints
+    // the error of a failed start itself.
     let early = fmt::layer()
         .with_writer(stderr)
         .without_time()

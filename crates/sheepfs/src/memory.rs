@@ -1,10 +1,10 @@
-//! Serving block I/O while memory is short.
+//! Serving block I/O under memory pressure.
 //!
-//! When the kernel reclaims memory for a process it may wait until dirty pages
-//! are written back. Pages of a file system on a loop device over one of our
-//! volumes are written back by this process, which must not wait for them: it
-//! would wait for ever. The kernel spares it when it is told: `PR_SET_IO_FLUSHER`.
-//! [`sheepfs_fuse::prefault_thread`] tells what is done for a process that may not.
+//! Memory reclaim may wait for the write-back of dirty pages. Those of a file system
+//! on a loop device over one of our volumes are written back by this process, so
+//! waiting for them is a deadlock. `PR_SET_IO_FLUSHER` exempts the process from that
+//! wait. Without the privilege, prefaulting is the substitute:
+//! [`sheepfs_fuse::prefault_thread`].
 
 use nix::unistd::geteuid;
 use rustix::io::Errno;
@@ -12,9 +12,8 @@ use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{Resource, configure_io_flusher_behavior, getrlimit, is_io_flusher};
 use rustix::thread::{CapabilitySet, capabilities};
 
-/// Tells the kernel what this process is for, and keeps its memory from being
-/// swapped out, as far as it may. New threads inherit the former, so this comes
-/// before the first one.
+/// Makes this process an I/O flusher and locks its memory, as far as permitted. New
+/// threads inherit the flag, so this must run before the first one starts.
 pub(crate) fn prepare() {
     if let Err(errno) = configure_io_flusher_behavior(true) {
         tracing::debug!("cannot become an I/O flusher: {errno}");
@@ -26,8 +25,7 @@ pub(crate) fn prepare() {
     }
 }
 
-/// Warns when the kernel was not told and that is likely to matter: only root
-/// can set a loop device up.
+/// Warns root, who can set up loop devices, if the process is no I/O flusher.
 pub(crate) fn warn_unless_io_flusher() {
     if matches!(is_io_flusher(), Ok(true)) || !geteuid().is_root() {
         return;
@@ -39,16 +37,16 @@ pub(crate) fn warn_unless_io_flusher() {
     );
 }
 
-/// Whether no limit can be exceeded. Where one is, a process that locks what it
-/// will allocate cannot allocate, and its stack cannot grow.
+/// Whether memory can be locked without a limit. Under a limit, allocations and
+/// stack growth would fail once it is reached.
 fn may_lock_all() -> bool {
     getrlimit(Resource::Memlock).current.is_none()
         || capabilities(None)
             .is_ok_and(|capabilities| capabilities.effective.contains(CapabilitySet::IPC_LOCK))
 }
 
-/// Reads in and locks what is there, the program's code above all, and locks
-/// everything else as soon as it is touched.
+/// Locks all present pages, above all the program's code, and future ones when they
+/// are first touched.
 fn lock_all() -> Result<(), Errno> {
     mlockall(MlockAllFlags::CURRENT)?;
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)

@@ -1,6 +1,6 @@
-//! What mount(8) passes to a helper: what `mount.sheepfs --help` says.
+//! Arguments that mount(8) passes to a helper; `mount.sheepfs --help` shows them.
 //!
-//! Uses nothing but clap and std, as `cli.rs` does and for the same reason.
+//! Uses only clap and std, as `cli.rs` does and for the same reason.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub(crate) struct MountCli {
     #[arg(short = 'o', value_name = "OPTION[,OPTION]...")]
     pub(crate) options: Vec<OsString>,
 
-    /// Pass over unknown mount options
+    /// Ignore unknown mount options
     #[arg(short = 's')]
     pub(crate) sloppy: bool,
 
@@ -50,7 +50,7 @@ pub(crate) struct MountCli {
     #[arg(short = 'v')]
     pub(crate) verbose: bool,
 
-    /// Mount in the mount namespace that this file stands for
+    /// Mount in the mount namespace of this file
     #[arg(short = 'N', value_name = "NAMESPACE")]
     pub(crate) namespace: Option<PathBuf>,
 

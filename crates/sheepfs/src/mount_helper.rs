@@ -1,8 +1,8 @@
-//! Being called by mount(8): `mount.sheepfs SPEC DIRECTORY [-o OPTION]...`.
+//! Helper of mount(8): `mount.sheepfs SPEC DIRECTORY [-o OPTION]...`.
 //!
 //! mount.fuse3(8), which `mount -t fuse.sheepfs` runs where this program is not
 //! installed as `mount.fuse.sheepfs`, calls `sheepfs SPEC DIRECTORY -o OPTIONS`.
-//! As an ordinary command line that would have no meaning, so it has this one.
+//! That is no valid command line of sheepfs, so it selects the helper as well.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -21,10 +21,10 @@ use crate::settings::{Mode, Settings};
 use crate::usage_error::UsageError;
 use sheepfs_vfs::TreeConfig;
 
-/// What the names begin with under which mount(8) runs a helper.
+/// Prefix of the names of mount helpers.
 const PREFIX: &str = "mount.";
 
-/// The name under which mount(8) or mount.fuse3(8) called this program.
+/// The name of the helper if mount(8) or mount.fuse3(8) runs this program.
 pub(crate) fn name(arguments: &[OsString]) -> Option<String> {
     let name = Path::new(arguments.first()?).file_name()?.to_string_lossy();
     let is_word = |word: &OsStr| !word.to_string_lossy().starts_with('-');
@@ -35,8 +35,8 @@ pub(crate) fn name(arguments: &[OsString]) -> Option<String> {
     (name.starts_with(PREFIX) || by_mount_fuse).then(|| name.into_owned())
 }
 
-/// Reads what mount(8) passes. The environment has no say: the same line of
-/// fstab(5) is to mean the same whoever mounts it.
+/// Parses the arguments of mount(8). The environment is ignored, so that a line of
+/// fstab(5) has the same meaning for every user.
 pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, ParseExit> {
     let given = MountCli::try_parse_from(arguments).map_err(arguments::parse_exit)?;
     let mut options = MountOptions::default();
@@ -83,12 +83,12 @@ fn resolve(options: &MountOptions, directory: &Path) -> Result<Settings, ParseEx
     Settings::resolve(cli, |_| None).map_err(ParseExit::Usage)
 }
 
-/// Why nothing was remounted.
+/// Why a remount failed.
 #[derive(Debug)]
 pub(crate) enum RemountFailure {
-    /// An option is wrong, or is one that cannot be changed.
+    /// An option is invalid or cannot be changed.
     Usage(UsageError),
-    /// The tree is not there, or the kernel refused.
+    /// Nothing is mounted there, or the kernel refused.
     System(anyhow::Error),
 }
 
@@ -110,13 +110,13 @@ impl From<RemountError> for RemountFailure {
     }
 }
 
-/// Remounts, when one of the mount options says so.
+/// Remounts if the mount options contain `remount`; `None` if not.
 ///
-/// mount(8) passes the options of fstab(5), or those of the mount table where
-/// there is no such line, or only the new ones when it was given SPEC and
-/// DIRECTORY. So an option that is not there stays as it is.
+/// mount(8) passes the options of fstab(5), or those of the mount table if there is
+/// no such line, or only the new ones if it was given SPEC and DIRECTORY. So an
+/// option that is missing stays unchanged.
 pub(crate) fn remount(arguments: &[OsString]) -> Option<Result<(), RemountFailure>> {
-    // What is wrong with the command line is said where it is read for mounting.
+    // `settings` parses the same arguments and reports errors.
     let given = MountCli::try_parse_from(arguments).ok()?;
     let mut options = MountOptions::default();
     for list in &given.options {
@@ -126,6 +126,7 @@ pub(crate) fn remount(arguments: &[OsString]) -> Option<Result<(), RemountFailur
 }
 
 fn remount_as(given: &MountCli) -> Result<(), RemountFailure> {
+    // Find the mount, and compare source and execute permission with it.
     enter_namespace(given.namespace.as_ref())?;
     let tree = MountedTree::find(&given.directory)?;
     if given.spec != tree.source() {
@@ -142,6 +143,7 @@ fn remount_as(given: &MountCli) -> Result<(), RemountFailure> {
         Err(ParseExit::Usage(error)) => return Err(error.into()),
         Err(ParseExit::Help(_)) => return Ok(()),
     };
+    // Every other option that is given must have the value it was mounted with.
     let mounted_with: Vec<&str> = tree.options().lines().collect();
     for (name, value) in settings.mount_options() {
         let mut given = options.words.iter().map(|word| option_name(word));
@@ -157,6 +159,7 @@ fn remount_as(given: &MountCli) -> Result<(), RemountFailure> {
     {
         return Err(unchangeable(if sync { "sync" } else { "async" }));
     }
+    // Write permission is what a remount may change, unless the volumes are unlocked.
     let read_only = options.read_only.unwrap_or_else(|| tree.shows("ro"));
     if !read_only && mounted_with.contains(&"read_only=true") {
         return Err(UsageError(
@@ -172,10 +175,11 @@ fn remount_as(given: &MountCli) -> Result<(), RemountFailure> {
     Ok(())
 }
 
-/// The options without those that are as the mount table shows them.
+/// The given options without those that the mount table shows already.
 fn changes(given: &MountCli, tree: &MountedTree) -> Result<MountOptions, UsageError> {
     let lists = || given.options.iter().map(|list| list.to_string_lossy());
-    // Then `allow_other` is the kernel's, which is set for --allow-root as well.
+    // In the mount table `allow_other` is the kernel's option, which --allow-root
+    // sets as well.
     let from_table = lists().any(|list| list.split(',').any(|word| word.starts_with("user_id=")));
     let skip = |option: &str| {
         tree.shows(option)
@@ -201,7 +205,7 @@ fn option_name(word: &OsStr) -> String {
     name.unwrap_or_default().replace('-', "_")
 }
 
-/// Whether `option` has a say in what [`Settings::mount_options`] calls `name`.
+/// Whether `option` influences the entry `name` of [`Settings::mount_options`].
 fn belongs_to(option: &str, name: &str) -> bool {
     match name {
         "access" => option.starts_with("allow_"),
@@ -216,7 +220,7 @@ fn unchangeable(what: &str) -> RemountFailure {
     )))
 }
 
-/// Goes where the mount is to be seen. Only a process with one thread can.
+/// Enters the mount namespace of `file`. Works only while the process has one thread.
 ///
 /// # Errors
 /// When the file is no mount namespace, or the system refuses.

@@ -1,4 +1,4 @@
-//! The words behind `-o` of mount(8) and in the fourth column of fstab(5).
+//! Mount options, as in `-o` of mount(8) and the fourth column of fstab(5).
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -7,7 +7,7 @@ use sheepfs_fuse::unescape;
 
 use crate::usage_error::UsageError;
 
-/// Options that are options of the command line as well, `_` for `-`.
+/// Mount options that are options of the command line as well, with `_` for `-`.
 pub(crate) const OURS: [&str; 15] = [
     "allow_none",
     "allow_other",
@@ -26,9 +26,8 @@ pub(crate) const OURS: [&str; 15] = [
     "umask",
 ];
 
-/// What is meant for mount(8), fsck or systemd, is always so, or makes no
-/// difference: there are neither devices, set-uid programs, symbolic links nor
-/// access times in the tree.
+/// Ignored options: those for mount(8), fsck or systemd, and those without effect,
+/// because the tree has no devices, set-uid programs, symbolic links or access times.
 pub(crate) const IGNORED: [&str; 37] = [
     "_netdev",
     "atime",
@@ -69,10 +68,10 @@ pub(crate) const IGNORED: [&str; 37] = [
     "users",
 ];
 
-/// What a list of mount options says.
+/// Parsed mount options.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct MountOptions {
-    /// The same for the command line.
+    /// Equivalent options of the command line.
     pub(crate) words: Vec<OsString>,
     /// `ro` or `rw`, when given.
     pub(crate) read_only: Option<bool>,
@@ -84,12 +83,12 @@ pub(crate) struct MountOptions {
 }
 
 impl MountOptions {
-    /// Reads `list` on top of what was read before; the last of options that
-    /// contradict each other counts. With `sloppy`, unknown ones do not matter;
-    /// those for which `skip` holds never do.
+    /// Parses `list` in addition to earlier lists; the last of contradicting options
+    /// wins. Unknown options are ignored with `sloppy`, and those for which `skip`
+    /// returns true always.
     ///
     /// # Errors
-    /// The first option that is unknown or cannot be honoured.
+    /// The first option that is unknown, or a quote that is not closed.
     pub(crate) fn read(
         &mut self,
         list: &OsStr,
@@ -124,7 +123,7 @@ impl MountOptions {
     }
 }
 
-/// Cuts at commas, except between double quotes.
+/// Splits at commas outside of double quotes.
 fn split(list: &[u8]) -> Result<Vec<&[u8]>, UsageError> {
     let mut quoted = false;
     let options: Vec<_> = list

@@ -1,4 +1,4 @@
-//! Telling systemd how it goes, when it was systemd that started us: sd_notify(3).
+//! Notifications to systemd, if it started this process: sd_notify(3).
 
 use std::env;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use sd_notify::NotifyState;
 use sheepfs_vfs::{Chain, Ino, Tree};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often the line that `systemctl status` shows is looked at.
+/// Interval at which the line shown by `systemctl status` is updated.
 const STATUS_PERIOD: Duration = Duration::from_secs(2);
 
-/// Says that the tree is served by this process.
+/// Reports that this process serves the tree.
 pub(crate) fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// Says that the tree is served by another process, which is the one to watch
-/// from now on. It cannot say so itself: systemd listens to the process that it
-/// started until that one names its successor.
+/// Reports that process `pid` serves the tree and is the main process from now on.
+/// It cannot do so itself, because systemd accepts notifications only from the
+/// process it started until that one sends MAINPID.
 pub(crate) fn notify_main_pid(pid: u32, status: &str) {
     notify(&[
         NotifyState::MainPid(pid),
@@ -26,15 +26,15 @@ pub(crate) fn notify_main_pid(pid: u32, status: &str) {
     ]);
 }
 
-/// Says that the end has begun.
+/// Reports that shutdown has begun.
 pub(crate) fn stopping() {
     notify(&[
         NotifyState::Stopping,
-        NotifyState::Status("Unmounting and giving locks back"),
+        NotifyState::Status("Unmounting and releasing locks"),
     ]);
 }
 
-/// Keeps the status up to date; never returns. `last` is the one already told.
+/// Sends the status whenever it differs from `last`; never returns.
 pub(crate) async fn status_loop(tree: &Tree, mut last: String) {
     if env::var_os("NOTIFY_SOCKET").is_none() {
         return std::future::pending().await;
@@ -51,7 +51,7 @@ pub(crate) async fn status_loop(tree: &Tree, mut last: String) {
     }
 }
 
-/// Which sheep, and how many volumes: one line.
+/// One line with the sheep in use and the number of volumes.
 pub(crate) async fn status(tree: &Tree) -> String {
     let directory = tree.lookup(Ino::ROOT, b"volume").await;
     let volumes = match directory.and_then(|directory| tree.readdir(directory.ino)) {
@@ -61,7 +61,7 @@ pub(crate) async fn status(tree: &Tree) -> String {
     };
     match tree.client().peer() {
         Some(sheep) => format!("Connected to sheep {sheep}, {volumes}"),
-        None => format!("No sheep answers, requests wait; {volumes}"),
+        None => format!("No sheep responds, requests wait; {volumes}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! One mount, from connecting to the cluster to the last lock given back.
+//! Life cycle of a mount, from connecting to the cluster to releasing its locks.
 
 use std::fmt;
 use std::fs;
@@ -24,14 +24,14 @@ use crate::memory;
 use crate::notify;
 use crate::settings::{Cluster, Settings};
 
-/// Threads for what FUSE requests have to wait for. They hardly ever work:
-/// answers are handed on where they are read.
+/// Worker threads of the runtime. They are mostly idle: responses are completed on
+/// the threads that read them.
 const WORKERS: usize = 2;
-/// Bytes of heap that a worker needs for what is under way.
+/// Bytes of heap that a worker needs for requests in flight.
 const WORKER_HEAP: usize = 1 << 20;
 
-/// A process that is told to end is out within ten seconds. These are the steps
-/// of its end, one after the other.
+/// Timeouts of the steps of shutdown, in their order. Their sum is less than the ten
+/// seconds within which the process promises to end.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(2);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,10 +39,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Mounts and serves the tree until it is unmounted or a signal comes.
+/// Mounts and serves the tree until it is unmounted or a signal arrives.
 ///
 /// # Errors
-/// Why the tree could not be served; `parent` has been told, too.
+/// Why mounting failed, or which steps of shutdown were skipped.
 pub(crate) fn mount_and_serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
     prefault_thread(WORKER_HEAP);
     let runtime = runtime::Builder::new_multi_thread()
@@ -53,7 +53,7 @@ pub(crate) fn mount_and_serve(settings: &Settings, parent: &ParentLink) -> anyho
         .build()
         .context("cannot start threads")?;
     let result = runtime.block_on(serve(settings, parent));
-    // Whatever did not end within its patience ends with the process.
+    // Tasks that exceeded the timeout of their step end with the process.
     runtime.shutdown_background();
     result
 }
@@ -79,7 +79,7 @@ async fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
             tracing::info!("unmounted");
             ended.map_err(Into::into)
         }
-        () = notify::status_loop(&running.tree, status) => unreachable!("it never returns"),
+        () = notify::status_loop(&running.tree, status) => unreachable!("status_loop never returns"),
         name = signals.next() => {
             tracing::info!("{name}: unmounting");
             Ok(())
@@ -89,31 +89,33 @@ async fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
     tokio::select! {
         end = running.end() => result.and(end),
         name = signals.next() => {
-            tracing::error!("{name} again: leaving at once");
+            tracing::error!("{name} again: exiting without cleanup");
             process::exit(1);
         }
     }
 }
 
-/// Everything that has to be undone at the end.
+/// A served mount and everything that shutdown has to release.
 struct RunningMount {
     source: GatewayAddress,
     server: Option<Server>,
     tree: Arc<Tree>,
     mount: Mount,
     pidfile: Option<Pidfile>,
-    /// Behind the mount: dropped last.
+    /// After `mount`, because it must be dropped last.
     _temp_mountpoint: Option<TempMountpoint>,
 }
 
 impl RunningMount {
-    /// Looks first at what is quickly found wrong.
+    /// Connects, attaches and mounts. Checks that need no cluster come first.
     async fn start(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Self> {
         let temp_mountpoint = match settings.cluster {
             Cluster::Embedded(_) => TempMountpoint::make(&settings.mountpoint)?,
             Cluster::Running(_) => None,
         };
+        // Fail early if mounting is impossible.
         check_mountable(&settings.mountpoint, settings.access)?;
+        // Start the embedded sheep, if any, and connect.
         let (server, addresses) = match &settings.cluster {
             Cluster::Running(addresses) => (None, addresses.clone()),
             Cluster::Embedded(directory) => {
@@ -128,6 +130,7 @@ impl RunningMount {
         if server.is_some() {
             embedded::create_demo_volume(&client).await?;
         }
+        // Build the tree, with its mount options for a later remount.
         let source = client.address();
         let tree = Tree::new(client, settings.tree);
         let options = settings.mount_options();
@@ -135,6 +138,7 @@ impl RunningMount {
             .iter()
             .map(|(name, value)| format!("{name}={value}\n"));
         tree.set_mount_options(options.collect());
+        // Attach the volumes and mount.
         let mounted = Self::mount(settings, &tree, &source);
         match signals.unless_interrupted(mounted).await {
             Ok((mount, pidfile)) => Ok(Self {
@@ -146,9 +150,9 @@ impl RunningMount {
                 _temp_mountpoint: temp_mountpoint,
             }),
             Err(error) => {
-                // Volumes attached so far are locked.
+                // Release the locks of volumes attached so far.
                 let close = tree.attachments().close();
-                let _closed = with_timeout("giving locks back", CLOSE_TIMEOUT, close).await;
+                let _closed = with_timeout("releasing locks", CLOSE_TIMEOUT, close).await;
                 Err(error)
             }
         }
@@ -159,6 +163,7 @@ impl RunningMount {
         tree: &Arc<Tree>,
         source: &GatewayAddress,
     ) -> anyhow::Result<(Mount, Option<Pidfile>)> {
+        // Attach before mounting, so that the volumes are there when the tree is.
         for target in &settings.attach {
             tree.attachments()
                 .attach(target)
@@ -191,30 +196,30 @@ impl RunningMount {
         match settings.pidfile.as_deref().map(Pidfile::write).transpose() {
             Ok(pidfile) => Ok((mount, pidfile)),
             Err(error) => {
-                // What is wrong with the pidfile is what the caller must know.
+                // The error of the pidfile takes precedence over that of unmounting.
                 let _skipped = unmount(&mount).await;
                 Err(error)
             }
         }
     }
 
-    /// Unmounts if that was not done, lets what is under way finish, gives
-    /// locks back, and removes what was made for this mount.
+    /// Shuts down: unmounts, completes requests in flight, flushes dirty data, releases
+    /// locks, and removes the pidfile and the temporary mountpoint.
     ///
     /// # Errors
-    /// What there was no time for. A file that is still open is none of it:
-    /// whoever has it open cannot use it any more.
+    /// The steps that were skipped after a timeout. Files that are still open do not
+    /// count; their I/O fails from now on.
     async fn end(self) -> anyhow::Result<()> {
         let mut skipped = unmount(&self.mount).await;
         let flushed = self.tree.attachments().flush_all_dirty();
-        if !with_timeout("writing what was gathered", WRITE_TIMEOUT, flushed).await {
-            skipped.push("writing what was gathered");
+        if !with_timeout("writing buffered data", WRITE_TIMEOUT, flushed).await {
+            skipped.push("writing buffered data");
         }
         let close = self.tree.attachments().close();
-        if !with_timeout("giving locks back", CLOSE_TIMEOUT, close).await {
-            skipped.push("giving locks back");
+        if !with_timeout("releasing locks", CLOSE_TIMEOUT, close).await {
+            skipped.push("releasing locks");
         }
-        // The connections go with it, before the sheep they lead to.
+        // This closes the connections before the embedded sheep is stopped.
         drop(self.tree);
         if let Some(server) = self.server {
             let stop = embedded::stop(server);
@@ -232,7 +237,7 @@ impl RunningMount {
     }
 }
 
-/// Returns what was not done.
+/// Unmounts and waits for requests in flight; returns the steps that were skipped.
 async fn unmount(mount: &Mount) -> Vec<&'static str> {
     let mut skipped = Vec::new();
     match timeout(UNMOUNT_TIMEOUT, mount.unmount()).await {
@@ -249,20 +254,23 @@ async fn unmount(mount: &Mount) -> Vec<&'static str> {
         }
     })
     .await;
-    if !with_timeout("answering the last request", ANSWER_TIMEOUT, mount.close()).await {
-        skipped.push("answering the last request");
+    if !with_timeout(
+        "completing requests in flight",
+        ANSWER_TIMEOUT,
+        mount.close(),
+    )
+    .await
+    {
+        skipped.push("completing requests in flight");
     }
     skipped
 }
 
-/// Waits for `work`, but not for ever; false when it did not end.
+/// Waits for `work` for up to `limit`; false after a timeout.
 async fn with_timeout(what: &str, limit: Duration, work: impl Future<Output = ()>) -> bool {
     let ended = timeout(limit, work).await.is_ok();
     if !ended {
-        tracing::warn!(
-            "{what} took more than {} s: going on without",
-            limit.as_secs()
-        );
+        tracing::warn!("{what} took more than {} s: skipped", limit.as_secs());
     }
     ended
 }
@@ -282,7 +290,7 @@ async fn connect(settings: &Settings, addresses: Vec<GatewayAddress>) -> anyhow:
     Ok(client)
 }
 
-/// A signal came before the tree was served.
+/// A signal arrived before the tree was served.
 #[derive(Debug)]
 pub(crate) struct Interrupted(pub(crate) &'static str);
 
@@ -294,7 +302,7 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Signals that ask for an orderly end.
+/// Signals that cause a clean shutdown.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -315,7 +323,7 @@ impl Signals {
         })
     }
 
-    /// Does `work`, unless a signal comes first.
+    /// Runs `work` until it completes or a signal arrives.
     async fn unless_interrupted<T>(
         &mut self,
         work: impl Future<Output = anyhow::Result<T>>,
@@ -326,7 +334,7 @@ impl Signals {
         }
     }
 
-    /// The name of the next one.
+    /// Waits for a signal and returns its name.
     async fn next(&mut self) -> &'static str {
         let hangup = async {
             match &mut self.hangup {
@@ -342,7 +350,7 @@ impl Signals {
     }
 }
 
-/// True when whoever started us wants no end with the terminal: nohup(1).
+/// True if SIGHUP was ignored at start, as nohup(1) does.
 fn hangup_is_ignored() -> bool {
     let hangup = 1_u64 << (nix::sys::signal::Signal::SIGHUP as u32 - 1);
     fs::read_to_string("/proc/self/status")
@@ -356,7 +364,7 @@ fn hangup_is_ignored() -> bool {
         .is_some_and(|ignored| ignored & hangup != 0)
 }
 
-/// The file with our process id.
+/// The file given with --pidfile.
 #[derive(Debug)]
 struct Pidfile(PathBuf);
 

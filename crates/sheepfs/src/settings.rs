@@ -1,4 +1,4 @@
-//! What the program is to do: the command line checked and completed.
+//! Settings: the command line, checked and with defaults filled in.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -16,11 +16,11 @@ use crate::usage_error::UsageError;
 
 const DEFAULT_HOST: &str = "127.0.0.1";
 const DEFAULT_PORT: u16 = 7000;
-/// What `dog` reads, for those who have set it already.
+/// Variables that `dog` uses as well.
 const DOG_ADDRESS: &str = "SHEEPDOG_DOG_ADDR";
 const DOG_PORT: &str = "SHEEPDOG_DOG_PORT";
 
-/// Everything the rest of the program wants to know. All paths are absolute.
+/// Settings of the program. All paths are absolute.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
@@ -34,7 +34,7 @@ pub(crate) struct Settings {
     pub(crate) attach: Vec<Vec<u8>>,
     pub(crate) attach_all: bool,
     pub(crate) mountpoint: PathBuf,
-    /// What the mount table calls it; else after the sheep.
+    /// Source in the mount table; the address of the sheep if `None`.
     pub(crate) source: Option<String>,
     pub(crate) access: Access,
     pub(crate) no_exec: bool,
@@ -42,37 +42,37 @@ pub(crate) struct Settings {
     pub(crate) gid: u32,
     pub(crate) umask: u16,
     pub(crate) pidfile: Option<PathBuf>,
-    /// The mount namespace to mount in, when it is not this one.
+    /// Mount namespace to mount in, if it is another one.
     pub(crate) namespace: Option<PathBuf>,
 }
 
-/// Where this process stands.
+/// Role of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It mounts and serves, in sight.
+    /// Mounts and serves in the foreground.
     Foreground,
-    /// It starts the process that serves and waits until it does.
+    /// Starts the daemon child and waits until that is ready.
     Background,
-    /// It is the process that was started.
+    /// The daemon child: mounts and serves in the background.
     DaemonChild,
-    /// It has looked at its command line, and that was all.
+    /// Only checks the command line.
     DryRun,
 }
 
-/// The cluster to show.
+/// The cluster to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cluster {
-    /// One that runs already; addresses to try, at least one.
+    /// A running cluster; addresses to try, at least one.
     Running(Vec<GatewayAddress>),
-    /// One in this process, with its data in a directory or in memory.
+    /// A sheep in this process, with its data in a directory or in memory.
     Embedded(Option<PathBuf>),
 }
 
 impl Settings {
-    /// Checks `cli`; `environment` is only asked for dog's variables.
+    /// Checks `cli`. Only dog's variables are read from `environment`.
     ///
     /// # Errors
-    /// What is wrong, in the words of the option it is wrong with.
+    /// The first invalid option.
     pub(crate) fn resolve(
         cli: Cli,
         environment: impl Fn(&str) -> Option<OsString>,
@@ -143,8 +143,7 @@ impl Settings {
 }
 
 impl Settings {
-    /// What was asked for when mounting, as names and values, to compare a
-    /// remount with.
+    /// Names and values of all options, to compare a remount with.
     pub(crate) fn mount_options(&self) -> Vec<(&'static str, String)> {
         let escape = |name: &Vec<u8>| name.escape_ascii().to_string();
         let mut attach: Vec<_> = self.attach.iter().map(escape).collect();
@@ -214,7 +213,7 @@ fn cluster(
     }
 }
 
-/// The background process works in `/`, so no path may depend on where we are.
+/// Makes a path absolute, because the daemon child works in `/`.
 fn absolute(option: &str, path: &Path) -> Result<PathBuf, UsageError> {
     if path.as_os_str().is_empty() {
         return usage_error(format!("{option} is empty"));
@@ -223,7 +222,7 @@ fn absolute(option: &str, path: &Path) -> Result<PathBuf, UsageError> {
         .or_else(|error| usage_error(format!("{option} {}: {error}", path.display())))
 }
 
-/// A number, or a name that this system has a number for.
+/// Parses a numeric id, or looks up a name.
 fn id(
     option: &str,
     kind: &str,
@@ -254,7 +253,8 @@ mod tests {
             let found = environment.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| OsString::from(value))
         };
-        let cli = arguments::parse(&arguments, lookup).expect("the command line is right");
+        let cli = arguments::parse(&arguments, lookup)
+            .expect("the tests of this module pass valid command lines");
         Settings::resolve(cli, lookup).map_err(|error| error.0)
     }
 

@@ -1,8 +1,8 @@
-//! The error of a command line that is wrong.
+//! Usage errors.
 
 use std::fmt;
 
-/// What is wrong with the command line or the environment, in one line.
+/// An error of the command line or the environment, in one line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UsageError(pub(crate) String);
 

@@ -1,4 +1,4 @@
-//! Starts under systemd that fail. Tests that mount are in the `tests` package.
+//! sd_notify(3) when the start fails. Tests that mount are in the `tests` package.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -12,7 +12,7 @@ fn sd_notify_is_silent_when_start_fails() {
     let manager = UnixDatagram::bind(&socket).unwrap();
     manager.set_nonblocking(true).unwrap();
     let said = Command::new(env!("CARGO_BIN_EXE_sheepfs"))
-        // Variables may name a sheep, which is not what fails here.
+        // SHEEPFS_* variables of the environment must not change what fails.
         .env_clear()
         .env("NOTIFY_SOCKET", &socket)
         .arg(directory.path().join("missing"))

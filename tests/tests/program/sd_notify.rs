@@ -62,7 +62,7 @@ fn sd_notify_reports_ready_and_status() {
     let elsewhere = connected(sheep.address(), "1 volume attached");
     manager.wait_for_status(&elsewhere);
     drop(sheep);
-    manager.wait_for_status("No sheep answers, requests wait; 1 volume attached");
+    manager.wait_for_status("No sheep responds, requests wait; 1 volume attached");
     running.signal(Signal::SIGTERM);
     assert_eq!(manager.hears()[0], "STOPPING=1");
     running.wait();

@@ -70,7 +70,7 @@ fn shutdown_timeout_reports_unwritten_data() {
     );
     let log = running.log();
     assert!(
-        log.contains("ended without answering the last request"),
+        log.contains("ended without completing requests in flight"),
         "{log}"
     );
 }

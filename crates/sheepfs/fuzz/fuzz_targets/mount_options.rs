@@ -1,5 +1,5 @@
-//! The words behind `-o` of mount(8). What comes out are options of the command
-//! line, each one word, and never anything else.
+//! Mount options, as in `-o` of mount(8). Parsing any bytes yields only options of
+//! the command line, each as one word, or an error.
 
 #![no_main]
 
@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../src/mount_options.rs"]
 mod mount_options;
 
-/// What the program's own module of this name has for the options.
+/// Stands for the program's module of this name.
 mod usage_error {
     #[derive(Debug)]
     pub(crate) struct UsageError(pub(crate) String);

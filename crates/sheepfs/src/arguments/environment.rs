@@ -1,4 +1,4 @@
-//! Options that the environment gives.
+//! Options from environment variables.
 
 use std::ffi::{OsStr, OsString};
 
@@ -7,10 +7,10 @@ use clap::CommandFactory as _;
 use crate::cli::Cli;
 use crate::usage_error::UsageError;
 
-/// What starts the name of a variable that stands for an option.
+/// Prefix of variables that set an option.
 pub(super) const PREFIX: &str = "SHEEPFS_";
 
-/// The command line that says what the environment says.
+/// Converts the environment to an equivalent command line.
 pub(super) fn argv_from_env(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Vec<OsString>, UsageError> {
@@ -67,9 +67,12 @@ fn blank_separated(value: &OsStr) -> impl Iterator<Item = &OsStr> {
         .map(OsStr::from_bytes)
 }
 
-/// Takes from `fallback` what `given` leaves open. Options that contradict each
-/// other are one decision: who makes it on the command line makes all of it.
+/// Merges two sets of options; `given` takes precedence.
+///
+/// Options that exclude each other form a group. If `given` has one of a group,
+/// `fallback` contributes none of that group.
 pub(super) fn merge(given: Cli, fallback: Cli) -> Cli {
+    // Groups of which the command line has at least one option.
     let access_given = given.allow_other || given.allow_root || given.allow_none;
     let cluster_given = given.address.is_some() || given.port.is_some();
     let embedded = if cluster_given {
@@ -78,9 +81,11 @@ pub(super) fn merge(given: Cli, fallback: Cli) -> Cli {
         given.embedded.clone().or(fallback.embedded)
     };
     let keep_cluster = given.embedded.is_none();
+    // A log format in the environment applies only if the log goes to stderr.
     let foreground = given.foreground || fallback.foreground;
     let debug = given.debug || fallback.debug;
     let logs_here = foreground || debug;
+    // Everything else is merged option by option.
     Cli {
         mountpoint: given.mountpoint,
         address: given.address.or(fallback.address.filter(|_| keep_cluster)),
