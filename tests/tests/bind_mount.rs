@@ -9,11 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use tests::{
-    BindMount, Mounted, TestCluster, errno, open, read_by_mmap, read_by_sendfile, read_by_splice,
-    wait_until,
+    BindMount, MIB_U64, Mounted, TestCluster, errno, open, read_by_mmap, read_by_sendfile,
+    read_by_splice, wait_until,
 };
 
-const MIB: u64 = 1 << 20;
 /// From the last close(2) until the kernel has told of it.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -73,7 +72,7 @@ fn bind_mount_of_volume_survives_rollback() -> anyhow::Result<()> {
         mounted.command("vdi/snapshot", format!("{name} tag"))?;
         write(&bound.path(), b"after  the snapshot")?;
         mounted.command("vdi/resize", format!("{name} 6M"))?;
-        shows(&bound.path(), 6 * MIB, b"after  the snapshot")?;
+        shows(&bound.path(), 6 * MIB_U64, b"after  the snapshot")?;
         let number = fs::metadata(bound.path())?.ino();
 
         let open_file = File::open(bound.path())?;
@@ -82,10 +81,10 @@ fn bind_mount_of_volume_survives_rollback() -> anyhow::Result<()> {
         drop(open_file);
         when_closed(mounted, "vdi/rollback", &format!("{name}@tag"))?;
 
-        shows(&bound.path(), 4 * MIB, b"before the snapshot")?;
+        shows(&bound.path(), 4 * MIB_U64, b"before the snapshot")?;
         ensure!(fs::metadata(bound.path())?.ino() == number);
         write(&bound.path(), b"after  the rollback")?;
-        shows(&path, 4 * MIB, b"after  the rollback")
+        shows(&path, 4 * MIB_U64, b"after  the rollback")
     })
 }
 
@@ -95,7 +94,7 @@ fn bind_mount_of_volume_survives_detach_and_attach() -> anyhow::Result<()> {
         let path = mounted.create(name, "4M object_size=1M")?;
         let bound = BindMount::of(&path)?;
         write(&bound.path(), b"the first of its name")?;
-        shows(&bound.path(), 4 * MIB, b"the first of its name")?;
+        shows(&bound.path(), 4 * MIB_U64, b"the first of its name")?;
         let number = fs::metadata(&path)?.ino();
 
         when_closed(mounted, "vdi/unmount", name)?;
@@ -110,17 +109,17 @@ fn bind_mount_of_volume_survives_detach_and_attach() -> anyhow::Result<()> {
             );
         }
         mounted.attach(name)?;
-        shows(&bound.path(), 4 * MIB, b"the first of its name")?;
+        shows(&bound.path(), 4 * MIB_U64, b"the first of its name")?;
 
         // Another VDI of that name, of another size and with less data.
         when_closed(mounted, "vdi/delete", name)?;
         mounted.create(name, "2M object_size=1M")?;
-        shows(&bound.path(), 2 * MIB, b"")?;
+        shows(&bound.path(), 2 * MIB_U64, b"")?;
         write(&bound.path(), b"the second")?;
-        shows(&path, 2 * MIB, b"the second")?;
+        shows(&path, 2 * MIB_U64, b"the second")?;
         when_closed(mounted, "vdi/delete", name)?;
         mounted.create(name, "8M object_size=4M")?;
-        shows(&bound.path(), 8 * MIB, b"")?;
+        shows(&bound.path(), 8 * MIB_U64, b"")?;
         ensure!(fs::metadata(&path)?.ino() == number);
         Ok(())
     })
@@ -147,6 +146,6 @@ fn bind_mount_never_leads_to_another_name() -> anyhow::Result<()> {
         let opened = errno(File::open(bound.path()));
         ensure!(matches!(opened, Some(Errno::ESTALE | Errno::ENOENT)));
         mounted.attach(name)?;
-        shows(&bound.path(), 4 * MIB, b"one")
+        shows(&bound.path(), 4 * MIB_U64, b"one")
     })
 }

@@ -1,21 +1,14 @@
 //! File handles (`open_by_handle_at(2)`, NFS servers) outlive the kernel's caches.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
-use tests::{FileHandle, Mounted, TestCluster, wait_until};
+use tests::{FileHandle, Mounted, TestCluster, detach};
 
 /// Has the kernel evict every inode that is not in use.
 fn drop_caches() -> anyhow::Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "2").context("/proc/sys/vm/drop_caches")
-}
-
-fn detach(mounted: &Mounted, name: &str) -> anyhow::Result<()> {
-    wait_until("the close has arrived", Duration::from_secs(5), || {
-        Ok(mounted.command("vdi/unmount", name).is_ok())
-    })
 }
 
 #[test]

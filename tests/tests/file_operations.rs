@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, SFlag, mknod};
 use tempfile::TempDir;
-use tests::{Mounted, TestCluster, is_mounted, run, seeded, sheepfs_binary};
+use tests::{Mounted, TestCluster, errno, is_mounted, run, seeded, sheepfs_binary};
 
 /// Every report.
 const REPORTS: [&str; 8] = [
@@ -23,10 +23,6 @@ const REPORTS: [&str; 8] = [
     "vdi/list",
     "vdi/list.json",
 ];
-
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
-    Some(Errno::from_raw(result.err()?.raw_os_error()?))
-}
 
 #[test]
 fn report_is_stable_per_handle_fresh_per_open() -> anyhow::Result<()> {

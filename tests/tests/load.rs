@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use tests::{Fio, Mounted, TestCluster, wait_for_exit, wait_until};
+use tests::{Fio, MIB, Mounted, TestCluster, detach, wait_for_exit, wait_until};
 
-const MIB: usize = 1 << 20;
 /// What the allocator may keep of memory that was used.
 const KEPT: u64 = 24 << 20;
 
@@ -88,13 +87,6 @@ fn in_parallel(
         threads
             .into_iter()
             .try_for_each(|thread| thread.join().expect("a thread panicked"))
-    })
-}
-
-/// Detaches, waiting for the kernel to tell of the last close.
-fn detach(mounted: &Mounted, name: &str) -> anyhow::Result<()> {
-    wait_until("the close has arrived", Duration::from_secs(20), || {
-        Ok(mounted.command("vdi/unmount", name).is_ok())
     })
 }
 

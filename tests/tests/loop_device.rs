@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 use tests::{
-    FileSystem, LoopDevice, Mounted, TestCluster, TreeShape, assert_same_tree, make_tree, run,
-    seeded, wait_until,
+    FileSystem, LoopDevice, MIB_U64, Mounted, TestCluster, TreeShape, assert_same_tree, make_tree,
+    run, seeded, wait_until,
 };
 
 /// A few thousand files, about 40 MB.
@@ -148,7 +148,6 @@ fn used(mounted: &Mounted, name: &str) -> anyhow::Result<u64> {
 fn discard_from_file_system_frees_space() -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
 
-    const MIB: u64 = 1 << 20;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("trim");
@@ -161,7 +160,7 @@ fn discard_from_file_system_frees_space() -> anyhow::Result<()> {
     fs::write(files.path().join("large"), bytes)?;
     run(Command::new("sync").arg("--file-system").arg(files.path()))?;
     let full = used(&mounted, &name)?;
-    ensure!(full >= 30 * MIB, "{full} bytes are used");
+    ensure!(full >= 30 * MIB_U64, "{full} bytes are used");
 
     fs::remove_file(files.path().join("large"))?;
     run(Command::new("sync").arg("--file-system").arg(files.path()))?;
@@ -169,7 +168,7 @@ fn discard_from_file_system_frees_space() -> anyhow::Result<()> {
     files.unmount()?;
     FileSystem::check("ext4", device.path())?;
     wait_until("the space is given back", Duration::from_secs(10), || {
-        Ok(used(&mounted, &name)? + 25 * MIB < full)
+        Ok(used(&mounted, &name)? + 25 * MIB_U64 < full)
     })?;
     wait_until("the file shows it", Duration::from_secs(10), || {
         Ok(fs::metadata(&volume)?.blocks() * 512 == used(&mounted, &name)?)

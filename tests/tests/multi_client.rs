@@ -3,28 +3,14 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
-use tests::{AckPolicy, DurabilityChecker, Mounted, TestCluster, wait_until};
+use tests::{AckPolicy, DurabilityChecker, MIB_U64, Mounted, TestCluster, errno, open, wait_until};
 
-const MIB: u64 = 1 << 20;
 /// Within this an open volume shows what others did to it.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
-
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
-    Some(Errno::from_raw(result.err()?.raw_os_error()?))
-}
-
-fn open(path: &Path) -> anyhow::Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .with_context(|| path.display().to_string())
-}
 
 /// Detaches, waiting for the kernel to tell of the last close, and deletes.
 fn delete(mounted: &Mounted, targets: &[&str]) -> anyhow::Result<()> {
@@ -80,11 +66,11 @@ fn multi_client_resize_is_seen_within_two_seconds() -> anyhow::Result<()> {
     file.write_all_at(b"kept", 0)?;
     administrator.command("vdi/resize", format!("{name} 9M"))?;
     wait_until("the size shows", Duration::from_secs(2), || {
-        Ok(file.metadata()?.len() == 9 * MIB)
+        Ok(file.metadata()?.len() == 9 * MIB_U64)
     })?;
-    file.write_all_at(b"end", 9 * MIB - 3)?;
+    file.write_all_at(b"end", 9 * MIB_U64 - 3)?;
     assert_eq!(
-        errno(file.write_at(b"x", 9 * MIB)),
+        errno(file.write_at(b"x", 9 * MIB_U64)),
         Some(Errno::ENOSPC),
         "past the new end"
     );
@@ -166,7 +152,7 @@ fn multi_client_rollback_never_shows_foreign_data() -> anyhow::Result<()> {
     let mut found = [0; 19];
     file.read_exact_at(&mut found, 0)?;
     assert_eq!(&found, b"before the snapshot");
-    file.write_all_at(b"written", MIB)?;
+    file.write_all_at(b"written", MIB_U64)?;
     drop(file);
     delete(&user, &[&name, &format!("{name}@tag")])
 }
@@ -205,7 +191,7 @@ fn multi_client_deletion_never_shows_foreign_data() -> anyhow::Result<()> {
         })?;
         let path = user.attach(&name)?;
         let bytes = fs::read(&path)?;
-        assert_eq!(bytes.len() as u64, 8 * MIB);
+        assert_eq!(bytes.len() as u64, 8 * MIB_U64);
         ensure!(bytes.starts_with(b"new data"), "old data after re-creation");
         ensure!(bytes[8..].iter().all(|&byte| byte == 0));
         user.command("vdi/unmount", &name)?;
@@ -229,9 +215,9 @@ fn multi_client_clone_is_independent() -> anyhow::Result<()> {
     administrator.command("vdi/clone", format!("{tagged} {clone}"))?;
     let other = open(&administrator.attach(&clone)?)?;
     let blocks = other.metadata()?.blocks();
-    file.write_all_at(b"base", MIB)?;
+    file.write_all_at(b"base", MIB_U64)?;
     other.write_all_at(b"copy", 0)?;
-    other.write_all_at(b"copy", 2 * MIB)?;
+    other.write_all_at(b"copy", 2 * MIB_U64)?;
 
     for (file, expected) in [
         (&file, [b"both", b"base", &[0; 4]]),

@@ -2,17 +2,14 @@
 //! when there is space again.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 use nix::errno::Errno;
 use tempfile::TempDir;
-use tests::{EmbeddedSheep, Mounted, run};
-
-const MIB: usize = 1 << 20;
+use tests::{EmbeddedSheep, MIB, Mounted, open, run};
 
 /// A file system of 32 MiB in memory; dropping it takes it away.
 struct SmallDisk {
@@ -42,22 +39,13 @@ impl Drop for SmallDisk {
     }
 }
 
-fn open(path: &Path) -> anyhow::Result<File> {
-    let file = File::options().read(true).write(true).open(path);
-    file.with_context(|| path.display().to_string())
-}
-
-fn errno(error: &io::Error) -> Option<Errno> {
-    error.raw_os_error().map(Errno::from_raw)
-}
-
 /// Writes MiB after MiB until there is no space; returns how many there are.
 fn fill(file: &File) -> anyhow::Result<usize> {
     for number in 0..64 {
         let value = u8::try_from(number + 1)?;
         match file.write_all_at(&vec![value; MIB], (number * MIB) as u64) {
             Ok(()) => {}
-            Err(error) if errno(&error) == Some(Errno::ENOSPC) => return Ok(number),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOSPC as i32) => return Ok(number),
             Err(error) => return Err(error).context("not ENOSPC"),
         }
     }

@@ -1,9 +1,9 @@
 //! Tests against daemons of the C Sheepdog, in a cluster of their own.
 
 use std::env;
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -11,13 +11,11 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::{
-    DOG_VARIABLE, Fio, Model, Mounted, RawSheep, RealCluster, RealSheep, SHEEP_BINARY_VARIABLE,
-    seeded, under_load, wait_until,
+    DOG_VARIABLE, Fio, MIB, Model, Mounted, RawSheep, RealCluster, RealSheep,
+    SHEEP_BINARY_VARIABLE, open, outage, seeded, under_load, wait_until,
 };
 
-const MIB: usize = 1 << 20;
-
-/// A cluster and its directory, which goes last.
+/// A cluster and its directory, which is dropped last.
 struct Own {
     cluster: RealCluster,
     _directory: TempDir,
@@ -48,309 +46,334 @@ impl Own {
     }
 }
 
-fn open(path: PathBuf) -> anyhow::Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| path.display().to_string())
+/// The daemons' local driver keeps its locks in one place for the whole machine, so
+/// only one cluster may run at a time. Each test starts its own, because a failure
+/// may leave a cluster broken.
+static ONE_CLUSTER: Mutex<()> = Mutex::new(());
+
+fn with_cluster(
+    format_options: &[&str],
+    test: impl FnOnce(&mut Own) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    // The mutex has no data: that another test panicked does not matter.
+    let _guard = ONE_CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
+    test(&mut Own::start(format_options)?)
 }
 
-/// One test, so that only one cluster starts at a time: the daemons' local
-/// driver keeps its locks in one place for the whole machine.
-#[test]
-fn nodes_may_die_and_administrators_may_interfere() -> anyhow::Result<()> {
-    let mut own = Own::start(&["--copies", "2"])?;
-    a_gateway_that_is_killed_is_replaced(&mut own).context("killed gateway")?;
-    sixteen_jobs_do_not_notice_faults(&mut own).context("faults under fio")?;
-    a_node_that_is_killed_is_a_pause(&mut own).context("killed node")?;
-    erasure_coded_bytes_survive_a_missing_node(&mut own).context("erasure code")?;
-    a_snapshot_by_dog_disturbs_no_writer(&own).context("snapshot by dog")?;
-    a_leaf_that_dog_has_split_is_read_and_put_in_order(&own).context("split by dog")?;
-    snapshots_by_dog_every_second_are_no_error(&own).context("snapshots under fio")?;
-    a_resize_by_dog_is_seen(&own).context("resize by dog")?;
-    a_deletion_by_dog_never_shows_other_bytes(&own).context("deletion by dog")?;
-    reports_are_what_dog_prints(&own).context("reports")?;
-    drop(own);
-    let own = Own::start(&["--copies", "2", "--lock"])?;
-    a_lock_keeps_a_second_writer_out(&own).context("lock")?;
-    a_lock_that_a_crash_leaves_is_broken_on_request(&own).context("lock after a crash")
+macro_rules! cases {
+    ($format_options:expr, $($name:ident),+ $(,)?) => {
+        $(#[test]
+        fn $name() -> anyhow::Result<()> {
+            with_cluster(&$format_options, case::$name)
+        })+
+    };
 }
 
-/// After all the others: several epochs, snapshots and an erasure code to show.
-fn reports_are_what_dog_prints(own: &Own) -> anyhow::Result<()> {
-    // The node that dog asks: each has its own times for the epochs.
-    let address = own.cluster.address(0);
-    let mounted = Mounted::start_with(&["--address", &address])?;
-    for file in ["cluster/info", "node/list", "node/info", "vdi/list"] {
-        let arguments: Vec<&str> = file.split('/').collect();
-        // What was written last may still be on its way between the nodes.
-        wait_until(file, Duration::from_secs(30), || {
-            Ok(mounted.report(file)? == own.cluster.dog(&arguments)?)
-        })?;
-    }
-    Ok(())
-}
+cases!(
+    ["--copies", "2"],
+    failover_after_kill_of_gateway,
+    failover_under_fio_is_only_a_pause,
+    reconnect_after_kill_of_other_node,
+    erasure_coded_data_survives_missing_node,
+    snapshot_by_dog_loses_no_write,
+    snapshot_by_dog_every_second_causes_no_error,
+    index_leaf_split_by_dog_is_repaired,
+    resize_by_dog_is_seen,
+    deletion_by_dog_never_shows_foreign_data,
+    report_equals_output_of_dog,
+);
+cases!(
+    ["--copies", "2", "--lock"],
+    lock_excludes_second_writer,
+    lock_left_by_crash_is_broken_on_request,
+);
 
-fn a_gateway_that_is_killed_is_replaced(own: &mut Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let path = mounted.create("gateway", "16M object_size=1M")?;
-    let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
-        progress.wait_for_more()?;
-        own.cluster.kill(1)?;
-        progress.wait_for_more()
-    })?;
-    acknowledged.check(&path)?;
-    own.rejoin(1)?;
-    acknowledged.check(&path)?;
-    mounted.stop()?;
-    acknowledged.check(&own.mount(&[])?.attach("gateway")?)
-}
+mod case {
+    use super::*;
 
-/// The longest pauses are printed.
-fn sixteen_jobs_do_not_notice_faults(own: &mut Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let volume = mounted.create("sixteen", "32M object_size=1M")?;
-
-    let mut fio = Fio::sixteen_jobs(&volume, 5)?;
-    ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
-    own.cluster.kill(1)?;
-    fio.report("killed gateway")?;
-    own.rejoin(1)?;
-
-    let mut fio = Fio::sixteen_jobs(&volume, 5)?;
-    ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
-    own.cluster.signal(1, Signal::SIGSTOP)?;
-    let ended = fio.ends_within(outage());
-    own.cluster.signal(1, Signal::SIGCONT)?;
-    ensure!(!ended?, "fio ended while its gateway was stopped");
-    fio.report("stopped gateway")?;
-
-    let mut fio = Fio::sixteen_jobs(&volume, 5)?;
-    ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
-    own.cluster.restart_all(|| std::thread::sleep(outage()))?;
-    fio.report("whole cluster away")
-}
-
-/// Seconds in `SHEEPFS_TEST_OUTAGE`, for those who have time.
-fn outage() -> Duration {
-    let seconds = env::var("SHEEPFS_TEST_OUTAGE").ok();
-    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(3))
-}
-
-fn a_node_that_is_killed_is_a_pause(own: &mut Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let path = mounted.create("node", "16M object_size=1M")?;
-    let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
-        progress.wait_for_more()?;
+    /// Several epochs, a snapshot and an erasure code are there to show.
+    pub(super) fn report_equals_output_of_dog(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        for (name, options) in [
+            ("plain", "16M object_size=1M"),
+            ("erasure", "8M copies=2:1"),
+        ] {
+            open(&mounted.create(name, options)?)?.write_all_at(b"data", 0)?;
+        }
+        own.cluster
+            .dog(&["vdi", "snapshot", "--snapshot", "tag", "plain"])?;
+        mounted.stop()?;
         own.cluster.kill(2)?;
-        progress.wait_for_more()
-    })?;
-    own.rejoin(2)?;
-    acknowledged.check(&path)
-}
-
-fn erasure_coded_bytes_survive_a_missing_node(own: &mut Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let file = open(mounted.create("erasure", "8M copies=2:1")?)?;
-    let mut random = seeded();
-    let mut model = Model::zeroed(8 * MIB);
-    for _ in 0..100 {
-        model.random_step(&file, MIB, &mut random)?;
+        own.rejoin(2)?;
+        // Each node has its own times for the epochs, so both must ask the same one.
+        let address = own.cluster.address(0);
+        let mounted = Mounted::start_with(&["--address", &address])?;
+        for file in ["cluster/info", "node/list", "node/info", "vdi/list"] {
+            let arguments: Vec<&str> = file.split('/').collect();
+            // Recent changes may not have reached all nodes yet.
+            wait_until(file, Duration::from_secs(30), || {
+                Ok(mounted.report(file)? == own.cluster.dog(&arguments)?)
+            })?;
+        }
+        Ok(())
     }
-    own.cluster.kill(2)?;
-    model.check_all(&file)?;
-    own.rejoin(2)?;
-    model.check_all(&file)
-}
 
-fn a_snapshot_by_dog_disturbs_no_writer(own: &Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let path = mounted.create("snapped", "16M object_size=1M")?;
-    let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
-        for number in 0..5 {
+    pub(super) fn failover_after_kill_of_gateway(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let path = mounted.create("gateway", "16M object_size=1M")?;
+        let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
             progress.wait_for_more()?;
+            own.cluster.kill(1)?;
+            progress.wait_for_more()
+        })?;
+        acknowledged.check(&path)?;
+        own.rejoin(1)?;
+        acknowledged.check(&path)?;
+        mounted.stop()?;
+        acknowledged.check(&own.mount(&[])?.attach("gateway")?)
+    }
+
+    /// The longest pauses are printed.
+    pub(super) fn failover_under_fio_is_only_a_pause(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let volume = mounted.create("sixteen", "32M object_size=1M")?;
+
+        let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+        ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
+        own.cluster.kill(1)?;
+        fio.report("killed gateway")?;
+        own.rejoin(1)?;
+
+        let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+        ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
+        own.cluster.signal(1, Signal::SIGSTOP)?;
+        let ended = fio.ends_within(outage());
+        own.cluster.signal(1, Signal::SIGCONT)?;
+        ensure!(!ended?, "fio ended while its gateway was stopped");
+        fio.report("stopped gateway")?;
+
+        let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+        ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
+        own.cluster.restart_all(|| std::thread::sleep(outage()))?;
+        fio.report("whole cluster away")
+    }
+
+    pub(super) fn reconnect_after_kill_of_other_node(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let path = mounted.create("node", "16M object_size=1M")?;
+        let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
+            progress.wait_for_more()?;
+            own.cluster.kill(2)?;
+            progress.wait_for_more()
+        })?;
+        own.rejoin(2)?;
+        acknowledged.check(&path)
+    }
+
+    pub(super) fn erasure_coded_data_survives_missing_node(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let file = open(&mounted.create("erasure", "8M copies=2:1")?)?;
+        let mut random = seeded();
+        let mut model = Model::zeroed(8 * MIB);
+        for _ in 0..100 {
+            model.random_step(&file, MIB, &mut random)?;
+        }
+        own.cluster.kill(2)?;
+        model.check_all(&file)?;
+        own.rejoin(2)?;
+        model.check_all(&file)
+    }
+
+    pub(super) fn snapshot_by_dog_loses_no_write(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let path = mounted.create("snapped", "16M object_size=1M")?;
+        let acknowledged = under_load(&path, 4096, &mut seeded(), |progress| {
+            for number in 0..5 {
+                progress.wait_for_more()?;
+                let tag = format!("tag{number}");
+                own.cluster
+                    .dog(&["vdi", "snapshot", "--snapshot", &tag, "snapped"])?;
+            }
+            progress.wait_for_more()
+        })?;
+        acknowledged.check(&path)?;
+        mounted.stop()?;
+        acknowledged.check(&own.mount(&[])?.attach("snapped")?)
+    }
+
+    /// dog writes a maximum into the root that hides what it has moved.
+    pub(super) fn index_leaf_split_by_dog_is_repaired(own: &mut Own) -> anyhow::Result<()> {
+        const OBJECT: u64 = 4 << 20;
+        own.cluster.dog(&["vdi", "create", "-y", "split", "16T"])?;
+        let mounted = own.mount(&[])?;
+        let json: serde_json::Value = serde_json::from_str(&mounted.report("vdi/list.json")?)?;
+        let vdis = json["vdis"].as_array().context("no list of VDIs")?;
+        let vdi = vdis.iter().find(|vdi| vdi["name"] == "split");
+        let vid = vdi.and_then(|vdi| vdi["vdi_id"].as_u64());
+        let vid = u32::try_from(vid.context("not listed")?)?;
+        let mut sheep = RawSheep::connect(&own.cluster.address(0))?;
+        let full: Vec<u32> = (0..524_287).map(|number| 2 * number).collect();
+        sheep.fill_leaves(vid, &[&full, &[2_000_000]])?;
+
+        let text = |object: u32| format!("object {object} ").repeat(64).into_bytes();
+        let offset = |object: u32| u64::from(object) * OBJECT;
+        for object in [100, 1_000_000] {
+            sheep.make_object(vid, object, &text(object))?;
+        }
+        // Into the full leaf, which is split. dog puts the new slot into the upper
+        // half, and what it writes into the root hides the lower one.
+        own.dog_writes("split", offset(101), &text(101))?;
+        assert_eq!(sheep.root(vid)?, (2, 3));
+        let dog_finds = |object: u32| {
+            let (offset, len) = (offset(object).to_string(), text(object).len().to_string());
+            let found = own.cluster.dog(&["vdi", "read", "split", &offset, &len])?;
+            anyhow::Ok(found.as_bytes() == text(object))
+        };
+        ensure!(!dog_finds(100)?, "dog makes no mistake any more");
+
+        let file = open(&mounted.attach("split")?)?;
+        for object in [100, 101, 1_000_000] {
+            let mut found = vec![0; text(object).len()];
+            file.read_exact_at(&mut found, offset(object))?;
+            ensure!(found == text(object), "object {object} is not found");
+        }
+        // The first change of the index puts it in order, for dog as well.
+        for object in [103, 2_000_001] {
+            file.write_all_at(&text(object), offset(object))?;
+        }
+        for object in [100, 101, 103, 1_000_000, 2_000_001] {
+            ensure!(dog_finds(object)?, "dog does not find object {object}");
+        }
+        Ok(())
+    }
+
+    pub(super) fn snapshot_by_dog_every_second_causes_no_error(
+        own: &mut Own,
+    ) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let path = mounted.create("fio", "64M object_size=1M")?;
+        let mut fio = Fio::verifying(
+            &path,
+            &[
+                "--name=verify",
+                "--bs=4k",
+                "--numjobs=16",
+                "--size=4m",
+                "--offset_increment=4m",
+                "--verify_backlog=64",
+                "--rw=randwrite",
+                "--ioengine=psync",
+                "--direct=1",
+                "--time_based",
+                "--runtime=20",
+            ],
+        )?;
+        let mut number = 0;
+        while !fio.ends_within(Duration::from_secs(1))? {
+            number += 1;
             let tag = format!("tag{number}");
             own.cluster
-                .dog(&["vdi", "snapshot", "--snapshot", &tag, "snapped"])?;
+                .dog(&["vdi", "snapshot", "--snapshot", &tag, "fio"])?;
         }
-        progress.wait_for_more()
-    })?;
-    acknowledged.check(&path)?;
-    mounted.stop()?;
-    acknowledged.check(&own.mount(&[])?.attach("snapped")?)
-}
-
-/// dog writes a maximum into the root that hides what it has moved.
-fn a_leaf_that_dog_has_split_is_read_and_put_in_order(own: &Own) -> anyhow::Result<()> {
-    const OBJECT: u64 = 4 << 20;
-    own.cluster.dog(&["vdi", "create", "-y", "split", "16T"])?;
-    let mounted = own.mount(&[])?;
-    let json: serde_json::Value = serde_json::from_str(&mounted.report("vdi/list.json")?)?;
-    let vdis = json["vdis"].as_array().context("no list of VDIs")?;
-    let vdi = vdis.iter().find(|vdi| vdi["name"] == "split");
-    let vid = vdi.and_then(|vdi| vdi["vdi_id"].as_u64());
-    let vid = u32::try_from(vid.context("not listed")?)?;
-    let mut sheep = RawSheep::connect(&own.cluster.address(0))?;
-    let full: Vec<u32> = (0..524_287).map(|number| 2 * number).collect();
-    sheep.fill_leaves(vid, &[&full, &[2_000_000]])?;
-
-    let text = |object: u32| format!("object {object} ").repeat(64).into_bytes();
-    let offset = |object: u32| u64::from(object) * OBJECT;
-    for object in [100, 1_000_000] {
-        sheep.make_object(vid, object, &text(object))?;
+        ensure!(number > 5, "{number} snapshots");
+        let jobs = &fio.finish()?[0];
+        println!("{number} snapshots, {} writes", jobs["write"]["total_ios"]);
+        mounted.stop()
     }
-    // Into the full leaf, which is split. dog puts the new slot into the upper
-    // half, and what it writes into the root hides the lower one.
-    own.dog_writes("split", offset(101), &text(101))?;
-    assert_eq!(sheep.root(vid)?, (2, 3));
-    let dog_finds = |object: u32| {
-        let (offset, len) = (offset(object).to_string(), text(object).len().to_string());
-        let found = own.cluster.dog(&["vdi", "read", "split", &offset, &len])?;
-        anyhow::Ok(found.as_bytes() == text(object))
-    };
-    ensure!(!dog_finds(100)?, "dog makes no mistake any more");
 
-    let file = open(mounted.attach("split")?)?;
-    for object in [100, 101, 1_000_000] {
-        let mut found = vec![0; text(object).len()];
-        file.read_exact_at(&mut found, offset(object))?;
-        ensure!(found == text(object), "object {object} is not found");
+    pub(super) fn resize_by_dog_is_seen(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let path = mounted.create("resized", "8M")?;
+        own.cluster.dog(&["vdi", "resize", "resized", "12M"])?;
+        wait_until("the new size shows", Duration::from_secs(5), || {
+            Ok(path.metadata()?.len() == 12 << 20)
+        })?;
+        open(&path)?.write_all_at(b"end", (12 << 20) - 3)?;
+        Ok(())
     }
-    // The first change of the index puts it in order, for dog as well.
-    for object in [103, 2_000_001] {
-        file.write_all_at(&text(object), offset(object))?;
+
+    pub(super) fn deletion_by_dog_never_shows_foreign_data(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let file = open(&mounted.create("deleted", "8M")?)?;
+        file.write_all_at(b"old bytes", 0)?;
+        own.cluster.dog(&["vdi", "delete", "deleted"])?;
+        own.cluster.dog(&["vdi", "create", "deleted", "8M"])?;
+        let mut found = [0; 9];
+        wait_until("the deletion is noticed", Duration::from_secs(10), || {
+            let Err(error) = file.read_exact_at(&mut found, 0) else {
+                ensure!(&found == b"old bytes" || found == [0; 9], "found {found:?}");
+                return Ok(false);
+            };
+            let errno = error.raw_os_error().map(Errno::from_raw);
+            ensure!(matches!(errno, Some(Errno::EIO | Errno::ESTALE)), "{error}");
+            Ok(true)
+        })
     }
-    for object in [100, 101, 103, 1_000_000, 2_000_001] {
-        ensure!(dog_finds(object)?, "dog does not find object {object}");
-    }
-    Ok(())
-}
 
-fn snapshots_by_dog_every_second_are_no_error(own: &Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let path = mounted.create("fio", "64M object_size=1M")?;
-    let mut fio = Fio::verifying(
-        &path,
-        &[
-            "--name=verify",
-            "--bs=4k",
-            "--numjobs=16",
-            "--size=4m",
-            "--offset_increment=4m",
-            "--verify_backlog=64",
-            "--rw=randwrite",
-            "--ioengine=psync",
-            "--direct=1",
-            "--time_based",
-            "--runtime=20",
-        ],
-    )?;
-    let mut number = 0;
-    while !fio.ends_within(Duration::from_secs(1))? {
-        number += 1;
-        let tag = format!("tag{number}");
-        own.cluster
-            .dog(&["vdi", "snapshot", "--snapshot", &tag, "fio"])?;
-    }
-    ensure!(number > 5, "{number} snapshots");
-    let jobs = &fio.finish()?[0];
-    println!("{number} snapshots, {} writes", jobs["write"]["total_ios"]);
-    mounted.stop()
-}
-
-fn a_resize_by_dog_is_seen(own: &Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let path = mounted.create("resized", "8M")?;
-    own.cluster.dog(&["vdi", "resize", "resized", "12M"])?;
-    wait_until("the new size shows", Duration::from_secs(5), || {
-        Ok(path.metadata()?.len() == 12 << 20)
-    })?;
-    open(path)?.write_all_at(b"end", (12 << 20) - 3)?;
-    Ok(())
-}
-
-fn a_deletion_by_dog_never_shows_other_bytes(own: &Own) -> anyhow::Result<()> {
-    let mounted = own.mount(&[])?;
-    let file = open(mounted.create("deleted", "8M")?)?;
-    file.write_all_at(b"old bytes", 0)?;
-    own.cluster.dog(&["vdi", "delete", "deleted"])?;
-    own.cluster.dog(&["vdi", "create", "deleted", "8M"])?;
-    let mut found = [0; 9];
-    wait_until("the deletion is noticed", Duration::from_secs(10), || {
-        let Err(error) = file.read_exact_at(&mut found, 0) else {
-            ensure!(&found == b"old bytes" || found == [0; 9], "found {found:?}");
-            return Ok(false);
-        };
-        let errno = error.raw_os_error().map(Errno::from_raw);
-        ensure!(matches!(errno, Some(Errno::EIO | Errno::ESTALE)), "{error}");
-        Ok(true)
-    })
-}
-
-fn a_lock_keeps_a_second_writer_out(own: &Own) -> anyhow::Result<()> {
-    let first = own.mount(&[])?;
-    first.create("locked", "8M")?;
-    let second = own.mount(&[])?;
-    let refused = second.command("vdi/mount", "locked");
-    let errno = refused.err().and_then(|error| error.raw_os_error());
-    ensure!(
-        errno.map(Errno::from_raw) == Some(Errno::EBUSY),
-        "{errno:?}"
-    );
-
-    // After a snapshot the lock moves to the new head.
-    first.command("vdi/snapshot", "locked tag")?;
-    open(first.volume("locked"))?.write_all_at(b"mine", 0)?;
-    ensure!(
-        second.command("vdi/mount", "locked").is_err(),
-        "the new head is not locked"
-    );
-
-    // Detaching gives it back, and so does ending.
-    first.command("vdi/unmount", "locked")?;
-    let file = open(second.attach("locked")?)?;
-    let mut found = [0; 4];
-    file.read_exact_at(&mut found, 0)?;
-    ensure!(&found == b"mine");
-    drop(file);
-    ensure!(first.command("vdi/mount", "locked").is_err());
-    second.stop()?;
-    first.attach("locked")?;
-    first.stop()
-}
-
-fn a_lock_that_a_crash_leaves_is_broken_on_request(own: &Own) -> anyhow::Result<()> {
-    let mut killed = own.mount(&["--lock", "require"])?;
-    let path = killed.create("left", "8M")?;
-    open(path)?.write_all_at(b"mine", 0)?;
-    killed.signal(Signal::SIGKILL)?;
-    killed.wait()?;
-    drop(killed);
-
-    let next = own.mount(&[])?;
-    let busy = |refused: std::io::Result<()>| {
+    pub(super) fn lock_excludes_second_writer(own: &mut Own) -> anyhow::Result<()> {
+        let first = own.mount(&[])?;
+        first.create("locked", "8M")?;
+        let second = own.mount(&[])?;
+        let refused = second.command("vdi/mount", "locked");
         let errno = refused.err().and_then(|error| error.raw_os_error());
-        errno.map(Errno::from_raw) == Some(Errno::EBUSY)
-    };
-    ensure!(busy(next.command("vdi/mount", "left")), "the lock is gone");
-    // Who takes no locks is not kept out.
-    let careless = own.mount(&["--lock", "off"])?;
-    let found = std::fs::read(careless.attach("left")?)?;
-    ensure!(found.starts_with(b"mine"));
-    careless.stop()?;
-    ensure!(
-        busy(next.command("vdi/mount", "left")),
-        "someone released it"
-    );
+        ensure!(
+            errno.map(Errno::from_raw) == Some(Errno::EBUSY),
+            "{errno:?}"
+        );
 
-    next.command("vdi/unlock", "left")?;
-    open(next.attach("left")?)?.write_all_at(b"next", 0)?;
-    ensure!(busy(next.command("vdi/unlock", "left")), "its own lock");
-    let other = own.mount(&[])?;
-    ensure!(busy(other.command("vdi/mount", "left")), "not locked again");
-    next.stop()?;
-    other.attach("left").map(drop)
+        // After a snapshot the lock moves to the new head.
+        first.command("vdi/snapshot", "locked tag")?;
+        open(&first.volume("locked"))?.write_all_at(b"mine", 0)?;
+        ensure!(
+            second.command("vdi/mount", "locked").is_err(),
+            "the new head is not locked"
+        );
+
+        // Detaching gives it back, and so does ending.
+        first.command("vdi/unmount", "locked")?;
+        let file = open(&second.attach("locked")?)?;
+        let mut found = [0; 4];
+        file.read_exact_at(&mut found, 0)?;
+        ensure!(&found == b"mine");
+        drop(file);
+        ensure!(first.command("vdi/mount", "locked").is_err());
+        second.stop()?;
+        first.attach("locked")?;
+        first.stop()
+    }
+
+    pub(super) fn lock_left_by_crash_is_broken_on_request(own: &mut Own) -> anyhow::Result<()> {
+        let mut killed = own.mount(&["--lock", "require"])?;
+        let path = killed.create("left", "8M")?;
+        open(&path)?.write_all_at(b"mine", 0)?;
+        killed.signal(Signal::SIGKILL)?;
+        killed.wait()?;
+        drop(killed);
+
+        let next = own.mount(&[])?;
+        let busy = |refused: std::io::Result<()>| {
+            let errno = refused.err().and_then(|error| error.raw_os_error());
+            errno.map(Errno::from_raw) == Some(Errno::EBUSY)
+        };
+        ensure!(busy(next.command("vdi/mount", "left")), "the lock is gone");
+        // A client that takes no locks is not excluded.
+        let careless = own.mount(&["--lock", "off"])?;
+        let found = std::fs::read(careless.attach("left")?)?;
+        ensure!(found.starts_with(b"mine"));
+        careless.stop()?;
+        ensure!(
+            busy(next.command("vdi/mount", "left")),
+            "someone released it"
+        );
+
+        next.command("vdi/unlock", "left")?;
+        open(&next.attach("left")?)?.write_all_at(b"next", 0)?;
+        ensure!(busy(next.command("vdi/unlock", "left")), "its own lock");
+        let other = own.mount(&[])?;
+        ensure!(busy(other.command("vdi/mount", "left")), "not locked again");
+        next.stop()?;
+        other.attach("left").map(drop)
+    }
 }
 
 impl Own {
@@ -362,8 +385,8 @@ impl Own {
 
     /// Starts a killed node again, and waits until all objects have all copies.
     ///
-    /// Nobody may write meanwhile: the daemons can then lose acknowledged
-    /// writes, which was seen with a client that does nothing but overwrite.
+    /// No client may write during recovery: the daemons can lose acknowledged writes
+    /// then, even of a client that only overwrites.
     fn rejoin(&mut self, node: usize) -> anyhow::Result<()> {
         self.cluster.start_again(node)?;
         wait_until("recovery is over", Duration::from_secs(60), || {

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,24 +11,13 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 use tempfile::TempDir;
-use tests::{Mounted, TestCluster, run, seeded, wait_until};
+use tests::{MIB_U64, Mounted, TestCluster, detach, open, run, seeded, wait_until};
 
-const MIB: u64 = 1 << 20;
 /// What a copy of some bytes may take with the file system's own records.
-const SMALL: u64 = 8 * MIB;
-
-fn open(path: &Path) -> anyhow::Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .with_context(|| path.display().to_string())
-}
+const SMALL: u64 = 8 * MIB_U64;
 
 fn discard(mounted: &Mounted, name: &str) -> anyhow::Result<()> {
-    wait_until("the close has arrived", Duration::from_secs(5), || {
-        Ok(mounted.command("vdi/unmount", name).is_ok())
-    })?;
+    detach(mounted, name)?;
     Ok(mounted.command("vdi/delete", name)?)
 }
 
@@ -37,14 +25,14 @@ fn discard(mounted: &Mounted, name: &str) -> anyhow::Result<()> {
 fn fill(file: &File, len: u64) -> anyhow::Result<()> {
     let mut bytes = vec![0; 1 << 20];
     seeded().fill(&mut bytes);
-    file.write_all_at(&bytes, 3 * MIB)?;
+    file.write_all_at(&bytes, 3 * MIB_U64)?;
     file.write_all_at(b"the end", len - 7)?;
     Ok(())
 }
 
 #[test]
 fn sparse_copy_from_volume_keeps_holes() -> anyhow::Result<()> {
-    const LEN: u64 = 512 * MIB;
+    const LEN: u64 = 512 * MIB_U64;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("out");
@@ -65,7 +53,7 @@ fn sparse_copy_from_volume_keeps_holes() -> anyhow::Result<()> {
             .arg(&copy))?;
         let used = fs::metadata(&copy)?.blocks() * 512;
         ensure!(
-            (MIB..SMALL).contains(&used),
+            (MIB_U64..SMALL).contains(&used),
             "{program} {arguments:?}: {used} bytes"
         );
         if !arguments.contains(&"qcow2") {
@@ -78,7 +66,7 @@ fn sparse_copy_from_volume_keeps_holes() -> anyhow::Result<()> {
 
 #[test]
 fn sparse_copy_into_volume_keeps_holes() -> anyhow::Result<()> {
-    const LEN: u64 = 256 * MIB;
+    const LEN: u64 = 256 * MIB_U64;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let scratch = TempDir::with_prefix("sheepfs-test-sparse-")?;
@@ -154,9 +142,9 @@ fn sparse_seek_finds_data_and_holes() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for (options, object, objects) in [
-        ("object_size=1M", MIB, 50),
-        ("object_size=2M", 2 * MIB, 20),
-        ("hyper", 4 * MIB, 20),
+        ("object_size=1M", MIB_U64, 50),
+        ("object_size=2M", 2 * MIB_U64, 20),
+        ("hyper", 4 * MIB_U64, 20),
     ] {
         let len = object * objects - 1000;
         let name = cluster.unique_name("seek");
@@ -231,7 +219,7 @@ fn discard_by_qemu_frees_space_with_every_cache() -> anyhow::Result<()> {
         );
         // 16 objects less 4 and 2, and one of them written again.
         wait_until("the space came back", Duration::from_secs(5), || {
-            Ok(fs::metadata(&volume)?.blocks() * 512 == 11 * MIB)
+            Ok(fs::metadata(&volume)?.blocks() * 512 == 11 * MIB_U64)
         })
         .with_context(|| format!("{cache} {arguments:?}: {printed}"))?;
         discard(&mounted, &name)?;

@@ -7,9 +7,8 @@ use std::process::Command;
 
 use anyhow::ensure;
 use tempfile::TempDir;
-use tests::{IscsiTarget, Mounted, TestCluster, run, seeded};
+use tests::{IscsiTarget, MIB, Mounted, TestCluster, run, seeded};
 
-const MIB: usize = 1 << 20;
 const SIZE: usize = 64 * MIB;
 
 /// Runs commands of qemu-io on the disk; each must succeed, patterns included.

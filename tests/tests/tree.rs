@@ -11,11 +11,7 @@ use std::thread;
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use serde_json::Value;
-use tests::{Mounted, TestCluster, run};
-
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
-    Some(Errno::from_raw(result.err()?.raw_os_error()?))
-}
+use tests::{Mounted, TestCluster, errno, run};
 
 fn names(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
     fs::read_dir(directory)?

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use tests::{Mounted, TestCluster, open, run, seeded, wait_for_exit};
+use tests::{MIB, Mounted, TestCluster, open, run, seeded, wait_for_exit};
 
-const MIB: usize = 1 << 20;
 const OLD: u8 = b'x';
 
 /// With and without the kernel's page cache.

@@ -11,16 +11,12 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use serde_json::Value;
-use tests::{Mounted, TestCluster, wait_until};
+use tests::{Mounted, TestCluster, errno, wait_until};
 
 /// Longest VDI name in bytes.
 const NAME_MAX: usize = 255;
 /// From an answer to its line in the log.
 const LOG_LIMIT: Duration = Duration::from_secs(5);
-
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
-    Some(Errno::from_raw(result.err()?.raw_os_error()?))
-}
 
 fn names(mounted: &Mounted, directory: &str) -> anyhow::Result<BTreeSet<OsString>> {
     fs::read_dir(mounted.path(directory))?

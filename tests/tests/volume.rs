@@ -11,9 +11,7 @@ use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
-use tests::{DOG_VARIABLE, Model, Mounted, TestCluster, errno, open, run, seeded};
-
-const MIB: usize = 1 << 20;
+use tests::{DOG_VARIABLE, MIB, Model, Mounted, TestCluster, errno, open, run, seeded};
 
 /// Random reads and writes, checked at once, after a remount, and by dog.
 fn is_a_big_file(options: &str, len: usize, arguments: &[&str]) -> anyhow::Result<()> {

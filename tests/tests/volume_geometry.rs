@@ -8,12 +8,11 @@ use std::thread;
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use tests::{Mounted, RawSheep, TestCluster, errno, open};
+use tests::{MIB_U64, Mounted, RawSheep, TestCluster, errno, open};
 
-const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 /// Bytes of an object of a hypervolume.
-const HYPER_OBJECT: u64 = 4 * MIB;
+const HYPER_OBJECT: u64 = 4 * MIB_U64;
 /// Most slots that the root of a hypervolume's index has room for.
 const ROOT_SLOTS: u32 = 524_287;
 
@@ -58,8 +57,8 @@ fn geometry_largest_volumes_work_to_last_byte() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for (options, len, object) in [
-        ("1T object_size=1M", TIB, MIB),
-        ("4T object_size=4M", 4 * TIB, 4 * MIB),
+        ("1T object_size=1M", TIB, MIB_U64),
+        ("4T object_size=4M", 4 * TIB, 4 * MIB_U64),
         ("16T hyper", 16 * TIB, HYPER_OBJECT),
     ] {
         let name = cluster.unique_name("large");

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use nix::sys::signal::Signal;
 use sheep_embedded::Fault;
 use tempfile::TempDir;
-use tests::{EmbeddedSheep, Fio, Mounted};
+use tests::{EmbeddedSheep, Fio, Mounted, outage};
 
 mod hosts;
 mod nodes;
@@ -64,7 +64,9 @@ fn timeout_is_not_reached_on_slow_network() -> anyhow::Result<()> {
     let server = nodes.server(0)?;
     let random = std::sync::Mutex::new(tests::seeded());
     server.inject(move |_| {
-        let mut random = random.lock().expect("no one panics with it");
+        let mut random = random
+            .lock()
+            .expect("drawing random numbers does not panic");
         let micros = random.u64(0..40_000);
         Some(match random.bool() {
             true => Fault::Delay(Duration::from_micros(micros)),
@@ -85,7 +87,7 @@ fn reconnect_after_whole_cluster_restarts_under_load() -> anyhow::Result<()> {
     let mut fio = Fio::sixteen_jobs(&volume, 6)?;
     ensure!(!fio.ends_within(BETWEEN)?, "fio ended too soon");
     sheep.kill()?;
-    ensure!(!fio.ends_within(down_for())?, "fio ended without a sheep");
+    ensure!(!fio.ends_within(outage())?, "fio ended without a sheep");
     sheep.start_again()?;
     fio.report("a cluster that is away")
 }
@@ -99,14 +101,8 @@ fn timeout_is_not_reached_while_gateway_is_stopped() -> anyhow::Result<()> {
     let mut fio = Fio::sixteen_jobs(&volume, 6)?;
     ensure!(!fio.ends_within(BETWEEN)?, "fio ended too soon");
     sheep.signal(Signal::SIGSTOP)?;
-    let ended = fio.ends_within(down_for());
+    let ended = fio.ends_within(outage());
     sheep.signal(Signal::SIGCONT)?;
     ensure!(!ended?, "fio ended while the sheep was stopped");
     fio.report("a gateway that is stopped")
-}
-
-/// Seconds in `SHEEPFS_TEST_OUTAGE`, for those who have time.
-fn down_for() -> Duration {
-    let seconds = std::env::var("SHEEPFS_TEST_OUTAGE").ok();
-    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(3))
 }
