@@ -1,5 +1,6 @@
-//! Writers that number their writes, so that what is found later tells which
-//! of them it has: all up to some moment, and none after it.
+//! Crash-consistency checker: writers number their writes, so that the content of a
+//! volume shows which of them it has. A consistent volume has all writes up to some
+//! moment and none after it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -27,8 +28,8 @@ pub struct DurabilityChecker {
     blocks_each: u64,
 }
 
-/// The last write that was begun, and the last that was acknowledged; one that
-/// failed is made again.
+/// The last write that was sent and the last one acknowledged. A failed write is
+/// retried with the same number.
 #[derive(Debug, Default)]
 struct Writer {
     begun: AtomicU64,
@@ -39,7 +40,7 @@ struct Writer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Numbers(Vec<u64>);
 
-/// When a writer takes its writes for acknowledged.
+/// When a writer counts its writes as acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckPolicy {
     /// When they return.
@@ -129,7 +130,7 @@ impl DurabilityChecker {
         Ok(())
     }
 
-    /// Where a writer's write of that number goes.
+    /// Block of the write with that number.
     fn block_of(&self, writer: usize, number: u64) -> u64 {
         let (turn, step) = (number / self.blocks_each, number % self.blocks_each);
         writer as u64 * self.blocks_each + (turn + STRIDE * step) % self.blocks_each
@@ -226,10 +227,15 @@ impl DurabilityChecker {
 
     /// What a writer's blocks have after its write `last`.
     fn after(&self, writer: usize, last: u64) -> Vec<u64> {
-        let mut numbers = vec![0; usize::try_from(self.blocks_each).expect("a small number")];
+        let mut numbers = vec![
+            0;
+            usize::try_from(self.blocks_each)
+                .expect("blocks_each fits the size of a test volume")
+        ];
         for number in last.saturating_sub(2 * self.blocks_each).max(1)..=last {
             let block = self.block_of(writer, number) % self.blocks_each;
-            numbers[usize::try_from(block).expect("a small number")] = number;
+            numbers[usize::try_from(block).expect("blocks_each fits the size of a test volume")] =
+                number;
         }
         numbers
     }

@@ -91,7 +91,7 @@ impl EmbeddedSheep {
         send_signal(&self.child, signal)
     }
 
-    /// Ends the process as `kill -9` does: nothing is written, nobody is told.
+    /// Sends SIGKILL, so that nothing is flushed and no client is notified.
     ///
     /// # Errors
     /// When the process has ended by itself before.

@@ -9,7 +9,7 @@ use fastrand::Rng;
 /// Bytes compared at a time.
 const STEP: usize = 1 << 20;
 
-/// Random numbers whose seed a failing test shows.
+/// A random number generator. Its seed is printed, and shown if the test fails.
 ///
 /// `SHEEPFS_TEST_SEED` repeats an earlier run.
 ///
@@ -32,7 +32,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// A volume of `len` bytes that nobody has written to.
+    /// A new volume of `len` bytes.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
         Self {

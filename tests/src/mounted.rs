@@ -195,7 +195,7 @@ impl Mounted {
     /// When it has ended.
     pub fn open_files(&self) -> anyhow::Result<Vec<PathBuf>> {
         fs::read_dir(format!("/proc/{}/fd", self.child.id()))?
-            // One that was closed meanwhile is none.
+            // The descriptor may have been closed since the directory was read.
             .map(|entry| Ok(fs::read_link(entry?.path()).unwrap_or_default()))
             .collect()
     }
@@ -236,7 +236,7 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         process::end(&mut self.child, STOP_LIMIT);
         let mountpoint = self.mountpoint();
-        // After a kill, or when somebody still had a file open.
+        // After SIGKILL, or if a file was still open.
         if is_mounted(&mountpoint).unwrap_or(true) {
             let unmounted = run_within(
                 STOP_LIMIT,

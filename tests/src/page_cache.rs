@@ -1,5 +1,5 @@
-//! Reading a file without read(2): what programs that avoid copies do, and what
-//! the kernel serves from its page cache.
+//! Reading a file without read(2): zero-copy calls and mmap(2), which the kernel
+//! serves from its page cache.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
@@ -11,7 +11,7 @@ use nix::sys::sendfile::sendfile;
 
 use crate::program::run;
 
-/// Bytes asked for at once.
+/// Bytes per call.
 const ROUND: usize = 1 << 20;
 
 /// The whole file by sendfile(2), as `busybox cat` reads it.

@@ -47,7 +47,7 @@ pub fn wait_for_exit(child: &mut Child, limit: Duration) -> anyhow::Result<ExitS
 
 /// Ends `child` for a guard's drop: asks, waits for `limit`, then kills.
 ///
-/// Says what it could not do; a drop has nobody to return an error to.
+/// Prints errors, because `drop` cannot return them.
 pub(crate) fn end(child: &mut Child, limit: Duration) {
     if matches!(child.try_wait(), Ok(Some(_))) {
         return;

@@ -12,7 +12,7 @@ use crate::wait::wait_until;
 /// Longest run of a program that [`run`] and [`output`] put up with.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(300);
 
-/// What a program that ended has left behind.
+/// Output and status of a program that has ended.
 #[derive(Debug)]
 pub struct Finished {
     /// How it ended.

@@ -27,7 +27,7 @@ impl RawSheep {
     /// Connects to `HOST:PORT`.
     ///
     /// # Errors
-    /// When nobody listens there.
+    /// If the connection is refused.
     pub fn connect(address: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(LIMIT))?;

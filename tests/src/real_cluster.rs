@@ -171,7 +171,7 @@ impl RealCluster {
         process::send_signal(&self.nodes[node].child, signal)
     }
 
-    /// Ends all nodes at once, as a power cut would, and starts them again after
+    /// Kills all nodes simultaneously, as a power cut would, and starts them again after
     /// `pause`.
     ///
     /// # Errors
@@ -253,7 +253,7 @@ impl RealCluster {
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log)
-                // A Ctrl-C on the terminal is for whoever owns the cluster.
+                // Ctrl-C on the terminal must only reach the owner of the cluster.
                 .process_group(0),
         )
     }

@@ -11,7 +11,7 @@ use crate::embedded_sheep::EmbeddedSheep;
 
 /// Names the cluster to test against, as `HOST:PORT`.
 pub const SHEEP_VARIABLE: &str = "SHEEPFS_TEST_SHEEP";
-/// Names the `dog` that goes with it, for a second opinion.
+/// Path of the `dog` of that cluster; tests compare its output with ours.
 pub const DOG_VARIABLE: &str = "SHEEPFS_TEST_DOG";
 /// Names the daemon from which a test starts its own cluster.
 pub const SHEEP_BINARY_VARIABLE: &str = "SHEEPFS_TEST_SHEEP_BINARY";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-/// How long to let the machine do something else between two looks.
+/// Interval between two checks of the condition.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Returns as soon as `condition` holds.
@@ -36,7 +36,7 @@ pub fn wait_until(
 /// of those takes one that was free. More than four digits tgt cuts off.
 const PORTS: Range<u16> = 2000..10_000;
 
-/// `count` different TCP ports of 127.0.0.1 that nobody listened on just now.
+/// `count` different TCP ports of 127.0.0.1 without a listener.
 ///
 /// # Errors
 /// When they are all taken.

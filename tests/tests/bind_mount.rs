@@ -13,7 +13,7 @@ use tests::{
     read_by_splice, wait_until,
 };
 
-/// From the last close(2) until the kernel has told of it.
+/// Longest time from the last close(2) to the RELEASE request.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `test` with direct I/O and with the page cache.

@@ -1,4 +1,4 @@
-//! The command line: what users type, and what they are told when it is wrong.
+//! The command line: options, and messages for errors.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -140,7 +140,7 @@ fn cli_error_names_peer_that_is_no_sheep() -> anyhow::Result<()> {
     let address = listener.local_addr()?.to_string();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // The other side may have gone; it has been told enough.
+            // sheepfs may have closed the connection already.
             drop(std::io::Write::write_all(&mut &stream, &[b'#'; 4096]));
         }
     });

@@ -16,7 +16,7 @@ use tests::{TestCluster, is_mounted, is_running, run, run_within, sheepfs_binary
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A directory with a mountpoint; what a failed test left mounted goes.
+/// A directory with a mountpoint; dropping it unmounts what a failed test has left.
 struct Scratch(TempDir);
 
 impl Scratch {
@@ -79,7 +79,7 @@ impl Daemon {
 
     fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
         fs::read_dir(format!("/proc/{}/fd", self.pid))?
-            // One that was closed meanwhile is none.
+            // The descriptor may have been closed since the directory was read.
             .map(|entry| Ok(fs::read_link(entry?.path()).unwrap_or_default()))
             .collect()
     }

@@ -50,7 +50,7 @@ fn report_is_stable_per_handle_fresh_per_open() -> anyhow::Result<()> {
 
 #[test]
 fn report_reads_work_at_any_offset_and_size() -> anyhow::Result<()> {
-    // Of its own: nobody else may change what two opens see.
+    // A cluster of its own, so that no other test changes the text between two opens.
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for number in 0..40 {

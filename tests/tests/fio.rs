@@ -1,4 +1,4 @@
-//! Load with checksums: every block that was written carries its own proof.
+//! fio with checksums in every block.
 
 use std::time::Duration;
 

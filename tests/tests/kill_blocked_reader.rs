@@ -81,7 +81,7 @@ fn timeout_ends_killed_reader() -> anyhow::Result<()> {
 fn killed_reader_ends_when_unmounted_by_force() -> anyhow::Result<()> {
     let mut reader = KilledReader::start(&["--retry-for", "3600"])?;
     let mut umount = Command::new("umount");
-    // Whether it says "target is busy" depends on who is quicker.
+    // umount reports "target is busy" if the reader has not ended yet.
     output(LIMIT, umount.arg("-f").arg(reader.mounted.mountpoint()))?;
     reader.ends()?;
     reader.mount_goes()

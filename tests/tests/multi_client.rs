@@ -1,5 +1,4 @@
-//! Volumes that an administrator changes through a second mount while they
-//! are open through the first.
+//! Two mounts: volumes change through one while they are open through the other.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -9,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use tests::{AckPolicy, DurabilityChecker, MIB_U64, Mounted, TestCluster, errno, open, wait_until};
 
-/// Within this an open volume shows what others did to it.
+/// Longest time until an open volume shows changes by the other client.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Detaches, waiting for the kernel to tell of the last close, and deletes.

@@ -1,5 +1,5 @@
-//! A sheep without space: an error that says so, nothing lost, and all is well
-//! when there is space again.
+//! ENOSPC from a sheep: acknowledged data is kept, and writes succeed once there is
+//! space again.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

@@ -1,4 +1,4 @@
-//! Nothing is reachable for longer than `--retry-for`: errors, and nobody waits.
+//! An outage longer than `--retry-for`: requests fail without waiting.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -19,7 +19,7 @@ const AT_MOST: Duration = Duration::from_secs(10);
 /// Longest wait for what should take a moment.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A mount whose sheep has been away for longer than it is waited for, and a
+/// A mount whose sheep has been unreachable for longer than the retry timeout, and a
 /// volume that is open since before.
 fn given_up(cluster: &mut TestCluster, arguments: &[&str]) -> anyhow::Result<(Mounted, File)> {
     let mounted = Mounted::start(cluster, &[&["--retry-for", "1"], arguments].concat())?;
@@ -40,7 +40,7 @@ fn stuck_in(process: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut stuck = Vec::new();
     for task in fs::read_dir(process.join("task"))? {
         let task = task?.path();
-        // One that ended meanwhile is not stuck.
+        // The thread may have ended since the directory was read.
         let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
         let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
         if state.is_some_and(|state| state.starts_with('D')) {
@@ -71,7 +71,7 @@ fn outage_fails_every_call_and_recovers() -> anyhow::Result<()> {
         let (tree, file, tell) = (mounted.mountpoint(), file.try_clone()?, tell.clone());
         thread::spawn(move || {
             call(&tree, &file);
-            // Nobody listens when the test has failed meanwhile.
+            // The receiver is gone if the test has failed.
             let _ = tell.send(number);
         });
     }
@@ -110,7 +110,7 @@ fn outage_timeout_applies_once_per_walk() -> anyhow::Result<()> {
     for name in ["a", "b", "c", "d", "e"] {
         mounted.create(name, "4M")?;
     }
-    // What is known of a volume is believed for a second.
+    // Attributes of a volume are cached for a second.
     thread::sleep(Duration::from_millis(1100));
     cluster.own_sheep()?.signal(Signal::SIGSTOP)?;
     let find = |start: PathBuf, limit: Duration| -> anyhow::Result<_> {

@@ -1,4 +1,4 @@
-//! What a user sees when something dies: a pause, and nothing else.
+//! Restarts of a server under load: users see a pause and no error.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

@@ -12,7 +12,7 @@ use tests::{BindMount, Mounted, TestCluster, read_by_mmap, read_by_sendfile, rea
 
 /// Reports that a new VDI changes.
 const LISTS: [&str; 2] = ["vdi/list", "vdi/list.json"];
-/// Reports that stay as they are while nobody does anything.
+/// Reports that do not change on an idle cluster.
 const QUIET: [&str; 6] = [
     "cluster/info",
     "cluster/info.json",
@@ -92,7 +92,7 @@ fn longer_and_shorter(mounted: &Mounted, path: &Path) -> anyhow::Result<()> {
 
 #[test]
 fn report_size_from_stat_reads_whole_text() -> anyhow::Result<()> {
-    // Of its own: nobody else may change what two opens see.
+    // A cluster of its own, so that no other test changes the text between two opens.
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
     for report in LISTS {
@@ -214,7 +214,7 @@ fn report_mtime_changes_only_with_text() -> anyhow::Result<()> {
         Ok(all[0])
     };
     let before = QUIET.map(times);
-    // Longer than any answer is believed.
+    // Longer than any cache TTL.
     thread::sleep(STAT_AGE + Duration::from_millis(100));
     let after = QUIET.map(times);
     for ((report, before), after) in QUIET.into_iter().zip(before).zip(after) {

@@ -71,7 +71,7 @@ fn scale_thousand_vdis_list_and_attach_cheaply() -> anyhow::Result<()> {
         anyhow::Ok(())
     })?;
 
-    // Attached all at once they take little memory and no socket.
+    // Attached together they need little memory and no socket.
     fs::write(mounted.create("first", "4M")?, "data")?;
     let (memory, sockets) = (mounted.memory()?, mounted.sockets()?);
     ensure!(sockets > 0, "it is connected to nothing");

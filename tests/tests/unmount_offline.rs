@@ -1,4 +1,4 @@
-//! The end of a mount whose cluster has gone before it.
+//! Unmounting after the last sheep of the cluster has ended.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

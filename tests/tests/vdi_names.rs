@@ -167,7 +167,7 @@ fn vdi_name_precedes_snapshot_and_tag_precedes_id() -> anyhow::Result<()> {
         assert_eq!(errno(refused), Some(Errno::ENOENT), "{absent}");
     }
 
-    // A VDI whose name looks like a snapshot of the other.
+    // The name of this VDI looks like a snapshot of the other one.
     let lookalike = format!("{name}@tag");
     mounted.command("vdi/unmount", &lookalike)?;
     fs::write(mounted.create(&lookalike, "4M")?, "lookalike")?;

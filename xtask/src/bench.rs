@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: how fast sheepfs is, beside whatever else there is.
 //!
 //! Machines differ and are noisy, so nothing here is compared across runs.
-//! Every round measures all contestants one after the other, and what counts
+//! Every round measures all targets one after the other, and what counts
 //! is the median of the rounds' ratios.
 
 use std::env;
@@ -81,7 +81,7 @@ impl Options {
     }
 }
 
-/// Builds for speed, measures, and leaves nothing behind.
+/// Builds in release mode, measures, and cleans up.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let scratch = Scratch::new(tmpfs()?)?;
     let runner = Runner::new(&scratch)?;
@@ -91,7 +91,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     runner.cargo(&line, &[], &[])
 }
 
-/// A directory whose files cost no disk.
+/// A directory on tmpfs.
 fn tmpfs() -> anyhow::Result<&'static Path> {
     let directory = Path::new(TMPFS);
     let there = statfs(directory).with_context(|| TMPFS.to_owned())?;
@@ -102,7 +102,7 @@ fn tmpfs() -> anyhow::Result<&'static Path> {
     Ok(directory)
 }
 
-/// What [`run`] runs, with a temporary directory that somebody cleans up.
+/// The measurement that [`run`] starts; [`run`] removes its temporary directory.
 pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "nothing to do");
     let directory = env::temp_dir();

@@ -1,7 +1,7 @@
 //! Where dependencies come from and what their licences ask for.
 //!
 //! The part of `cargo deny` that needs no network, so that it runs everywhere;
-//! `.cargo/deny.toml` says the same, and more, to those who have the tool.
+//! `.cargo/deny.toml` has the same rules and more, for cargo-deny.
 
 use anyhow::Context as _;
 use serde_json::Value;

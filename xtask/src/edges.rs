@@ -1,4 +1,5 @@
-//! Who may depend on whom: the workspace's one-way street.
+//! Allowed dependencies between the crates of the workspace: lower layers never
+//! depend on higher ones.
 
 use anyhow::Context as _;
 use serde_json::Value;

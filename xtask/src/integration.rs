@@ -15,7 +15,7 @@ use crate::runner::Runner;
 
 /// Two copies of everything, and one node more, so that one may be missing.
 const NODES: usize = 3;
-/// Packages whose tests look at `SHEEPFS_TEST_SHEEP`.
+/// Packages with tests that use `SHEEPFS_TEST_SHEEP`.
 const PACKAGES: [&str; 2] = ["--package=tests", "--package=sheepfs-vfs"];
 
 /// Which cluster to start.
@@ -72,7 +72,7 @@ impl Cluster {
     }
 }
 
-/// Fails when a test does; leaves nothing behind, whatever happens.
+/// Fails if a test fails; cleans up in any case.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     requirements::check()?;
     let programs = RealSheep::find(options.sheep.as_deref(), options.dog.as_deref())?;

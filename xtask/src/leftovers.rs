@@ -1,4 +1,4 @@
-//! Taking away whatever a test run left behind, also when it was interrupted.
+//! Cleanup after a test run, even an interrupted one: processes, mounts, loop devices.
 //!
 //! A guard's drop does not run in a process that was killed. But everything a
 //! run makes is either our descendant or below our temporary directory:
@@ -19,7 +19,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid};
 use tempfile::TempDir;
 
-/// Programs that hold data of others; the rest goes first.
+/// Servers, which are ended after all other processes.
 const SERVERS: [&str; 3] = ["sheep", "sheep-embedded", "sheepfs"];
 /// Longest `umount` or `losetup --detach`.
 const TOOL_LIMIT: Duration = Duration::from_secs(10);
@@ -61,14 +61,14 @@ impl Drop for Scratch {
         self.end_tests();
         end_descendants(|_| true, Signal::SIGTERM);
         end_descendants(|_| true, Signal::SIGKILL);
-        // What was held by somebody who is dead now.
+        // The processes that used these mounts have ended.
         release(self.path(), &["--lazy"]);
     }
 }
 
-/// Buries orphans that ended, so that nobody takes them for running.
+/// Reaps zombie orphans, so that they are not counted as running.
 ///
-/// `own` are children that somebody else waits for.
+/// `own` are children that are reaped elsewhere.
 pub(crate) fn reap_orphans(own: &[u32]) {
     let me = getpid().as_raw();
     for process in processes() {
@@ -76,13 +76,13 @@ pub(crate) fn reap_orphans(own: &[u32]) {
             && process.state == 'Z'
             && !own.iter().any(|&pid| pid.cast_signed() == process.pid)
         {
-            // Somebody else may have buried it since; then there is no more to do.
+            // Another thread may have reaped it already.
             let _: nix::Result<_> = waitpid(Pid::from_raw(process.pid), Some(WaitPidFlag::WNOHANG));
         }
     }
 }
 
-/// Sends `signal` to the descendants whose program is `chosen`, until they end.
+/// Sends `signal` to the descendants selected by program name, until they end.
 fn end_descendants(chosen: impl Fn(&str) -> bool, signal: Signal) {
     let mut told = HashSet::new();
     let ended = wait_until(&format!("{signal} ends all"), END_LIMIT, || {
@@ -120,14 +120,14 @@ fn release(directory: &Path, umount_options: &[&str]) {
     }));
     for mut command in commands {
         eprintln!("xtask: left behind: {command:?}");
-        // A mount of sheepfs that is busy in the first round goes in the last.
+        // A mount of sheepfs that is busy in the first round is unmounted in the last.
         if let Err(error) = output(TOOL_LIMIT, &mut command) {
             eprintln!("xtask: {error:#}");
         }
     }
 }
 
-/// The loop devices whose file is below `directory`.
+/// Loop devices with a backing file below `directory`.
 fn loop_devices(directory: &Path) -> Vec<PathBuf> {
     let Ok(devices) = fs::read_dir("/sys/block") else {
         return Vec::new();

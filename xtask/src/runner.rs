@@ -1,4 +1,4 @@
-//! Running cargo where it can be interrupted and cannot leave anything behind.
+//! Runs cargo so that an interruption leaves no process, mount or file behind.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
@@ -56,7 +56,7 @@ impl<'a> Runner<'a> {
         // Of its own group: a Ctrl-C on the terminal is for us alone.
         command.stdin(Stdio::null()).process_group(0);
         command.env("TMPDIR", self.scratch.path());
-        // Which cluster to use is said here, not by whoever called us.
+        // Variables inherited from the caller must not select another cluster.
         command.env_remove(SHEEP_VARIABLE);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let result = self.wait(&mut command, servers);

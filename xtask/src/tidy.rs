@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use crate::step::root;
 use crate::{dependencies, edges, man, modules, requirements};
 
-/// Extensions of the files whose blanks are checked.
+/// Extensions of the files checked for tabs and trailing blanks.
 const TEXT: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "8"];
 
 /// Prints everything it finds, then fails if that was anything.

@@ -1,5 +1,5 @@
-//! Gateways that go under the load of 16 jobs which verify what they write:
-//! no error, no wrong byte, only a pause, which each test prints.
+//! Failover under the load of 16 fio jobs that verify their data: no error, no wrong
+//! byte, only a pause, which each test prints.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ mod packet_loss;
 
 use nodes::Nodes;
 
-/// Between two faults, for the load to go on.
+/// Interval between two faults.
 const BETWEEN: Duration = Duration::from_secs(1);
-/// Between two changes of the gateway.
+/// Interval between two switches of the gateway.
 const BETWEEN_MOVES: Duration = Duration::from_millis(50);
 
 #[test]

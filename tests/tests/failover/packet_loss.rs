@@ -22,7 +22,7 @@ fn far_away() -> anyhow::Result<(Host, Host, Nodes, Mounted)> {
     Ok((near, far, nodes, mounted))
 }
 
-/// What is sent to the first node goes to a card that nobody has.
+/// Routes packets to the first node to a MAC address without a host.
 fn lose(near: &Host) -> anyhow::Result<()> {
     near.ip("neighbour replace 10.0.0.2 lladdr 02:00:00:00:00:01 nud permanent dev near")
 }

@@ -1,4 +1,4 @@
-//! Who can reach sheepfs by the network: nobody, and its embedded sheep only
+//! Listening sockets: sheepfs has none, and its embedded sheep listens only
 //! from the same machine.
 
 use std::collections::HashSet;
@@ -18,7 +18,7 @@ fn reachable_at(running: &Running) -> Vec<String> {
     let process = PathBuf::from(format!("/proc/{}", running.child.id()));
     let own: HashSet<String> = fs::read_dir(process.join("fd"))
         .unwrap()
-        // One that was closed meanwhile is none.
+        // The descriptor may have been closed since the directory was read.
         .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
         .map(|link| link.to_string_lossy().into_owned())
         .collect();

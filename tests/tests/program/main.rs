@@ -1,4 +1,4 @@
-//! The program as its callers see it: mount(8), systemd, and whoever ends it.
+//! The program as mount(8), systemd and signals see it.
 //!
 //! These tests mount, so they need root and `/dev/fuse`.
 

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Place, Running, Sheep, output, program, until};
 
-/// A port of the loopback interface where nobody listens.
+/// A port of the loopback interface without a listener.
 fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()

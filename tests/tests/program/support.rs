@@ -64,7 +64,7 @@ pub(crate) struct Wire {
     shared: Arc<Shared>,
 }
 
-/// The state, what is open, and whoever waits for a change.
+/// State and open streams, and a condition variable for changes of the state.
 type Shared = (Mutex<(State, Vec<TcpStream>)>, Condvar);
 
 impl Wire {
@@ -112,7 +112,7 @@ impl Wire {
                 drop(stream.shutdown(Shutdown::Both));
             }
             drop(shared);
-            // Wakes the listener, which then goes.
+            // Wakes the listener, so that it stops accepting.
             drop(TcpStream::connect(self.address));
         }
     }
@@ -120,7 +120,7 @@ impl Wire {
     /// Sends `bytes` to the client on one of its connections, as if the sheep had.
     pub(crate) fn say(&self, bytes: &[u8]) {
         let shared = self.shared.0.lock().unwrap();
-        let mut near = shared.1.first().expect("a client is connected");
+        let mut near = shared.1.first().expect("sheepfs keeps a connection open");
         near.write_all(bytes).unwrap();
     }
 }

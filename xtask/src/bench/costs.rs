@@ -81,7 +81,7 @@ pub(crate) fn measure(testbed: &Testbed, results: &mut Results) -> anyhow::Resul
     Ok(())
 }
 
-/// Operations per second should not fall with the number of those who ask.
+/// Operations per second should not fall with the number of jobs.
 fn jobs(testbed: &Testbed, results: &mut Results) -> anyhow::Result<()> {
     for jobs in JOBS {
         eprintln!("costs: {jobs} jobs");

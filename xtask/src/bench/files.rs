@@ -96,7 +96,7 @@ pub(crate) fn write_cached(path: &Path, size: u64, work: &Work) -> anyhow::Resul
     speed
 }
 
-/// Empties the page cache of a file. All contestants then use the same memory:
+/// Empties the page cache of a file. All targets then use the same memory:
 /// some that a virtual machine has not used for a while is slow at first.
 fn forget_pages(file: &File) -> anyhow::Result<()> {
     Ok(posix_fadvise(

@@ -48,7 +48,7 @@ pub(crate) fn open_files(pid: u32) -> anyhow::Result<(usize, usize)> {
     let mut sockets = 0;
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
         all += 1;
-        // One that was closed meanwhile is none.
+        // The descriptor may have been closed since the directory was read.
         let to = fs::read_link(entry.path()).unwrap_or_default();
         sockets += usize::from(to.to_string_lossy().starts_with("socket:"));
     }

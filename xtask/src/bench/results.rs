@@ -16,7 +16,7 @@ pub(crate) const NBDFUSE: &str = "nbdfuse";
 pub(crate) const QEMU: &str = "qemu-storage-daemon";
 pub(crate) const EMPTY: &str = "empty FUSE file system";
 
-/// Whose speed is held against whose.
+/// Pairs of targets to compare.
 const RATIOS: [(&str, &str); 7] = [
     (SHEEPFS, WIRE),
     (SHEEPFS, ORIGINAL),
@@ -37,7 +37,7 @@ pub(crate) struct Measured {
     pub(crate) cpu: Option<f64>,
 }
 
-/// All measurements of one contestant at one kind of work, one for each round;
+/// All measurements of one target at one kind of work, one for each round;
 /// a job with an error has no speed.
 #[derive(Debug)]
 struct Series {
@@ -111,7 +111,7 @@ impl Results {
             .find(|series| series.work == work && series.target == target)
     }
 
-    /// The median over the rounds of one contestant's speed by another's, in
+    /// The median over the rounds of one target's speed divided by another's, in
     /// bytes where the wire did something else.
     fn ratio(&self, work: &Series, of: &str, to: &str) -> Option<f64> {
         let of = self.find(work.work, of)?;

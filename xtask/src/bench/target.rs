@@ -1,4 +1,4 @@
-//! Who takes part: sheepfs, and what a user could take instead.
+//! Targets of the benchmark: sheepfs and its alternatives.
 
 use std::env;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ use super::results::{
 use super::wire::Wire;
 use super::work::{FILL, Kind, Work};
 
-/// The volume that everybody works on, in turns.
+/// The volume that all targets use in turn.
 const VOLUME: &str = "bench";
 /// Bytes of it.
 const SIZE: u64 = 1 << 30;
@@ -309,14 +309,14 @@ fn empty(directory: &Path) -> anyhow::Result<Target<'static>> {
     })
 }
 
-/// Somebody whose speed is measured.
+/// A target of the benchmark.
 pub(crate) struct Target<'a> {
     name: &'static str,
     size: u64,
     /// The sheep it works with.
     testbed: Option<&'a Testbed>,
     way: Way,
-    /// The process whose processor time is counted.
+    /// The process to measure the CPU time of.
     worker: Option<u32>,
     /// Kept until this goes; first those that use the others.
     _children: Vec<Running>,

@@ -1,6 +1,6 @@
 //! What is measured, and for how long.
 
-/// How a piece of work goes about its volume.
+/// Access pattern of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Blocks of a fully allocated volume, past the page cache, for a while.
@@ -23,7 +23,7 @@ pub(crate) struct Work {
     pub(crate) random: bool,
     /// Bytes of one operation.
     pub(crate) block: u32,
-    /// Who works at the same time, each one operation after the other.
+    /// Number of concurrent jobs, each with one operation in flight.
     pub(crate) jobs: u32,
 }
 
@@ -54,7 +54,7 @@ const fn pass(name: &'static str, kind: Kind, write: bool, block: u32) -> Work {
 
 /// Writing all of a volume once, before it is measured.
 pub(crate) const FILL: Work = pass("filling", Kind::Thin, true, 4 << 20);
-/// Many who read a little each.
+/// Many jobs with small random reads.
 pub(crate) const MANY_READERS: Work = direct("4 KiB random read, 16 jobs", false, true, SMALL, 16);
 
 pub(crate) const ALL: [Work; 11] = [

@@ -151,7 +151,7 @@ fn options_in(part: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Text whose every character is meant, hyphens as minus signs.
+/// Escapes literal text; hyphens become minus signs.
 fn escaped(plain: &str) -> String {
     plain.replace('\\', "\\e").replace('-', "\\-")
 }
