@@ -104,7 +104,7 @@ fn volume_is_read_in_large_blocks() -> anyhow::Result<()> {
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("blocks");
     let volume = mounted.create(&name, "8M")?;
-    assert_eq!(fs::metadata(&volume)?.blksize(), MIB);
+    assert_eq!(fs::metadata(&volume)?.blksize(), MIB_U64);
     discard(&mounted, &name)
 }
 

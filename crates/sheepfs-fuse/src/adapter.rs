@@ -368,7 +368,7 @@ impl Filesystem for Adapter {
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let info = info("statfs", request, ino);
         let tree = Arc::clone(&self.tree);
-        let work = async move { Ok(tree.capacity().await?) };
+        let work = async move { Ok(tree.statfs().await?) };
         self.dispatcher.run(info, reply, work, |reply, capacity| {
             let block = u64::from(convert::STATFS_BLOCK_SIZE);
             let (total, free) = (capacity.total / block, capacity.free / block);
@@ -506,7 +506,7 @@ impl Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let info = range_info("getxattr", request, ino, 0, size.into());
-        let attributes = self.tree.extended_attributes(convert::ino(ino));
+        let attributes = self.tree.list_xattrs(convert::ino(ino));
         let value = attributes
             .map_err(ReplyError::Tree)
             .and_then(|attributes| xattr::value(attributes, name));
@@ -516,7 +516,7 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let info = range_info("listxattr", request, ino, 0, size.into());
-        let attributes = self.tree.extended_attributes(convert::ino(ino));
+        let attributes = self.tree.list_xattrs(convert::ino(ino));
         let sized_reply = attributes
             .map_err(ReplyError::Tree)
             .and_then(|attributes| xattr::sized_reply(xattr::names(&attributes), size));
