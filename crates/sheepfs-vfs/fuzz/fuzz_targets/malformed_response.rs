@@ -23,7 +23,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let malformed_response = MalformedTransport(Mutex::new((answers.to_vec(), 0)));
+        let transport = MalformedTransport(Mutex::new((answers.to_vec(), 0)));
         let config = TreeConfig {
             page_cache: false,
             write_through: false,
@@ -31,7 +31,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
             read_only: false,
             lock: LockMode::Auto,
         };
-        let tree = Tree::new(Client::with_transport(Arc::new(malformed_response)), config);
+        let tree = Tree::new(Client::with_transport(Arc::new(transport)), config);
         tokio::time::timeout(LIMIT, work(tree))
             .await
             .expect("nothing waits for ever");

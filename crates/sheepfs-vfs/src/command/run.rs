@@ -12,8 +12,6 @@ use crate::node::Command;
 use crate::resolve::{resolve, resolve_snapshot};
 use crate::tree::Attachments;
 use crate::volume::{Volume, VolumeOptions};
-
-/// Runs command lines.
 pub(crate) struct CommandRunner {
     client: Client,
     /// Commands that change the cluster are refused.

@@ -59,7 +59,6 @@ struct State {
     started: Option<(Instant, WeakShared<BoxFuture<'static, Answer>>)>,
     /// The query that has not started; new readers join it.
     next: Option<WeakShared<BoxFuture<'static, Answer>>>,
-    /// The newest text.
     last: Option<Found>,
 }
 

@@ -21,8 +21,6 @@ use crate::poison;
 const OUTAGE_TTL: Duration = Duration::from_secs(1);
 /// A revalidation that takes this long has timed out.
 const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The last failures.
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     silent: Mutex<Option<(Instant, Arc<ClientError>)>>,

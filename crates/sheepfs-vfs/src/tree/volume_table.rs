@@ -106,8 +106,6 @@ impl VolumeTable {
         attached.by_ino.remove(&ino);
         true
     }
-
-    /// Removes all volumes.
     pub(crate) fn drain(&self) -> Vec<Arc<Volume>> {
         let mut attached = self.write();
         attached.by_name.clear();

@@ -30,8 +30,6 @@ use super::revalidate::Revalidator;
 
 /// Zeros in the create of a preallocated object; the server allocates the whole object.
 const INITIAL_LEN: u32 = 4096;
-
-/// Allocates objects.
 #[derive(Debug)]
 pub(super) struct Allocator {
     head: Arc<Head>,

@@ -28,8 +28,6 @@ use super::revalidate::Revalidator;
 const MAX_BATCH: usize = 128;
 /// Zeros written in one request.
 const MAX_ZEROS: u32 = 1 << 20;
-
-/// Discards ranges.
 #[derive(Debug)]
 pub(super) struct Deallocator {
     head: Arc<Head>,

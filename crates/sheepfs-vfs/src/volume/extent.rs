@@ -5,11 +5,9 @@ use sheep_proto::ObjectIndex;
 /// The part of a range that falls in one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// The object.
     pub(crate) index: ObjectIndex,
     /// First byte in the object.
     pub(crate) offset: u32,
-    /// Bytes.
     pub(crate) len: u32,
 }
 

@@ -36,7 +36,6 @@ pub(super) struct Head {
 /// A slot as seen at one point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotView {
-    /// The head.
     pub(super) head: Vid,
     /// The owner of the object in its index.
     pub(super) owner: Option<Vid>,

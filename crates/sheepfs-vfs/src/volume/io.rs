@@ -37,7 +37,6 @@ const MAX_SLOT_CHANGES: u32 = 8;
 
 /// Where a write has landed.
 enum WroteTo {
-    /// The head.
     Head,
     /// A former head. The new head may have copied the object before this write.
     FormerHead,

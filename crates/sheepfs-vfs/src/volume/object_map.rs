@@ -57,8 +57,6 @@ impl Owners {
         let (page, at) = split(index);
         self.pages.get(&page)?[at]
     }
-
-    /// Sets a slot.
     pub(crate) fn set(&mut self, index: ObjectIndex, owner: Option<Vid>) {
         let (page, at) = split(index);
         if owner.is_none() && !self.pages.contains_key(&page) {
@@ -133,7 +131,6 @@ enum Transient {
 /// The change is for a VDI that is not the head any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HeadMoved {
-    /// The head now.
     pub(crate) to: Vid,
     /// The owner of the slot there.
     pub(crate) owner: Option<Vid>,

@@ -26,8 +26,6 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(3);
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Objects waited for in parallel.
 const PARALLEL_OBJECTS: usize = 16;
-
-/// Waits for reclaims.
 #[derive(Debug)]
 pub(super) struct Reclaims {
     head: Arc<Head>,
