@@ -18,6 +18,7 @@ mod requirements;
 mod runner;
 mod step;
 mod tidy;
+mod words;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "The workspace's chores")]

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 
 use crate::step::root;
-use crate::{dependencies, edges, man, modules, requirements};
+use crate::{dependencies, edges, man, modules, requirements, words};
 
 /// Extensions of the files checked for tabs and trailing blanks.
 const TEXT: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "8"];
@@ -21,6 +21,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let text =
             fs::read_to_string(root().join(&path)).with_context(|| path.display().to_string())?;
         found.extend(text_problems(&path, &text));
+        found.extend(words::retired(&path, &text));
         if path.iter().any(|part| part == "tests") {
             found.extend(requirements::forbidden_programs(&path, &text));
         }
