@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn words_are_ignored_in_comments_strings_and_longer_words() {
         assert_eq!(count("// settle"), 0);
-        assert_eq!(count("let text = \"settle\";"), 0);
+        assert_eq!(count(&format!("let text = {:?};", "settle")), 0);
         assert_eq!(count("let settled = true;"), 0);
         assert!(retired(Path::new("a.md"), "settle").is_empty());
     }
