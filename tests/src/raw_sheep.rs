@@ -52,7 +52,13 @@ impl RawSheep {
         self.0.write_all(&header)?;
         self.0.write_all(data.unwrap_or_default())?;
         self.0.read_exact(&mut header)?;
-        let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four"));
+        let number = |at: usize| {
+            u32::from_le_bytes(
+                header[at..at + 4]
+                    .try_into()
+                    .expect("the slice has four bytes"),
+            )
+        };
         let (len, result) = (number(12), number(16));
         let mut payload = vec![0; usize::try_from(len)?];
         self.0.read_exact(&mut payload)?;
@@ -133,7 +139,7 @@ fn node(depth: u8, entries: u32) -> Vec<u8> {
 }
 
 fn leaf(vid: u32, objects: &[u32]) -> Vec<u8> {
-    let count = u32::try_from(objects.len()).expect("at most 524,287 objects");
+    let count = u32::try_from(objects.len()).expect("a leaf has at most 524,287 entries");
     let mut bytes = node(1, count);
     for object in objects {
         bytes.extend(object.to_le_bytes());

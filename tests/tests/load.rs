@@ -84,9 +84,11 @@ fn in_parallel(
                 scope.spawn(move || (first..count).step_by(THREADS).try_for_each(work))
             })
             .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().expect("a thread panicked"))
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .expect("threads return errors instead of panicking")
+        })
     })
 }
 
@@ -230,9 +232,11 @@ fn load_survives_attach_and_detach_during_reads() -> anyhow::Result<()> {
                     })
                 })
                 .collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| thread.join().expect("a thread panicked"))
+            threads.into_iter().try_for_each(|thread| {
+                thread
+                    .join()
+                    .expect("threads return errors instead of panicking")
+            })
         })
     };
     let scratch = TempDir::with_prefix("sheepfs-test-readers-")?;

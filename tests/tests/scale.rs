@@ -49,9 +49,11 @@ fn scale_thousand_vdis_list_and_attach_cheaply() -> anyhow::Result<()> {
                 })
             })
             .collect();
-        creators
-            .into_iter()
-            .try_for_each(|creator| creator.join().expect("a creator panicked"))
+        creators.into_iter().try_for_each(|creator| {
+            creator
+                .join()
+                .expect("creator threads return errors instead of panicking")
+        })
     })?;
 
     let list = mounted.path("vdi/list");
@@ -60,7 +62,11 @@ fn scale_thousand_vdis_list_and_attach_cheaply() -> anyhow::Result<()> {
             .map(|_| scope.spawn(|| run(Command::new("cat").arg(&list))))
             .collect();
         for reader in readers {
-            let text = String::from_utf8(reader.join().expect("a reader panicked")?)?;
+            let text = String::from_utf8(
+                reader
+                    .join()
+                    .expect("reader threads return errors instead of panicking")?,
+            )?;
             // The header and one line for each.
             assert_eq!(text.lines().count(), VDIS + 1);
             for number in 0..VDIS {

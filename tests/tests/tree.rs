@@ -139,7 +139,9 @@ fn report_is_whole_for_many_readers() -> anyhow::Result<()> {
             .map(|_| scope.spawn(|| mounted.report("vdi/list")))
             .collect();
         for reader in readers {
-            let text = reader.join().expect("a reader panicked")?;
+            let text = reader
+                .join()
+                .expect("reader threads return errors instead of panicking")?;
             ensure!(text.contains(&name) && text.ends_with('\n'), "{text}");
         }
         Ok(())

@@ -113,7 +113,11 @@ fn concurrent_writers_of_same_objects_lose_nothing() -> anyhow::Result<()> {
             .collect();
         workers
             .into_iter()
-            .map(|worker| worker.join().expect("a worker panicked"))
+            .map(|worker| {
+                worker
+                    .join()
+                    .expect("worker threads return errors instead of panicking")
+            })
             .collect::<anyhow::Result<_>>()
     })?;
 
@@ -193,9 +197,11 @@ fn writers_meet(path: &Path) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        writers
-            .into_iter()
-            .try_for_each(|writer| writer.join().expect("a writer panicked"))
+        writers.into_iter().try_for_each(|writer| {
+            writer
+                .join()
+                .expect("writer threads return errors instead of panicking")
+        })
     })
 }
 
@@ -395,7 +401,11 @@ fn snapshot_under_load_loses_no_write() -> anyhow::Result<()> {
         }
         workers
             .into_iter()
-            .map(|worker| worker.join().expect("a worker panicked"))
+            .map(|worker| {
+                worker
+                    .join()
+                    .expect("worker threads return errors instead of panicking")
+            })
             .collect::<anyhow::Result<_>>()
     })?;
 

@@ -137,9 +137,11 @@ fn geometry_hypervolume_index_grows_under_load() -> anyhow::Result<()> {
                 })
             })
             .collect();
-        writers
-            .into_iter()
-            .try_for_each(|writer| writer.join().expect("a writer panicked"))
+        writers.into_iter().try_for_each(|writer| {
+            writer
+                .join()
+                .expect("writer threads return errors instead of panicking")
+        })
     })?;
     let (depth, leaves) = sheep.root(vid)?;
     ensure!(depth == 2 && leaves >= 2, "depth {depth}, {leaves} leaves");

@@ -109,7 +109,7 @@ mod tests {
             {"name": from, "dependencies": [{"name": to, "kind": kind}]},
             {"name": to, "dependencies": []},
         ]});
-        forbidden(&metadata).expect("the metadata is complete")
+        forbidden(&metadata).expect("the test builds complete metadata")
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
             {"name": "sheepfs-fuse", "dependencies": [{"name": "fuser", "kind": null}]},
         ]});
         assert_eq!(
-            forbidden(&metadata).expect("the metadata is complete"),
+            forbidden(&metadata).expect("the test builds complete metadata"),
             ["sheepfs-vfs must not depend on fuser"]
         );
     }

@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn proc_stat_parses_hostile_program_name() {
-        let process = parse_stat("12 (a) S 1 (b) Z 7 12 12 0").expect("it is a stat line");
+        let process = parse_stat("12 (a) S 1 (b) Z 7 12 12 0")
+            .expect("the test passes a well-formed stat line");
         assert_eq!(process.program, "a) S 1 (b");
         assert_eq!((process.pid, process.state, process.parent), (12, 'Z', 7));
     }
@@ -214,16 +215,19 @@ mod tests {
             .args(["-c", "sleep 1000 & echo; wait"])
             .stdout(Stdio::piped())
             .spawn()
-            .expect("sh runs");
+            .expect("every system has sh");
         let mut found = None;
         wait_until("sleep runs", Duration::from_secs(10), || {
             let mut descendants = descendants().into_iter();
             found = descendants.find(|process| process.program == "sleep");
             Ok(found.is_some())
         })
-        .expect("a shell starts its command");
-        let grandchild = found.expect("it was found");
-        kill(Pid::from_raw(grandchild.pid), Signal::SIGKILL).expect("it runs");
-        child.wait().expect("it is a child");
+        .expect("the shell starts sleep within ten seconds");
+        let grandchild = found.expect("the child is a descendant");
+        kill(Pid::from_raw(grandchild.pid), Signal::SIGKILL)
+            .expect("the child has not been killed yet");
+        child
+            .wait()
+            .expect("the shell is a child that was not reaped");
     }
 }

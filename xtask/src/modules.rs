@@ -180,7 +180,7 @@ mod tests {
             let found = files.iter().find(|(name, _text)| Path::new(name) == path);
             found.map(|(_name, text)| (*text).to_owned())
         };
-        read_graph(files[0].0, &read).expect("the files are a crate")
+        read_graph(files[0].0, &read).expect("the test passes the files of a whole crate")
     }
 
     /// User and used of each edge.

@@ -157,7 +157,7 @@ fn missing_privileges() -> anyhow::Result<Vec<String>> {
     }
     // Namespaces are a thread's, and this one keeps its own.
     let tried = thread::spawn(missing_in_namespaces).join();
-    missing.extend(tried.expect("it does not panic"));
+    missing.extend(tried.expect("the thread returns errors instead of panicking"));
     Ok(missing)
 }
 
@@ -215,11 +215,12 @@ mod tests {
 
     /// A directory with an empty executable for each name.
     fn directory_with(programs: &[&str]) -> tempfile::TempDir {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("the system has a temporary directory");
         for program in programs {
             let path = directory.path().join(program);
-            fs::write(&path, "").expect("it is writable");
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+            fs::write(&path, "").expect("a new temporary directory is writable");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+                .expect("the owner may change permissions");
         }
         directory
     }
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_of_tests_are_listed_and_not_run_by_crates() {
+    fn requirements_reject_unlisted_programs() {
         let found = |path: &str, program: &str| {
             let text = format!("run(Command::new(\"{program}\").arg(path))?;");
             forbidden_programs(Path::new(path), &text)

@@ -11,7 +11,7 @@ use serde_json::Value;
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .expect("xtask is a directory of the workspace")
+        .expect("the manifest of xtask is in a directory of the workspace")
         .to_owned()
 }
 

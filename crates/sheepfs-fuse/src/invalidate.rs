@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn invalidation_of_pages_covers_all_ranges_of_a_file() {
+    fn invalidation_of_pages_covers_all_ranges() {
         let invalidator = Invalidator::default();
         let pages = |ino, range| Invalidation::Pages {
             ino: Ino(ino),

@@ -24,7 +24,9 @@ impl Host {
             let namespace = File::open("/proc/thread-self/ns/net")?;
             Ok(Self { namespace })
         });
-        maker.join().expect("it returns its errors")
+        maker
+            .join()
+            .expect("the thread returns errors instead of panicking")
     }
 
     /// Runs `work` there; so does every program and thread that it starts.
@@ -37,7 +39,9 @@ impl Host {
                 setns(&self.namespace, CloneFlags::CLONE_NEWNET)?;
                 work()
             });
-            there.join().expect("it returns its errors")
+            there
+                .join()
+                .expect("the thread returns errors instead of panicking")
         })
     }
 

@@ -20,7 +20,10 @@ impl Manager {
 
     fn hears(&self) -> Vec<String> {
         let mut buffer = [0; 4096];
-        let count = self.0.recv(&mut buffer).expect("a notification in time");
+        let count = self
+            .0
+            .recv(&mut buffer)
+            .expect("a notification arrives within the timeout");
         let text = String::from_utf8(buffer[..count].to_vec()).unwrap();
         println!("notified: {text:?}");
         text.lines().map(str::to_owned).collect()
@@ -29,7 +32,9 @@ impl Manager {
     fn status(&self) -> String {
         let lines = self.hears();
         let status = lines.iter().find_map(|line| line.strip_prefix("STATUS="));
-        status.expect("a status").to_owned()
+        status
+            .expect("the notifications contain a status")
+            .to_owned()
     }
 
     /// Others may come before it: the state may be looked at in between.

@@ -44,7 +44,10 @@ fn shutdown_finishes_in_flight_writes() {
     running.signal(Signal::SIGTERM);
     until("it is detached", || !place.is_mounted());
     wire.set(State::Up);
-    writer.join().unwrap().expect("the write was under way");
+    writer
+        .join()
+        .unwrap()
+        .expect("the write thread has been started");
     assert_eq!(running.wait().code(), Some(0));
 
     let mut running = mounted(&place, &wire);

@@ -280,10 +280,14 @@ mod tests {
         let cached = ALL
             .iter()
             .find(|work| work.name != work.on_the_wire() && work.write);
-        let cached = cached.expect("there is a cached write");
+        let cached = cached.expect("ALL has a cached write");
         let wire = ALL.iter().find(|work| work.name == cached.on_the_wire());
         results.add(cached, SHEEPFS, speed(256.0));
-        results.add(wire.expect("it names another work"), WIRE, speed(2.0));
+        results.add(
+            wire.expect("the wire measures this work by another one"),
+            WIRE,
+            speed(2.0),
+        );
         assert!(
             results
                 .to_string()

@@ -85,7 +85,7 @@ fn seeds(target: &str, conversations: &[Conversation]) -> Vec<Vec<u8>> {
         "command_lines" => answers()
             .zip((0..).zip(LINES).cycle())
             .map(|(answers, (file, line))| {
-                let len = u8::try_from(line.len()).expect("a short line");
+                let len = u8::try_from(line.len()).expect("seed lines are shorter than 256 bytes");
                 [&[file, len], line.as_bytes(), &answers].concat()
             })
             .collect(),

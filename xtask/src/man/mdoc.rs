@@ -73,7 +73,8 @@ fn item(arg: &Arg) -> String {
     if !values.is_empty() {
         item.push_str(".Bl -tag -width Ds\n");
         for (name, help) in values {
-            write!(item, ".It Cm {}\n{}", escaped(name), text(&help)).expect("a string grows");
+            write!(item, ".It Cm {}\n{}", escaped(name), text(&help))
+                .expect("writing to a String cannot fail");
         }
         item.push_str(".El\n");
     }
@@ -130,7 +131,7 @@ fn code(line: &str) -> String {
     let mut set = parts.next().map(options_in).unwrap_or_default();
     for (part, is_code) in parts.zip([true, false].into_iter().cycle()) {
         if is_code {
-            write!(set, "\\fB{}\\fP", escaped(part)).expect("a string grows");
+            write!(set, "\\fB{}\\fP", escaped(part)).expect("writing to a String cannot fail");
         } else {
             set.push_str(&options_in(part));
         }
