@@ -1,7 +1,12 @@
 //! A loop device on a volume's file.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::Context as _;
+use nix::sys::stat::makedev;
 
 use crate::program::run;
 
@@ -48,12 +53,31 @@ impl LoopDevice {
     }
 
     /// Partition `number`, counted from 1.
-    #[must_use]
-    pub fn partition(&self, number: u32) -> PathBuf {
-        let mut name = self.device.clone().into_os_string();
-        name.push(format!("p{number}"));
-        PathBuf::from(name)
+    ///
+    /// # Errors
+    /// When the kernel has no such partition, or its device node cannot be made.
+    pub fn partition(&self, number: u32) -> anyhow::Result<PathBuf> {
+        let mut node = self.device.clone().into_os_string();
+        node.push(format!("p{number}"));
+        let node = PathBuf::from(node);
+        make_node(&node).with_context(|| node.display().to_string())?;
+        Ok(node)
     }
+}
+
+/// Makes the node of a partition where `/dev` is not the kernel's own file system,
+/// as in a container. One that an earlier partition has left is replaced.
+fn make_node(node: &Path) -> anyhow::Result<()> {
+    let name = node.file_name().context("a device has a name")?;
+    let numbers = fs::read_to_string(Path::new("/sys/class/block").join(name).join("dev"))?;
+    let (major, minor) = numbers.trim_end().split_once(':').context("MAJOR:MINOR")?;
+    let device = makedev(major.parse()?, minor.parse()?);
+    if fs::metadata(node).is_ok_and(|found| found.rdev() == device) {
+        return Ok(());
+    }
+    let _absent = fs::remove_file(node);
+    run(Command::new("mknod").arg(node).args(["b", major, minor]))?;
+    Ok(())
 }
 
 impl Drop for LoopDevice {

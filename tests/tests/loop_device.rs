@@ -96,7 +96,7 @@ fn loop_device_partitions_are_usable() -> anyhow::Result<()> {
     {
         let device = LoopDevice::attach_with_partitions(&volume)?;
         for (number, text) in [(1, "one"), (2, "two")] {
-            let partition = device.partition(number);
+            let partition = device.partition(number)?;
             FileSystem::make("ext4", &partition)?;
             let files = FileSystem::mount("ext4", &partition)?;
             fs::write(files.path().join("text"), text)?;
@@ -108,7 +108,7 @@ fn loop_device_partitions_are_usable() -> anyhow::Result<()> {
     let mounted = Mounted::start(&cluster, &[])?;
     let device = LoopDevice::attach_with_partitions(&mounted.attach(&name)?)?;
     for (number, text) in [(1, "one"), (2, "two")] {
-        let partition = device.partition(number);
+        let partition = device.partition(number)?;
         FileSystem::check("ext4", &partition)?;
         let files = FileSystem::mount("ext4", &partition)?;
         ensure!(fs::read_to_string(files.path().join("text"))? == text);
