@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_people_write_them() {
+    fn address_accepts_common_spellings() {
         for (text, shown) in [
             ("127.0.0.1", "127.0.0.1:7000"),
             ("sheep-1.example", "sheep-1.example:7000"),
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_says_what_is_wrong() {
+    fn address_error_names_the_problem() {
         for (text, error) in [
             ("", BadAddress::NoHost(String::new())),
             (":7000", BadAddress::NoHost(":7000".into())),
@@ -163,7 +163,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_an_address_that_shows_itself_or_an_error(text: String) {
+        fn address_parse_and_display_round_trip(text: String) {
             if let Ok(address) = text.parse::<GatewayAddress>() {
                 prop_assert_eq!(address.to_string().parse(), Ok(address));
             }

@@ -15,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_up_to_a_limit() {
+    fn backoff_grows_up_to_a_limit() {
         assert_eq!(pause(0), FIRST);
         assert_eq!(pause(1), 2 * FIRST);
         assert_eq!(pause(u32::MAX), LONGEST);

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_checked_against_what_the_index_can_name() {
+    fn vdi_size_is_limited_by_its_index() {
         assert_eq!(new(4 << 40, None, false).checked_shift(22).unwrap(), 22);
         assert!(matches!(
             new((4 << 40) + 1, None, false).checked_shift(22),
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn object_sizes_a_server_would_take_but_nobody_can_use_are_refused() {
+    fn object_size_no_client_can_use_is_refused() {
         for shift in [0, 9, 19, 32, 40] {
             assert!(matches!(
                 new(1, Some(shift), false).checked_shift(22),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn redundancies_that_kill_a_sheep_are_refused() {
+    fn redundancy_that_crashes_a_sheep_is_refused() {
         let erasure = |data, parity| Redundancy::Erasure { data, parity };
         for bad in [erasure(2, 0), erasure(0, 1), erasure(6, 2), erasure(4, 16)] {
             assert!(check_redundancy(bad).is_err(), "{bad}");

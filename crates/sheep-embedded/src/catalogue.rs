@@ -69,7 +69,7 @@ impl Vdi {
     }
 
     /// True while the VDI is the writable head of its name.
-    pub(crate) fn is_working(&self) -> bool {
+    pub(crate) fn is_head(&self) -> bool {
         let state = self.read();
         state.name.is_some() && !state.is_snapshot
     }
@@ -146,9 +146,7 @@ impl VdiOperation<'_> {
 
     /// The working VDI of a name.
     pub(crate) fn head(&self, name: &VdiName) -> Option<Arc<Vdi>> {
-        self.versions_of(name)
-            .into_iter()
-            .find(|vdi| vdi.is_working())
+        self.versions_of(name).into_iter().find(|vdi| vdi.is_head())
     }
 
     /// The working VDI of a name, or its newest snapshot with this tag **or**
@@ -156,7 +154,7 @@ impl VdiOperation<'_> {
     ///
     /// # Errors
     /// `NoVdi` when the name has no working VDI, else `NoTag`.
-    pub(crate) fn find(
+    pub(crate) fn lookup(
         &self,
         name: &VdiName,
         tag: &SnapshotTag,
@@ -267,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_vid_sends_the_name_to_the_next_free_one() {
+    fn vid_allocation_skips_taken_vids() {
         let catalogue = Catalogue::default();
         let operation = catalogue.begin_operation();
         let (demo, other) = (name("demo"), name("other"));
@@ -281,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_for_a_vid_goes_around_and_ends() {
+    fn vid_allocation_wraps_around_the_ring() {
         let catalogue = Catalogue::default();
         let operation = catalogue.begin_operation();
         // A name whose run starts close to the end of the ring.

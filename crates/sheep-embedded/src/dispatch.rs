@@ -45,7 +45,7 @@ impl Dispatcher {
             Opcode::RemoveObj => self.objects.remove(request),
             Opcode::DiscardObj => self.objects.discard(request),
             Opcode::Exist => self.objects.exists(request),
-            Opcode::OidsExist => self.objects.missing(request),
+            Opcode::OidsExist => self.objects.missing_oids(request),
 
             Opcode::NewVdi => self.vdis.create(request, formatted()?),
             Opcode::GetVdiInfo => self.vdis.info(request),

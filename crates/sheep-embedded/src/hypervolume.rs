@@ -51,7 +51,7 @@ fn find_entry(
     let mut bytes = vec![0; INODE_INDEX_LEN];
     store.read(inode, INODE_HEADER_LEN as u64, &mut bytes)?;
     let leaf = match parse(&bytes)? {
-        Node::Leaf(leaf) => return Ok(place(leaf, index, inode, INODE_HEADER_LEN)),
+        Node::Leaf(leaf) => return Ok(entry_offset(leaf, index, inode, INODE_HEADER_LEN)),
         Node::Root(root) => root_lookup(root, index),
     };
     let Some(leaf) = leaf.filter(|leaf| leaf.vid() == Some(vdi.vid)) else {
@@ -59,7 +59,7 @@ fn find_entry(
     };
     store.read(leaf, 0, &mut bytes)?;
     match parse(&bytes)? {
-        Node::Leaf(entries) => Ok(place(entries, index, leaf, 0)),
+        Node::Leaf(entries) => Ok(entry_offset(entries, index, leaf, 0)),
         Node::Root(_) => Err(ResultCode::Eio),
     }
 }
@@ -71,7 +71,7 @@ fn parse(bytes: &[u8]) -> Result<Node<'_>, ResultCode> {
     })
 }
 
-fn place(
+fn entry_offset(
     leaf: &[LeafEntry],
     index: ObjectIndex,
     node: Oid,

@@ -56,11 +56,11 @@ impl Inodes {
             let in_header = usize::try_from(header_len - offset).expect("at most 4,664");
             let (header, rest) = data.split_at(data.len().min(in_header));
             self.write_header(vdi, &mut state, offset, header)?;
-            self.write_behind_header(vdi, header_len, rest)
+            self.write_after_header(vdi, header_len, rest)
         } else {
             let state = vdi.read();
             require_name(&state)?;
-            self.write_behind_header(vdi, offset, data)
+            self.write_after_header(vdi, offset, data)
         }
     }
 
@@ -98,7 +98,7 @@ impl Inodes {
     }
 
     /// The caller has locked the VDI's state.
-    fn write_behind_header(&self, vdi: &Vdi, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
+    fn write_after_header(&self, vdi: &Vdi, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
         if data.is_empty() {
             return Ok(());
         }
@@ -129,11 +129,11 @@ impl Inodes {
         data: &[u8],
     ) -> Result<(), ResultCode> {
         let store = self.store.as_ref();
-        let released = self.references.write_index(store, vdi.vid, offset, data)?;
+        let pending = self.references.write_index(store, vdi.vid, offset, data)?;
         match store.sync(Oid::inode(vdi.vid)) {
-            Ok(()) => self.references.finish(store, released),
+            Ok(()) => self.references.free_unreferenced(store, pending),
             Err(error) => {
-                self.references.abandon(released);
+                self.references.cancel(pending);
                 return Err(error.into());
             }
         }

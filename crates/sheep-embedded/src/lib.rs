@@ -19,7 +19,7 @@
 //! bad requests are answered with a code.
 //!
 //! For tests it fails as it is told ([`faults`]), and several nodes can share one
-//! store ([`Server::start_beside`]).
+//! store ([`Server::add_node`]).
 //!
 //! It knows nothing of clients: this crate and `sheep-client` share only
 //! `sheep-proto`, so that a misunderstanding of one shows against the other.

@@ -47,17 +47,17 @@ pub(crate) enum CoherenceState {
 
 /// A lock that is held, by nodes under the addresses they listen on.
 #[derive(Clone)]
-pub(crate) enum Held {
+pub(crate) enum LockOwners {
     Normal(SocketAddr),
     Shared(Vec<(SocketAddr, CoherenceState)>),
 }
 
 /// The locks that are held.
 #[derive(Default)]
-pub(crate) struct Locks(Mutex<HashMap<Vid, Held>>);
+pub(crate) struct Locks(Mutex<HashMap<Vid, LockOwners>>);
 
 impl Locks {
-    pub(crate) fn take(
+    pub(crate) fn acquire(
         &self,
         vid: Vid,
         lock_type: LockType,
@@ -66,12 +66,15 @@ impl Locks {
         let mut locks = lock(&self.0);
         match (locks.get_mut(&vid), lock_type) {
             (None, LockType::Normal) => {
-                locks.insert(vid, Held::Normal(node));
+                locks.insert(vid, LockOwners::Normal(node));
             }
             (None, LockType::Shared) => {
-                locks.insert(vid, Held::Shared(vec![(node, CoherenceState::Modified)]));
+                locks.insert(
+                    vid,
+                    LockOwners::Shared(vec![(node, CoherenceState::Modified)]),
+                );
             }
-            (Some(Held::Shared(nodes)), LockType::Shared)
+            (Some(LockOwners::Shared(nodes)), LockType::Shared)
                 if nodes.len() < MAX_LOCK_PARTICIPANTS
                     && nodes.iter().all(|(other, _)| *other != node) =>
             {
@@ -91,8 +94,8 @@ impl Locks {
     pub(crate) fn release(&self, vid: Vid, lock_type: LockType, node: SocketAddr) {
         let mut locks = lock(&self.0);
         let is_free = match (locks.get_mut(&vid), lock_type) {
-            (Some(Held::Normal(_anyone)), LockType::Normal) => true,
-            (Some(Held::Shared(nodes)), LockType::Shared) => {
+            (Some(LockOwners::Normal(_owner)), LockType::Normal) => true,
+            (Some(LockOwners::Shared(nodes)), LockType::Shared) => {
                 nodes.retain(|(other, _)| *other != node);
                 nodes.is_empty()
             }
@@ -105,20 +108,20 @@ impl Locks {
 
     /// A node has gone: it shares nothing any more, but its normal locks stay.
     pub(crate) fn leave(&self, node: SocketAddr) {
-        lock(&self.0).retain(|_vid, held| match held {
-            Held::Normal(_) => true,
-            Held::Shared(nodes) => {
+        lock(&self.0).retain(|_vid, owners| match owners {
+            LockOwners::Normal(_) => true,
+            LockOwners::Shared(nodes) => {
                 nodes.retain(|(other, _)| *other != node);
                 !nodes.is_empty()
             }
         });
     }
 
-    pub(crate) fn held(&self, vid: Vid) -> Option<Held> {
+    pub(crate) fn owners(&self, vid: Vid) -> Option<LockOwners> {
         lock(&self.0).get(&vid).cloned()
     }
 
-    pub(crate) fn forget(&self, vid: Vid) {
+    pub(crate) fn remove(&self, vid: Vid) {
         lock(&self.0).remove(&vid);
     }
 
@@ -129,7 +132,7 @@ impl Locks {
     /// An index is written through a node: the others have to read it again.
     pub(crate) fn invalidate_others(&self, vid: Vid, node: SocketAddr) {
         let mut locks = lock(&self.0);
-        let Some(Held::Shared(nodes)) = locks.get_mut(&vid) else {
+        let Some(LockOwners::Shared(nodes)) = locks.get_mut(&vid) else {
             return;
         };
         if nodes.iter().all(|(other, _)| *other != node) {
@@ -156,7 +159,7 @@ impl Locks {
         is_refresh: bool,
     ) -> Result<(), ResultCode> {
         let mut locks = lock(&self.0);
-        let Some(Held::Shared(nodes)) = locks.get_mut(&vid) else {
+        let Some(LockOwners::Shared(nodes)) = locks.get_mut(&vid) else {
             return Ok(());
         };
         if !nodes.contains(&(node, CoherenceState::Invalidated)) {

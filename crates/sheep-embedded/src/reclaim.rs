@@ -41,8 +41,8 @@ impl Reclaimer {
                 false
             }
         });
-        let released = self.references.forget(store, vdi, own)?;
-        self.references.finish(store, released);
+        let pending = self.references.remove_referrer(store, vdi, own)?;
+        self.references.free_unreferenced(store, pending);
         store.clear_from(Oid::inode(vdi.vid), INODE_HEADER_LEN as u64)
     }
 
@@ -66,9 +66,9 @@ impl Reclaimer {
     }
 
     fn has_entries(&self, vdi: &Vdi) -> Result<bool, StoreError> {
-        let behind_header = INODE_HEADER_LEN as u64..INODE_LEN as u64;
+        let after_header = INODE_HEADER_LEN as u64..INODE_LEN as u64;
         let inode = Oid::inode(vdi.vid);
-        for extent in self.store.extents(inode, behind_header)? {
+        for extent in self.store.extents(inode, after_header)? {
             let len = usize::try_from(extent.end - extent.start).unwrap_or(INODE_LEN);
             let mut bytes = vec![0; len];
             self.store.read(inode, extent.start, &mut bytes)?;

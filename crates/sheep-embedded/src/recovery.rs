@@ -105,11 +105,11 @@ impl Loaded {
 
     fn complete_snapshots(&self, operation: &VdiOperation<'_>) -> Result<(), LoadError> {
         for name in operation.names() {
-            let mut working = operation.versions_of(&name);
-            working.retain(|vdi| vdi.is_working());
-            working.sort_by_key(|vdi| vdi.snap_id);
-            working.pop();
-            for vdi in working {
+            let mut heads = operation.versions_of(&name);
+            heads.retain(|vdi| vdi.is_head());
+            heads.sort_by_key(|vdi| vdi.snap_id);
+            heads.pop();
+            for vdi in heads {
                 tracing::info!("completing the snapshot of VDI {} of {name}", vdi.vid);
                 let mut state = vdi.write();
                 self.inodes.mark_snapshot(&vdi, now())?;
@@ -140,7 +140,7 @@ mod tests {
     }
 
     /// Puts an inode and its first data object into a formatted store.
-    fn put(store: &dyn Store, raw: u32, snap_id: u32, owner: u32) {
+    fn create_vdi(store: &dyn Store, raw: u32, snap_id: u32, owner: u32) {
         let mut header = InodeHeader::zeroed();
         header.name = VdiName::new("demo").unwrap().to_field();
         header.vdi_id = raw.into();
@@ -164,29 +164,29 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_without_its_mark_is_completed() {
+    fn recovery_completes_interrupted_snapshot() {
         let directory = tempfile::tempdir().unwrap();
         let loaded = Loaded::load(open(directory.path()), true).unwrap();
-        put(loaded.store.as_ref(), 5, 1, 5);
-        put(loaded.store.as_ref(), 6, 2, 5);
+        create_vdi(loaded.store.as_ref(), 5, 1, 5);
+        create_vdi(loaded.store.as_ref(), 6, 2, 5);
         drop(loaded);
         for _start in 0..2 {
             let loaded = Loaded::load(open(directory.path()), true).unwrap();
             let name = VdiName::new("demo").unwrap();
             let operation = loaded.vdis.begin_operation();
             assert_eq!(operation.head(&name).unwrap().vid, vid(6));
-            let found = operation.find(&name, &SnapshotTag::default(), 1).unwrap();
+            let found = operation.lookup(&name, &SnapshotTag::default(), 1).unwrap();
             assert_eq!(found.vid, vid(5));
             assert!(loaded.inodes.read_header(&found).unwrap().is_snapshot());
         }
     }
 
     #[test]
-    fn a_deletion_that_only_took_the_name_is_completed() {
+    fn recovery_completes_interrupted_deletion() {
         let directory = tempfile::tempdir().unwrap();
         let loaded = Loaded::load(open(directory.path()), true).unwrap();
-        put(loaded.store.as_ref(), 5, 1, 5);
-        put(loaded.store.as_ref(), 6, 2, 5);
+        create_vdi(loaded.store.as_ref(), 5, 1, 5);
+        create_vdi(loaded.store.as_ref(), 6, 2, 5);
         let nameless = [0; NAME_FIELD_LEN];
         loaded
             .store
@@ -209,10 +209,10 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_inode_is_named_and_not_served() {
+    fn recovery_reports_a_damaged_inode() {
         let directory = tempfile::tempdir().unwrap();
         let loaded = Loaded::load(open(directory.path()), true).unwrap();
-        put(loaded.store.as_ref(), 5, 1, 5);
+        create_vdi(loaded.store.as_ref(), 5, 1, 5);
         loaded
             .store
             .write(Oid::inode(vid(5)), 560, &[9; 4])

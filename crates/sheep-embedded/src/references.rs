@@ -37,10 +37,10 @@ use crate::store::{Store, StoreError};
 /// Index bytes read at a time.
 const SCAN_LEN: u64 = 256 << 10;
 /// Objects released under one hold of the lock.
-const RELEASE_BATCH: usize = 1024;
+const FREE_BATCH: usize = 1024;
 
 /// Entries of a namer that name an owner's objects, by owner, then by namer.
-type Pairs = HashMap<Vid, HashMap<Vid, u32>>;
+type RefCounts = HashMap<Vid, HashMap<Vid, u32>>;
 
 /// See the module.
 #[derive(Default)]
@@ -48,54 +48,54 @@ pub(crate) struct References(Mutex<Tables>);
 
 #[derive(Default)]
 struct Tables {
-    pairs: Pairs,
+    counts: RefCounts,
     /// Objects someone is about to release, and how many do.
-    releasing: HashMap<Oid, u32>,
+    pending_frees: HashMap<Oid, u32>,
 }
 
 /// Objects whose entries have changed; to be given to [`References::finish`] when that is durable.
 #[must_use]
 #[derive(Default)]
-pub(crate) struct Released(Vec<Oid>);
+pub(crate) struct PendingFree(Vec<Oid>);
 
 impl Tables {
-    fn count(&mut self, owner: Vid, namer: Vid) {
+    fn acquire(&mut self, owner: Vid, referrer: Vid) {
         *self
-            .pairs
+            .counts
             .entry(owner)
             .or_default()
-            .entry(namer)
+            .entry(referrer)
             .or_default() += 1;
     }
 
-    fn discount(&mut self, owner: Vid, namer: Vid) {
-        let Some(namers) = self.pairs.get_mut(&owner) else {
+    fn release(&mut self, owner: Vid, referrer: Vid) {
+        let Some(referrers) = self.counts.get_mut(&owner) else {
             return;
         };
-        if let Some(count) = namers.get_mut(&namer) {
+        if let Some(count) = referrers.get_mut(&referrer) {
             *count -= 1;
             if *count == 0 {
-                namers.remove(&namer);
+                referrers.remove(&referrer);
             }
         }
-        if namers.is_empty() {
-            self.pairs.remove(&owner);
+        if referrers.is_empty() {
+            self.counts.remove(&owner);
         }
     }
 
-    fn begin(&mut self, oid: Oid) {
-        *self.releasing.entry(oid).or_default() += 1;
+    fn begin_free(&mut self, oid: Oid) {
+        *self.pending_frees.entry(oid).or_default() += 1;
     }
 
     /// True when nobody else is about to release the object.
-    fn end(&mut self, oid: Oid) -> bool {
-        match self.releasing.get_mut(&oid) {
+    fn end_free(&mut self, oid: Oid) -> bool {
+        match self.pending_frees.get_mut(&oid) {
             Some(count) if *count > 1 => {
                 *count -= 1;
                 false
             }
             _ => {
-                self.releasing.remove(&oid);
+                self.pending_frees.remove(&oid);
                 true
             }
         }
@@ -104,16 +104,18 @@ impl Tables {
 
 impl References {
     /// Counts the entries of an index; for the start of the server.
-    pub(crate) fn load(&self, store: &dyn Store, namer: Vid) -> Result<(), StoreError> {
+    pub(crate) fn load(&self, store: &dyn Store, referrer: Vid) -> Result<(), StoreError> {
         let mut tables = lock(&self.0);
-        for_each_slot(store, namer, |_index, owner| tables.count(owner, namer))
+        for_each_entry(store, referrer, |_index, owner| {
+            tables.acquire(owner, referrer)
+        })
     }
 
     /// Notes that `copy` now has the same index as `original`.
     pub(crate) fn copy(&self, original: Vid, copy: Vid) {
-        for namers in lock(&self.0).pairs.values_mut() {
-            if let Some(&count) = namers.get(&original) {
-                namers.insert(copy, count);
+        for referrers in lock(&self.0).counts.values_mut() {
+            if let Some(&count) = referrers.get(&original) {
+                referrers.insert(copy, count);
             }
         }
     }
@@ -129,10 +131,10 @@ impl References {
     pub(crate) fn write_index(
         &self,
         store: &dyn Store,
-        namer: Vid,
+        referrer: Vid,
         offset: u64,
         data: &[u8],
-    ) -> Result<Released, ResultCode> {
+    ) -> Result<PendingFree, ResultCode> {
         let slot_len = u64::from(SLOT_LEN);
         let area = INODE_HEADER_LEN as u64;
         // Whole slots around the written bytes.
@@ -141,73 +143,73 @@ impl References {
         let first = u32::try_from((start - area) / slot_len).expect("20 bits");
         let mut old = vec![0; usize::try_from(end - start).expect("a part of the index")];
         let mut tables = lock(&self.0);
-        store.read(Oid::inode(namer), start, &mut old)?;
+        store.read(Oid::inode(referrer), start, &mut old)?;
         let mut new = old.clone();
         let at = usize::try_from(offset - start).expect("less than a slot");
         new[at..at + data.len()].copy_from_slice(data);
         if slots(&new).any(|vid| vid != 0 && Vid::new(vid).is_none()) {
             return Err(ResultCode::InvalidParms);
         }
-        let written = store.write(Oid::inode(namer), offset, data);
+        let written = store.write(Oid::inode(referrer), offset, data);
         if written.is_err() {
             // Part of it may be there, and is counted; its old objects just stay.
-            store.read(Oid::inode(namer), start, &mut new)?;
+            store.read(Oid::inode(referrer), start, &mut new)?;
         }
         let changes = (first..)
             .zip(slots(&old).zip(slots(&new)))
             .filter(|(_slot, (old, new))| old != new);
-        let mut released = Released::default();
+        let mut pending = PendingFree::default();
         for (slot, (old, new)) in changes {
             if let Some(owner) = Vid::new(new) {
-                tables.count(owner, namer);
+                tables.acquire(owner, referrer);
             }
             if let Some(owner) = Vid::new(old) {
-                tables.discount(owner, namer);
+                tables.release(owner, referrer);
                 if written.is_ok() {
                     let oid = Oid::data(owner, ObjectIndex(slot));
-                    tables.begin(oid);
-                    released.0.push(oid);
+                    tables.begin_free(oid);
+                    pending.0.push(oid);
                 }
             }
         }
         written?;
-        Ok(released)
+        Ok(pending)
     }
 
     /// Forgets what a deleted VDI names, and hands out what nobody may name
     /// any more: the objects of its index and its own.
-    pub(crate) fn forget(
+    pub(crate) fn remove_referrer(
         &self,
         store: &dyn Store,
-        namer: &Vdi,
+        referrer: &Vdi,
         own: impl IntoIterator<Item = Oid>,
-    ) -> Result<Released, StoreError> {
+    ) -> Result<PendingFree, StoreError> {
         let mut oids: BTreeSet<_> = own.into_iter().collect();
-        if !namer.hypervolume {
-            for_each_slot(store, namer.vid, |index, owner| {
+        if !referrer.hypervolume {
+            for_each_entry(store, referrer.vid, |index, owner| {
                 oids.insert(Oid::data(owner, index));
             })?;
         }
         let mut tables = lock(&self.0);
-        tables.pairs.retain(|_owner, namers| {
-            namers.remove(&namer.vid);
-            !namers.is_empty()
+        tables.counts.retain(|_owner, referrers| {
+            referrers.remove(&referrer.vid);
+            !referrers.is_empty()
         });
         for &oid in &oids {
-            tables.begin(oid);
+            tables.begin_free(oid);
         }
-        Ok(Released(oids.into_iter().collect()))
+        Ok(PendingFree(oids.into_iter().collect()))
     }
 
     /// Removes those of the released objects that no index names.
     ///
     /// Failures only cost space, so they are logged and the object stays.
-    pub(crate) fn finish(&self, store: &dyn Store, released: Released) {
-        for batch in released.0.chunks(RELEASE_BATCH) {
+    pub(crate) fn free_unreferenced(&self, store: &dyn Store, pending: PendingFree) {
+        for batch in pending.0.chunks(FREE_BATCH) {
             let mut tables = lock(&self.0);
             let mut by_owner: HashMap<Vid, BTreeSet<u32>> = HashMap::new();
             for &oid in batch {
-                if tables.end(oid)
+                if tables.end_free(oid)
                     && let Some(owner) = oid.vid()
                 {
                     by_owner.entry(owner).or_default().insert(oid.number());
@@ -215,11 +217,13 @@ impl References {
             }
             for (owner, mut numbers) in by_owner {
                 let kept = tables
-                    .pairs
+                    .counts
                     .get(&owner)
                     .into_iter()
                     .flat_map(HashMap::keys)
-                    .try_for_each(|&namer| strike_named(store, namer, owner, &mut numbers));
+                    .try_for_each(|&referrer| {
+                        remove_referenced(store, referrer, owner, &mut numbers)
+                    });
                 if let Err(error) = kept {
                     tracing::warn!("objects of VDI {owner} stay: an index is unreadable: {error}");
                     continue;
@@ -236,10 +240,10 @@ impl References {
     }
 
     /// Gives up a release because the change it belongs to may not be durable.
-    pub(crate) fn abandon(&self, released: Released) {
+    pub(crate) fn cancel(&self, pending: PendingFree) {
         let mut tables = lock(&self.0);
-        for oid in released.0 {
-            tables.end(oid);
+        for oid in pending.0 {
+            tables.end_free(oid);
         }
     }
 }
@@ -250,9 +254,9 @@ fn slots(bytes: &[u8]) -> impl Iterator<Item = u32> {
 }
 
 /// Takes from `numbers` what `namer`'s index names as `owner`'s.
-fn strike_named(
+fn remove_referenced(
     store: &dyn Store,
-    namer: Vid,
+    referrer: Vid,
     owner: Vid,
     numbers: &mut BTreeSet<u32>,
 ) -> Result<(), StoreError> {
@@ -268,7 +272,7 @@ fn strike_named(
         };
         let len = (last - first + 1) * SLOT_LEN;
         let mut bytes = vec![0; len as usize];
-        store.read(Oid::inode(namer), offset.into(), &mut bytes)?;
+        store.read(Oid::inode(referrer), offset.into(), &mut bytes)?;
         for (number, vid) in (first..).zip(slots(&bytes)) {
             if vid == owner.get() {
                 numbers.remove(&number);
@@ -279,14 +283,14 @@ fn strike_named(
 }
 
 /// Calls `visit` with every entry of a flat index that is not 0.
-fn for_each_slot(
+fn for_each_entry(
     store: &dyn Store,
-    namer: Vid,
+    referrer: Vid,
     mut visit: impl FnMut(ObjectIndex, Vid),
 ) -> Result<(), StoreError> {
     let area = INODE_HEADER_LEN as u64;
     let slot_len = u64::from(SLOT_LEN);
-    let inode = Oid::inode(namer);
+    let inode = Oid::inode(referrer);
     for extent in store.extents(inode, area..INODE_GREF_OFFSET as u64)? {
         // An extent may begin or end within a slot only by a store's odd granularity.
         let mut at = area + (extent.start - area) / slot_len * slot_len;

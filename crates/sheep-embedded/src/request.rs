@@ -97,12 +97,12 @@ impl Request<'_> {
     /// # Errors
     /// `InvalidParms` when there are none because the request carries a payload,
     /// or when there are more than a frame may have.
-    pub(crate) fn want(&self) -> Result<usize, ResultCode> {
-        let want = self.header.data_length.get() as usize;
-        if self.flags().contains(RequestFlags::WRITE) || want > MAX_PAYLOAD_LEN {
+    pub(crate) fn max_response_len(&self) -> Result<usize, ResultCode> {
+        let len = self.header.data_length.get() as usize;
+        if self.flags().contains(RequestFlags::WRITE) || len > MAX_PAYLOAD_LEN {
             return Err(ResultCode::InvalidParms);
         }
-        Ok(want)
+        Ok(len)
     }
 
     /// Success with `payload`, if the client has room for it.
@@ -110,7 +110,7 @@ impl Request<'_> {
     /// # Errors
     /// `InvalidParms` when its buffer is too small.
     pub(crate) fn reply_with(&self, payload: Vec<u8>) -> HandlerResult {
-        if payload.len() <= self.want()? {
+        if payload.len() <= self.max_response_len()? {
             Ok(Reply::payload(payload))
         } else {
             Err(ResultCode::InvalidParms)

@@ -91,7 +91,7 @@ impl Server {
     ///
     /// # Errors
     /// [`StartError::Listen`] when the address cannot be listened on.
-    pub async fn start_beside(&self, address: SocketAddr) -> Result<Self, StartError> {
+    pub async fn add_node(&self, address: SocketAddr) -> Result<Self, StartError> {
         Self::serve(listen(address).await?, Arc::clone(&self.node.sheep))
     }
 
@@ -128,13 +128,13 @@ impl Server {
     /// From now on requests that this plan names fail as it says; see [`crate::faults`].
     ///
     /// Plans that were there before are asked first, and every plan sees every request.
-    pub fn inject(&self, plan: impl Fn(&RequestHeader) -> Option<Fault> + Send + Sync + 'static) {
-        self.node.faults.add(plan);
+    pub fn inject(&self, rule: impl Fn(&RequestHeader) -> Option<Fault> + Send + Sync + 'static) {
+        self.node.faults.add(rule);
     }
 
     /// Forgets all plans and lets go of what [`Fault::Hold`] holds.
-    pub fn heal(&self) {
-        self.node.faults.heal();
+    pub fn clear_faults(&self) {
+        self.node.faults.clear();
     }
 
     /// Waits until a client has asked for a shutdown.
@@ -148,7 +148,7 @@ impl Server {
     /// # Errors
     /// The store's, when the last sync failed.
     pub async fn shutdown(mut self) -> Result<(), StoreError> {
-        self.end_listener().await;
+        self.stop_listener().await;
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, self.connections.wait()).await;
         if drained.is_err() {
             tracing::warn!(
@@ -170,11 +170,11 @@ impl Server {
     /// which may still run or never. The address is free on return.
     pub async fn kill(mut self) {
         self.node.abort.cancel();
-        self.end_listener().await;
+        self.stop_listener().await;
         self.connections.wait().await;
     }
 
-    async fn end_listener(&mut self) {
+    async fn stop_listener(&mut self) {
         self.node.stop.cancel();
         if let Err(error) = (&mut self.accepting).await {
             tracing::error!("the listener failed: {error}");

@@ -139,7 +139,7 @@ impl Sheep {
     }
 
     /// Answers one request; blocks as long as the store does.
-    pub(crate) fn answer(
+    pub(crate) fn handle(
         &self,
         header: &RequestHeader,
         payload: &[u8],

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_zero_where_nothing_was_written() {
+    fn object_reads_zeros_where_never_written() {
         on_both_stores(|store| {
             create(store, 0, &[(10, b"ten"), (5000, b"far")]).unwrap();
             assert_eq!(read(store, 0, 9, 5), b"\0ten\0");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_object_starts_from_its_source_and_replaces_what_was_there() {
+    fn object_create_copies_source_and_replaces_old() {
         on_both_stores(|store| {
             create(store, 0, &[(0, b"source"), (1 << 20, b"end")]).unwrap();
             create(store, 1, &[(2 << 20, b"old")]).unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_does_not_change_and_copies_are_apart() {
+    fn object_copies_and_read_payloads_are_isolated() {
         on_both_stores(|store| {
             create(store, 0, &[(0, &[1; 100_000])]).unwrap();
             let copy = NewObject {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_not_found() {
+    fn object_absent_is_not_found() {
         on_both_stores(|store| {
             let mut byte = [0];
             let results = [
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_format_leaves_nothing_but_its_record() {
+    fn format_removes_everything_but_its_record() {
         on_both_stores(|store| {
             assert_eq!(store.cluster_record().unwrap(), None);
             create(store, 0, &[]).unwrap();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_counted_and_given_back() {
+    fn memory_limit_counts_and_releases_pages() {
         let store = MemoryStore::new(1 << 20);
         let full = store.space().unwrap().free;
         let data = vec![1; 896 << 10];
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_removes_objects_that_were_never_finished() {
+    fn recovery_removes_unfinished_objects() {
         let directory = tempfile::tempdir().unwrap();
         drop(DirectoryStore::open(directory.path(), true).unwrap());
         std::fs::write(directory.path().join("new/5"), b"half").unwrap();

@@ -70,7 +70,7 @@ fn timeout_is_not_reached_on_slow_network() -> anyhow::Result<()> {
         let micros = random.u64(0..40_000);
         Some(match random.bool() {
             true => Fault::Delay(Duration::from_micros(micros)),
-            false => Fault::DelayAnswer(Duration::from_micros(micros)),
+            false => Fault::DelayResponse(Duration::from_micros(micros)),
         })
     });
     let mounted = Mounted::start_with(&["--address", &nodes.address(0)])?;

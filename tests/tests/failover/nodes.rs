@@ -32,7 +32,7 @@ impl Nodes {
             running: Vec::new(),
         };
         for &address in addresses {
-            let server = nodes.runtime.block_on(nodes.keeper.start_beside(address))?;
+            let server = nodes.runtime.block_on(nodes.keeper.add_node(address))?;
             nodes.addresses.push(server.local_address());
             nodes.running.push(Some(server));
         }
@@ -55,7 +55,7 @@ impl Nodes {
     }
 
     pub(crate) fn start_again(&mut self, node: usize) -> anyhow::Result<()> {
-        let beside = self.keeper.start_beside(self.addresses[node]);
+        let beside = self.keeper.add_node(self.addresses[node]);
         self.running[node] = Some(self.runtime.block_on(beside)?);
         Ok(())
     }

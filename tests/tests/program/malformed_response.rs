@@ -40,7 +40,7 @@ fn names(running: &Running, words: &[&str]) {
 fn malformed_response_with_unknown_id_drops_connection() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let (running, file) = mounted(&place, sheep.address());
-    let lie = faults::on(Opcode::ReadObj, 0..1, Fault::WrongId);
+    let lie = faults::nth_request(Opcode::ReadObj, 0..1, Fault::WrongId);
     sheep.server.inject(lie);
     is_read(&file);
     is_read(&file);

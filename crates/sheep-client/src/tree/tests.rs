@@ -41,7 +41,7 @@ fn outline(writes: &[TreeWrite]) -> Vec<(&'static str, u32, u32, usize, bool)> {
 }
 
 #[test]
-fn slots_in_the_root_have_the_bytes_that_were_captured() {
+fn tree_root_bytes_match_the_capture() {
     let vid = Vid::new(0x5e_9293).unwrap();
     let mut objects = Objects::empty(vid, Capacity::PROTOCOL);
     let mut tree = objects.read();
@@ -62,7 +62,7 @@ fn slots_in_the_root_have_the_bytes_that_were_captured() {
 }
 
 #[test]
-fn a_root_is_written_whole_from_within_the_header_on() {
+fn tree_root_write_starts_within_the_header() {
     let mut tree = tiny(8).read();
     let writes = tree.insert(&own([5])).unwrap();
     assert_eq!(outline(&writes), [("inode", 0, 4656, 8 + 8 + 8, false)]);
@@ -72,7 +72,7 @@ fn a_root_is_written_whole_from_within_the_header_on() {
 }
 
 #[test]
-fn a_full_root_becomes_two_leaves_as_the_c_program_makes_them() {
+fn tree_root_split_matches_the_c_program() {
     let mut objects = Objects::empty(vid(), Capacity::PROTOCOL);
     let mut tree = objects.read();
     let writes = tree.insert(&own((0..524_287).map(|i| 2 * i))).unwrap();
@@ -120,7 +120,7 @@ fn a_full_root_becomes_two_leaves_as_the_c_program_makes_them() {
 }
 
 #[test]
-fn slots_behind_the_last_raise_the_maximum_and_come_before_their_count() {
+fn tree_append_writes_slots_before_their_count() {
     let mut objects = tiny(4);
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 10, 20, 30, 40])).unwrap());
@@ -148,7 +148,7 @@ fn slots_behind_the_last_raise_the_maximum_and_come_before_their_count() {
 }
 
 #[test]
-fn the_lower_half_of_a_full_leaf_moves_to_a_new_object() {
+fn tree_leaf_split_moves_lower_half() {
     let mut objects = tiny(4);
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 10, 20, 30, 40, 50])).unwrap());
@@ -167,7 +167,7 @@ fn the_lower_half_of_a_full_leaf_moves_to_a_new_object() {
 }
 
 #[test]
-fn a_hole_that_gets_an_owner_is_changed_in_place() {
+fn tree_hole_is_filled_in_place() {
     let mut objects = tiny(4);
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 10, 20, 30, 40, 50])).unwrap());
@@ -181,7 +181,7 @@ fn a_hole_that_gets_an_owner_is_changed_in_place() {
 }
 
 #[test]
-fn an_interrupted_split_is_finished_by_the_next_plan() {
+fn tree_interrupted_split_is_completed_by_next_plan() {
     let mut objects = tiny(4);
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 10, 20, 30, 40, 50])).unwrap());
@@ -197,7 +197,7 @@ fn an_interrupted_split_is_finished_by_the_next_plan() {
 }
 
 #[test]
-fn a_maximum_that_hides_slots_is_found_out_and_corrected() {
+fn tree_repair_corrects_maximum_that_hides_slots() {
     let mut objects = tiny(4);
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 10, 20, 30, 40, 50])).unwrap());
@@ -222,7 +222,7 @@ fn a_maximum_that_hides_slots_is_found_out_and_corrected() {
 }
 
 #[test]
-fn slots_put_behind_a_hidden_leaf_are_found_and_get_leaves_of_their_own() {
+fn tree_repair_recovers_slots_after_hidden_leaf() {
     let mut objects = tiny(4);
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 10, 20, 30, 40])).unwrap());
@@ -249,7 +249,7 @@ fn slots_put_behind_a_hidden_leaf_are_found_and_get_leaves_of_their_own() {
 }
 
 #[test]
-fn leaves_of_an_ancestor_are_copied_when_they_change() {
+fn tree_write_copies_inherited_leaves() {
     let ancestor = Vid::new(7).unwrap();
     let mut objects = tiny(4);
     let mut tree = objects.read();
@@ -269,7 +269,7 @@ fn leaves_of_an_ancestor_are_copied_when_they_change() {
 }
 
 #[test]
-fn a_full_root_and_used_up_numbers_are_refused_and_change_nothing() {
+fn tree_without_room_is_refused_unchanged() {
     let mut objects = Objects::empty(vid(), Capacity { leaf: 2, root: 2 });
     let mut tree = objects.read();
     objects.apply(&tree.insert(&own([0, 1, 2])).unwrap());
@@ -285,7 +285,7 @@ fn a_full_root_and_used_up_numbers_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn a_root_without_slots_in_any_leaf_takes_new_ones() {
+fn tree_root_of_empty_leaves_takes_slots() {
     let mut objects = tiny(4);
     let root = [
         NodeHeader::root(1).as_bytes(),

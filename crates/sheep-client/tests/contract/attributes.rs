@@ -6,7 +6,7 @@ use sheep_proto::ResultCode;
 use crate::{MIB, assert_refused, for_each_backend, refusal, tag, working};
 
 #[tokio::test]
-async fn an_attribute_has_the_value_last_set_until_it_is_removed() {
+async fn attribute_keeps_last_value_until_removed() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, _vid) = fixture.volume("v", MIB).await;
@@ -52,7 +52,7 @@ async fn an_attribute_has_the_value_last_set_until_it_is_removed() {
 }
 
 #[tokio::test]
-async fn attributes_belong_to_the_name_and_survive_a_snapshot() {
+async fn attribute_belongs_to_name_and_survives_snapshot() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, _vid) = fixture.volume("v", MIB).await;
@@ -73,7 +73,7 @@ async fn attributes_belong_to_the_name_and_survive_a_snapshot() {
 }
 
 #[tokio::test]
-async fn unknown_names_and_impossible_attributes_are_refused() {
+async fn attribute_with_unknown_name_or_key_is_refused() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let nobody = fixture.name("nobody");

@@ -7,7 +7,7 @@ use sheep_proto::{Redundancy, ResultCode};
 use crate::{MIB, assert_refused, embedded, for_each_backend, refusal, working};
 
 #[tokio::test]
-async fn a_running_cluster_tells_its_members_and_settings() {
+async fn cluster_info_has_members_and_settings() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let nodes = client.cluster().nodes().await.unwrap();
@@ -29,7 +29,7 @@ async fn a_running_cluster_tells_its_members_and_settings() {
 }
 
 #[tokio::test]
-async fn every_node_answers_for_itself() {
+async fn node_query_is_answered_by_that_node() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (_name, vid) = fixture.volume("v", 16 * MIB).await;
@@ -48,7 +48,7 @@ async fn every_node_answers_for_itself() {
 }
 
 #[tokio::test]
-async fn an_unformatted_cluster_says_so_until_it_is_formatted() {
+async fn cluster_is_unformatted_until_format() {
     embedded(
         |config| config.format_if_new = false,
         async |fixture| {
@@ -101,7 +101,7 @@ async fn an_unformatted_cluster_says_so_until_it_is_formatted() {
 }
 
 #[tokio::test]
-async fn an_impossible_format_is_not_sent() {
+async fn format_with_impossible_settings_is_not_sent() {
     embedded(
         |_config| (),
         async |fixture| {

@@ -43,7 +43,7 @@ async fn write_with(fault: Fault) -> (Result<(), ClientError>, Bytes) {
 }
 
 #[tokio::test]
-async fn faults_happen_as_planned() {
+async fn fault_transport_follows_its_plan() {
     let (result, found) = write_with(Fault::LoseBefore).await;
     assert!(matches!(result, Err(ClientError::Lost { .. })));
     assert_eq!(found, &b"old"[..]);

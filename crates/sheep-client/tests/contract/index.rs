@@ -21,7 +21,7 @@ async fn slots(fixture: &Fixture, vdi: &VdiInfo) -> Vec<(u32, Vid)> {
 }
 
 #[tokio::test]
-async fn a_flat_index_is_visited_in_order_up_to_the_end_of_the_volume() {
+async fn index_scan_ends_with_the_volume() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         // 300,000 objects: more slots than one request reads.
@@ -42,7 +42,7 @@ async fn a_flat_index_is_visited_in_order_up_to_the_end_of_the_volume() {
 }
 
 #[tokio::test]
-async fn slots_past_the_end_of_an_index_are_refused() {
+async fn index_refuses_slots_past_its_end() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (_name, vid) = fixture.volume("v", MIB).await;
@@ -91,7 +91,7 @@ fn leaf(vid: Vid, indexes: &[u32]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_hypervolumes_tree_is_visited_like_an_index() {
+async fn index_scan_visits_the_tree_of_hypervolumes() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let vdi = hypervolume(fixture).await;
@@ -118,7 +118,7 @@ async fn a_hypervolumes_tree_is_visited_like_an_index() {
 }
 
 #[tokio::test]
-async fn a_tree_of_two_levels_is_visited_in_order_despite_wrong_maxima() {
+async fn index_scan_of_two_levels_ignores_wrong_maxima() {
     for_each_backend(async |fixture| {
         let vdi = hypervolume(fixture).await;
         let parts = [&[900, 1_500_000][..], &[], &[1, 2, 800]];

@@ -10,7 +10,7 @@ use sheep_proto::{ClusterFlags, ObjectIndex, Oid, Redundancy, ResultCode, Vid};
 use crate::{MIB, assert_refused, embedded, for_each_backend, refusal, tag, tagged, working};
 
 #[tokio::test]
-async fn a_new_vdi_is_found_by_name_and_is_what_was_asked_for() {
+async fn vdi_create_makes_what_was_requested() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let new = NewVdi::new(fixture.name("v"), 12_345)
@@ -32,7 +32,7 @@ async fn a_new_vdi_is_found_by_name_and_is_what_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_name_in_use_and_impossible_sizes_are_refused() {
+async fn vdi_create_refuses_used_names_and_sizes() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, _vid) = fixture.volume("v", MIB).await;
@@ -63,7 +63,7 @@ async fn a_name_in_use_and_impossible_sizes_are_refused() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_is_not_found() {
+async fn vdi_lookup_of_absent_vdi_is_not_found() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let nobody = fixture.name("nobody");
@@ -106,7 +106,7 @@ async fn what_does_not_exist_is_not_found() {
 }
 
 #[tokio::test]
-async fn names_of_any_bytes_up_to_255_are_found_again() {
+async fn vdi_lookup_takes_names_of_any_bytes() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let prefix = fixture.name("").as_bytes().to_vec();
@@ -124,7 +124,7 @@ async fn names_of_any_bytes_up_to_255_are_found_again() {
 }
 
 #[tokio::test]
-async fn snapshots_are_found_by_tag_and_number_and_the_name_goes_on() {
+async fn snapshot_is_found_by_tag_and_number() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, first) = fixture.volume("v", 16 * MIB).await;
@@ -164,7 +164,7 @@ async fn snapshots_are_found_by_tag_and_number_and_the_name_goes_on() {
 }
 
 #[tokio::test]
-async fn a_snapshot_needs_a_tag_of_its_own() {
+async fn snapshot_needs_a_unique_tag() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, _vid) = fixture.volume("v", MIB).await;
@@ -187,7 +187,7 @@ async fn a_snapshot_needs_a_tag_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_listing_has_every_vdi_once_in_order() {
+async fn vdi_list_has_every_vdi_once_in_order() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (kept, first) = fixture.volume("kept", MIB).await;
@@ -225,7 +225,7 @@ async fn the_listing_has_every_vdi_once_in_order() {
 }
 
 #[tokio::test]
-async fn a_clone_has_the_snapshots_content_and_goes_its_own_way() {
+async fn clone_has_snapshot_content_and_diverges() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, base) = fixture.volume("v", 16 * MIB).await;
@@ -267,7 +267,7 @@ async fn a_clone_has_the_snapshots_content_and_goes_its_own_way() {
 }
 
 #[tokio::test]
-async fn a_rollback_brings_the_snapshots_content_back() {
+async fn rollback_restores_snapshot_content() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, old) = fixture.volume("v", 16 * MIB).await;
@@ -303,7 +303,7 @@ async fn a_rollback_brings_the_snapshots_content_back() {
 }
 
 #[tokio::test]
-async fn a_volume_grows_and_never_shrinks() {
+async fn resize_grows_and_never_shrinks() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, vid) = fixture.volume("v", MIB).await;
@@ -337,7 +337,7 @@ async fn a_volume_grows_and_never_shrinks() {
 }
 
 #[tokio::test]
-async fn a_deleted_vdi_is_gone_and_its_name_free() {
+async fn vdi_delete_frees_the_name() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, vid) = fixture.volume("v", 16 * MIB).await;
@@ -363,7 +363,7 @@ async fn a_deleted_vdi_is_gone_and_its_name_free() {
 }
 
 #[tokio::test]
-async fn deleting_one_version_leaves_the_others() {
+async fn vdi_delete_of_one_version_keeps_others() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, first) = fixture.volume("v", 16 * MIB).await;
@@ -400,7 +400,7 @@ async fn deleting_one_version_leaves_the_others() {
 }
 
 #[tokio::test]
-async fn deleting_clears_every_slot_however_they_are_spread() {
+async fn vdi_delete_clears_every_slot() {
     // On embedded alone, where an object takes no more than was written.
     embedded(
         |_config| (),
@@ -428,7 +428,7 @@ async fn deleting_clears_every_slot_however_they_are_spread() {
 }
 
 #[tokio::test]
-async fn a_lock_is_held_until_it_is_given_back() {
+async fn lock_is_held_until_unlocked() {
     embedded(
         |config| config.format_if_new = false,
         async |fixture| {
@@ -451,7 +451,7 @@ async fn a_lock_is_held_until_it_is_given_back() {
 }
 
 #[tokio::test]
-async fn without_locking_a_lock_is_a_lookup() {
+async fn lock_without_locking_is_a_lookup() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, vid) = fixture.volume("v", MIB).await;

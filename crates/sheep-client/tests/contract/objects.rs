@@ -10,7 +10,7 @@ fn zeros(len: usize) -> Bytes {
 }
 
 #[tokio::test]
-async fn an_object_holds_what_was_written_and_zeros_elsewhere() {
+async fn object_reads_zeros_where_never_written() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (_name, vid) = fixture.volume("v", 16 * MIB).await;
@@ -48,7 +48,7 @@ async fn an_object_holds_what_was_written_and_zeros_elsewhere() {
 }
 
 #[tokio::test]
-async fn large_reads_and_writes_in_parallel_keep_their_bytes() {
+async fn split_io_in_parallel_keeps_its_bytes() {
     for_each_backend(async |fixture| {
         let (_name, vid) = fixture.volume("v", 16 * MIB).await;
         let pattern = |number: u32| -> Bytes {
@@ -75,7 +75,7 @@ async fn large_reads_and_writes_in_parallel_keep_their_bytes() {
 }
 
 #[tokio::test]
-async fn creating_replaces_what_was_there() {
+async fn object_create_replaces_existing_object() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (_name, vid) = fixture.volume("v", 16 * MIB).await;
@@ -97,7 +97,7 @@ async fn creating_replaces_what_was_there() {
 }
 
 #[tokio::test]
-async fn an_absent_object_is_neither_read_nor_written_nor_removed() {
+async fn object_absent_is_an_error_for_every_operation() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (_name, vid) = fixture.volume("v", 16 * MIB).await;
@@ -119,7 +119,7 @@ async fn an_absent_object_is_neither_read_nor_written_nor_removed() {
 }
 
 #[tokio::test]
-async fn a_removed_object_is_gone() {
+async fn object_remove_makes_it_absent() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (_name, vid) = fixture.volume("v", 16 * MIB).await;
@@ -139,7 +139,7 @@ async fn a_removed_object_is_gone() {
 }
 
 #[tokio::test]
-async fn copy_on_write_takes_the_rest_from_the_source() {
+async fn copy_on_write_takes_the_rest_from_source() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, old) = fixture.volume("v", 16 * MIB).await;
@@ -170,7 +170,7 @@ async fn copy_on_write_takes_the_rest_from_the_source() {
 }
 
 #[tokio::test]
-async fn a_snapshots_data_objects_are_read_only() {
+async fn snapshot_data_objects_are_read_only() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (name, old) = fixture.volume("v", 16 * MIB).await;
@@ -198,7 +198,7 @@ async fn a_snapshots_data_objects_are_read_only() {
 }
 
 #[tokio::test]
-async fn discarding_clears_the_slot_and_may_be_repeated() {
+async fn discard_clears_the_slot_and_is_idempotent() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let (_name, vid) = fixture.volume("v", 16 * MIB).await;

@@ -54,7 +54,7 @@ async fn check(fixture: &Fixture, vid: Vid, indexes: &[u32]) {
 }
 
 #[tokio::test]
-async fn a_tree_grows_by_a_level_and_no_object_is_touched() {
+async fn tree_growth_adds_level_without_touching_objects() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let vdi = hypervolume(client, &fixture.name("hyper")).await;
@@ -99,7 +99,7 @@ async fn a_tree_grows_by_a_level_and_no_object_is_touched() {
 }
 
 #[tokio::test]
-async fn a_discarded_object_stays_discarded_when_the_tree_changes() {
+async fn tree_change_keeps_discarded_objects_discarded() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let vdi = hypervolume(client, &fixture.name("hyper")).await;
@@ -122,7 +122,7 @@ async fn a_discarded_object_stays_discarded_when_the_tree_changes() {
 }
 
 #[tokio::test]
-async fn a_flat_index_is_no_tree() {
+async fn tree_of_a_flat_index_is_refused() {
     for_each_backend(async |fixture| {
         let (name, _vid) = fixture.volume("flat", 1 << 30).await;
         let vdi = fixture.client.vdi(&working(&name)).stat().await.unwrap();
@@ -181,7 +181,7 @@ async fn split_with_a_refusal(fault: fn() -> Fault, failing: usize) -> bool {
 }
 
 #[tokio::test]
-async fn a_write_that_fails_leaves_a_tree_to_go_on_with() {
+async fn tree_write_that_fails_leaves_usable_tree() {
     let faults: [fn() -> Fault; 2] = [|| Fault::Refuse(ResultCode::NoSpace), || Fault::LoseAfter];
     for fault in faults {
         let mut failing = 0;
@@ -194,7 +194,7 @@ async fn a_write_that_fails_leaves_a_tree_to_go_on_with() {
 }
 
 #[tokio::test]
-async fn a_full_cluster_refuses_a_new_leaf_and_says_so() {
+async fn tree_new_leaf_fails_when_cluster_is_full() {
     let server = Server::start(Config::new(StoreKind::Memory)).await.unwrap();
     let config = ClientConfig::new(server.local_address().into());
     let pool = Arc::new(Pool::connect(config).await.unwrap());

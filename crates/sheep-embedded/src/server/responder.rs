@@ -101,7 +101,7 @@ impl Responder {
     /// in the order of arrival, whenever the future is polled.
     pub(crate) fn respond(self: Arc<Self>, frame: Frame) -> impl Future<Output = ()> + Send {
         lock(&self.reorder_fault).in_flight += 1;
-        let fault = self.node.faults.meet(&frame.header);
+        let fault = self.node.faults.match_request(&frame.header);
         async move {
             let done = async {
                 let reordered = match fault {
@@ -109,7 +109,7 @@ impl Responder {
                         self.run_and_write(frame).await?;
                         None
                     }
-                    Some((fault, cleared)) => self.fail(frame, fault, cleared).await?,
+                    Some((fault, cleared)) => self.apply_fault(frame, fault, cleared).await?,
                 };
                 self.flush_delayed(reordered).await
             };
@@ -141,7 +141,7 @@ impl Responder {
     }
 
     /// Handles a request as its fault says; returns a response that is to be reordered.
-    async fn fail(
+    async fn apply_fault(
         self: &Arc<Self>,
         frame: Frame,
         fault: Fault,
@@ -152,7 +152,7 @@ impl Responder {
                 tokio::time::sleep(time).await;
                 self.run_and_write(frame).await?;
             }
-            Fault::DelayAnswer(time) => {
+            Fault::DelayResponse(time) => {
                 let response = self.run(frame).await?;
                 tokio::time::sleep(time).await;
                 self.write(response).await?;
@@ -163,9 +163,9 @@ impl Responder {
             }
             Fault::Reorder => return self.run(frame).await.map(Some),
             Fault::DropRequest => {}
-            Fault::DropAnswer => drop(self.run(frame).await?),
+            Fault::DropResponse => drop(self.run(frame).await?),
             Fault::CutRequest => return Err(ConnectionError::Fault),
-            Fault::CutAnswer(len) => {
+            Fault::CutResponse(len) => {
                 let response = self.run(frame).await?;
                 let bytes: Vec<u8> = response.slices().flatten().copied().take(len).collect();
                 let mut writer = self.writer.lock().await;
@@ -204,7 +204,7 @@ impl Responder {
             let response = responder
                 .node
                 .sheep
-                .answer(&header, &payload, &responder.origin);
+                .handle(&header, &payload, &responder.origin);
             drop((payload, running));
             response
         };
@@ -238,7 +238,7 @@ impl Responder {
         payload: &[u8],
         permits: Option<Permits>,
     ) -> Response {
-        let (header, payload) = self.node.sheep.answer(header, payload, &self.origin);
+        let (header, payload) = self.node.sheep.handle(header, payload, &self.origin);
         Response {
             header,
             payload,

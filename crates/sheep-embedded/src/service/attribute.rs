@@ -23,7 +23,7 @@ use crate::store::{NewObject, Store, StoreError};
 const MAX_PROBES: u32 = 1024;
 
 /// Where an attribute is, or would be.
-struct Place {
+struct ProbeResult {
     id: u32,
     exists: bool,
 }
@@ -43,12 +43,12 @@ impl AttributeService {
         let tag = SnapshotTag::from_field(&wanted.tag);
         let flags = request.flags();
         let operation = self.vdis.begin_operation();
-        let vdi = operation.find(&name, &tag, request.vdi().snapid.get())?;
+        let vdi = operation.lookup(&name, &tag, request.vdi().snapid.get())?;
         let vid = first_vid(name.as_bytes());
-        let place = self.find(vid, wanted)?;
-        let oid = Oid::attribute(vid, place.id);
+        let probed = self.probe(vid, wanted)?;
+        let oid = Oid::attribute(vid, probed.id);
         if flags.contains(RequestFlags::CREAT) {
-            if place.exists && flags.contains(RequestFlags::EXCL) {
+            if probed.exists && flags.contains(RequestFlags::EXCL) {
                 return Err(ResultCode::VdiExist);
             }
             let created = self.inodes.read_header(&vdi)?.create_time;
@@ -61,7 +61,7 @@ impl AttributeService {
                 ],
             };
             self.store.create(oid, object)?;
-        } else if !place.exists {
+        } else if !probed.exists {
             return Err(ResultCode::NoObj);
         } else if flags.contains(RequestFlags::DEL) {
             self.store.write(oid, 0, &[0])?;
@@ -69,18 +69,18 @@ impl AttributeService {
         }
         Ok(Reply::body(ResponseBody::Vdi(VdiResponse {
             vdi_id: vid.get().into(),
-            attr_id: place.id.into(),
+            attr_id: probed.id.into(),
             copies: vdi.redundancy.nr_copies(),
             ..VdiResponse::default()
         })))
     }
 
-    fn find(&self, vid: Vid, wanted: &Attribute) -> Result<Place, ResultCode> {
+    fn probe(&self, vid: Vid, wanted: &Attribute) -> Result<ProbeResult, ResultCode> {
         let first = attribute_id(&wanted.name, &wanted.tag, wanted.snap_id.get(), &wanted.key);
         let mut found = Attribute::new_box_zeroed().map_err(|_no_memory| ResultCode::NoMem)?;
         let mut free = None;
-        for probe in 0..MAX_PROBES {
-            let id = first.wrapping_add(probe);
+        for step in 0..MAX_PROBES {
+            let id = first.wrapping_add(step);
             match self
                 .store
                 .read(Oid::attribute(vid, id), 0, found.as_mut_bytes())
@@ -90,11 +90,11 @@ impl AttributeService {
                     let is_wanted = (&found.name, &found.tag, found.snap_id, &found.key)
                         == (&wanted.name, &wanted.tag, wanted.snap_id, &wanted.key);
                     if is_wanted {
-                        return Ok(Place { id, exists: true });
+                        return Ok(ProbeResult { id, exists: true });
                     }
                 }
                 Err(StoreError::NotFound) => {
-                    return Ok(Place {
+                    return Ok(ProbeResult {
                         id: free.unwrap_or(id),
                         exists: false,
                     });
@@ -103,6 +103,6 @@ impl AttributeService {
             }
         }
         let id = free.ok_or(ResultCode::FullVdi)?;
-        Ok(Place { id, exists: false })
+        Ok(ProbeResult { id, exists: false })
     }
 }

@@ -51,17 +51,17 @@ impl ClusterService {
     pub(crate) fn status(&self, request: &Request<'_>, cluster: Option<&Cluster>) -> HandlerResult {
         let cluster = cluster.ok_or(ResultCode::WaitForFormat)?;
         let slots = request.cluster_request().nodes_nr.get() as usize;
-        let want = request.want().unwrap_or(0);
+        let max_len = request.max_response_len().unwrap_or(0);
         let record_len = slots
             .checked_mul(NODE_RECORD_LEN)
             .and_then(|nodes| nodes.checked_add(EPOCH_RECORD_HEADER_LEN));
-        let Some(record_len) = record_len.filter(|&len| len <= want) else {
+        let Some(record_len) = record_len.filter(|&len| len <= max_len) else {
             return Ok(Reply::ok());
         };
         let mut payload = Vec::new();
         let mut record = cluster.newest_record();
         record.disable_recovery = self.recovery.is_disabled().into();
-        for (number, epoch) in self.members.epochs().into_iter().take(want / record_len) {
+        for (number, epoch) in self.members.epochs().into_iter().take(max_len / record_len) {
             record.epoch = number.into();
             record.time = match number {
                 FIRST_EPOCH => cluster.epoch_time().into(),

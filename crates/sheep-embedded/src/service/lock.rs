@@ -10,7 +10,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::vdi::vdi_reply;
 use crate::catalogue::{Catalogue, Vdi};
 use crate::cluster::Cluster;
-use crate::lock::{Held, LockType, Locks};
+use crate::lock::{LockOwners, LockType, Locks};
 use crate::node_record::node_id;
 use crate::request::{HandlerResult, Reply, Request};
 
@@ -26,22 +26,23 @@ impl LockService {
         let (name, tag) = request.name_and_tag()?;
         let wanted = request.vdi();
         let operation = self.vdis.begin_operation();
-        let vdi = operation.find(&name, &tag, wanted.snapid.get())?;
+        let vdi = operation.lookup(&name, &tag, wanted.snapid.get())?;
         if cluster.flags().contains(ClusterFlags::USE_LOCK) {
             let lock_type =
                 LockType::from_wire(wanted.lock_type.get()).ok_or(ResultCode::VdiLocked)?;
-            self.locks.take(vdi.vid, lock_type, request.origin.node)?;
+            self.locks
+                .acquire(vdi.vid, lock_type, request.origin.node)?;
         }
         Ok(vdi_reply(&vdi))
     }
 
     /// RELEASE_VDI: succeeds whatever there was to release.
     pub(crate) fn release(&self, request: &Request<'_>) -> HandlerResult {
-        let held = request.vdi();
+        let wanted = request.vdi();
         let _operation = self.vdis.begin_operation();
         if let (Some(vid), Some(lock_type)) = (
-            Vid::new(held.base_vdi_id.get()),
-            LockType::from_wire(held.lock_type.get()),
+            Vid::new(wanted.base_vdi_id.get()),
+            LockType::from_wire(wanted.lock_type.get()),
         ) {
             self.locks.release(vid, lock_type, request.origin.node);
         }
@@ -51,7 +52,7 @@ impl LockService {
     /// GET_VDI_COPIES: the state of every VDI, deleted ones included (protocol 8.6).
     pub(crate) fn states(&self, request: &Request<'_>) -> HandlerResult {
         let vdis = self.vdis.all();
-        if vdis.len() * VDI_STATE_LEN > request.want()? {
+        if vdis.len() * VDI_STATE_LEN > request.max_response_len()? {
             return Err(ResultCode::BufferSmall);
         }
         let mut payload = Vec::with_capacity(vdis.len() * VDI_STATE_LEN);
@@ -76,13 +77,13 @@ impl LockService {
             record.snapshot = state.is_snapshot.into();
             record.deleted = state.name.is_none().into();
         }
-        record.lock_state = match self.locks.held(vdi.vid) {
+        record.lock_state = match self.locks.owners(vdi.vid) {
             None => UNLOCKED.into(),
-            Some(Held::Normal(owner)) => {
+            Some(LockOwners::Normal(owner)) => {
                 record.owner = node_id(request, owner);
                 LOCKED.into()
             }
-            Some(Held::Shared(nodes)) => {
+            Some(LockOwners::Shared(nodes)) => {
                 record.nr_participants = u32::try_from(nodes.len()).expect("at most 31").into();
                 for (at, (node, state)) in nodes.into_iter().enumerate() {
                     record.participants[at] = node_id(request, node);

@@ -70,7 +70,7 @@ impl NodeService {
 
     /// MD_INFO: one disk, the store.
     pub(crate) fn disks(&self, request: &Request<'_>) -> HandlerResult {
-        if request.want()? != MD_INFO_LEN {
+        if request.max_response_len()? != MD_INFO_LEN {
             return Err(ResultCode::InvalidParms);
         }
         let space = self.store.space()?;

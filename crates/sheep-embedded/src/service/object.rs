@@ -27,7 +27,7 @@ use crate::request::{HandlerResult, Reply, Request};
 use crate::store::{NewObject, Store};
 
 /// Bytes of an object that are digested at once: an object can have 2 GiB.
-const DIGEST_PIECE: usize = 1 << 20;
+const DIGEST_BUFFER_LEN: usize = 1 << 20;
 
 /// The object a request is about.
 struct Target {
@@ -111,7 +111,7 @@ impl ObjectService {
     }
 
     /// As [`Self::target`], for I/O of a client that may share a lock (protocol 6.9).
-    fn target_of(&self, request: &Request<'_>) -> Result<Target, ResultCode> {
+    fn io_target(&self, request: &Request<'_>) -> Result<Target, ResultCode> {
         /// Header and index: all that an inode had until 0.7, and what tgt reads.
         const REFRESH_LEN: usize = INODE_GREF_OFFSET;
         let wanted = request.object();
@@ -121,7 +121,7 @@ impl ObjectService {
         {
             let is_refresh = target.kind == ObjectKind::Inode
                 && wanted.offset.get() == 0
-                && request.want() == Ok(REFRESH_LEN);
+                && request.max_response_len() == Ok(REFRESH_LEN);
             self.locks.check(vdi.vid, request.origin.node, is_refresh)?;
         }
         Ok(target)
@@ -130,11 +130,11 @@ impl ObjectService {
     /// READ_OBJ: exactly the bytes asked for.
     pub(crate) fn read(&self, request: &Request<'_>) -> HandlerResult {
         let wanted = request.object();
-        let target = self.target_of(request)?;
-        let want = request.want()?;
-        let offset = target.check_range(wanted.offset.get(), want)?;
+        let target = self.io_target(request)?;
+        let len = request.max_response_len()?;
+        let offset = target.check_range(wanted.offset.get(), len)?;
         Ok(Reply::payload(
-            self.store.read_payload(target.oid, offset, want)?,
+            self.store.read_payload(target.oid, offset, len)?,
         ))
     }
 
@@ -142,7 +142,7 @@ impl ObjectService {
     pub(crate) fn write(&self, request: &Request<'_>, cluster: &Cluster) -> HandlerResult {
         let wanted = request.object();
         let data = request.data()?;
-        let target = self.target_of(request)?;
+        let target = self.io_target(request)?;
         let offset = target.check_range(wanted.offset.get(), data.len())?;
         match (target.kind, &target.vdi) {
             (ObjectKind::Inode, Some(vdi)) => {
@@ -175,7 +175,7 @@ impl ObjectService {
     pub(crate) fn create(&self, request: &Request<'_>, cluster: &Cluster) -> HandlerResult {
         let wanted = request.object();
         let data = request.data()?;
-        let target = match self.target_of(request) {
+        let target = match self.io_target(request) {
             Err(ResultCode::NoObj) => return Err(ResultCode::NoVdi),
             target => target?,
         };
@@ -276,7 +276,7 @@ impl ObjectService {
 
     /// OIDS_EXIST: the one request whose answer to a payload is a payload,
     /// the object ids that are not there.
-    pub(crate) fn missing(&self, request: &Request<'_>) -> HandlerResult {
+    pub(crate) fn missing_oids(&self, request: &Request<'_>) -> HandlerResult {
         let (oids, []) = request.data()?.as_chunks::<8>() else {
             return Err(ResultCode::InvalidParms);
         };
@@ -294,11 +294,11 @@ impl ObjectService {
         let target = self.target(request.object().oid.get())?;
         let len = usize::try_from(target.len).map_err(|_too_long| ResultCode::NoMem)?;
         let mut digest = Sha1::new();
-        let mut piece = vec![0; len.min(DIGEST_PIECE)];
-        for offset in (0..len).step_by(DIGEST_PIECE) {
-            let piece = &mut piece[..DIGEST_PIECE.min(len - offset)];
-            self.store.read(target.oid, offset as u64, piece)?;
-            digest.update(piece);
+        let mut buffer = vec![0; len.min(DIGEST_BUFFER_LEN)];
+        for offset in (0..len).step_by(DIGEST_BUFFER_LEN) {
+            let buffer = &mut buffer[..DIGEST_BUFFER_LEN.min(len - offset)];
+            self.store.read(target.oid, offset as u64, buffer)?;
+            digest.update(buffer);
         }
         Ok(Reply::body(ResponseBody::Hash(HashResponse {
             digest: digest.finalize().into(),

@@ -121,7 +121,7 @@ impl VdiService {
             let is_allowed = if wants_snapshot {
                 base.read().name.as_ref() == Some(&name)
             } else {
-                !base.is_working()
+                !base.is_head()
             };
             if !is_allowed {
                 return Err(ResultCode::InvalidParms);
@@ -131,7 +131,7 @@ impl VdiService {
         if cluster.requires_halt(new.redundancy.nr_copies()) {
             return Err(ResultCode::VdiWrite);
         }
-        let vdi = self.make_vdi(&operation, &new, base.as_deref(), replaced.as_deref())?;
+        let vdi = self.create_vdi(&operation, &new, base.as_deref(), replaced.as_deref())?;
         tracing::info!("made VDI {} of {}", vdi.vid, new.name);
         Ok(vdi_reply(&vdi))
     }
@@ -144,7 +144,7 @@ impl VdiService {
     }
 
     /// Makes the inode of a new working VDI; the VDI it replaces becomes a snapshot.
-    fn make_vdi(
+    fn create_vdi(
         &self,
         operation: &VdiOperation<'_>,
         new: &NewVdi,
@@ -186,7 +186,7 @@ impl VdiService {
     pub(crate) fn info(&self, request: &Request<'_>) -> HandlerResult {
         let (name, tag) = request.name_and_tag()?;
         let operation = self.vdis.begin_operation();
-        let vdi = operation.find(&name, &tag, request.vdi().snapid.get())?;
+        let vdi = operation.lookup(&name, &tag, request.vdi().snapid.get())?;
         Ok(vdi_reply(&vdi))
     }
 
@@ -194,13 +194,13 @@ impl VdiService {
     pub(crate) fn delete(&self, request: &Request<'_>) -> HandlerResult {
         let (name, tag) = request.name_and_tag()?;
         let operation = self.vdis.begin_operation();
-        let vdi = operation.find(&name, &tag, request.vdi().snapid.get())?;
+        let vdi = operation.lookup(&name, &tag, request.vdi().snapid.get())?;
         {
             let mut state = vdi.write();
             self.inodes.erase_header(&vdi)?;
             state.name = None;
             operation.remove_name(&name, vdi.vid);
-            self.locks.forget(vdi.vid);
+            self.locks.remove(vdi.vid);
             // The VDI is deleted by now, whatever happens to its space.
             if let Err(error) = self.reclaimer.reclaim(&vdi) {
                 tracing::warn!("space of deleted VDI {} stays in use: {error}", vdi.vid);
@@ -224,7 +224,7 @@ impl VdiService {
     }
 
     fn vid_bitmap(&self, request: &Request<'_>, filter: impl Fn(&Vdi) -> bool) -> HandlerResult {
-        if request.want()? != VID_BITMAP_LEN {
+        if request.max_response_len()? != VID_BITMAP_LEN {
             return Err(ResultCode::InvalidParms);
         }
         Ok(Reply::payload(self.vdis.bitmap(filter).as_bytes().to_vec()))

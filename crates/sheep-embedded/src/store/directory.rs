@@ -161,10 +161,10 @@ impl DirectoryStore {
     }
 
     /// Renames a finished file to its object's place.
-    fn publish(&self, new: &Path, oid: Oid) -> io::Result<()> {
+    fn rename_into_place(&self, new: &Path, oid: Oid) -> io::Result<()> {
         let directory = self.directory_of(oid);
-        let place = self.path_of(oid);
-        match fs::rename(new, &place) {
+        let path = self.path_of(oid);
+        match fs::rename(new, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 match fs::create_dir(&directory) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -173,7 +173,7 @@ impl DirectoryStore {
                     _made_or_there => {}
                 }
                 self.sync_directory(&self.root.join("objects"))?;
-                fs::rename(new, &place)?;
+                fs::rename(new, &path)?;
             }
             other => other?,
         }
@@ -184,7 +184,7 @@ impl DirectoryStore {
 fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _gone => Ok(()),
+        _removed => Ok(()),
     }
 }
 
@@ -288,7 +288,7 @@ impl Store for DirectoryStore {
         let path = self.new_path();
         let made = self
             .fill(&path, object)
-            .and_then(|()| self.publish(&path, oid));
+            .and_then(|()| self.rename_into_place(&path, oid));
         if made.is_err()
             && let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
@@ -355,7 +355,7 @@ impl Store for DirectoryStore {
         let cluster = self.root.join("cluster");
         match fs::remove_file(&cluster) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _gone => self.sync_directory(&self.root)?,
+            _removed => self.sync_directory(&self.root)?,
         }
         let old = self.root.join("old");
         remove_tree(&old)?;
@@ -367,11 +367,11 @@ impl Store for DirectoryStore {
     }
 
     fn space(&self) -> Result<Space, StoreError> {
-        let facts = statvfs(&self.root).map_err(io::Error::from)?;
-        let bytes = |fragments: u64| fragments.saturating_mul(facts.fragment_size());
+        let stat = statvfs(&self.root).map_err(io::Error::from)?;
+        let bytes = |fragments: u64| fragments.saturating_mul(stat.fragment_size());
         Ok(Space {
-            size: bytes(facts.blocks()),
-            free: bytes(facts.blocks_available()),
+            size: bytes(stat.blocks()),
+            free: bytes(stat.blocks_available()),
         })
     }
 

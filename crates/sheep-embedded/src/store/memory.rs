@@ -58,7 +58,7 @@ impl Pages {
     }
 
     /// Pages that a write of this range would have to add.
-    fn missing(&self, offset: u64, len: u64) -> u64 {
+    fn missing_pages(&self, offset: u64, len: u64) -> u64 {
         let wanted = offset / PAGE_LEN..(offset + len).div_ceil(PAGE_LEN);
         let present = self.by_number.range(wanted.clone()).count() as u64;
         (wanted.end - wanted.start) - present
@@ -136,7 +136,7 @@ impl MemoryStore {
             .map_err(|_used| StoreError::NoSpace)
     }
 
-    fn give_back(&self, pages: usize) {
+    fn release(&self, pages: usize) {
         self.used_pages.fetch_sub(pages as u64, Ordering::Relaxed);
     }
 
@@ -144,7 +144,7 @@ impl MemoryStore {
         if pages.detached {
             return Ok(());
         }
-        self.reserve(pages.missing(offset, data.len() as u64))?;
+        self.reserve(pages.missing_pages(offset, data.len() as u64))?;
         pages.write(offset, data);
         Ok(())
     }
@@ -198,12 +198,12 @@ impl Store for MemoryStore {
         let mut pages = Pages::default();
         let filled = self.fill(&mut pages, object);
         if filled.is_err() {
-            self.give_back(pages.by_number.len());
+            self.release(pages.by_number.len());
             return filled;
         }
         let old = write(&self.objects).insert(key(oid), Arc::new(RwLock::new(pages)));
         if let Some(old) = old {
-            self.give_back(write(&old).detach());
+            self.release(write(&old).detach());
         }
         Ok(())
     }
@@ -212,7 +212,7 @@ impl Store for MemoryStore {
         let old = write(&self.objects)
             .remove(&key(oid))
             .ok_or(StoreError::NotFound)?;
-        self.give_back(write(&old).detach());
+        self.release(write(&old).detach());
         Ok(())
     }
 
@@ -224,7 +224,7 @@ impl Store for MemoryStore {
         let object = self.find(oid)?;
         let mut pages = write(&object);
         let dropped = pages.by_number.split_off(&offset.div_ceil(PAGE_LEN));
-        self.give_back(dropped.len());
+        self.release(dropped.len());
         let in_page = index(offset % PAGE_LEN);
         if in_page != 0
             && let Some(page) = pages.by_number.get_mut(&(offset / PAGE_LEN))

@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// No answer takes longer than this.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Bytes of the objects of a VDI made by [`Client::new_vdi`].
 pub(crate) const OBJECT_LEN: usize = 4 << 20;
@@ -32,7 +32,7 @@ pub(crate) struct Sheep {
 
 impl Sheep {
     /// One server on each kind of store, named.
-    pub(crate) fn on_both_stores() -> [(&'static str, Self); 2] {
+    pub(crate) fn for_each_store() -> [(&'static str, Self); 2] {
         [
             ("memory", Self::in_memory()),
             ("directory", Self::in_directory()),
@@ -87,15 +87,13 @@ impl Sheep {
     }
 
     /// Another node on the same store.
-    pub(crate) fn start_beside(&self) -> Self {
-        self.start_beside_at((Ipv4Addr::LOCALHOST, 0).into())
+    pub(crate) fn add_node(&self) -> Self {
+        self.add_node_at((Ipv4Addr::LOCALHOST, 0).into())
     }
 
-    pub(crate) fn start_beside_at(&self, address: SocketAddr) -> Self {
+    pub(crate) fn add_node_at(&self, address: SocketAddr) -> Self {
         let runtime = Runtime::new().unwrap();
-        let server = runtime
-            .block_on(self.server().start_beside(address))
-            .unwrap();
+        let server = runtime.block_on(self.server().add_node(address)).unwrap();
         Self {
             address: server.local_address(),
             runtime,
@@ -128,12 +126,12 @@ pub(crate) struct Client {
 
 /// What came back.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) header: ResponseHeader,
     pub(crate) payload: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn result(&self) -> ResultCode {
         self.header.result()
     }
@@ -151,8 +149,8 @@ impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream, next_id: 1 }
     }
 
@@ -173,30 +171,37 @@ impl Client {
         Ok(id)
     }
 
-    pub(crate) fn receive(&mut self) -> io::Result<Answer> {
+    pub(crate) fn receive(&mut self) -> io::Result<Response> {
         let mut bytes = [0; HEADER_LEN];
         self.stream.read_exact(&mut bytes)?;
         let header = ResponseHeader::read_from_bytes(&bytes).unwrap();
         let mut payload = vec![0; header.data_length.get() as usize];
         self.stream.read_exact(&mut payload)?;
-        Ok(Answer { header, payload })
+        Ok(Response { header, payload })
     }
 
-    pub(crate) fn try_call(&mut self, header: RequestHeader, payload: &[u8]) -> io::Result<Answer> {
+    pub(crate) fn try_call(
+        &mut self,
+        header: RequestHeader,
+        payload: &[u8],
+    ) -> io::Result<Response> {
         let id = self.send(header, payload)?;
-        let answer = self.receive()?;
-        assert_eq!(answer.header.id.get(), id);
-        assert_eq!(answer.header.opcode, header.opcode);
-        assert_eq!((answer.header.proto_ver, answer.header.flags.get()), (0, 0));
-        Ok(answer)
+        let response = self.receive()?;
+        assert_eq!(response.header.id.get(), id);
+        assert_eq!(response.header.opcode, header.opcode);
+        assert_eq!(
+            (response.header.proto_ver, response.header.flags.get()),
+            (0, 0)
+        );
+        Ok(response)
     }
 
-    pub(crate) fn call(&mut self, header: RequestHeader, payload: &[u8]) -> Answer {
+    pub(crate) fn call(&mut self, header: RequestHeader, payload: &[u8]) -> Response {
         self.try_call(header, payload).unwrap()
     }
 
     /// A request without payload that is ready to receive `want` bytes.
-    pub(crate) fn ask(&mut self, opcode: Opcode, want: usize, body: RequestBody) -> Answer {
+    pub(crate) fn request(&mut self, opcode: Opcode, want: usize, body: RequestBody) -> Response {
         let want = u32::try_from(want).unwrap();
         self.call(
             RequestHeader::new(opcode, RequestFlags::empty(), want, body),
@@ -205,43 +210,43 @@ impl Client {
     }
 
     /// A request with a payload.
-    pub(crate) fn tell(
+    pub(crate) fn write_request(
         &mut self,
         opcode: Opcode,
         flags: RequestFlags,
         body: RequestBody,
         payload: &[u8],
-    ) -> Answer {
+    ) -> Response {
         let len = u32::try_from(payload.len()).unwrap();
         let header = RequestHeader::new(opcode, flags | RequestFlags::WRITE, len, body);
         self.call(header, payload)
     }
 
-    pub(crate) fn try_tell(
+    pub(crate) fn try_write_request(
         &mut self,
         opcode: Opcode,
         body: RequestBody,
         payload: &[u8],
-    ) -> io::Result<Answer> {
+    ) -> io::Result<Response> {
         let len = u32::try_from(payload.len()).unwrap();
         let header = RequestHeader::new(opcode, RequestFlags::WRITE, len, body);
         self.try_call(header, payload)
     }
 
-    pub(crate) fn read(&mut self, oid: Oid, offset: u32, want: usize) -> Answer {
-        self.ask(Opcode::ReadObj, want, object(oid, offset))
+    pub(crate) fn read(&mut self, oid: Oid, offset: u32, want: usize) -> Response {
+        self.request(Opcode::ReadObj, want, object(oid, offset))
     }
 
     /// The bytes of a range that must be there.
     pub(crate) fn bytes(&mut self, oid: Oid, offset: u32, want: usize) -> Vec<u8> {
-        let answer = self.read(oid, offset, want);
-        assert_eq!(answer.result(), ResultCode::Success, "{oid}");
-        assert_eq!(answer.payload.len(), want);
-        answer.payload
+        let response = self.read(oid, offset, want);
+        assert_eq!(response.result(), ResultCode::Success, "{oid}");
+        assert_eq!(response.payload.len(), want);
+        response.payload
     }
 
     pub(crate) fn write(&mut self, oid: Oid, offset: u32, data: &[u8]) -> ResultCode {
-        self.tell(
+        self.write_request(
             Opcode::WriteObj,
             RequestFlags::empty(),
             object(oid, offset),
@@ -251,7 +256,7 @@ impl Client {
     }
 
     pub(crate) fn create(&mut self, oid: Oid, offset: u32, data: &[u8]) -> ResultCode {
-        self.tell(
+        self.write_request(
             Opcode::CreateAndWriteObj,
             RequestFlags::empty(),
             object(oid, offset),
@@ -273,16 +278,16 @@ impl Client {
             offset: offset.into(),
             ..ObjectRequest::default()
         });
-        self.tell(Opcode::CreateAndWriteObj, RequestFlags::COW, body, data)
+        self.write_request(Opcode::CreateAndWriteObj, RequestFlags::COW, body, data)
             .result()
     }
 
     pub(crate) fn discard(&mut self, oid: Oid) -> ResultCode {
-        self.ask(Opcode::DiscardObj, 0, object(oid, 0)).result()
+        self.request(Opcode::DiscardObj, 0, object(oid, 0)).result()
     }
 
     pub(crate) fn exists(&mut self, oid: Oid) -> bool {
-        match self.ask(Opcode::Exist, 0, object(oid, 0)).result() {
+        match self.request(Opcode::Exist, 0, object(oid, 0)).result() {
             ResultCode::Success => true,
             ResultCode::NoObj => false,
             other => panic!("EXIST of {oid}: {other}"),
@@ -322,42 +327,53 @@ impl Client {
         InodeHeader::read_from_bytes(&bytes).unwrap()
     }
 
-    pub(crate) fn make(&mut self, name: &str, request: VdiRequest) -> Answer {
+    pub(crate) fn create_vdi(&mut self, name: &str, request: VdiRequest) -> Response {
         let body = RequestBody::Vdi(request);
-        self.tell(Opcode::NewVdi, RequestFlags::empty(), body, &field(name))
+        self.write_request(
+            Opcode::NewVdi,
+            RequestFlags::empty(),
+            body,
+            &name_field(name),
+        )
     }
 
     /// A VDI of 64 MiB.
     pub(crate) fn new_vdi(&mut self, name: &str) -> Vid {
-        self.make(name, sized()).vid()
+        self.create_vdi(name, sized()).vid()
     }
 
     /// Tags the working VDI and makes a snapshot of it; returns the new working VDI.
     pub(crate) fn snapshot(&mut self, name: &str, vid: Vid, tag: &str) -> Vid {
         assert_eq!(
-            self.write(Oid::inode(vid), 256, &field(tag)),
+            self.write(Oid::inode(vid), 256, &name_field(tag)),
             ResultCode::Success
         );
-        self.make(name, based_on(vid, 1)).vid()
+        self.create_vdi(name, based_on(vid, 1)).vid()
     }
 
     pub(crate) fn clone_vdi(&mut self, name: &str, base: Vid) -> Vid {
-        self.make(name, based_on(base, 0)).vid()
+        self.create_vdi(name, based_on(base, 0)).vid()
     }
 
     /// An operation on a VDI found by name, tag and snapshot id.
-    pub(crate) fn on_vdi(&mut self, opcode: Opcode, name: &str, tag: &str, snapid: u32) -> Answer {
+    pub(crate) fn vdi_request(
+        &mut self,
+        opcode: Opcode,
+        name: &str,
+        tag: &str,
+        snapid: u32,
+    ) -> Response {
         let body = RequestBody::Vdi(VdiRequest {
             snapid: snapid.into(),
             ..VdiRequest::default()
         });
-        let payload = [field(name), field(tag)].concat();
-        self.tell(opcode, RequestFlags::empty(), body, &payload)
+        let payload = [name_field(name), name_field(tag)].concat();
+        self.write_request(opcode, RequestFlags::empty(), body, &payload)
     }
 
     pub(crate) fn vids(&mut self, opcode: Opcode) -> Vec<u32> {
-        let answer = self.ask(opcode, VID_BITMAP_LEN, RequestBody::NONE);
-        let bitmap = VidBitmap::parse(answer.payload).unwrap();
+        let response = self.request(opcode, VID_BITMAP_LEN, RequestBody::NONE);
+        let bitmap = VidBitmap::parse(response.payload).unwrap();
         bitmap.iter().map(Vid::get).collect()
     }
 
@@ -368,7 +384,7 @@ impl Client {
             cluster_flags: flags.bits().into(),
             ..ClusterRequest::default()
         });
-        self.tell(Opcode::MakeFs, RequestFlags::empty(), body, b"plain\0")
+        self.write_request(Opcode::MakeFs, RequestFlags::empty(), body, b"plain\0")
             .result()
     }
 }
@@ -385,7 +401,7 @@ pub(crate) fn data_oid(vid: Vid, index: u32) -> Oid {
     Oid::data(vid, ObjectIndex(index))
 }
 
-pub(crate) fn field(text: &str) -> [u8; NAME_FIELD_LEN] {
+pub(crate) fn name_field(text: &str) -> [u8; NAME_FIELD_LEN] {
     let mut field = [0; NAME_FIELD_LEN];
     field[..text.len()].copy_from_slice(text.as_bytes());
     field

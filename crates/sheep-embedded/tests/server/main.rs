@@ -1,14 +1,14 @@
 //! The server over TCP, with a client that shares only `sheep-proto` with it.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-mod behaviour;
-mod captures;
 mod client;
-mod crash;
-mod faults;
-mod hostile;
-mod kills;
-mod locks;
-mod model;
+mod crash_consistency;
+mod fault_injection;
+mod lock;
+mod malformed_request;
+mod operations;
+mod persistence;
+mod process_exit;
 mod program;
-mod storage;
+mod replay;
+mod vdi_model;

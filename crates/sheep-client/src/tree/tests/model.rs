@@ -157,7 +157,7 @@ impl Life {
 
 proptest! {
     #[test]
-    fn no_write_of_any_plan_loses_a_slot(
+    fn tree_plan_interrupted_anywhere_loses_no_slot(
         leaf in 2usize..9,
         steps in prop::collection::vec(step(), 1..30),
     ) {

@@ -4,16 +4,16 @@ use sheep_proto::limits::VDI_STATE_LEN;
 use sheep_proto::vdi_state::{LockState, VdiState};
 use sheep_proto::{ClusterFlags, Opcode, RequestBody, RequestFlags, ResultCode, VdiRequest, Vid};
 
-use crate::client::{Client, Sheep, field};
+use crate::client::{Client, Sheep, name_field};
 
 fn lock(client: &mut Client, lock_type: u32) -> ResultCode {
     let body = RequestBody::Vdi(VdiRequest {
         lock_type: lock_type.into(),
         ..VdiRequest::default()
     });
-    let name = field("demo");
+    let name = name_field("demo");
     client
-        .tell(Opcode::LockVdi, RequestFlags::empty(), body, &name)
+        .write_request(Opcode::LockVdi, RequestFlags::empty(), body, &name)
         .result()
 }
 
@@ -23,19 +23,19 @@ fn release(client: &mut Client, vid: Vid, lock_type: u32) -> ResultCode {
         lock_type: lock_type.into(),
         ..VdiRequest::default()
     });
-    client.ask(Opcode::ReleaseVdi, 0, body).result()
+    client.request(Opcode::ReleaseVdi, 0, body).result()
 }
 
 fn lock_state(client: &mut Client) -> LockState {
-    let answer = client.ask(Opcode::GetVdiCopies, VDI_STATE_LEN, RequestBody::NONE);
-    VdiState::parse_list(&answer.payload).unwrap()[0].lock_state()
+    let response = client.request(Opcode::GetVdiCopies, VDI_STATE_LEN, RequestBody::NONE);
+    VdiState::parse_list(&response.payload).unwrap()[0].lock_state()
 }
 
 #[test]
-fn locks_belong_to_the_node_and_survive_the_connection() {
+fn lock_belongs_to_node_and_outlives_connection() {
     const NORMAL: u32 = 0;
     const SHARED: u32 = 1;
-    for (_store, sheep) in Sheep::on_both_stores() {
+    for (_store, sheep) in Sheep::for_each_store() {
         let client = &mut sheep.connect();
         let vid = client.new_vdi("demo");
         assert_eq!(lock(client, NORMAL), ResultCode::Success);

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use sheep_proto::{ObjectIndex, ObjectRequest, inode::slot_offset};
 use sheep_proto::{Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResultCode, Vid};
 
-use crate::client::{Answer, Client, based_on, data_oid, field, object};
+use crate::client::{Client, Response, based_on, data_oid, name_field, object};
 use crate::program::Program;
 
 const KILLS: usize = 50;
@@ -87,11 +87,11 @@ impl Writer {
     }
 
     /// Works until the server is killed.
-    fn run(mut self, address: SocketAddr, answered: &AtomicUsize) -> Self {
+    fn run(mut self, address: SocketAddr, acknowledged: &AtomicUsize) -> Self {
         let mut client = Client::connect(address);
         while self.step(&mut client).is_ok() {
             self.pending = Pending::Nothing;
-            answered.fetch_add(1, Ordering::Relaxed);
+            acknowledged.fetch_add(1, Ordering::Relaxed);
         }
         self
     }
@@ -117,10 +117,14 @@ impl Writer {
         let content = self.contents[index as usize];
         match content.owner {
             Some(owner) if owner == self.head => {
-                succeed(client.try_tell(Opcode::WriteObj, object(oid, at), &data)?);
+                expect_success(client.try_write_request(
+                    Opcode::WriteObj,
+                    object(oid, at),
+                    &data,
+                )?);
             }
             owner => {
-                succeed(create(
+                expect_success(create(
                     client,
                     oid,
                     owner.map(|vid| data_oid(vid, index)),
@@ -139,7 +143,7 @@ impl Writer {
     fn set_slot(&self, client: &mut Client, index: u32, owner: u32) -> io::Result<()> {
         let offset = slot_offset(ObjectIndex(index)).unwrap();
         let slot = object(Oid::inode(self.head), offset);
-        succeed(client.try_tell(Opcode::WriteObj, slot, &owner.to_le_bytes())?);
+        expect_success(client.try_write_request(Opcode::WriteObj, slot, &owner.to_le_bytes())?);
         Ok(())
     }
 
@@ -147,7 +151,7 @@ impl Writer {
         self.pending = Pending::Discard(index);
         let body = object(data_oid(self.head, index), 0);
         let header = RequestHeader::new(Opcode::DiscardObj, RequestFlags::empty(), 0, body);
-        succeed(client.try_call(header, &[])?);
+        expect_success(client.try_call(header, &[])?);
         self.contents[index as usize] = Content::default();
         Ok(())
     }
@@ -157,9 +161,9 @@ impl Writer {
             let at = self.below(SNAPSHOTS);
             let tag = self.snapshots[at].0.clone();
             self.pending = Pending::Delete(tag.clone());
-            let payload = [field(&self.name), field(&tag)].concat();
+            let payload = [name_field(&self.name), name_field(&tag)].concat();
             let body = RequestBody::Vdi(sheep_proto::VdiRequest::default());
-            succeed(client.try_tell(Opcode::DelVdi, body, &payload)?);
+            expect_success(client.try_write_request(Opcode::DelVdi, body, &payload)?);
             self.snapshots.remove(at);
             self.pending = Pending::Nothing;
         }
@@ -167,10 +171,10 @@ impl Writer {
         let tag = format!("tag{}", self.writes);
         self.pending = Pending::Snapshot(tag.clone());
         let tag_field = object(Oid::inode(self.head), 256);
-        succeed(client.try_tell(Opcode::WriteObj, tag_field, &field(&tag))?);
+        expect_success(client.try_write_request(Opcode::WriteObj, tag_field, &name_field(&tag))?);
         let body = RequestBody::Vdi(based_on(self.head, 1));
         self.head = client
-            .try_tell(Opcode::NewVdi, body, &field(&self.name))?
+            .try_write_request(Opcode::NewVdi, body, &name_field(&self.name))?
             .vid();
         self.snapshots.push((tag, self.contents));
         Ok(())
@@ -179,15 +183,17 @@ impl Writer {
     /// Compares everything with the record, and takes over what had not been answered.
     fn check(&mut self, client: &mut Client) {
         match std::mem::replace(&mut self.pending, Pending::Nothing) {
-            Pending::Snapshot(tag) if self.is_there(client, &tag) => {
+            Pending::Snapshot(tag) if self.snapshot_exists(client, &tag) => {
                 self.snapshots.push((tag, self.contents));
             }
-            Pending::Delete(tag) if !self.is_there(client, &tag) => {
+            Pending::Delete(tag) if !self.snapshot_exists(client, &tag) => {
                 self.snapshots.retain(|(other, _)| *other != tag);
             }
             pending => self.pending = pending,
         }
-        self.head = client.on_vdi(Opcode::GetVdiInfo, &self.name, "", 0).vid();
+        self.head = client
+            .vdi_request(Opcode::GetVdiInfo, &self.name, "", 0)
+            .vid();
         for index in 0..OBJECTS {
             let found = read(client, self.head, index);
             let expected = self.contents[index as usize].sectors;
@@ -209,7 +215,9 @@ impl Writer {
         }
         self.pending = Pending::Nothing;
         for (tag, contents) in &self.snapshots {
-            let vid = client.on_vdi(Opcode::GetVdiInfo, &self.name, tag, 0).vid();
+            let vid = client
+                .vdi_request(Opcode::GetVdiInfo, &self.name, tag, 0)
+                .vid();
             for index in 0..OBJECTS {
                 let found = read(client, vid, index).sectors;
                 let expected = contents[index as usize].sectors;
@@ -218,9 +226,9 @@ impl Writer {
         }
     }
 
-    fn is_there(&self, client: &mut Client, tag: &str) -> bool {
+    fn snapshot_exists(&self, client: &mut Client, tag: &str) -> bool {
         match client
-            .on_vdi(Opcode::GetVdiInfo, &self.name, tag, 0)
+            .vdi_request(Opcode::GetVdiInfo, &self.name, tag, 0)
             .result()
         {
             ResultCode::Success => true,
@@ -232,13 +240,18 @@ impl Writer {
     fn delete(&self, client: &mut Client) {
         let tags = self.snapshots.iter().map(|(tag, _)| tag.as_str());
         for tag in tags.chain([""]) {
-            succeed(client.on_vdi(Opcode::DelVdi, &self.name, tag, 0));
+            expect_success(client.vdi_request(Opcode::DelVdi, &self.name, tag, 0));
         }
     }
 }
 
-fn succeed(answer: Answer) {
-    assert_eq!(answer.result(), ResultCode::Success, "{:?}", answer.header);
+fn expect_success(response: Response) {
+    assert_eq!(
+        response.result(),
+        ResultCode::Success,
+        "{:?}",
+        response.header
+    );
 }
 
 fn create(
@@ -247,7 +260,7 @@ fn create(
     source: Option<Oid>,
     offset: u32,
     data: &[u8],
-) -> io::Result<Answer> {
+) -> io::Result<Response> {
     let mut flags = RequestFlags::WRITE;
     flags.set(RequestFlags::COW, source.is_some());
     let body = RequestBody::Object(ObjectRequest {
@@ -284,7 +297,7 @@ fn read(client: &mut Client, vid: Vid, index: u32) -> Content {
     }
 }
 
-fn files_that_are_no_inodes(directory: &Path) -> Vec<String> {
+fn files_except_inodes(directory: &Path) -> Vec<String> {
     let vids = std::fs::read_dir(directory.join("objects")).unwrap();
     let files = vids.flat_map(|vid| std::fs::read_dir(vid.unwrap().path()).unwrap());
     let mut names: Vec<_> = files
@@ -297,7 +310,7 @@ fn files_that_are_no_inodes(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn fifty_kills_lose_nothing_that_was_answered() {
+fn crash_under_load_loses_no_acknowledged_write() {
     let directory = tempfile::tempdir().unwrap();
     let first = Program::start(directory.path());
     let mut client = Client::connect(first.address);
@@ -308,27 +321,27 @@ fn fifty_kills_lose_nothing_that_was_answered() {
     for round in 1..=KILLS {
         let program = Program::start(directory.path());
         let mut client = Client::connect(program.address);
-        let mut living = 0;
+        let mut live = 0;
         for writer in &mut writers {
             writer.check(&mut client);
-            living += 1 + writer.snapshots.len();
+            live += 1 + writer.snapshots.len();
         }
         let used: BTreeSet<_> = client.vids(Opcode::ReadVdis).into_iter().collect();
         let deleted: BTreeSet<_> = client.vids(Opcode::ReadDelVdis).into_iter().collect();
         assert!(deleted.is_subset(&used));
-        assert_eq!(used.len() - deleted.len(), living, "kill {round}");
+        assert_eq!(used.len() - deleted.len(), live, "kill {round}");
 
-        let answered = Arc::new(AtomicUsize::new(0));
+        let acknowledged = Arc::new(AtomicUsize::new(0));
         let address = program.address;
         let running: Vec<_> = writers
             .drain(..)
             .map(|writer| {
-                let answered = Arc::clone(&answered);
-                thread::spawn(move || writer.run(address, &answered))
+                let acknowledged = Arc::clone(&acknowledged);
+                thread::spawn(move || writer.run(address, &acknowledged))
             })
             .collect();
         let deadline = Instant::now() + Duration::from_secs(60);
-        while answered.load(Ordering::Relaxed) < 20 + 3 * round {
+        while acknowledged.load(Ordering::Relaxed) < 20 + 3 * round {
             assert!(Instant::now() < deadline, "nobody writes");
             thread::yield_now();
         }
@@ -344,6 +357,6 @@ fn fifty_kills_lose_nothing_that_was_answered() {
     last.kill();
     // What a kill had left of VDIs that are deleted goes at the next start.
     Program::start(directory.path()).kill();
-    let left = files_that_are_no_inodes(directory.path());
+    let left = files_except_inodes(directory.path());
     assert!(left.is_empty(), "{left:?}");
 }

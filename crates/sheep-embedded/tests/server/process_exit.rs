@@ -10,14 +10,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sheep_proto::{Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResultCode, Vid};
 
-use crate::client::{Client, based_on, data_oid, field, object};
+use crate::client::{Client, based_on, data_oid, name_field, object};
 use crate::program::Program;
 
 #[test]
-fn a_kill_among_snapshots_and_deletions_leaves_one_head_and_no_loose_end() {
+fn crash_during_snapshots_and_deletions_leaves_consistent_vdis() {
     const ROUNDS: usize = 6;
     let directory = tempfile::tempdir().unwrap();
-    let mut answered = 0;
+    let mut acknowledged = 0;
     let setup = Program::start(directory.path());
     let vid = Client::connect(setup.address).new_vdi("demo");
     Client::connect(setup.address).first_write(vid, 0, b"base");
@@ -25,25 +25,25 @@ fn a_kill_among_snapshots_and_deletions_leaves_one_head_and_no_loose_end() {
     for _round in 0..ROUNDS {
         let program = Program::start(directory.path());
         let address = program.address;
-        let begun = std::sync::Arc::new(AtomicBool::new(false));
+        let started = std::sync::Arc::new(AtomicBool::new(false));
         let worker = thread::spawn({
-            let begun = std::sync::Arc::clone(&begun);
-            move || churn(address, &begun)
+            let started = std::sync::Arc::clone(&started);
+            move || churn(address, &started)
         });
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !begun.load(Ordering::Relaxed) {
+        while !started.load(Ordering::Relaxed) {
             assert!(Instant::now() < deadline, "no snapshot was made");
             thread::yield_now();
         }
         program.kill();
-        answered += worker.join().unwrap().len();
+        acknowledged += worker.join().unwrap().len();
         let restarted = Program::start(directory.path());
         let mut client = Client::connect(restarted.address);
-        let head = client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid();
+        let head = client.vdi_request(Opcode::GetVdiInfo, "demo", "", 0).vid();
         let used = client.vids(Opcode::ReadVdis);
         let deleted = client.vids(Opcode::ReadDelVdis);
-        let living: Vec<_> = used.iter().filter(|vid| !deleted.contains(vid)).collect();
-        for &&raw in &living {
+        let live: Vec<_> = used.iter().filter(|vid| !deleted.contains(vid)).collect();
+        for &&raw in &live {
             let vid = Vid::new(raw).unwrap();
             let is_head = vid == head;
             assert_eq!(client.header_of(vid).is_snapshot(), !is_head, "VDI {vid}");
@@ -55,42 +55,50 @@ fn a_kill_among_snapshots_and_deletions_leaves_one_head_and_no_loose_end() {
             assert!(slots.iter().all(|&byte| byte == 0), "VDI {raw:x}");
         }
     }
-    assert!(answered >= ROUNDS, "snapshots were answered in every round");
+    assert!(
+        acknowledged >= ROUNDS,
+        "snapshots were acknowledged in every round"
+    );
 }
 
 /// Snapshots the head, rewrites its object, deletes the oldest snapshots, until
 /// killed; returns the tags of the snapshots that were answered.
-fn churn(address: SocketAddr, begun: &AtomicBool) -> Vec<String> {
+fn churn(address: SocketAddr, started: &AtomicBool) -> Vec<String> {
     let mut client = Client::connect(address);
     let mut made = Vec::new();
-    let mut head = client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid();
+    let mut head = client.vdi_request(Opcode::GetVdiInfo, "demo", "", 0).vid();
     for number in 0u32.. {
         let tag = format!("{head}-{number}");
         let mut step = || -> std::io::Result<Vid> {
-            client.try_tell(
+            client.try_write_request(
                 Opcode::WriteObj,
                 object(Oid::inode(head), 256),
-                &field(&tag),
+                &name_field(&tag),
             )?;
             let body = RequestBody::Vdi(based_on(head, 1));
-            let new = client.try_tell(Opcode::NewVdi, body, &field("demo"))?.vid();
+            let new = client
+                .try_write_request(Opcode::NewVdi, body, &name_field("demo"))?
+                .vid();
             let data = object(data_oid(new, 0), 0);
-            client.try_tell(Opcode::CreateAndWriteObj, data, b"base")?;
+            client.try_write_request(Opcode::CreateAndWriteObj, data, b"base")?;
             let slot = object(Oid::inode(new), 4664);
-            client.try_tell(Opcode::WriteObj, slot, &new.get().to_le_bytes())?;
+            client.try_write_request(Opcode::WriteObj, slot, &new.get().to_le_bytes())?;
             Ok(new)
         };
         match step() {
             Ok(new) => head = new,
             Err(_killed) => return made,
         }
-        begun.store(number > 2, Ordering::Relaxed);
+        started.store(number > 2, Ordering::Relaxed);
         made.push(tag);
         if number > 1 {
             let oldest = made[made.len() - 3].clone();
-            let payload = [field("demo"), field(&oldest)].concat();
+            let payload = [name_field("demo"), name_field(&oldest)].concat();
             let body = RequestBody::Vdi(sheep_proto::VdiRequest::default());
-            if client.try_tell(Opcode::DelVdi, body, &payload).is_err() {
+            if client
+                .try_write_request(Opcode::DelVdi, body, &payload)
+                .is_err()
+            {
                 return made;
             }
         }
@@ -99,7 +107,7 @@ fn churn(address: SocketAddr, begun: &AtomicBool) -> Vec<String> {
 }
 
 #[test]
-fn a_terminated_server_ends_cleanly_and_so_does_one_shut_down_by_a_client() {
+fn shutdown_by_signal_or_client_exits_cleanly() {
     let directory = tempfile::tempdir().unwrap();
     let mut program = Program::start(directory.path());
     let pid = i32::try_from(program.child.id()).unwrap();
@@ -107,13 +115,13 @@ fn a_terminated_server_ends_cleanly_and_so_does_one_shut_down_by_a_client() {
     assert_eq!(program.wait(), Some(0));
     let mut program = Program::start(directory.path());
     let mut client = Client::connect(program.address);
-    let answer = client.ask(Opcode::Shutdown, 0, RequestBody::NONE);
-    assert_eq!(answer.result(), ResultCode::Success);
+    let response = client.request(Opcode::Shutdown, 0, RequestBody::NONE);
+    assert_eq!(response.result(), ResultCode::Success);
     assert_eq!(program.wait(), Some(0));
 }
 
 #[test]
-fn a_terminated_server_answers_what_it_has_taken_and_keeps_it() {
+fn shutdown_completes_requests_in_flight() {
     const REQUESTS: u32 = 60;
     let directory = tempfile::tempdir().unwrap();
     let mut program = Program::start(directory.path());
@@ -134,22 +142,22 @@ fn a_terminated_server_answers_what_it_has_taken_and_keeps_it() {
             kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
         }
     }
-    let mut answered = Vec::new();
-    while let Ok(answer) = client.receive() {
-        assert_eq!(answer.result(), ResultCode::Success);
-        answered.push(sent[&answer.header.id.get()]);
+    let mut acknowledged = Vec::new();
+    while let Ok(response) = client.receive() {
+        assert_eq!(response.result(), ResultCode::Success);
+        acknowledged.push(sent[&response.header.id.get()]);
     }
     assert_eq!(program.wait(), Some(0));
     let restarted = Program::start(directory.path());
     let mut client = Client::connect(restarted.address);
-    assert!(!answered.is_empty());
-    for index in answered {
+    assert!(!acknowledged.is_empty());
+    for index in acknowledged {
         assert!(client.bytes(data_oid(vid, index), 0, data.len()) == data);
     }
 }
 
 #[test]
-fn a_start_that_fails_says_why_in_one_line() {
+fn start_failure_prints_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let _running = Program::start(directory.path());
     let output = Command::new(env!("CARGO_BIN_EXE_sheep-embedded"))

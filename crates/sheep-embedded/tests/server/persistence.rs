@@ -6,7 +6,7 @@ use sheep_proto::{Opcode, RequestBody, ResultCode};
 use crate::client::{Sheep, data_oid};
 
 #[test]
-fn what_was_answered_is_there_after_a_restart() {
+fn restart_keeps_everything_acknowledged() {
     let sheep = Sheep::in_directory();
     let mut client = sheep.connect();
     let old = client.new_vdi("demo");
@@ -14,8 +14,8 @@ fn what_was_answered_is_there_after_a_restart() {
     let new = client.snapshot("demo", old, "one");
     client.copy_on_write(new, old, 0, b"new");
     client.new_vdi("gone");
-    client.on_vdi(Opcode::DelVdi, "gone", "", 0).vid();
-    let info = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
+    client.vdi_request(Opcode::DelVdi, "gone", "", 0).vid();
+    let info = client.request(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
     let (used, deleted) = (
         client.vids(Opcode::ReadVdis),
         client.vids(Opcode::ReadDelVdis),
@@ -26,22 +26,27 @@ fn what_was_answered_is_there_after_a_restart() {
     assert_eq!(client.vids(Opcode::ReadVdis), used);
     assert_eq!(client.vids(Opcode::ReadDelVdis), deleted);
     assert_eq!(
-        client.on_vdi(Opcode::GetVdiInfo, "demo", "one", 0).vid(),
+        client
+            .vdi_request(Opcode::GetVdiInfo, "demo", "one", 0)
+            .vid(),
         old
     );
-    assert_eq!(client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid(), new);
+    assert_eq!(
+        client.vdi_request(Opcode::GetVdiInfo, "demo", "", 0).vid(),
+        new
+    );
     assert_eq!(client.bytes(data_oid(old, 0), 0, 3), b"old");
     assert_eq!(client.bytes(data_oid(new, 0), 0, 3), b"new");
     assert_eq!(
         client.write(data_oid(old, 0), 0, b"x"),
         ResultCode::ReadOnly
     );
-    let again = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
+    let again = client.request(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
     assert_eq!(again.payload[..48], info.payload[..48]);
 }
 
 #[test]
-fn references_are_counted_again_after_a_restart() {
+fn restart_recounts_references() {
     let sheep = Sheep::in_directory();
     let mut client = sheep.connect();
     let old = client.new_vdi("demo");
@@ -53,15 +58,18 @@ fn references_are_counted_again_after_a_restart() {
     let mut client = sheep.connect();
     assert_eq!(client.set_slot(new, 0, None), ResultCode::Success);
     assert_eq!(client.bytes(data_oid(old, 0), 0, 1), b"0");
-    assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "one", 0).vid(), old);
+    assert_eq!(
+        client.vdi_request(Opcode::DelVdi, "demo", "one", 0).vid(),
+        old
+    );
     assert!(!client.exists(data_oid(old, 0)));
     assert_eq!(client.bytes(data_oid(old, 900_000), 0, 3), b"far");
-    assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "", 0).vid(), new);
+    assert_eq!(client.vdi_request(Opcode::DelVdi, "demo", "", 0).vid(), new);
     assert!(!client.exists(data_oid(old, 900_000)));
 }
 
 #[test]
-fn a_full_store_says_so_and_goes_on() {
+fn full_store_refuses_writes_and_recovers() {
     let sheep = Sheep::start(None, |config| config.memory_limit = 1 << 20);
     let client = &mut sheep.connect();
     let vid = client.new_vdi("demo");
@@ -81,7 +89,7 @@ fn a_full_store_says_so_and_goes_on() {
 }
 
 #[test]
-fn two_servers_do_not_share_a_directory() {
+fn directory_in_use_is_refused() {
     let sheep = Sheep::in_directory();
     let config = sheep_embedded::Config::new(sheep_embedded::StoreKind::Directory(
         sheep.path().to_path_buf(),

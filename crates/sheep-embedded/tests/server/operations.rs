@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use crate::client::{Client, OBJECT_LEN, Sheep, based_on, data_oid, field, object, sized};
+use crate::client::{Client, OBJECT_LEN, Sheep, based_on, data_oid, name_field, object, sized};
 use sheep_proto::cluster::parse_epoch_log;
 use sheep_proto::limits::{CLUSTER_INFO_LEN, INODE_LEN, NODE_LIST_LEN};
 use sheep_proto::{
@@ -11,8 +11,8 @@ use sheep_proto::{
     Vid,
 };
 
-fn on_both_stores(test: impl Fn(&mut Client)) {
-    for (name, sheep) in Sheep::on_both_stores() {
+fn for_each_store(test: impl Fn(&mut Client)) {
+    for (name, sheep) in Sheep::for_each_store() {
         println!("store: {name}");
         test(&mut sheep.connect());
         sheep.stop();
@@ -20,13 +20,16 @@ fn on_both_stores(test: impl Fn(&mut Client)) {
 }
 
 #[test]
-fn vids_follow_the_hash_and_are_never_used_again() {
-    on_both_stores(|client| {
+fn vid_follows_name_hash_and_is_never_reused() {
+    for_each_store(|client| {
         let first = client.new_vdi("demo");
         assert_eq!(first.get(), 0x76_d396);
         let head = client.snapshot("demo", first, "one");
         assert_eq!(head.get(), 0x76_d397);
-        assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "", 0).vid(), head);
+        assert_eq!(
+            client.vdi_request(Opcode::DelVdi, "demo", "", 0).vid(),
+            head
+        );
         let again = client.new_vdi("demo");
         assert_eq!(again.get(), 0x76_d398);
         assert_eq!(client.header_of(again).snap_id.get(), 2);
@@ -39,8 +42,8 @@ fn vids_follow_the_hash_and_are_never_used_again() {
 }
 
 #[test]
-fn an_inode_is_a_sparse_object_of_bytes() {
-    on_both_stores(|client| {
+fn inode_reads_and_writes_as_sparse_object() {
+    for_each_store(|client| {
         let vid = client.new_vdi("demo");
         let inode = client.bytes(Oid::inode(vid), 0, INODE_LEN);
         assert_eq!(inode[..8], *b"demo\0\0\0\0");
@@ -60,8 +63,8 @@ fn an_inode_is_a_sparse_object_of_bytes() {
 }
 
 #[test]
-fn a_header_written_back_cannot_undo_a_snapshot() {
-    on_both_stores(|client| {
+fn snapshot_survives_a_stale_header_write() {
+    for_each_store(|client| {
         let vid = client.new_vdi("demo");
         let stale = client.bytes(Oid::inode(vid), 0, 4664);
         client.snapshot("demo", vid, "one");
@@ -78,8 +81,8 @@ fn a_header_written_back_cannot_undo_a_snapshot() {
 }
 
 #[test]
-fn a_snapshot_makes_data_and_nothing_else_read_only() {
-    on_both_stores(|client| {
+fn snapshot_makes_only_data_read_only() {
+    for_each_store(|client| {
         let old = client.new_vdi("demo");
         client.first_write(old, 0, b"old");
         let new = client.snapshot("demo", old, "one");
@@ -96,12 +99,12 @@ fn a_snapshot_makes_data_and_nothing_else_read_only() {
             ResultCode::Success
         );
         assert_eq!(
-            client.write(Oid::inode(old), 256, &field("renamed")),
+            client.write(Oid::inode(old), 256, &name_field("renamed")),
             ResultCode::Success
         );
         assert_eq!(
             client
-                .on_vdi(Opcode::GetVdiInfo, "demo", "renamed", 0)
+                .vdi_request(Opcode::GetVdiInfo, "demo", "renamed", 0)
                 .vid(),
             old
         );
@@ -118,14 +121,17 @@ fn a_snapshot_makes_data_and_nothing_else_read_only() {
 }
 
 #[test]
-fn an_object_goes_with_the_last_index_that_names_it() {
-    on_both_stores(|client| {
+fn reference_count_frees_object_with_last_referrer() {
+    for_each_store(|client| {
         let first = client.new_vdi("demo");
         client.first_write(first, 0, b"a");
         let second = client.snapshot("demo", first, "one");
         let copy = client.clone_vdi("copy", first);
         client.copy_on_write(second, first, 0, b"b");
-        assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "one", 0).vid(), first);
+        assert_eq!(
+            client.vdi_request(Opcode::DelVdi, "demo", "one", 0).vid(),
+            first
+        );
         assert_eq!(client.slot(copy, 0), Some(first));
         assert_eq!(client.bytes(data_oid(first, 0), 0, 1), b"a");
         assert_eq!(client.set_slot(copy, 0, None), ResultCode::Success);
@@ -137,8 +143,8 @@ fn an_object_goes_with_the_last_index_that_names_it() {
 }
 
 #[test]
-fn repeating_an_inherited_entry_harms_nobody() {
-    on_both_stores(|client| {
+fn reference_count_ignores_rewriting_an_inherited_entry() {
+    for_each_store(|client| {
         let old = client.new_vdi("demo");
         client.first_write(old, 0, b"0");
         client.first_write(old, 1, b"1");
@@ -159,8 +165,8 @@ fn repeating_an_inherited_entry_harms_nobody() {
 }
 
 #[test]
-fn create_replaces_write_needs_an_object_and_cow_copies_all_of_it() {
-    on_both_stores(|client| {
+fn object_create_replaces_and_copies_on_write() {
+    for_each_store(|client| {
         let vid = client.new_vdi("demo");
         let oid = data_oid(vid, 0);
         assert_eq!(client.write(oid, 0, b"x"), ResultCode::NoObj);
@@ -195,8 +201,8 @@ fn create_replaces_write_needs_an_object_and_cow_copies_all_of_it() {
 }
 
 #[test]
-fn a_read_returns_exactly_what_was_asked_for() {
-    on_both_stores(|client| {
+fn read_returns_exactly_the_requested_length() {
+    for_each_store(|client| {
         let vid = client.new_vdi("demo");
         let oid = data_oid(vid, 0);
         assert_eq!(client.create(oid, 4095, b"ab"), ResultCode::Success);
@@ -207,17 +213,17 @@ fn a_read_returns_exactly_what_was_asked_for() {
             (0, OBJECT_LEN),
             (4_194_303, 1),
         ] {
-            let answer = client.read(oid, offset, want);
-            assert_eq!(answer.payload.len(), want);
-            assert!(answer.header.tail[4..].iter().all(|&byte| byte == 0));
+            let response = client.read(oid, offset, want);
+            assert_eq!(response.payload.len(), want);
+            assert!(response.header.tail[4..].iter().all(|&byte| byte == 0));
         }
         assert_eq!(client.bytes(oid, 4094, 4), b"\0ab\0");
     });
 }
 
 #[test]
-fn deletion_blanks_the_inode_and_frees_what_the_client_left() {
-    on_both_stores(|client| {
+fn delete_erases_inode_and_frees_orphans() {
+    for_each_store(|client| {
         let vid = client.new_vdi("demo");
         client.first_write(vid, 3, b"left");
         assert_eq!(
@@ -225,7 +231,7 @@ fn deletion_blanks_the_inode_and_frees_what_the_client_left() {
             ResultCode::Success
         );
         let before = client.header_of(vid);
-        assert_eq!(client.on_vdi(Opcode::DelVdi, "demo", "", 0).vid(), vid);
+        assert_eq!(client.vdi_request(Opcode::DelVdi, "demo", "", 0).vid(), vid);
         let after = client.header_of(vid);
         assert_eq!((after.name(), after.vdi_size.get()), (None, 0));
         assert_eq!(after.create_time, before.create_time);
@@ -235,11 +241,13 @@ fn deletion_blanks_the_inode_and_frees_what_the_client_left() {
         assert!(!client.exists(data_oid(vid, 3)));
         assert!(!client.exists(data_oid(vid, 4)));
         assert_eq!(
-            client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).result(),
+            client
+                .vdi_request(Opcode::GetVdiInfo, "demo", "", 0)
+                .result(),
             ResultCode::NoVdi
         );
         assert_eq!(
-            client.on_vdi(Opcode::DelVdi, "demo", "", 0).result(),
+            client.vdi_request(Opcode::DelVdi, "demo", "", 0).result(),
             ResultCode::NoVdi
         );
         assert_eq!(client.create(data_oid(vid, 0), 0, b"x"), ResultCode::NoVdi);
@@ -248,14 +256,14 @@ fn deletion_blanks_the_inode_and_frees_what_the_client_left() {
 }
 
 #[test]
-fn a_hypervolume_starts_with_an_empty_root_and_takes_its_objects_along() {
-    on_both_stores(|client| {
+fn hypervolume_starts_empty_and_delete_frees_its_objects() {
+    for_each_store(|client| {
         let request = VdiRequest {
             vdi_size: (16u64 << 40).into(),
             store_policy: 1,
             ..VdiRequest::default()
         };
-        let vid = client.make("hyper", request).vid();
+        let vid = client.create_vdi("hyper", request).vid();
         assert_eq!(
             client.bytes(Oid::inode(vid), 4664, 8),
             b"\x74\x62\x01\0\0\0\0\0"
@@ -271,7 +279,7 @@ fn a_hypervolume_starts_with_an_empty_root_and_takes_its_objects_along() {
         );
         assert_eq!(
             client
-                .make(
+                .create_vdi(
                     "hyper",
                     VdiRequest {
                         store_policy: 1,
@@ -289,15 +297,18 @@ fn a_hypervolume_starts_with_an_empty_root_and_takes_its_objects_along() {
             client.create(Oid::btree_node(vid, 0), 0, b"node"),
             ResultCode::Success
         );
-        assert_eq!(client.on_vdi(Opcode::DelVdi, "hyper", "", 0).vid(), vid);
+        assert_eq!(
+            client.vdi_request(Opcode::DelVdi, "hyper", "", 0).vid(),
+            vid
+        );
         assert!(!client.exists(far));
         assert!(!client.exists(Oid::btree_node(vid, 0)));
     });
 }
 
 #[test]
-fn discard_clears_the_entry_and_refuses_snapshots() {
-    on_both_stores(|client| {
+fn discard_clears_entry_and_refuses_snapshots() {
+    for_each_store(|client| {
         let old = client.new_vdi("demo");
         client.first_write(old, 0, b"kept");
         client.first_write(old, 1, b"gone");
@@ -320,24 +331,24 @@ fn discard_clears_the_entry_and_refuses_snapshots() {
 }
 
 #[test]
-fn the_status_is_a_result_and_there_is_one_epoch() {
+fn cluster_status_is_a_result_with_one_epoch() {
     let stat = |client: &mut Client, nodes: u32, want: usize| {
         let body = RequestBody::Cluster(ClusterRequest {
             nodes_nr: nodes.into(),
             ..ClusterRequest::default()
         });
-        client.ask(Opcode::StatCluster, want, body)
+        client.request(Opcode::StatCluster, want, body)
     };
     let sheep = Sheep::start(None, |config| config.format_if_new = false);
     let client = &mut sheep.connect();
     assert_eq!(stat(client, 0, 48).result(), ResultCode::WaitForFormat);
     assert_eq!(
-        client.make("demo", sized()).result(),
+        client.create_vdi("demo", sized()).result(),
         ResultCode::WaitForFormat
     );
-    let nodes = client.ask(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
+    let nodes = client.request(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
     assert_eq!((nodes.header.epoch.get(), nodes.payload.len()), (0, 80));
-    let info = client.ask(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
+    let info = client.request(Opcode::ClusterInfo, CLUSTER_INFO_LEN, RequestBody::NONE);
     assert_eq!(
         info.payload[16], 4,
         "dog compares this flag before it formats"
@@ -348,12 +359,12 @@ fn the_status_is_a_result_and_there_is_one_epoch() {
         ResultCode::NoSupport
     );
     assert_eq!(client.format(auto, 1), ResultCode::Success);
-    let answer = stat(client, 1, 4096);
+    let response = stat(client, 1, 4096);
     assert_eq!(
-        (answer.result(), answer.header.epoch.get()),
+        (response.result(), response.header.epoch.get()),
         (ResultCode::Success, 1)
     );
-    let epochs = parse_epoch_log(&answer.payload, 1).unwrap();
+    let epochs = parse_epoch_log(&response.payload, 1).unwrap();
     let [(epoch, [node])] = epochs[..] else {
         panic!("{epochs:?}");
     };
@@ -364,18 +375,18 @@ fn the_status_is_a_result_and_there_is_one_epoch() {
 }
 
 #[test]
-fn a_wildcard_address_is_never_advertised() {
+fn node_list_never_advertises_wildcard_address() {
     let sheep = Sheep::start(None, |config| config.listen = "0.0.0.0:0".parse().unwrap());
     let address = (std::net::Ipv4Addr::LOCALHOST, sheep.address().port()).into();
     let client = &mut Client::connect(address);
-    let answer = client.ask(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
-    let nodes = sheep_proto::node::NodeRecord::parse_list(&answer.payload).unwrap();
+    let response = client.request(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
+    let nodes = sheep_proto::node::NodeRecord::parse_list(&response.payload).unwrap();
     assert_eq!(nodes[0].address(), address);
 }
 
 #[test]
-fn parameters_that_would_do_harm_are_refused() {
-    on_both_stores(|client| {
+fn invalid_parameters_are_refused() {
+    for_each_store(|client| {
         let invalid = ResultCode::InvalidParms;
         let refused = [
             VdiRequest {
@@ -406,16 +417,16 @@ fn parameters_that_would_do_harm_are_refused() {
         ];
         for request in refused {
             assert_eq!(
-                client.make("demo", request).result(),
+                client.create_vdi("demo", request).result(),
                 invalid,
                 "{request:?}"
             );
         }
-        assert_eq!(client.make("", sized()).result(), invalid);
+        assert_eq!(client.create_vdi("", sized()).result(), invalid);
         let body = RequestBody::Vdi(sized());
         for name in [vec![b'x'; 256], vec![0; 255], vec![0; 257], vec![]] {
-            let answer = client.tell(Opcode::NewVdi, RequestFlags::empty(), body, &name);
-            assert_eq!(answer.result(), invalid);
+            let response = client.write_request(Opcode::NewVdi, RequestFlags::empty(), body, &name);
+            assert_eq!(response.result(), invalid);
         }
         let vid = client.new_vdi("demo");
         let oid = data_oid(vid, 0);
@@ -428,7 +439,7 @@ fn parameters_that_would_do_harm_are_refused() {
         assert_eq!(client.create(Oid::inode(vid), 0, b"x"), invalid);
         assert_eq!(
             client
-                .ask(Opcode::RemoveObj, 0, object(Oid::inode(vid), 0))
+                .request(Opcode::RemoveObj, 0, object(Oid::inode(vid), 0))
                 .result(),
             invalid
         );
@@ -439,29 +450,29 @@ fn parameters_that_would_do_harm_are_refused() {
             invalid
         );
         assert_eq!(
-            client.ask(Opcode::WriteObj, 8, object(oid, 0)).result(),
+            client.request(Opcode::WriteObj, 8, object(oid, 0)).result(),
             invalid
         );
-        assert_eq!(client.clone_of_working(vid), invalid);
+        assert_eq!(client.clone_of_head(vid), invalid);
         let shifted = VdiRequest {
             block_size_shift: 23,
             ..based_on(vid, 1)
         };
-        assert_eq!(client.make("demo", shifted).result(), invalid);
+        assert_eq!(client.create_vdi("demo", shifted).result(), invalid);
     });
 }
 
 impl Client {
-    fn clone_of_working(&mut self, vid: Vid) -> ResultCode {
-        self.make("copy", based_on(vid, 0)).result()
+    fn clone_of_head(&mut self, vid: Vid) -> ResultCode {
+        self.create_vdi("copy", based_on(vid, 0)).result()
     }
 }
 
 #[test]
-fn no_acknowledged_index_update_is_lost_to_a_snapshot() {
+fn snapshot_loses_no_acknowledged_index_update() {
     const WRITERS: u32 = 4;
     const SNAP_CTIME: u32 = 520;
-    for (_store, sheep) in Sheep::on_both_stores() {
+    for (_store, sheep) in Sheep::for_each_store() {
         let vid = sheep.connect().new_vdi("demo");
         let written = AtomicU32::new(0);
         let acknowledged = thread::scope(|scope| {
@@ -498,7 +509,7 @@ fn no_acknowledged_index_update_is_lost_to_a_snapshot() {
         });
         assert!(acknowledged.len() >= 90);
         let mut client = sheep.connect();
-        let head = client.on_vdi(Opcode::GetVdiInfo, "demo", "", 0).vid();
+        let head = client.vdi_request(Opcode::GetVdiInfo, "demo", "", 0).vid();
         for index in acknowledged {
             assert_eq!(client.slot(head, index), Some(vid));
             assert_eq!(client.slot(vid, index), Some(vid));

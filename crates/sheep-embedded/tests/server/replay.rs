@@ -19,7 +19,7 @@ use sheep_proto::{
 };
 use zerocopy::{FromBytes, FromZeros};
 
-use crate::client::{Answer, Client, Sheep};
+use crate::client::{Client, Response, Sheep};
 
 /// Answers that differ on purpose, by sequence number of the request.
 type Deviations<'a> = &'a [(u64, Expected, &'a str)];
@@ -29,10 +29,10 @@ enum Expected {
     /// The same code and length, other bytes.
     OtherBytes,
     /// The same code, and no payload with it.
-    Bare,
+    NoPayload,
 }
 
-use Expected::{Bare, Code, OtherBytes};
+use Expected::{Code, NoPayload, OtherBytes};
 
 struct Exchange {
     seq: u64,
@@ -40,10 +40,10 @@ struct Exchange {
     request: RequestHeader,
     data: Vec<u8>,
     response: ResponseHeader,
-    answer: Vec<u8>,
+    response_payload: Vec<u8>,
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+fn decode_hex(text: &str) -> Vec<u8> {
     let digits = text.as_bytes().chunks(2);
     digits
         .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
@@ -57,8 +57,8 @@ fn payload(line: &Value) -> Vec<u8> {
         let segment = segment.as_array().unwrap();
         let start = number(&segment[0]);
         let bytes = match &segment[1..] {
-            [literal] => unhex(literal.as_str().unwrap()),
-            [count, byte] => unhex(byte.as_str().unwrap()).repeat(number(count)),
+            [literal] => decode_hex(literal.as_str().unwrap()),
+            [count, byte] => decode_hex(byte.as_str().unwrap()).repeat(number(count)),
             _ => panic!("a segment of unknown form"),
         };
         payload[start..start + bytes.len()].copy_from_slice(&bytes);
@@ -74,7 +74,7 @@ fn parse(capture: &str) -> Vec<Exchange> {
         let Some(header) = line["hdr"].as_str() else {
             continue;
         };
-        let header = unhex(header);
+        let header = decode_hex(header);
         let connection = line["conn"].as_u64().unwrap();
         if line["dir"] == "req" {
             let request = RequestHeader::read_from_bytes(&header).unwrap();
@@ -93,7 +93,7 @@ fn parse(capture: &str) -> Vec<Exchange> {
                 request,
                 data,
                 response,
-                answer: payload(&line),
+                response_payload: payload(&line),
             });
         }
     }
@@ -153,7 +153,7 @@ fn tail(exchange: &Exchange, response: &ResponseHeader) -> [u8; 32] {
     tail
 }
 
-fn check(exchange: &Exchange, got: Answer, deviations: Deviations<'_>) {
+fn check(exchange: &Exchange, got: Response, deviations: Deviations<'_>) {
     let (seq, request) = (exchange.seq, &exchange.request);
     let deviation = deviations.iter().find(|(at, ..)| *at == seq);
     let expected_code = match deviation {
@@ -166,13 +166,16 @@ fn check(exchange: &Exchange, got: Answer, deviations: Deviations<'_>) {
             );
             return;
         }
-        Some((_, Bare, why)) => {
+        Some((_, NoPayload, why)) => {
             assert_eq!(got.result(), exchange.response.result(), "#{seq}");
             assert!(
                 got.payload.is_empty(),
                 "#{seq}, which differs because {why}"
             );
-            assert!(!exchange.answer.is_empty(), "#{seq} does not differ");
+            assert!(
+                !exchange.response_payload.is_empty(),
+                "#{seq} does not differ"
+            );
             return;
         }
         _ => exchange.response.result(),
@@ -186,7 +189,7 @@ fn check(exchange: &Exchange, got: Answer, deviations: Deviations<'_>) {
         );
         assert_eq!(ours, theirs, "#{seq} {request:?}");
     }
-    let (mut ours, mut theirs) = (got.payload, exchange.answer.clone());
+    let (mut ours, mut theirs) = (got.payload, exchange.response_payload.clone());
     assert_eq!(ours.len(), theirs.len(), "#{seq} {request:?}");
     mask(request, &mut ours);
     mask(request, &mut theirs);
@@ -210,8 +213,8 @@ impl<'a> Replay<'a> {
     fn new(capture: &str, sheep: &'a Sheep, deviations: Deviations<'a>) -> Self {
         let exchanges = parse(capture);
         for (seq, ..) in deviations {
-            let is_there = |exchange: &Exchange| exchange.seq == *seq;
-            assert!(exchanges.iter().any(is_there), "#{seq}");
+            let snapshot_exists = |exchange: &Exchange| exchange.seq == *seq;
+            assert!(exchanges.iter().any(snapshot_exists), "#{seq}");
         }
         Self {
             sheep,
@@ -222,7 +225,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Sends the requests that are left before number `end`.
-    fn until(&mut self, end: u64) -> &mut Self {
+    fn replay_until(&mut self, end: u64) -> &mut Self {
         let later = self
             .exchanges
             .partition_point(|exchange| exchange.seq < end);
@@ -245,14 +248,16 @@ impl<'a> Replay<'a> {
     }
 
     fn finish(&mut self) {
-        self.until(u64::MAX);
+        self.replay_until(u64::MAX);
     }
 
     /// The header of the inode that an answer has.
     fn inode_in(&self, seq: u64) -> InodeHeader {
         let mut exchanges = self.exchanges.iter();
         let exchange = exchanges.find(|exchange| exchange.seq == seq).unwrap();
-        InodeHeader::read_from_prefix(&exchange.answer).unwrap().0
+        InodeHeader::read_from_prefix(&exchange.response_payload)
+            .unwrap()
+            .0
     }
 }
 
@@ -265,7 +270,7 @@ macro_rules! replays {
     ($($test:ident: $file:literal, $deviations:expr;)+) => {$(
         #[test]
         fn $test() {
-            for (store, sheep) in Sheep::on_both_stores() {
+            for (store, sheep) in Sheep::for_each_store() {
                 println!("store: {store}");
                 replay(include_str!(concat!("../captures/", $file)), &sheep, $deviations);
             }
@@ -274,30 +279,30 @@ macro_rules! replays {
 }
 
 replays! {
-    vdi_lifecycle_answers_as_recorded: "02-vdi-lifecycle.jsonl", &[];
-    object_io_answers_as_recorded: "04-object-io.jsonl", &[
+    replay_vdi_lifecycle: "02-vdi-lifecycle.jsonl", &[];
+    replay_object_io: "04-object-io.jsonl", &[
         (25, Code(ResultCode::InvalidParms), "a range must lie in its object"),
     ];
-    copy_on_write_answers_as_recorded: "05-cow-and-refcount.jsonl", &[
+    replay_copy_on_write: "05-cow-and-refcount.jsonl", &[
         (37, Code(ResultCode::NoObj), "there are no ledgers"),
     ];
-    discard_answers_as_recorded: "06-discard-flush-cache.jsonl", &[
+    replay_discard: "06-discard-flush-cache.jsonl", &[
         (25, Code(ResultCode::ReadOnly), "a snapshot's objects cannot be discarded"),
         (27, OtherBytes, "the snapshot keeps its entry"),
         (31, Code(ResultCode::Success), "the head keeps its data"),
     ];
-    errors_answer_as_recorded: "08-errors.jsonl", &[
+    replay_errors: "08-errors.jsonl", &[
         (25, Code(ResultCode::Success), "a failed snapshot leaves no trace"),
         (35, Code(ResultCode::NoObj), "a failed snapshot leaves no trace"),
     ];
-    a_hypervolume_answers_as_recorded: "09-hypervolume-btree.jsonl", &[];
-    attributes_answer_as_recorded: "11-attributes.jsonl", &[];
-    pipelined_requests_answer_as_recorded: "12-pipelining.jsonl", &[];
-    a_full_disk_is_later_than_recorded: "18-no-space.jsonl", &[
+    replay_hypervolume: "09-hypervolume-btree.jsonl", &[];
+    replay_attributes: "11-attributes.jsonl", &[];
+    replay_pipelining: "12-pipelining.jsonl", &[];
+    replay_no_space: "18-no-space.jsonl", &[
         (15, Code(ResultCode::Success), "objects are sparse"),
         (23, Code(ResultCode::Success), "objects are sparse"),
     ];
-    traps_answer_as_recorded_or_better: "17-traps.jsonl", &[
+    replay_traps: "17-traps.jsonl", &[
         (23, Code(ResultCode::Success), "a repeated entry costs nobody an object"),
         (53, Code(ResultCode::NoVdi), "a VDI is deleted with what is in its index"),
         (55, OtherBytes, "a VDI is deleted with what is in its index"),
@@ -307,14 +312,14 @@ replays! {
 }
 
 #[test]
-fn an_unformatted_cluster_and_its_format_answer_as_recorded() {
+fn replay_unformatted_cluster_and_format() {
     let sheep = Sheep::start(None, |config| config.format_if_new = false);
     let capture = include_str!("../captures/01-unformatted-and-format.jsonl");
     replay(capture, &sheep, &[]);
 }
 
 #[test]
-fn a_strict_cluster_halts_as_recorded() {
+fn replay_strict_halt() {
     let sheep = Sheep::start(None, |config| config.format_if_new = false);
     let capture = include_str!("../captures/16-strict-halt-and-kill.jsonl");
     replay(
@@ -336,7 +341,7 @@ fn a_strict_cluster_halts_as_recorded() {
 }
 
 #[test]
-fn tgt_is_answered_as_recorded() {
+fn replay_tgt_client() {
     let sheep = Sheep::in_memory();
     let mut admin = sheep.connect();
     let mut replay = Replay::new(include_str!("../captures/14-tgt-client.jsonl"), &sheep, &[]);
@@ -344,8 +349,8 @@ fn tgt_is_answered_as_recorded() {
         vdi_size: replay.inode_in(3).vdi_size,
         ..VdiRequest::default()
     };
-    let vid = admin.make("tv", before).vid();
-    replay.until(23);
+    let vid = admin.create_vdi("tv", before).vid();
+    replay.replay_until(23);
     let tag = replay.inode_in(27).tag();
     assert!(tag.is_empty());
     let after = VdiRequest {
@@ -353,12 +358,12 @@ fn tgt_is_answered_as_recorded() {
         snapid: 1.into(),
         ..before
     };
-    admin.make("tv", after).vid();
+    admin.create_vdi("tv", after).vid();
     replay.finish();
 }
 
 #[test]
-fn the_original_sheepfs_is_answered_as_recorded() {
+fn replay_original_sheepfs_client() {
     let sheep = Sheep::in_memory();
     let mut admin = sheep.connect();
     let capture = include_str!("../captures/15-sheepfs-c-client.jsonl");
@@ -369,21 +374,21 @@ fn the_original_sheepfs_is_answered_as_recorded() {
         vdi_size: replay.inode_in(41).vdi_size,
         ..VdiRequest::default()
     };
-    let vid = admin.make("fsv", before).vid();
-    replay.until(59);
+    let vid = admin.create_vdi("fsv", before).vid();
+    replay.replay_until(59);
     let after = VdiRequest {
         base_vdi_id: vid.get().into(),
         snapid: 1.into(),
         ..before
     };
-    admin.make("fsv", after).vid();
+    admin.create_vdi("fsv", after).vid();
     replay.finish();
 }
 
 /// Three nodes, of which the first one is asked.
-fn three_nodes(flags: ClusterFlags, copies: u8, copy_policy: u8) -> [Sheep; 3] {
+fn start_three_nodes(flags: ClusterFlags, copies: u8, copy_policy: u8) -> [Sheep; 3] {
     let first = Sheep::start(None, |config| config.format_if_new = false);
-    let (second, third) = (first.start_beside(), first.start_beside());
+    let (second, third) = (first.add_node(), first.add_node());
     let body = RequestBody::Cluster(ClusterRequest {
         ctime: (1_700_000_000u64 << 32).into(),
         copies,
@@ -392,20 +397,20 @@ fn three_nodes(flags: ClusterFlags, copies: u8, copy_policy: u8) -> [Sheep; 3] {
         ..ClusterRequest::default()
     });
     let mut client = first.connect();
-    let answer = client.tell(Opcode::MakeFs, RequestFlags::empty(), body, b"plain\0");
-    assert_eq!(answer.result(), ResultCode::Success);
+    let response = client.write_request(Opcode::MakeFs, RequestFlags::empty(), body, b"plain\0");
+    assert_eq!(response.result(), ResultCode::Success);
     [first, second, third]
 }
 
 #[test]
-fn an_erasure_coded_cluster_of_three_answers_as_recorded() {
-    let [first, second, third] = three_nodes(ClusterFlags::AUTO_VNODES, 3, 0x11);
+fn replay_erasure_code_and_node_failure() {
+    let [first, second, third] = start_three_nodes(ClusterFlags::AUTO_VNODES, 3, 0x11);
     let capture = include_str!("../captures/10-erasure-code.jsonl");
     replay(
         capture,
         &first,
         &[
-            (17, Bare, "what is not there has no bytes"),
+            (17, NoPayload, "what is not there has no bytes"),
             (
                 21,
                 Code(ResultCode::InvalidParms),
@@ -419,21 +424,21 @@ fn an_erasure_coded_cluster_of_three_answers_as_recorded() {
         ],
     );
     // The same cluster later: one node dies and comes back.
-    let deviations: Deviations<'_> = &[(65, Bare, "a refusal has no records")];
+    let deviations: Deviations<'_> = &[(65, NoPayload, "a refusal has no records")];
     let capture = include_str!("../captures/03-cluster-state.jsonl");
     let mut replay = Replay::new(capture, &first, deviations);
-    replay.until(57);
+    replay.replay_until(57);
     let address = third.address();
     third.kill();
-    replay.until(69);
-    let _again = second.start_beside_at(address);
+    replay.replay_until(69);
+    let _again = second.add_node_at(address);
     replay.finish();
 }
 
 #[test]
-fn locks_of_two_nodes_answer_as_recorded() {
+fn replay_locks_of_two_nodes() {
     let flags = ClusterFlags::AUTO_VNODES | ClusterFlags::USE_LOCK;
-    let [first, second, third] = three_nodes(flags, 2, 0);
+    let [first, second, third] = start_three_nodes(flags, 2, 0);
     third.stop();
     let mut first_connection = first.connect();
     // Two were enough when it was recorded: one epoch less.
@@ -441,17 +446,17 @@ fn locks_of_two_nodes_answer_as_recorded() {
     let a = include_str!("../captures/07a-lock-node-a.jsonl");
     let b = include_str!("../captures/07b-lock-node-b.jsonl");
     let (mut a, mut b) = (Replay::new(a, &first, &[]), Replay::new(b, &second, &[]));
-    a.until(9);
-    b.until(15);
+    a.replay_until(9);
+    b.replay_until(15);
     // From here on they share the lock.
-    a.until(25);
-    b.until(19);
-    a.until(31);
-    b.until(31);
+    a.replay_until(25);
+    b.replay_until(19);
+    a.replay_until(31);
+    b.replay_until(31);
     // The last index entry of the second node is what the first one then misses.
-    a.until(33);
-    b.until(33);
-    a.until(37);
+    a.replay_until(33);
+    b.replay_until(33);
+    a.replay_until(37);
     b.finish();
     a.finish();
 }

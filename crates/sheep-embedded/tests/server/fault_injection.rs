@@ -16,10 +16,10 @@ use sheep_proto::{
 };
 use zerocopy::FromBytes;
 
-use crate::client::{Client, Sheep, data_oid, field, object};
+use crate::client::{Client, Sheep, data_oid, name_field, object};
 
 /// A server with one VDI that has one object, which begins with `old`.
-fn with_an_object() -> (Sheep, Client, Vid) {
+fn start_with_object() -> (Sheep, Client, Vid) {
     let sheep = Sheep::in_memory();
     let mut client = sheep.connect();
     let vid = client.new_vdi("demo");
@@ -37,66 +37,68 @@ fn read_header(oid: Oid, want: u32) -> RequestHeader {
 }
 
 /// What is in the object once a write of `new` over `old` has met a fault.
-fn after_a_write_with(fault: Fault) -> (std::io::Result<ResultCode>, Vec<u8>) {
-    let (sheep, mut client, vid) = with_an_object();
+fn write_with_fault(fault: Fault) -> (std::io::Result<ResultCode>, Vec<u8>) {
+    let (sheep, mut client, vid) = start_with_object();
     sheep
         .server()
-        .inject(faults::on(Opcode::WriteObj, 0..1, fault));
-    let answer = client.try_call(write_header(vid), b"new");
+        .inject(faults::nth_request(Opcode::WriteObj, 0..1, fault));
+    let response = client.try_call(write_header(vid), b"new");
     let found = sheep.connect().bytes(data_oid(vid, 0), 0, 3);
-    (answer.map(|answer| answer.result()), found)
+    (response.map(|response| response.result()), found)
 }
 
 #[test]
-fn a_refused_request_does_not_run() {
-    let (answer, found) = after_a_write_with(Fault::Refuse(ResultCode::Halt));
-    assert_eq!(answer.unwrap(), ResultCode::Halt);
+fn fault_refuse_does_not_run_the_request() {
+    let (response, found) = write_with_fault(Fault::Refuse(ResultCode::Halt));
+    assert_eq!(response.unwrap(), ResultCode::Halt);
     assert_eq!(found, b"old");
 }
 
 #[test]
-fn a_delayed_request_runs_and_is_answered() {
-    for fault in [Fault::Delay, Fault::DelayAnswer] {
-        let (answer, found) = after_a_write_with(fault(Duration::from_millis(5)));
-        assert_eq!(answer.unwrap(), ResultCode::Success);
+fn fault_delay_still_runs_and_responds() {
+    for fault in [Fault::Delay, Fault::DelayResponse] {
+        let (response, found) = write_with_fault(fault(Duration::from_millis(5)));
+        assert_eq!(response.unwrap(), ResultCode::Success);
         assert_eq!(found, b"new");
     }
 }
 
 #[test]
-fn a_cut_comes_before_or_after_the_work() {
-    let (answer, found) = after_a_write_with(Fault::CutRequest);
-    assert!(answer.is_err());
+fn fault_cut_closes_before_or_after_execution() {
+    let (response, found) = write_with_fault(Fault::CutRequest);
+    assert!(response.is_err());
     assert_eq!(found, b"old");
     for len in [0, 20] {
-        let (answer, found) = after_a_write_with(Fault::CutAnswer(len));
-        assert!(answer.is_err());
+        let (response, found) = write_with_fault(Fault::CutResponse(len));
+        assert!(response.is_err());
         assert_eq!(found, b"new");
     }
 }
 
 #[test]
-fn a_cut_answer_ends_where_it_was_told_to() {
-    let (sheep, mut client, vid) = with_an_object();
+fn fault_cut_response_ends_at_given_length() {
+    let (sheep, mut client, vid) = start_with_object();
     let cut = HEADER_LEN + 100;
-    sheep
-        .server()
-        .inject(faults::on(Opcode::ReadObj, 0..1, Fault::CutAnswer(cut)));
+    sheep.server().inject(faults::nth_request(
+        Opcode::ReadObj,
+        0..1,
+        Fault::CutResponse(cut),
+    ));
     client
         .send(read_header(data_oid(vid, 0), 4096), &[])
         .unwrap();
-    let mut answer = Vec::new();
-    client.stream().read_to_end(&mut answer).unwrap();
-    assert_eq!(answer.len(), cut);
+    let mut response = Vec::new();
+    client.stream().read_to_end(&mut response).unwrap();
+    assert_eq!(response.len(), cut);
 }
 
 #[test]
-fn a_dropped_request_or_answer_leaves_the_connection_usable() {
-    for (fault, expected) in [(Fault::DropRequest, b"old"), (Fault::DropAnswer, b"new")] {
-        let (sheep, mut client, vid) = with_an_object();
+fn fault_drop_leaves_the_connection_usable() {
+    for (fault, expected) in [(Fault::DropRequest, b"old"), (Fault::DropResponse, b"new")] {
+        let (sheep, mut client, vid) = start_with_object();
         sheep
             .server()
-            .inject(faults::on(Opcode::WriteObj, 0..1, fault));
+            .inject(faults::nth_request(Opcode::WriteObj, 0..1, fault));
         client.send(write_header(vid), b"new").unwrap();
         // Nothing says when a request without an answer has run.
         while sheep.connect().bytes(data_oid(vid, 0), 0, 3) != expected {}
@@ -105,21 +107,21 @@ fn a_dropped_request_or_answer_leaves_the_connection_usable() {
 }
 
 #[test]
-fn a_held_request_runs_when_the_server_is_healed() {
-    let (sheep, mut client, vid) = with_an_object();
+fn fault_hold_ends_when_faults_are_cleared() {
+    let (sheep, mut client, vid) = start_with_object();
     sheep
         .server()
         .inject(|request| (request.opcode == Opcode::WriteObj as u8).then_some(Fault::Hold));
     let held = client.send(write_header(vid), b"new").unwrap();
     assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"old");
-    sheep.server().heal();
+    sheep.server().clear_faults();
     assert_eq!(client.receive().unwrap().header.id.get(), held);
     assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"new");
 }
 
 #[test]
-fn a_reordered_answer_comes_after_the_next_one() {
-    let (sheep, mut client, vid) = with_an_object();
+fn fault_reorder_writes_after_the_next_response() {
+    let (sheep, mut client, vid) = start_with_object();
     let seen = Arc::new(AtomicUsize::new(0));
     sheep.server().inject({
         let seen = Arc::clone(&seen);
@@ -133,7 +135,7 @@ fn a_reordered_answer_comes_after_the_next_one() {
     while seen.load(Ordering::SeqCst) < 2 {
         thread::yield_now();
     }
-    sheep.server().heal();
+    sheep.server().clear_faults();
     let order = [(); 2].map(|()| client.receive().unwrap().header.id.get());
     assert_eq!(order, [first.unwrap(), second.unwrap()]);
     // Alone, there is nobody to wait for.
@@ -142,11 +144,11 @@ fn a_reordered_answer_comes_after_the_next_one() {
 }
 
 #[test]
-fn a_wrong_id_is_nobody_s() {
-    let (sheep, mut client, vid) = with_an_object();
+fn fault_wrong_id_matches_no_request() {
+    let (sheep, mut client, vid) = start_with_object();
     sheep
         .server()
-        .inject(faults::on(Opcode::ReadObj, 1..2, Fault::WrongId));
+        .inject(faults::nth_request(Opcode::ReadObj, 1..2, Fault::WrongId));
     assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"old");
     let id = client.send(read_header(data_oid(vid, 0), 4), &[]).unwrap();
     assert_eq!(client.receive().unwrap().header.id.get(), !id);
@@ -154,20 +156,20 @@ fn a_wrong_id_is_nobody_s() {
 }
 
 fn ports(client: &mut Client) -> Vec<u16> {
-    let answer = client.ask(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
-    let ResponseBody::Node(body) = answer.header.body() else {
-        panic!("no node list in {answer:?}");
+    let response = client.request(Opcode::GetNodeList, NODE_LIST_LEN, RequestBody::NONE);
+    let ResponseBody::Node(body) = response.header.body() else {
+        panic!("no node list in {response:?}");
     };
-    let nodes = <[NodeRecord]>::ref_from_bytes(&answer.payload).unwrap();
+    let nodes = <[NodeRecord]>::ref_from_bytes(&response.payload).unwrap();
     assert_eq!(nodes.len(), body.nr_nodes.get() as usize);
     nodes.iter().map(|node| node.address().port()).collect()
 }
 
 #[test]
-fn nodes_on_one_store_show_the_same_and_outlive_each_other() {
-    let (first, mut client, vid) = with_an_object();
-    let second = first.start_beside();
-    let third = second.start_beside();
+fn nodes_share_a_store_and_outlive_each_other() {
+    let (first, mut client, vid) = start_with_object();
+    let second = first.add_node();
+    let third = second.add_node();
     let mut expected = [&first, &second, &third].map(|node| node.address().port());
     expected.sort_unstable();
     assert_eq!(ports(&mut client), expected);
@@ -195,31 +197,31 @@ fn nodes_on_one_store_show_the_same_and_outlive_each_other() {
         nodes_nr: 3.into(),
         ..ClusterRequest::default()
     });
-    let answer = other.ask(Opcode::StatCluster, 8 * (48 + 3 * 80), body);
-    assert_eq!(answer.header.epoch.get(), 5);
-    let epochs = parse_epoch_log(&answer.payload, 3).unwrap();
+    let response = other.request(Opcode::StatCluster, 8 * (48 + 3 * 80), body);
+    assert_eq!(response.header.epoch.get(), 5);
+    let epochs = parse_epoch_log(&response.payload, 3).unwrap();
     let counts: Vec<_> = epochs.iter().map(|(_, nodes)| nodes.len()).collect();
     assert_eq!(counts, [1, 2, 3, 2, 1]);
 }
 
 #[test]
-fn a_killed_node_leaves_its_requests_unanswered_and_its_address_free() {
-    let (first, _client, vid) = with_an_object();
-    let second = first.start_beside();
+fn node_kill_drops_requests_and_frees_address() {
+    let (first, _client, vid) = start_with_object();
+    let second = first.add_node();
     second.server().inject(|_| Some(Fault::Hold));
     let mut client = second.connect();
     client.send(write_header(vid), b"new").unwrap();
     let address = second.address();
     second.kill();
     assert!(client.receive().is_err());
-    let again = first.start_beside_at(address);
+    let again = first.add_node_at(address);
     assert_eq!(again.connect().bytes(data_oid(vid, 0), 0, 3), b"old");
 }
 
 #[test]
-fn a_killed_node_shares_no_lock_any_more_but_keeps_what_it_had_alone() {
+fn lock_of_killed_node_stays_unless_shared() {
     let first = Sheep::start(None, |config| config.format_if_new = false);
-    let second = first.start_beside();
+    let second = first.add_node();
     let mut client = first.connect();
     let format = client.format(ClusterFlags::USE_LOCK, 1);
     assert_eq!(format, ResultCode::Success);
@@ -230,8 +232,13 @@ fn a_killed_node_shares_no_lock_any_more_but_keeps_what_it_had_alone() {
             lock_type: lock_type.into(),
             ..VdiRequest::default()
         });
-        let answer = client.tell(Opcode::LockVdi, RequestFlags::empty(), body, &field(name));
-        answer.result()
+        let response = client.write_request(
+            Opcode::LockVdi,
+            RequestFlags::empty(),
+            body,
+            &name_field(name),
+        );
+        response.result()
     };
     let mut other = second.connect();
     assert_eq!(lock(&mut other, "shared", 1), ResultCode::Success);

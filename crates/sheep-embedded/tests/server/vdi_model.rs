@@ -45,21 +45,21 @@ struct Vdi {
 
 /// The living VDIs, and every VID there ever was.
 struct Model {
-    living: Vec<Vdi>,
+    live: Vec<Vdi>,
     vids: Vec<Vid>,
 }
 
 impl Model {
     fn pick(&self, number: usize, wanted: impl Fn(&Vdi) -> bool) -> Option<usize> {
-        let candidates: Vec<_> = (0..self.living.len())
-            .filter(|&at| wanted(&self.living[at]))
+        let candidates: Vec<_> = (0..self.live.len())
+            .filter(|&at| wanted(&self.live[at]))
             .collect();
         Some(*candidates.get(number % candidates.len().max(1))?)
     }
 
     fn add(&mut self, client: &mut Client, name: &str, vid: Vid, like: [Option<u8>; 3]) {
         self.vids.push(vid);
-        self.living.push(Vdi {
+        self.live.push(Vdi {
             name: name.to_owned(),
             vid,
             snap_id: client.header_of(vid).snap_id.get(),
@@ -72,37 +72,37 @@ impl Model {
         match *step {
             Step::Write { vdi, index, value } => {
                 if let Some(at) = self.pick(vdi, |vdi| !vdi.is_snapshot) {
-                    let vid = self.living[at].vid;
+                    let vid = self.live[at].vid;
                     write(client, vid, index, value);
-                    self.living[at].content[index as usize] = Some(value);
+                    self.live[at].content[index as usize] = Some(value);
                 }
             }
             Step::Discard { vdi, index } => {
                 if let Some(at) = self.pick(vdi, |vdi| !vdi.is_snapshot) {
-                    let oid = data_oid(self.living[at].vid, index);
+                    let oid = data_oid(self.live[at].vid, index);
                     assert_eq!(client.discard(oid), ResultCode::Success);
-                    self.living[at].content[index as usize] = None;
+                    self.live[at].content[index as usize] = None;
                 }
             }
             Step::Snapshot { vdi } => {
                 if let Some(at) = self.pick(vdi, |vdi| !vdi.is_snapshot) {
-                    let old = self.living[at].clone();
+                    let old = self.live[at].clone();
                     let new = client.snapshot(&old.name, old.vid, "");
-                    self.living[at].is_snapshot = true;
+                    self.live[at].is_snapshot = true;
                     self.add(client, &old.name, new, old.content);
                 }
             }
             Step::Rebase { vdi } => {
-                let heads = self.living.clone();
+                let heads = self.live.clone();
                 let has_head = |vdi: &Vdi| {
                     heads
                         .iter()
                         .any(|head| head.name == vdi.name && !head.is_snapshot)
                 };
                 if let Some(at) = self.pick(vdi, |vdi| vdi.is_snapshot && has_head(vdi)) {
-                    let base = self.living[at].clone();
+                    let base = self.live[at].clone();
                     let new = client.snapshot(&base.name, base.vid, "");
-                    for vdi in &mut self.living {
+                    for vdi in &mut self.live {
                         vdi.is_snapshot |= vdi.name == base.name;
                     }
                     self.add(client, &base.name, new, base.content);
@@ -110,7 +110,7 @@ impl Model {
             }
             Step::Clone { vdi } => {
                 if let Some(at) = self.pick(vdi, |vdi| vdi.is_snapshot) {
-                    let base = self.living[at].clone();
+                    let base = self.live[at].clone();
                     let name = format!("clone-{}", self.vids.len());
                     let new = client.clone_vdi(&name, base.vid);
                     self.add(client, &name, new, base.content);
@@ -118,10 +118,10 @@ impl Model {
             }
             Step::Delete { vdi } => {
                 if let Some(at) = self.pick(vdi, |_| true) {
-                    let gone = self.living.remove(at);
+                    let gone = self.live.remove(at);
                     let snap_id = if gone.is_snapshot { gone.snap_id } else { 0 };
-                    let answer = client.on_vdi(Opcode::DelVdi, &gone.name, "", snap_id);
-                    assert_eq!(answer.vid(), gone.vid);
+                    let response = client.vdi_request(Opcode::DelVdi, &gone.name, "", snap_id);
+                    assert_eq!(response.vid(), gone.vid);
                 }
             }
             Step::Restart => unreachable!("done by the caller"),
@@ -131,7 +131,7 @@ impl Model {
     /// Compares everything a client can see.
     fn check(&self, client: &mut Client) {
         let mut named = Vec::new();
-        for vdi in &self.living {
+        for vdi in &self.live {
             for index in 0..OBJECTS {
                 let owner = client.slot(vdi.vid, index);
                 let seen = owner.map(|owner| client.bytes(data_oid(owner, index), 9, 1)[0]);
@@ -169,10 +169,10 @@ fn write(client: &mut Client, vid: Vid, index: u32, value: u8) {
     assert_eq!(done, ResultCode::Success);
 }
 
-fn live(mut sheep: Sheep, steps: &[Step], may_restart: bool) {
+fn run_model(mut sheep: Sheep, steps: &[Step], may_restart: bool) {
     let mut client = sheep.connect();
     let mut model = Model {
-        living: Vec::new(),
+        live: Vec::new(),
         vids: Vec::new(),
     };
     let first = client.new_vdi("demo");
@@ -198,12 +198,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
-    fn families_share_objects_and_nothing_else(steps in prop::collection::vec(step(), 1..40)) {
-        live(Sheep::in_memory(), &steps, false);
+    fn snapshot_and_clone_model_isolates_vdis(steps in prop::collection::vec(step(), 1..40)) {
+        run_model(Sheep::in_memory(), &steps, false);
     }
 
     #[test]
-    fn families_survive_restarts(steps in prop::collection::vec(step(), 1..25)) {
-        live(Sheep::in_directory(), &steps, true);
+    fn snapshot_and_clone_model_survives_restarts(steps in prop::collection::vec(step(), 1..25)) {
+        run_model(Sheep::in_directory(), &steps, true);
     }
 }

@@ -14,14 +14,14 @@ use sheep_proto::{
 };
 use zerocopy::IntoBytes;
 
-use crate::client::{Client, OBJECT_LEN, Sheep, data_oid, field, object, sized};
+use crate::client::{Client, OBJECT_LEN, Sheep, data_oid, name_field, object, sized};
 use crate::program::Program;
 
 fn assert_alive(sheep: &Sheep) {
-    let answer = sheep
+    let response = sheep
         .connect()
-        .ask(Opcode::GetClusterDefault, 0, RequestBody::NONE);
-    assert_eq!(answer.result(), ResultCode::Success);
+        .request(Opcode::GetClusterDefault, 0, RequestBody::NONE);
+    assert_eq!(response.result(), ResultCode::Success);
 }
 
 fn assert_closed(client: &mut Client) {
@@ -33,7 +33,7 @@ fn assert_closed(client: &mut Client) {
 }
 
 #[test]
-fn garbage_is_a_version_mismatch() {
+fn malformed_request_of_garbage_is_version_mismatch() {
     let sheep = Sheep::in_memory();
     let mut client = sheep.connect();
     client.stream().write_all(&[0xa8; 48]).unwrap();
@@ -42,7 +42,7 @@ fn garbage_is_a_version_mismatch() {
 }
 
 #[test]
-fn a_payload_beyond_the_limit_closes_the_connection() {
+fn malformed_request_with_oversized_payload_closes_connection() {
     let sheep = Sheep::in_memory();
     for len in [u32::try_from(MAX_PAYLOAD_LEN).unwrap() + 1, u32::MAX] {
         let mut client = sheep.connect();
@@ -59,9 +59,9 @@ fn a_payload_beyond_the_limit_closes_the_connection() {
 }
 
 #[test]
-fn frames_that_never_end_stop_nobody_else() {
+fn stalled_frames_do_not_block_other_clients() {
     let sheep = Sheep::in_memory();
-    let mut stuck: Vec<_> = (0..64).map(|_| sheep.connect()).collect();
+    let mut stalled: Vec<_> = (0..64).map(|_| sheep.connect()).collect();
     let len = u32::try_from(MAX_PAYLOAD_LEN).unwrap();
     let header = RequestHeader::new(
         Opcode::WriteObj,
@@ -69,7 +69,7 @@ fn frames_that_never_end_stop_nobody_else() {
         len,
         RequestBody::NONE,
     );
-    for (number, client) in stuck.iter_mut().enumerate() {
+    for (number, client) in stalled.iter_mut().enumerate() {
         let cut = if number % 2 == 0 { 20 } else { 48 };
         client
             .stream()
@@ -82,14 +82,14 @@ fn frames_that_never_end_stop_nobody_else() {
         client.create(data_oid(vid, 0), 0, &vec![1; OBJECT_LEN]),
         ResultCode::Success
     );
-    for client in &mut stuck {
+    for client in &mut stalled {
         client.stream().shutdown(Shutdown::Write).unwrap();
         assert_closed(client);
     }
 }
 
 #[test]
-fn buffers_of_the_wrong_size_are_refused() {
+fn malformed_request_with_wrong_buffer_size_is_refused() {
     let sheep = Sheep::in_memory();
     let mut client = sheep.connect();
     client.new_vdi("demo");
@@ -109,14 +109,18 @@ fn buffers_of_the_wrong_size_are_refused() {
         (Opcode::ReadDelVdis, &[0, VID_BITMAP_LEN - 1]),
     ] {
         for &want in wants {
-            let answer = client.ask(opcode, want, RequestBody::NONE);
-            assert_eq!(answer.result(), ResultCode::InvalidParms, "{opcode} {want}");
-            assert!(answer.payload.is_empty());
+            let response = client.request(opcode, want, RequestBody::NONE);
+            assert_eq!(
+                response.result(),
+                ResultCode::InvalidParms,
+                "{opcode} {want}"
+            );
+            assert!(response.payload.is_empty());
         }
     }
-    let copies = client.ask(Opcode::GetVdiCopies, 1427, RequestBody::NONE);
+    let copies = client.request(Opcode::GetVdiCopies, 1427, RequestBody::NONE);
     assert_eq!(copies.result(), ResultCode::BufferSmall);
-    let huge = client.ask(
+    let huge = client.request(
         Opcode::ReadObj,
         0xffff_ffff,
         object(Oid::inode(Vid::new(1).unwrap()), 0),
@@ -125,7 +129,7 @@ fn buffers_of_the_wrong_size_are_refused() {
 }
 
 #[test]
-fn answers_come_when_they_are_done_and_all_of_them() {
+fn pipelining_completes_every_request_after_half_close() {
     const REQUESTS: usize = 500;
     let sheep = Sheep::in_memory();
     let mut client = sheep.connect();
@@ -148,18 +152,18 @@ fn answers_come_when_they_are_done_and_all_of_them() {
     // Half-closed: what was asked before is still answered.
     client.stream().shutdown(Shutdown::Write).unwrap();
     for _ in 0..REQUESTS {
-        let answer = client.receive().unwrap();
-        let want = expected.remove(&answer.header.id.get()).unwrap();
-        assert_eq!(answer.payload.len(), want);
+        let response = client.receive().unwrap();
+        let want = expected.remove(&response.header.id.get()).unwrap();
+        assert_eq!(response.payload.len(), want);
     }
     assert_closed(&mut client);
 }
 
 #[test]
-fn a_client_that_takes_no_answers_stops_nobody_else() {
+fn stalled_reader_does_not_block_other_clients() {
     let sheep = Sheep::in_memory();
-    let mut greedy = sheep.connect();
-    let vid = greedy.new_vdi("demo");
+    let mut stalled = sheep.connect();
+    let vid = stalled.new_vdi("demo");
     let header = RequestHeader::new(
         Opcode::ReadObj,
         RequestFlags::empty(),
@@ -167,7 +171,7 @@ fn a_client_that_takes_no_answers_stops_nobody_else() {
         object(Oid::inode(vid), 0),
     );
     for _ in 0..200 {
-        greedy.send(header, &[]).unwrap();
+        stalled.send(header, &[]).unwrap();
     }
     let mut client = sheep.connect();
     for index in 0..4 {
@@ -179,11 +183,11 @@ fn a_client_that_takes_no_answers_stops_nobody_else() {
 }
 
 #[test]
-fn what_kills_the_original_is_answered() {
+fn malformed_request_that_crashes_sheepdog_gets_a_response() {
     let sheep = Sheep::start(None, |config| config.format_if_new = false);
     let mut client = sheep.connect();
     let absent = Oid::inode(Vid::new(5).unwrap());
-    let exist = client.ask(Opcode::Exist, 0, object(absent, 0));
+    let exist = client.request(Opcode::Exist, 0, object(absent, 0));
     assert_eq!(exist.result(), ResultCode::NoObj, "before the format");
     assert_eq!(
         client.format(ClusterFlags::USE_LOCK, 1),
@@ -196,16 +200,16 @@ fn what_kills_the_original_is_answered() {
         let header = RequestHeader::new(Opcode::GetVdiAttr, flags, 0, RequestBody::NONE);
         assert_eq!(client.call(header, &[]).result(), ResultCode::InvalidParms);
     }
-    let digest = client.ask(Opcode::GetHash, 0, object(absent, 0));
+    let digest = client.request(Opcode::GetHash, 0, object(absent, 0));
     assert_eq!(digest.result(), ResultCode::NoObj, "epoch 0, absent");
     let without_parity = VdiRequest {
         copies: 1,
         copy_policy: 0x20,
         ..sized()
     };
-    let refused = client.make("parity", without_parity);
+    let refused = client.create_vdi("parity", without_parity);
     assert_eq!(refused.result(), ResultCode::InvalidParms);
-    let coherence = client.ask(Opcode::InodeCoherence, 0, RequestBody::NONE);
+    let coherence = client.request(Opcode::InodeCoherence, 0, RequestBody::NONE);
     assert_eq!(coherence.result(), ResultCode::InvalidParms);
 
     // A name without a tag behind it, and the id of a snapshot that has a tag.
@@ -214,13 +218,13 @@ fn what_kills_the_original_is_answered() {
         ..VdiRequest::default()
     });
     for opcode in [Opcode::GetVdiInfo, Opcode::DelVdi] {
-        let found = client.tell(opcode, RequestFlags::empty(), body, &field("demo"));
+        let found = client.write_request(opcode, RequestFlags::empty(), body, &name_field("demo"));
         assert_eq!(found.vid(), vid, "{opcode}");
     }
 }
 
 #[test]
-fn every_unknown_opcode_is_refused() {
+fn malformed_request_with_unknown_opcode_is_refused() {
     let sheep = Sheep::in_memory();
     let mut client = sheep.connect();
     for raw in (0..=u8::MAX).filter(|&raw| Opcode::try_from(raw).is_err()) {
@@ -229,21 +233,21 @@ fn every_unknown_opcode_is_refused() {
         header.opcode = raw;
         header.proto_ver = if raw < 0x80 { 2 } else { 10 };
         client.send(header, &[]).unwrap();
-        let answer = client.receive().unwrap();
-        assert_eq!(answer.result(), ResultCode::InvalidParms, "{raw:#x}");
-        assert_eq!(answer.header.opcode, raw);
+        let response = client.receive().unwrap();
+        assert_eq!(response.result(), ResultCode::InvalidParms, "{raw:#x}");
+        assert_eq!(response.header.opcode, raw);
     }
 }
 
 #[test]
-fn the_largest_frame_is_served() {
+fn frame_of_maximum_length_is_served() {
     let sheep = Sheep::in_memory();
     let mut client = sheep.connect();
     let large = VdiRequest {
         block_size_shift: 26,
         ..sized()
     };
-    let vid = client.make("large", large).vid();
+    let vid = client.create_vdi("large", large).vid();
     let data: Vec<u8> = (0..MAX_PAYLOAD_LEN)
         .map(|at| u8::try_from(at >> 12 & 0xff).unwrap())
         .collect();
@@ -255,7 +259,7 @@ fn the_largest_frame_is_served() {
 }
 
 #[test]
-fn a_frame_may_come_byte_by_byte() {
+fn frame_may_arrive_byte_by_byte() {
     let sheep = Sheep::in_memory();
     let mut client = sheep.connect();
     let vid = client.new_vdi("demo");
@@ -273,7 +277,7 @@ fn a_frame_may_come_byte_by_byte() {
 }
 
 /// Bytes of memory that the program uses.
-fn resident(program: &Program) -> usize {
+fn resident_bytes(program: &Program) -> usize {
     let path = format!("/proc/{}/status", program.child.id());
     let status = std::fs::read_to_string(path).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
@@ -282,7 +286,7 @@ fn resident(program: &Program) -> usize {
 }
 
 #[test]
-fn a_thousand_connections_cost_little_and_stop_nobody() {
+fn connections_by_the_thousand_use_bounded_memory() {
     const CONNECTIONS: usize = 1000;
     const MOST_MEMORY: usize = 192 << 20;
     // The program's connections are its own; these are ours.
@@ -297,21 +301,24 @@ fn a_thousand_connections_cost_little_and_stop_nobody() {
     for client in &mut idle {
         assert_eq!(client.header_of(vid).vid(), Some(vid));
     }
-    assert!(resident(&program) < MOST_MEMORY, "idle");
+    assert!(resident_bytes(&program) < MOST_MEMORY, "idle");
 
     // All but one announce as much as they may, and send little of it.
     let len = u32::try_from(MAX_PAYLOAD_LEN).unwrap();
     let body = object(data_oid(vid, 0), 0);
     let header = RequestHeader::new(Opcode::WriteObj, RequestFlags::WRITE, len, body);
     for client in &mut idle[1..] {
-        let begun = [header.as_bytes(), &[1; 1000]].concat();
-        client.stream().write_all(&begun).unwrap();
+        let started = [header.as_bytes(), &[1; 1000]].concat();
+        client.stream().write_all(&started).unwrap();
     }
     assert_eq!(
         idle[0].create(data_oid(vid, 0), 0, &vec![1; OBJECT_LEN]),
         ResultCode::Success
     );
-    assert!(resident(&program) < MOST_MEMORY, "with frames begun");
+    assert!(
+        resident_bytes(&program) < MOST_MEMORY,
+        "with frames started"
+    );
 }
 
 fn opcode() -> impl Strategy<Value = u8> {
@@ -366,7 +373,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_frame_gets_an_answer(
+    fn malformed_request_always_gets_a_response(
         frames in prop::collection::vec(
             (opcode(), any::<u16>(), prop_oneof![Just(2u8), Just(10), any::<u8>()], tail(0x76_d396), payload(), 0u32..300_000),
             1..40,
@@ -389,14 +396,14 @@ proptest! {
                 tail,
             };
             let payload = if has_payload { payload } else { Vec::new() };
-            let answer = client.try_call(header, &payload);
-            prop_assert!(answer.is_ok(), "{header:?}: {answer:?}");
+            let response = client.try_call(header, &payload);
+            prop_assert!(response.is_ok(), "{header:?}: {response:?}");
         }
     }
 }
 
 /// Frames of which any may be cut short, with answers expected for the whole ones before it.
-fn answered(bytes: &[u8]) -> usize {
+fn complete_frames(bytes: &[u8]) -> usize {
     let limit = u32::try_from(MAX_PAYLOAD_LEN).unwrap();
     let mut rest = bytes;
     let mut count = 0;
@@ -416,7 +423,7 @@ proptest! {
 
     /// The same entry as the fuzz target `connection`, on a stable compiler.
     #[test]
-    fn whole_frames_are_answered_whatever_comes_behind_them(
+    fn malformed_request_does_not_affect_earlier_frames(
         frames in prop::collection::vec((opcode(), any::<bool>(), tail(0x76_d396), payload(), 0u32..5000), 0..12),
         behind in prop::collection::vec(any::<u8>(), 0..120),
     ) {
@@ -445,8 +452,8 @@ proptest! {
         client.new_vdi("demo");
         client.stream().write_all(&bytes).unwrap();
         client.stream().shutdown(Shutdown::Write).unwrap();
-        for number in 0..answered(&bytes) {
-            prop_assert!(client.receive().is_ok(), "answer {number}");
+        for number in 0..complete_frames(&bytes) {
+            prop_assert!(client.receive().is_ok(), "response {number}");
         }
         assert_alive(&sheep);
     }
