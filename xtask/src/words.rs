@@ -6,7 +6,7 @@
 use std::path::Path;
 
 /// A retired word, in snake case, and the terms to use instead.
-const RETIRED: [(&str, &str); 21] = [
+const RETIRED: [(&str, &str); 23] = [
     ("bring_over", "migrate"),
     ("carry_over", "reconcile"),
     ("dice", "rng"),
@@ -19,12 +19,14 @@ const RETIRED: [(&str, &str); 21] = [
     ("look_at", "inspect, check"),
     ("losses", "errors"),
     ("made_ahead", "preallocated"),
+    ("namer", "referrer"),
     ("nothing_there", "no_more_data"),
     ("outbox", "send_queue"),
     (
         "settle",
         "fence, drain, flush_dirty, await_reclaim, resolve_in_doubt",
     ),
+    ("start_beside", "add_node"),
     ("under_way", "in_flight"),
     ("unsuitable", "a variant for the condition"),
     ("untangle", "repair"),

@@ -108,7 +108,7 @@ impl Catalogue {
         read(&self.entries).by_vid.values().cloned().collect()
     }
 
-    /// The VIDs whose VDI passes `filter`.
+    /// The VIDs of the VDIs that pass `filter`.
     pub(crate) fn bitmap(&self, filter: impl Fn(&Vdi) -> bool) -> VidBitmap<Box<[u8]>> {
         let mut bitmap = VidBitmap::empty();
         for vdi in self.all() {
@@ -282,7 +282,7 @@ mod tests {
     fn vid_allocation_wraps_around_the_ring() {
         let catalogue = Catalogue::default();
         let operation = catalogue.begin_operation();
-        // A name whose run starts close to the end of the ring.
+        // A name with its hash close to the end of the ring.
         let mut names = (0..).map(|number| name(&number.to_string()));
         let demo = names
             .find(|name| first_vid(name.as_bytes()).get() > 0xff_f000)

@@ -13,9 +13,8 @@ use clap::Parser;
 /// asks for, one copy is kept. A new store is formatted at once, with one copy
 /// and 4 MiB objects, and ready for use.
 ///
-/// There is no authentication: whoever reaches the port may read, write and
-/// delete everything. So it listens on the loopback interface unless told
-/// otherwise.
+/// There is no authentication: any client that reaches the port may read, write
+/// and delete everything. So it listens on the loopback interface by default.
 ///
 /// SIGTERM, SIGINT and `dog cluster shutdown` end it: requests in flight are
 /// answered, everything is made durable, and it exits with 0. Killed at any

@@ -1,4 +1,4 @@
-//! What a server is told at its start, and the limits it keeps.
+//! The configuration of a server, and its limits.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub(crate) const MAX_UNCOUNTED_LEN: usize = 64 << 10;
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a shutdown waits for the requests in flight.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Memory store: bytes of objects when nobody chose.
+/// Default limit of a memory store, in bytes of objects.
 const DEFAULT_MEMORY_LIMIT: u64 = 1 << 30;
 
 /// Where a server keeps its objects.

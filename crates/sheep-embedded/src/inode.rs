@@ -22,8 +22,8 @@ impl Inodes {
         Self { store, references }
     }
 
-    /// Makes the inode of a new VDI. It starts with the index of `base`, whose
-    /// state the caller has locked for writing, or else with `root`.
+    /// Makes the inode of a new VDI. It starts with the index of `base`, or else
+    /// with `root`. The caller has locked the state of `base` for writing.
     pub(crate) fn create(
         &self,
         vid: Vid,
@@ -120,7 +120,7 @@ impl Inodes {
         Ok(())
     }
 
-    /// Changes index entries durably and lets go of what they named before.
+    /// Changes index entries durably, then frees the objects that lost their last reference.
     /// The caller has locked the VDI's state.
     pub(crate) fn write_index(
         &self,

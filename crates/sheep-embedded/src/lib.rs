@@ -15,10 +15,10 @@
 //! One copy of everything is kept, whatever redundancy a VDI asks for. What it
 //! does better than the original is said where it is done: a snapshot loses no
 //! write (`service/vdi.rs`), a deletion frees what the client left behind
-//! (`reclaim.rs`), no index write frees what others name (`references.rs`), and
+//! (`reclaim.rs`), no index write frees what other VDIs reference (`references.rs`), and
 //! bad requests are answered with a code.
 //!
-//! For tests it fails as it is told ([`faults`]), and several nodes can share one
+//! For tests it injects faults ([`faults`]), and several nodes can share one
 //! store ([`Server::add_node`]).
 //!
 //! It knows nothing of clients: this crate and `sheep-client` share only

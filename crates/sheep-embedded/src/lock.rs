@@ -1,12 +1,12 @@
 //! VDI locks, in a cluster formatted with locking.
 //!
-//! A lock belongs to a node: whoever locks a locked VDI is refused, whoever
-//! releases it with the right type succeeds, and a closed connection releases
-//! nothing (protocol 6.9). A restart forgets all locks.
+//! A lock belongs to a node: a second lock of a VDI is refused, a release with the
+//! right type succeeds from any node, and a closed connection releases nothing
+//! (protocol 6.9). Locks are not persistent: a restart clears them.
 //!
-//! Nodes that share a lock are told when another one has changed the index: a
-//! request with flag TGT through a node that has not read the index since is
-//! refused until it does.
+//! A shared lock keeps the index coherent: after one node has changed the index,
+//! requests with flag TGT through the other nodes are refused until they have
+//! read the index again.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ impl LockType {
     }
 }
 
-/// What a node that shares a lock knows of the index, as it travels.
+/// Coherence state of the index at a node that shares a lock, as on the wire.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CoherenceState {
     /// It has changed the index last.
@@ -106,7 +106,7 @@ impl Locks {
         }
     }
 
-    /// A node has gone: it shares nothing any more, but its normal locks stay.
+    /// Removes a node that has left from shared locks; its normal locks stay.
     pub(crate) fn leave(&self, node: SocketAddr) {
         lock(&self.0).retain(|_vid, owners| match owners {
             LockOwners::Normal(_) => true,

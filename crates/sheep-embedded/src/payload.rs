@@ -3,11 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes that are given out together. Whoever changes a page copies it first
-/// while somebody else has it.
+/// A page of bytes, copied on write while it is shared.
 pub(crate) type Page = Arc<Vec<u8>>;
 
-/// What stands for zeros, as often as needed.
+/// Backs every [`Part::Zeros`].
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// See the module.

@@ -1,4 +1,4 @@
-//! Taking locks whose poison is ignored.
+//! The lock-poisoning policy of this crate: poison is ignored.
 //!
 //! A lock is poisoned when a request's thread panicked while it held it. That
 //! is a bug and ends that request's connection; every structure behind these

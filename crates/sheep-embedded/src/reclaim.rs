@@ -1,8 +1,8 @@
-//! The space of deleted VDIs.
+//! Deferred reclaim of the space of deleted VDIs.
 //!
 //! A VDI is deleted from the moment its inode has no name: that one durable
-//! write decides. What follows only gives space back (the objects nobody else
-//! names, then the index) and is repeated at the next start when a crash
+//! write decides. What follows only reclaims space (the objects without another
+//! reference, then the index) and is repeated at the next start when a crash
 //! interrupts it, as long as anything is left in the index or of the objects.
 //! Unlike in C this also frees what the client left in the index.
 
@@ -26,7 +26,7 @@ impl Reclaimer {
         Self { store, references }
     }
 
-    /// Removes what only the deleted VDI had. The caller has locked its state, or is the only one running.
+    /// Removes the objects that only the deleted VDI referenced. The caller has locked its state, or is the only one running.
     pub(crate) fn reclaim(&self, vdi: &Vdi) -> Result<(), StoreError> {
         let store = self.store.as_ref();
         let mut own = store.objects_of(vdi.vid)?;
@@ -46,8 +46,8 @@ impl Reclaimer {
         store.clear_from(Oid::inode(vdi.vid), INODE_HEADER_LEN as u64)
     }
 
-    /// Completes what a crash interrupted: the deletion, or the removal of an
-    /// object that others had named for longer.
+    /// Completes what a crash interrupted: the deletion, or the free of an object
+    /// that other VDIs referenced for longer.
     pub(crate) fn resume(&self, vdi: &Vdi) -> Result<(), StoreError> {
         if self.has_objects(vdi)? || self.has_entries(vdi)? {
             self.reclaim(vdi)?;

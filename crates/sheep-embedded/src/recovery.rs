@@ -5,7 +5,7 @@
 //! | interrupted | left behind | the start |
 //! |---|---|---|
 //! | creating an object or inode | a file in `new` | removes it (the store) |
-//! | overwriting data or an index entry | old, new or mixed bytes nobody was told about | nothing: that is what a disk does |
+//! | overwriting data or an index entry | old, new or mixed bytes, not acknowledged | nothing: that is what a disk does |
 //! | create, before its index entry | an object no index names | keeps it: the client may still send the entry |
 //! | index entry, before the old object went | an object no index names | keeps it while its VDI lives, then removes it |
 //! | snapshot, after the new inode | two working VDIs of one name | marks the older one a snapshot |

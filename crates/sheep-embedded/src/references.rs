@@ -1,27 +1,27 @@
-//! Which index entries name which objects, and when an object may go.
+//! Reference counting of data objects by referencing VDI.
 //!
-//! Data object *i* of a VDI may be named by entry *i* of its own index and of
-//! the indexes of those made from it. It may be removed when the last of these
-//! entries changes. There are no counters per object: for every pair of an
-//! owner and a VDI that names at least one of its objects (a *namer*) the
-//! number of such entries is kept, and when an entry changes, the same entry
-//! of the owner's other namers is read from their inodes.
+//! Data object *i* of a VDI is referenced by entry *i* of its own index and of
+//! the indexes of its snapshots' heads and clones. It is freed with its last
+//! reference. There are no counters per object: for every pair of an owner and a
+//! VDI that references at least one of its objects (a *referrer*) the number of
+//! such entries is kept, and when an entry changes, the same entry of the owner's
+//! other referrers is read from their inodes.
 //!
 //! Cost: some 20 bytes of memory per pair, so 1,000 snapshots in a row, each
 //! with objects of its own, take 500,000 pairs and 10 MB, and 5,000 VDIs of
 //! any size without snapshots 5,000 pairs. Nothing is kept on disk: the pairs
 //! are counted at the start from the parts of the indexes that are not holes.
-//! Releasing an object costs a read of 4 bytes per namer; runs of entries are
+//! Dropping a reference costs a read of 4 bytes per referrer; runs of entries are
 //! read together.
 //!
-//! Crashes. An entry is changed in its inode, made durable, and only then is
-//! the old object looked at: an index on disk never names an object that was
-//! removed because of it. Two namers may let go of the same object at once,
-//! one durable and one not yet; so an object that anyone is still about to
-//! release is left to the last of them. A crash in between leaves an object
-//! that nobody names; it takes space until its VDI is deleted.
+//! Crashes. An entry is changed in its inode and made durable before the old
+//! object is freed, so an index on disk never references an object that was freed
+//! because of it. Two referrers may drop the same object concurrently. Only the
+//! last pending free removes it, so a drop that is not yet durable never deletes
+//! data. A crash in between leaves an orphan, which takes space until its VDI is
+//! deleted.
 //!
-//! A client that repeats an inherited entry unchanged changes nothing here.
+//! Rewriting an inherited entry unchanged changes no count.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -36,10 +36,10 @@ use crate::store::{Store, StoreError};
 
 /// Index bytes read at a time.
 const SCAN_LEN: u64 = 256 << 10;
-/// Objects released under one hold of the lock.
+/// Objects freed under one acquisition of the lock.
 const FREE_BATCH: usize = 1024;
 
-/// Entries of a namer that name an owner's objects, by owner, then by namer.
+/// Number of a referrer's entries that reference an owner's objects, by owner, then by referrer.
 type RefCounts = HashMap<Vid, HashMap<Vid, u32>>;
 
 /// See the module.
@@ -49,11 +49,11 @@ pub(crate) struct References(Mutex<Tables>);
 #[derive(Default)]
 struct Tables {
     counts: RefCounts,
-    /// Objects someone is about to release, and how many do.
+    /// Number of pending frees by object.
     pending_frees: HashMap<Oid, u32>,
 }
 
-/// Objects whose entries have changed; to be given to [`References::finish`] when that is durable.
+/// Objects that lost a reference, for [`References::free_unreferenced`] once that is durable.
 #[must_use]
 #[derive(Default)]
 pub(crate) struct PendingFree(Vec<Oid>);
@@ -87,7 +87,7 @@ impl Tables {
         *self.pending_frees.entry(oid).or_default() += 1;
     }
 
-    /// True when nobody else is about to release the object.
+    /// Ends one pending free; true for the last one of the object.
     fn end_free(&mut self, oid: Oid) -> bool {
         match self.pending_frees.get_mut(&oid) {
             Some(count) if *count > 1 => {
@@ -124,7 +124,7 @@ impl References {
         *lock(&self.0) = Tables::default();
     }
 
-    /// Writes `data` at `offset` of the index area of `namer`'s inode; not durable on return.
+    /// Writes `data` at `offset` of the index area of `referrer`'s inode; not durable on return.
     ///
     /// # Errors
     /// `InvalidParms` for an entry that is no VID; nothing has changed then. Else the store's.
@@ -141,6 +141,7 @@ impl References {
         let start = area + (offset - area) / slot_len * slot_len;
         let end = area + (offset + data.len() as u64 - area).next_multiple_of(slot_len);
         let first = u32::try_from((start - area) / slot_len).expect("20 bits");
+        // Merge the new bytes into the old entries, and validate them.
         let mut old = vec![0; usize::try_from(end - start).expect("a part of the index")];
         let mut tables = lock(&self.0);
         store.read(Oid::inode(referrer), start, &mut old)?;
@@ -152,9 +153,10 @@ impl References {
         }
         let written = store.write(Oid::inode(referrer), offset, data);
         if written.is_err() {
-            // Part of it may be there, and is counted; its old objects just stay.
+            // A partial write is counted as far as it got; the old objects become orphans.
             store.read(Oid::inode(referrer), start, &mut new)?;
         }
+        // Move the counts of each changed entry from its old to its new owner.
         let changes = (first..)
             .zip(slots(&old).zip(slots(&new)))
             .filter(|(_slot, (old, new))| old != new);
@@ -176,8 +178,8 @@ impl References {
         Ok(pending)
     }
 
-    /// Forgets what a deleted VDI names, and hands out what nobody may name
-    /// any more: the objects of its index and its own.
+    /// Drops all references of a deleted VDI; returns the objects that may be
+    /// unreferenced now: those of its index and its own.
     pub(crate) fn remove_referrer(
         &self,
         store: &dyn Store,
@@ -201,11 +203,12 @@ impl References {
         Ok(PendingFree(oids.into_iter().collect()))
     }
 
-    /// Removes those of the released objects that no index names.
+    /// Removes those of the pending objects that no index references.
     ///
     /// Failures only cost space, so they are logged and the object stays.
     pub(crate) fn free_unreferenced(&self, store: &dyn Store, pending: PendingFree) {
         for batch in pending.0.chunks(FREE_BATCH) {
+            // Only the last pending free of an object may remove it.
             let mut tables = lock(&self.0);
             let mut by_owner: HashMap<Vid, BTreeSet<u32>> = HashMap::new();
             for &oid in batch {
@@ -216,6 +219,7 @@ impl References {
                 }
             }
             for (owner, mut numbers) in by_owner {
+                // Keep the objects that any other referrer of the owner still references.
                 let kept = tables
                     .counts
                     .get(&owner)
@@ -239,7 +243,7 @@ impl References {
         }
     }
 
-    /// Gives up a release because the change it belongs to may not be durable.
+    /// Cancels pending frees because their index update may not be durable.
     pub(crate) fn cancel(&self, pending: PendingFree) {
         let mut tables = lock(&self.0);
         for oid in pending.0 {
@@ -253,7 +257,7 @@ fn slots(bytes: &[u8]) -> impl Iterator<Item = u32> {
     slots.iter().map(|&slot| u32::from_le_bytes(slot))
 }
 
-/// Takes from `numbers` what `namer`'s index names as `owner`'s.
+/// Removes from `numbers` the objects of `owner` that `referrer`'s index references.
 fn remove_referenced(
     store: &dyn Store,
     referrer: Vid,

@@ -125,14 +125,14 @@ impl Server {
         self.node.local_address
     }
 
-    /// From now on requests that this plan names fail as it says; see [`crate::faults`].
+    /// Adds a fault rule for requests from now on; see [`crate::faults`].
     ///
-    /// Plans that were there before are asked first, and every plan sees every request.
+    /// The first rule that matches decides, and every rule sees every request.
     pub fn inject(&self, rule: impl Fn(&RequestHeader) -> Option<Fault> + Send + Sync + 'static) {
         self.node.faults.add(rule);
     }
 
-    /// Forgets all plans and lets go of what [`Fault::Hold`] holds.
+    /// Removes all fault rules and resumes requests delayed by [`Fault::Hold`].
     pub fn clear_faults(&self) {
         self.node.faults.clear();
     }
@@ -143,7 +143,7 @@ impl Server {
     }
 
     /// Stops: takes no more requests, answers those in flight (for at most
-    /// ten seconds), makes everything durable and lets go of the store.
+    /// ten seconds), makes everything durable and closes the store.
     ///
     /// # Errors
     /// The store's, when the last sync failed.

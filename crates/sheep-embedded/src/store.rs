@@ -56,7 +56,7 @@ impl From<StoreError> for ResultCode {
 pub(crate) struct NewObject<'a> {
     /// Bytes of the object.
     pub(crate) len: u64,
-    /// Object whose content it starts with.
+    /// Source of a copy: the new object starts with its content.
     pub(crate) source: Option<Oid>,
     /// Bytes that go on top, with their offsets.
     pub(crate) writes: &'a [(u64, &'a [u8])],
@@ -84,7 +84,7 @@ pub(crate) trait Store: Send + Sync {
         Ok(buffer.into())
     }
 
-    /// True for a store whose methods wait for nothing but each other.
+    /// True for a store that never waits for a disk.
     fn is_memory(&self) -> bool {
         false
     }
@@ -117,7 +117,7 @@ pub(crate) trait Store: Send + Sync {
     /// Every object of a VID, in no order.
     fn objects_of(&self, vid: Vid) -> Result<Vec<Oid>, StoreError>;
 
-    /// The record that [`Store::format`] or nobody left.
+    /// The record of the last [`Store::format`], if any.
     fn cluster_record(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Replaces the record alone. Durable on return, old or new after a crash.

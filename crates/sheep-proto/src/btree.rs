@@ -112,7 +112,7 @@ pub struct RootEntry {
 }
 
 impl RootEntry {
-    /// The leaf in object `oid`, whose last slot is that of object `max`.
+    /// The leaf in object `oid`; its last slot is that of object `max`.
     pub fn new(max: ObjectIndex, oid: Oid) -> Self {
         Self {
             max_index: max.0.into(),
@@ -207,8 +207,8 @@ pub fn leaf_lookup(leaf: &[LeafEntry], index: ObjectIndex) -> Option<Vid> {
 /// The leaf that holds object `index`, if any, according to a root.
 ///
 /// Believes the root's keys. The C client stores a wrong one when it splits a
-/// leaf, which hides the lower half of that leaf (protocol 4.6); whoever must
-/// find everything reads all leaves instead.
+/// leaf, which hides the lower half of that leaf (protocol 4.6); a caller that must
+/// find every slot reads all leaves instead.
 pub fn root_lookup(root: &[RootEntry], index: ObjectIndex) -> Option<Oid> {
     let at = root.partition_point(|entry| entry.max_index.get() < index.0);
     root.get(at).map(|entry| Oid::from_raw(entry.oid.get()))

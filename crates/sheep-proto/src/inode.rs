@@ -9,8 +9,8 @@
 //! Inodes that releases before 0.9 have made hold the numbers of their children
 //! where the B-tree counter and the unused bytes are, have no reference counts
 //! behind the index, and may have no object size, which means 4 MiB. What a flat
-//! volume needs is where it is today. A hypervolume of 0.8, whose counter is
-//! behind the index, must not be changed.
+//! volume needs is where it is today. A hypervolume of 0.8 has its counter
+//! after the index and must not be changed.
 //!
 //! Source: protocol 4.1 and 10; `struct sd_inode` in sheepdog's `include/sheepdog_proto.h`.
 

@@ -3,8 +3,8 @@
 /// What a client may do after a refusal.
 ///
 /// Source: the *client action* column of protocol section 2. Where it leaves a
-/// choice: `WAIT_FOR_FORMAT` is [`Never`](Self::Never), because waiting for someone
-/// to format the cluster is a decision for whoever starts a program.
+/// choice: `WAIT_FOR_FORMAT` is [`Never`](Self::Never), because waiting for a
+/// format of the cluster is a decision for the calling program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// Asking again gives the same answer.

@@ -23,7 +23,7 @@ use sheep_proto::{
 /// Asserts the size of a structure, that it may lie anywhere, and where each field is.
 ///
 /// `from` is the offset in a frame at which the structure starts: 16 for header tails,
-/// whose tables count from the start of the header.
+/// since their tables count from the start of the header.
 macro_rules! layout {
     ($type:ident, size $size:literal, from $from:literal, $($field:ident $offset:literal),+ $(,)?) => {
         let name = stringify!($type);

@@ -64,7 +64,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let server = Server::start(settings(cli)).await?;
     let address = server.local_address();
     if !address.ip().is_loopback() {
-        tracing::warn!("whoever reaches {address} may read, write and delete everything");
+        tracing::warn!(
+            "no authentication: any client that reaches {address} may read, write and delete everything"
+        );
     }
     tracing::info!("listening on {address}");
     tokio::select! {

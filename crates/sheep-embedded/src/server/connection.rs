@@ -48,6 +48,7 @@ pub(crate) async fn serve(stream: TcpStream, node: NodeContext) -> Result<(), Co
         node: node.local_address,
         stop: stop.clone(),
     };
+    // The responder outlives this loop in the tasks of requests in flight.
     let responder = Arc::new(Responder::new(node, origin, write_half));
     let mut connection = Connection {
         reader: Reader::new(read_half),
@@ -74,6 +75,7 @@ pub(crate) async fn serve(stream: TcpStream, node: NodeContext) -> Result<(), Co
             Err(error) => break Err(error),
         }
     };
+    // Drain: write the batch, then wait for the requests in flight.
     let flushed = connection.flush().await;
     connection.requests.close();
     connection.requests.wait().await;

@@ -1,8 +1,9 @@
 //! GET_VDI_ATTR: find, set or delete an attribute.
 //!
-//! An attribute is an object whose id starts from the hash of its name, tag,
-//! snapshot id and key; a deleted one keeps its object with an empty name, so
-//! that those behind it in a probe are still found. Unlike C, setting probes too.
+//! An attribute is an object in an open-addressed hash table: its id is found by
+//! linear probing from the hash of its name, tag, snapshot id and key. A deleted
+//! attribute leaves a tombstone with an empty name, so that later ones in the
+//! probe sequence are still found. Unlike C, setting probes too.
 //! Its time is that of the VDI's creation, whatever the client sends.
 
 use std::mem::offset_of;
@@ -22,7 +23,7 @@ use crate::store::{NewObject, Store, StoreError};
 /// Ids tried one after another before the table counts as full.
 const MAX_PROBES: u32 = 1024;
 
-/// Where an attribute is, or would be.
+/// Where probing ended: at the attribute, or where it would be stored.
 struct ProbeResult {
     id: u32,
     exists: bool,
@@ -44,6 +45,7 @@ impl AttributeService {
         let flags = request.flags();
         let operation = self.vdis.begin_operation();
         let vdi = operation.lookup(&name, &tag, request.vdi().snapid.get())?;
+        // Probe for the attribute, then create, delete or just report it.
         let vid = first_vid(name.as_bytes());
         let probed = self.probe(vid, wanted)?;
         let oid = Oid::attribute(vid, probed.id);

@@ -179,6 +179,7 @@ impl ObjectService {
             Err(ResultCode::NoObj) => return Err(ResultCode::NoVdi),
             target => target?,
         };
+        // A write of the whole object needs no source.
         let offset = target.check_range(wanted.offset.get(), data.len())?;
         let is_whole = data.len() as u64 == target.len;
         let source = if request.flags().contains(RequestFlags::COW) && !is_whole {
@@ -191,6 +192,7 @@ impl ObjectService {
             source,
             writes: &[(offset, data)],
         };
+        // The read guard keeps out a snapshot until the object is durable.
         match target.kind {
             ObjectKind::Inode | ObjectKind::Ledger => return Err(ResultCode::InvalidParms),
             ObjectKind::Attribute => self.store.create(target.oid, object)?,
@@ -236,7 +238,7 @@ impl ObjectService {
         Ok(Reply::ok())
     }
 
-    /// DISCARD_OBJ: clears the index entry, which lets go of what it names.
+    /// DISCARD_OBJ: clears the index entry, which drops its reference.
     pub(crate) fn discard(&self, request: &Request<'_>) -> HandlerResult {
         let target = self.target(request.object().oid.get())?;
         if target.kind != ObjectKind::Data {
@@ -274,8 +276,8 @@ impl ObjectService {
         }
     }
 
-    /// OIDS_EXIST: the one request whose answer to a payload is a payload,
-    /// the object ids that are not there.
+    /// OIDS_EXIST: the ids of those objects that do not exist. The only request
+    /// with a payload both ways.
     pub(crate) fn missing_oids(&self, request: &Request<'_>) -> HandlerResult {
         let (oids, []) = request.data()?.as_chunks::<8>() else {
             return Err(ResultCode::InvalidParms);

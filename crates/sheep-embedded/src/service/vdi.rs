@@ -106,6 +106,7 @@ impl VdiService {
         let name = request.name()?;
         let wanted = request.vdi();
         let operation = self.vdis.begin_operation();
+        // Find the head to replace: a snapshot needs one, anything else must not have one.
         let head = operation.head(&name);
         let wants_snapshot = wanted.snapid.get() != 0;
         let replaced = match (head, wants_snapshot) {
@@ -113,6 +114,7 @@ impl VdiService {
             (None, true) => return Err(ResultCode::NoVdi),
             (head, _) => head,
         };
+        // Find the base, and check that this request may have it.
         let base = match wanted.base_vdi_id.get() {
             0 if !wants_snapshot => None,
             raw => Some(self.base(raw)?),
@@ -151,6 +153,7 @@ impl VdiService {
         base: Option<&Vdi>,
         replaced: Option<&Vdi>,
     ) -> Result<Arc<Vdi>, ResultCode> {
+        // Allocate the VID and the next snapshot id of the name.
         let vid = operation.free_vid(&new.name).ok_or(ResultCode::FullVdi)?;
         let relatives = operation.versions_of(&new.name);
         let newest = relatives.iter().map(|vdi| vdi.snap_id).max();
@@ -159,6 +162,7 @@ impl VdiService {
         let header = new.header(vid, snap_id, base.map(|base| base.vid), created);
         let vdi = Vdi::from_header(vid, &header).ok_or(ResultCode::SystemError)?;
 
+        // Both states stay locked for writing until the snapshot is marked.
         let (mut replaced_state, _base_state) = operation.write_both(replaced, base);
         let root = if new.hypervolume {
             empty_root()

@@ -142,7 +142,7 @@ impl DirectoryStore {
         Ok(())
     }
 
-    /// A path in `new` that nobody else uses.
+    /// A unique path in `new`.
     fn new_path(&self) -> PathBuf {
         let number = self.next_new.fetch_add(1, Ordering::Relaxed);
         self.root.join("new").join(number.to_string())

@@ -18,18 +18,18 @@ use crate::poison::{lock, read, write};
 const PAGE_LEN: u64 = PAGE_BYTES as u64;
 const PAGE_BYTES: usize = 16 << 10;
 
-/// One sparse object. Its pages may be in answers and other objects as well;
-/// whoever writes to such a page gets one of its own.
+/// One sparse object. Its pages may be shared with responses and other objects,
+/// so a write copies a shared page first.
 #[derive(Default)]
 struct Pages {
     by_number: BTreeMap<u64, Page>,
-    /// Set when the object was removed or replaced: a write that came too late goes nowhere.
+    /// Set when the object was removed or replaced: a racing write is discarded.
     detached: bool,
 }
 
 impl Pages {
-    /// Cuts the object off from the store; returns how many pages it has.
-    /// Who still reads it sees it whole.
+    /// Detaches the object from the store; returns its number of pages.
+    /// Reads in flight still see all of it.
     fn detach(&mut self) -> usize {
         self.detached = true;
         self.by_number.len()

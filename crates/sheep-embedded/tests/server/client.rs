@@ -16,7 +16,7 @@ use sheep_proto::{
 use tokio::runtime::Runtime;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// No answer takes longer than this.
+/// No response takes longer than this.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Bytes of the objects of a VDI made by [`Client::new_vdi`].

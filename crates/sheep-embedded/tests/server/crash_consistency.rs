@@ -35,7 +35,7 @@ const SNAPSHOTS: usize = 3;
 /// What the sectors of one object hold: the number of the write, 0 for none.
 type Sectors = [u64; SECTORS];
 
-/// Who owns an object of the working VDI, and what is in it.
+/// The owner of an object of the head, and its content.
 #[derive(Clone, Copy, Default)]
 struct Content {
     owner: Option<Vid>,
@@ -342,7 +342,7 @@ fn crash_under_load_loses_no_acknowledged_write() {
             .collect();
         let deadline = Instant::now() + Duration::from_secs(60);
         while acknowledged.load(Ordering::Relaxed) < 20 + 3 * round {
-            assert!(Instant::now() < deadline, "nobody writes");
+            assert!(Instant::now() < deadline, "no write was acknowledged");
             thread::yield_now();
         }
         program.kill();

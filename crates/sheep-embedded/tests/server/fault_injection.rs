@@ -138,7 +138,7 @@ fn fault_reorder_writes_after_the_next_response() {
     sheep.server().clear_faults();
     let order = [(); 2].map(|()| client.receive().unwrap().header.id.get());
     assert_eq!(order, [first.unwrap(), second.unwrap()]);
-    // Alone, there is nobody to wait for.
+    // Alone, there is no other response to wait for.
     sheep.server().inject(|_| Some(Fault::Reorder));
     assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), b"old");
 }
@@ -184,7 +184,7 @@ fn nodes_share_a_store_and_outlive_each_other() {
         ResultCode::Success
     );
 
-    // Whoever was first may go first.
+    // The first node may leave first.
     first.kill();
     assert!(client.receive().is_err());
     assert_eq!(other.bytes(data_oid(vid, 0), 0, 3), b"new");

@@ -32,7 +32,7 @@ impl Program {
             }
             seen.push_str(&line);
         };
-        // Somebody has to read on, or the program waits for room in the pipe.
+        // Drains the pipe, so that the program never blocks on its log.
         thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Self { child, address }
     }

@@ -303,7 +303,7 @@ replays! {
         (23, Code(ResultCode::Success), "objects are sparse"),
     ];
     replay_traps: "17-traps.jsonl", &[
-        (23, Code(ResultCode::Success), "a repeated entry costs nobody an object"),
+        (23, Code(ResultCode::Success), "a rewritten entry frees no object"),
         (53, Code(ResultCode::NoVdi), "a VDI is deleted with what is in its index"),
         (55, OtherBytes, "a VDI is deleted with what is in its index"),
         (57, Code(ResultCode::NoObj), "a VDI is deleted with what is in its index"),

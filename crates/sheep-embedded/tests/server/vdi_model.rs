@@ -6,7 +6,7 @@ use sheep_proto::{Oid, Opcode, ResultCode, Vid};
 
 use crate::client::{Client, Sheep, data_oid};
 
-/// Objects per VDI; few, so that families share and let go of them often.
+/// Objects per VDI; few, so that VDIs often share and free them.
 const OBJECTS: u32 = 3;
 
 #[derive(Clone, Debug)]

@@ -108,7 +108,7 @@ pub(crate) fn all_exchanges() -> Vec<Exchange> {
         .collect()
 }
 
-/// One frame of the capture whose name starts with `prefix`.
+/// The capture's frame with a name that starts with `prefix`.
 pub(crate) fn frame(prefix: &str, seq: u64) -> Frame {
     let path = captures()
         .into_iter()
