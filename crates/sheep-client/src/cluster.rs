@@ -214,10 +214,12 @@ impl<'a> Cluster<'a> {
         let record_len = EPOCH_RECORD_HEADER_LEN + nodes_nr * NODE_RECORD_LEN;
         let records = epochs.min(MAX_PAYLOAD_LEN / record_len);
         let body = ClusterRequest {
-            nodes_nr: u32::try_from(nodes_nr).expect("at most 6144").into(),
+            nodes_nr: u32::try_from(nodes_nr)
+                .expect("a cluster has at most 6,144 nodes")
+                .into(),
             ..ClusterRequest::default()
         };
-        let len = u32::try_from(records * record_len).expect("at most 64 MiB");
+        let len = u32::try_from(records * record_len).expect("the records are limited to 64 MiB");
         // A refusal is a status here, not a reason to retry.
         let request = Request::new(Opcode::StatCluster, RequestBody::Cluster(body))
             .with_max_response_len(len)
@@ -361,7 +363,7 @@ impl<'a> Cluster<'a> {
     }
 
     async fn bitmap(self, opcode: Opcode) -> Result<VidBitmap<Bytes>, ClientError> {
-        let len = u32::try_from(VID_BITMAP_LEN).expect("2 MiB");
+        let len = u32::try_from(VID_BITMAP_LEN).expect("the bitmap has 2 MiB");
         let request = Request::new(opcode, RequestBody::NONE)
             .with_max_response_len(len)
             .with_retry_policy(RetryPolicy::Always)
@@ -376,13 +378,13 @@ impl<'a> Cluster<'a> {
 /// A query, which may be repeated.
 pub(crate) fn query(opcode: Opcode, len: usize) -> Request {
     Request::new(opcode, RequestBody::NONE)
-        .with_max_response_len(u32::try_from(len).expect("a constant below 4 GiB"))
+        .with_max_response_len(u32::try_from(len).expect("the length is a constant below 4 GiB"))
         .with_retry_policy(RetryPolicy::Always)
         .with_timeout(QUERY_TIMEOUT)
 }
 
 fn cluster_status(response: &Response, nodes_nr: usize) -> Result<ClusterStatus, ClientError> {
-    let nodes_nr = u32::try_from(nodes_nr).expect("at most 6144");
+    let nodes_nr = u32::try_from(nodes_nr).expect("a cluster has at most 6,144 nodes");
     let status = response.header.result();
     let records = match parse_epoch_log(&response.payload, nodes_nr) {
         Ok(records) => records,

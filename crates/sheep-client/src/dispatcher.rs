@@ -219,7 +219,8 @@ impl RequestOwner for Dispatcher {
 /// The permits of the budget that a request takes.
 fn permits(request: &Request) -> u32 {
     let charge = request.wire_len().clamp(MIN_CHARGE, BUDGET_BYTES);
-    u32::try_from(charge.div_ceil(PERMIT_LEN)).expect("bounded by the budget")
+    u32::try_from(charge.div_ceil(PERMIT_LEN))
+        .expect("a charge is at most the budget, which fits in 32 bits")
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ impl<'a> Index<'a> {
             return Ok(());
         }
         let count = vdi.object_count().min(u64::from(FLAT_INDEX_SLOTS));
-        let count = u32::try_from(count).expect("at most 2^20");
+        let count = u32::try_from(count).expect("a flat index has at most 2^20 slots");
         Inode::new(self.sender, vdi.vid)
             .for_each_flat_slot(count, visit)
             .await

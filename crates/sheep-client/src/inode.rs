@@ -69,10 +69,11 @@ impl<'a> Inode<'a> {
     /// `Refused(NoObj)` when there never was such a VDI, otherwise those of
     /// [every request](ClientError#every-request).
     pub async fn header(self) -> Result<Box<InodeHeader>, ClientError> {
-        let len = u32::try_from(INODE_HEADER_LEN).expect("4,664");
+        let len = u32::try_from(INODE_HEADER_LEN).expect("an inode header has 4,664 bytes");
         let bytes = self.read(0, len).await?;
         Ok(Box::new(
-            InodeHeader::read_from_bytes(&bytes).expect("as long as was asked for"),
+            InodeHeader::read_from_bytes(&bytes)
+                .expect("a read returns as many bytes as were requested"),
         ))
     }
 
@@ -217,7 +218,7 @@ impl<'a> Inode<'a> {
         while let Some(&first) = rest.first() {
             let near = rest.partition_point(|&index| index - first < SPAN_PER_CLEAR);
             let (batch, behind) = rest.split_at(near.min(USED_PER_CLEAR));
-            let last = batch.last().expect("the first is near itself");
+            let last = batch.last().expect("a batch has at least one slot");
             let none = vec![None; (last - first) as usize + 1];
             self.write_slots(ObjectIndex(first), &none).await?;
             rest = behind;
@@ -243,7 +244,7 @@ fn parse_slots(vid: Vid, bytes: &[u8]) -> Result<Vec<Option<Vid>>, ClientError> 
     bytes
         .chunks_exact(SLOT_LEN as usize)
         .map(|slot| {
-            let raw = u32::from_le_bytes(slot.try_into().expect("four bytes"));
+            let raw = u32::from_le_bytes(slot.try_into().expect("a slot has four bytes"));
             match Vid::new(raw) {
                 None if raw != 0 => Err(bad_index(vid, "an owner that is no VID")),
                 owner => Ok(owner),

@@ -280,7 +280,7 @@ impl<'a> Vdi<'a> {
             })
         })?;
         let oid = Oid::attribute(vid, body.attr_id.get());
-        let len = u32::try_from(ATTRIBUTE_LEN).expect("66,320");
+        let len = u32::try_from(ATTRIBUTE_LEN).expect("an attribute record has 66,320 bytes");
         let object = match Objects::new(self.sender).read(oid, 0, len).await {
             // Removed between the two requests.
             Err(error) if error.is_missing_object() => return Ok(None),

@@ -53,7 +53,8 @@ impl Inodes {
         if offset < header_len {
             let mut state = vdi.write();
             require_name(&state)?;
-            let in_header = usize::try_from(header_len - offset).expect("at most 4,664");
+            let in_header = usize::try_from(header_len - offset)
+                .expect("the offset is within the header of 4,664 bytes");
             let (header, rest) = data.split_at(data.len().min(in_header));
             self.write_header(vdi, &mut state, offset, header)?;
             self.write_after_header(vdi, header_len, rest)
@@ -74,10 +75,12 @@ impl Inodes {
         let inode = Oid::inode(vdi.vid);
         let old = self.read_header(vdi)?;
         let mut bytes = old.as_bytes().to_vec();
-        let start = usize::try_from(offset).expect("less than 4,664");
+        let start =
+            usize::try_from(offset).expect("the offset is within the header of 4,664 bytes");
         let range = start..start + data.len();
         bytes[range.clone()].copy_from_slice(data);
-        let mut new = InodeHeader::read_from_bytes(&bytes).expect("the bytes of a header");
+        let mut new =
+            InodeHeader::read_from_bytes(&bytes).expect("the buffer has the length of a header");
         new.name = old.name;
         new.create_time = old.create_time;
         new.snap_ctime = old.snap_ctime;
@@ -106,7 +109,8 @@ impl Inodes {
         let in_index = if vdi.hypervolume {
             0
         } else {
-            usize::try_from(index_end.saturating_sub(offset)).expect("less than an inode")
+            usize::try_from(index_end.saturating_sub(offset))
+                .expect("the index ends within the inode")
         };
         let (index, rest) = data.split_at(data.len().min(in_index));
         if !index.is_empty() {

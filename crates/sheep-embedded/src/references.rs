@@ -140,13 +140,15 @@ impl References {
         // Whole slots around the written bytes.
         let start = area + (offset - area) / slot_len * slot_len;
         let end = area + (offset + data.len() as u64 - area).next_multiple_of(slot_len);
-        let first = u32::try_from((start - area) / slot_len).expect("20 bits");
+        let first =
+            u32::try_from((start - area) / slot_len).expect("a flat index has at most 2^20 slots");
         // Merge the new bytes into the old entries, and validate them.
-        let mut old = vec![0; usize::try_from(end - start).expect("a part of the index")];
+        let mut old = vec![0; usize::try_from(end - start).expect("the range is within the index")];
         let mut tables = lock(&self.0);
         store.read(Oid::inode(referrer), start, &mut old)?;
         let mut new = old.clone();
-        let at = usize::try_from(offset - start).expect("less than a slot");
+        let at = usize::try_from(offset - start)
+            .expect("the range starts at a slot boundary at or below the offset");
         new[at..at + data.len()].copy_from_slice(data);
         if slots(&new).any(|vid| vid != 0 && Vid::new(vid).is_none()) {
             return Err(ResultCode::InvalidParms);
@@ -264,7 +266,7 @@ fn remove_referenced(
     owner: Vid,
     numbers: &mut BTreeSet<u32>,
 ) -> Result<(), StoreError> {
-    let slots_at_once = u32::try_from(SCAN_LEN).expect("a constant") / SLOT_LEN;
+    let slots_at_once = u32::try_from(SCAN_LEN).expect("SCAN_LEN is below 4 GiB") / SLOT_LEN;
     let mut next = numbers.first().copied();
     while let Some(first) = next {
         let end = first.saturating_add(slots_at_once);
@@ -301,9 +303,11 @@ fn for_each_entry(
         let end = area + (extent.end - area).next_multiple_of(slot_len);
         while at < end {
             let len = SCAN_LEN.min(end - at);
-            let mut bytes = vec![0; usize::try_from(len).expect("at most SCAN_LEN")];
+            let mut bytes =
+                vec![0; usize::try_from(len).expect("each step reads at most SCAN_LEN bytes")];
             store.read(inode, at, &mut bytes)?;
-            let first = u32::try_from((at - area) / slot_len).expect("20 bits");
+            let first =
+                u32::try_from((at - area) / slot_len).expect("a flat index has at most 2^20 slots");
             for (number, vid) in (first..).zip(slots(&bytes)) {
                 if let Some(owner) = Vid::new(vid) {
                     visit(ObjectIndex(number), owner);

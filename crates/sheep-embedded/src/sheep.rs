@@ -154,7 +154,8 @@ impl Sheep {
         let (formatted, result) = self.run(&request);
         let Reply { body, payload } = result.unwrap_or_else(Reply::error);
         let epoch = if formatted { self.members.epoch() } else { 0 };
-        let len = u32::try_from(payload.len()).expect("no answer is longer than a frame may be");
+        let len =
+            u32::try_from(payload.len()).expect("a response is at most MAX_PAYLOAD_LEN bytes");
         (ResponseHeader::answer(header, epoch, len, body), payload)
     }
 

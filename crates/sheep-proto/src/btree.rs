@@ -232,7 +232,8 @@ pub fn encode_leaf(slots: impl ExactSizeIterator<Item = (ObjectIndex, Vid)>) -> 
         entries.is_sorted_by_key(|entry| entry.index.get()),
         "the slots of a leaf are in ascending order"
     );
-    let header = NodeHeader::leaf(u32::try_from(entries.len()).expect("at most 524,287"));
+    let header =
+        NodeHeader::leaf(u32::try_from(entries.len()).expect("a leaf has at most 524,287 entries"));
     [header.as_bytes(), entries.as_bytes()].concat()
 }
 

@@ -42,7 +42,7 @@ pub fn request(buffer: &[u8], limit: u32) -> Result<Option<RequestHeader>, BadFr
     let Some(header) = buffer.first_chunk::<HEADER_LEN>() else {
         return Ok(None);
     };
-    let header = RequestHeader::read_from_bytes(header).expect("48 bytes");
+    let header = RequestHeader::read_from_bytes(header).expect("a header has 48 bytes");
     match header.payload_len() {
         len if len > limit => Err(BadFrame::TooLong { len, limit }),
         _ => Ok(Some(header)),
@@ -57,7 +57,7 @@ pub fn response(buffer: &[u8], limit: u32) -> Result<Option<ResponseHeader>, Bad
     let Some(header) = buffer.first_chunk::<HEADER_LEN>() else {
         return Ok(None);
     };
-    let header = ResponseHeader::read_from_bytes(header).expect("48 bytes");
+    let header = ResponseHeader::read_from_bytes(header).expect("a header has 48 bytes");
     let (proto_ver, flags, len) = (
         header.proto_ver,
         header.flags.get(),

@@ -31,11 +31,9 @@ impl<B: AsRef<[u8]>> VidBitmap<B> {
 
     /// The VIDs of the set in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = Vid> {
-        let words = self
-            .0
-            .as_ref()
-            .chunks_exact(8)
-            .map(|word| u64::from_le_bytes(word.try_into().expect("chunks of eight bytes")));
+        let words = self.0.as_ref().chunks_exact(8).map(|word| {
+            u64::from_le_bytes(word.try_into().expect("chunks_exact gives eight bytes"))
+        });
         (0u32..)
             .zip(words)
             .flat_map(|(number, mut word)| {

@@ -164,7 +164,10 @@ impl InFlight {
         if available < payload_len {
             return Ok(Matched::Partial(request.take_recv_buffer()));
         }
-        let pending = self.requests.remove(&id).expect("it was there just now");
+        let pending = self
+            .requests
+            .remove(&id)
+            .expect("the map had this id a line above, under the same lock");
         Ok(Matched::Whole(pending))
     }
 

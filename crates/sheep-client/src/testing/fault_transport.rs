@@ -128,7 +128,10 @@ impl FaultTransport {
         send: impl FnOnce(&dyn Transport, Request, Completion) + Send + 'static,
     ) {
         let fault = {
-            let mut plan = self.plan.lock().expect("a plan does not panic");
+            let mut plan = self
+                .plan
+                .lock()
+                .expect("no code panics while it holds this lock");
             plan(&request)
         };
         let operation = request.operation();

@@ -55,7 +55,7 @@ async fn try_load(sender: &Sender, vid: Vid) -> Result<Option<Nodes>, ClientErro
             (tree, root.len())
         }
     };
-    let len = u32::try_from(checked).expect("at most 4 MiB");
+    let len = u32::try_from(checked).expect("a node has at most 4 MiB");
     let again = Objects::new(sender).read(inode, ROOT_OFFSET, len).await?;
     Ok((again == root[..checked]).then_some(tree))
 }
@@ -102,8 +102,8 @@ async fn read_node(
     room: usize,
 ) -> Result<Bytes, ClientError> {
     let read_part = |offset: usize, len: usize| {
-        let offset = u32::try_from(offset).expect("at most 4 MiB");
-        let len = u32::try_from(len).expect("at most 4 MiB");
+        let offset = u32::try_from(offset).expect("a node has at most 4 MiB");
+        let len = u32::try_from(len).expect("a node has at most 4 MiB");
         Objects::new(sender).read(oid, base + offset, len.min(INDEX_READ_LEN))
     };
     let front = read_part(0, room.min(FIRST_READ_LEN)).await?;

@@ -71,7 +71,7 @@ impl ConnectionLimits {
         bytes: usize,
     ) -> Result<(), ConnectionError> {
         let kib = bytes.min(MAX_PAYLOAD_LEN).div_ceil(1024);
-        let kib = u32::try_from(kib).expect("at most a frame");
+        let kib = u32::try_from(kib).expect("a payload is at most MAX_PAYLOAD_LEN bytes");
         let own = Arc::clone(&self.kib).acquire_many_owned(kib).await;
         let shared = Arc::clone(&self.all_kib).acquire_many_owned(kib);
         let shared = if permits.kib.is_empty() {

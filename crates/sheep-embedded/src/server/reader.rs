@@ -122,6 +122,6 @@ impl Reader {
 }
 
 fn parse(bytes: &[u8]) -> Result<Option<RequestHeader>, BadFrame> {
-    let limit = u32::try_from(MAX_PAYLOAD_LEN).expect("a constant");
+    let limit = u32::try_from(MAX_PAYLOAD_LEN).expect("MAX_PAYLOAD_LEN is below 4 GiB");
     decoder::request(bytes, limit)
 }

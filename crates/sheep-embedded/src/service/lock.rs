@@ -84,7 +84,9 @@ impl LockService {
                 LOCKED.into()
             }
             Some(LockOwners::Shared(nodes)) => {
-                record.nr_participants = u32::try_from(nodes.len()).expect("at most 31").into();
+                record.nr_participants = u32::try_from(nodes.len())
+                    .expect("a lock has at most 31 participants")
+                    .into();
                 for (at, (node, state)) in nodes.into_iter().enumerate() {
                     record.participants[at] = node_id(request, node);
                     record.participant_states[at] = (state as u32).into();

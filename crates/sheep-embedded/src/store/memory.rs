@@ -90,7 +90,7 @@ impl Pages {
 
 /// An offset within a buffer that exists.
 fn index(offset: u64) -> usize {
-    usize::try_from(offset).expect("an offset within a buffer in memory")
+    usize::try_from(offset).expect("the offset is within a buffer in memory")
 }
 
 /// The key keeps all objects of a VID together.
