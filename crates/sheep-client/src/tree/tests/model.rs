@@ -65,7 +65,7 @@ fn check_between(before: &Map, set: &Map, found: &Map) -> Result<(), TestCaseErr
     Ok(())
 }
 
-struct Life {
+struct BtreeModel {
     objects: Objects,
     tree: IndexTree,
     model: Map,
@@ -73,7 +73,7 @@ struct Life {
     is_sound: bool,
 }
 
-impl Life {
+impl BtreeModel {
     fn new(capacity: Capacity) -> Self {
         let objects = Objects::empty(super::vid(), capacity);
         Self {
@@ -84,7 +84,7 @@ impl Life {
         }
     }
 
-    fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+    fn apply(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
             Step::Insert(slots) => {
                 self.plan_and_write(&slots, None)?;
@@ -161,11 +161,11 @@ proptest! {
         leaf in 2usize..9,
         steps in prop::collection::vec(step(), 1..30),
     ) {
-        let mut life = Life::new(Capacity { leaf, root: 400 });
+        let mut model = BtreeModel::new(Capacity { leaf, root: 400 });
         for step in steps {
-            life.take(step)?;
+            model.apply(step)?;
         }
-        life.take(Step::Insert(Map::new()))?;
-        prop_assert_eq!(life.objects.read().insert(&[]).unwrap(), []);
+        model.apply(Step::Insert(Map::new()))?;
+        prop_assert_eq!(model.objects.read().insert(&[]).unwrap(), []);
     }
 }
