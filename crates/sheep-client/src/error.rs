@@ -298,7 +298,7 @@ impl ClientError {
             Self::IndexFull(_) => Errno::ENOSPC,
             Self::HypervolumeSnapshot(_) => Errno::EOPNOTSUPP,
             Self::ConcurrentSnapshot(_) => Errno::EBUSY,
-            Self::BadName(BadName::Empty | BadName::Nul)
+            Self::BadName(_)
             | Self::Shrink { .. }
             | Self::ObjectSize { .. }
             | Self::HypervolumeObjectSize { .. }

@@ -28,6 +28,7 @@ use crate::poison::{read, write};
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fault {
     /// It runs, and is answered, this much later. Others overtake it.
     Delay(Duration),

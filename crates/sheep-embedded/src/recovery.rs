@@ -27,6 +27,7 @@ use crate::store::{Store, StoreError};
 
 /// Why a store's content cannot be served.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LoadError {
     /// The store failed.
     #[error("cannot read the store")]

@@ -16,6 +16,7 @@ pub(crate) use memory::MemoryStore;
 
 /// Why a store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StoreError {
     /// There is no such object.
     #[error("no such object")]

@@ -12,6 +12,7 @@ use crate::opcode::Opcode;
 
 /// A header after which the stream cannot be trusted any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadFrame {
     /// The payload is longer than the reader accepts.
     #[error("a frame announces {len} bytes of payload, more than the limit of {limit}")]

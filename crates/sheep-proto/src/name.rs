@@ -9,6 +9,7 @@ use crate::limits::{NAME_FIELD_LEN, NAME_MAX_LEN};
 
 /// Why bytes cannot be a name or tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadName {
     /// An empty name looks like a deleted VDI.
     #[error("a VDI name cannot be empty")]

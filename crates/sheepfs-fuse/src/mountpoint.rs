@@ -12,6 +12,7 @@ const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 
 /// Why nothing can be mounted on a path.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MountpointError {
     /// No such directory.
     #[error("mountpoint {} does not exist: make it with `mkdir -p`", .0.display())]

@@ -19,6 +19,7 @@ const LONGEST_OPTIONS: usize = 64 << 10;
 
 /// Why a mounted tree was not remounted. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RemountError {
     /// There is no sheepfs there.
     #[error("cannot remount {}: no sheepfs is mounted there", .0.display())]

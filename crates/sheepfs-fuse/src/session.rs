@@ -10,7 +10,7 @@ use std::thread;
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::unistd::geteuid;
+use nix::unistd::{getegid, geteuid};
 use sheepfs_vfs::Tree;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -50,6 +50,7 @@ pub enum Access {
 
 /// How and where to mount.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct MountConfig {
     /// An existing directory.
     pub mountpoint: PathBuf,
@@ -69,8 +70,25 @@ pub struct MountConfig {
     pub umask: u16,
 }
 
+impl MountConfig {
+    /// A writable mount whose files belong to the user and group of this process.
+    pub fn new(mountpoint: PathBuf, source: String) -> Self {
+        Self {
+            mountpoint,
+            source,
+            access: Access::Default,
+            read_only: false,
+            no_exec: false,
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            umask: 0,
+        }
+    }
+}
+
 /// Why mounting or unmounting failed. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MountError {
     /// The mountpoint cannot be used.
     #[error(transparent)]
@@ -424,14 +442,9 @@ mod tests {
     #[test]
     fn mount_options_name_source_and_restrictions() {
         let config = MountConfig {
-            mountpoint: "/mnt".into(),
-            source: "sheepfs:[::1]:7000".into(),
-            access: Access::Default,
             read_only: true,
             no_exec: true,
-            uid: 0,
-            gid: 0,
-            umask: 0,
+            ..MountConfig::new("/mnt".into(), "sheepfs:[::1]:7000".into())
         };
         let options = options(&config, SessionACL::All).mount_options;
         assert!(options.contains(&MountOption::FSName("sheepfs:[::1]:7000".into())));

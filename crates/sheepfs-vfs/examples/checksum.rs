@@ -50,10 +50,9 @@ async fn main() -> anyhow::Result<()> {
             let config = ClientConfig::new(address.parse().context("no address of a sheep")?);
             let client = Client::connect(config).await?;
             let selector = resolve::resolve(&client, name.as_bytes()).await?;
-            let options = VolumeOptions {
-                read_only: true,
-                lock: false,
-            };
+            let options = VolumeOptions::default()
+                .with_read_only(true)
+                .with_lock(false);
             checksum(&Volume::open(client, selector, options).await?).await?
         }
         _ => anyhow::bail!("usage: checksum memory | checksum HOST:PORT NAME[@TAG]"),

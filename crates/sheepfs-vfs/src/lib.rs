@@ -17,21 +17,26 @@
 //! [`BlockDevice`] has the I/O operations. This crate knows neither FUSE nor a command
 //! line, and reaches the cluster only through [`client::Client`].
 //!
-//! ```no_run
+//! ```
 //! use sheepfs_vfs::client::{Client, ClientConfig};
 //! use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions, resolve};
+//! # use sheepfs_vfs::client::{NewVdi, VdiName};
+//! # use sheep_embedded::{Config, Server, StoreKind};
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+//! # let client = Client::connect(ClientConfig::new(server.local_address().into())).await?;
+//! # client.cluster().create_vdi(&NewVdi::new(VdiName::new("vm1")?, 8 << 20)).await?;
 //!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::connect(ClientConfig::new("127.0.0.1:7000".parse()?)).await?;
+//! // A client is made with `Client::connect`.
 //! let selector = resolve::resolve(&client, b"vm1").await?;
-//! let options = VolumeOptions { read_only: false, lock: true };
-//! let volume = Volume::open(client, selector, options).await?;
+//! let volume = Volume::open(client, selector, VolumeOptions::default()).await?;
 //! let boot_sector = volume.read_at(0, 512).await?;
 //! volume.write_at(0, boot_sector).await?;
 //! volume.flush().await?;
 //! volume.close().await?;
-//! # Ok(())
-//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod attributes;

@@ -12,9 +12,10 @@ use crate::volume::VolumeError;
 const CAPABILITY_TTL: Duration = Duration::from_secs(10);
 
 /// What to do about VDI locks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LockMode {
     /// Lock where the cluster was formatted with locking.
+    #[default]
     Auto,
     /// Refuse to attach where it was not.
     Require,
@@ -24,17 +25,21 @@ pub enum LockMode {
 
 /// The lock policy for one cluster; caches the cluster's locking capability.
 ///
-/// ```no_run
-/// # use sheepfs_vfs::{LockMode, LockPolicy, VolumeError, VolumeOptions};
-/// # async fn example(client: sheep_client::Client) -> Result<(), VolumeError> {
+/// ```
+/// use sheepfs_vfs::{LockMode, LockPolicy, VolumeOptions};
+/// # use sheepfs_vfs::client::{Client, ClientConfig, NewVdi, VdiName};
+/// # use sheep_embedded::{Config, Server, StoreKind};
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+/// # let client = Client::connect(ClientConfig::new(server.local_address().into())).await?;
+/// # client.cluster().create_vdi(&NewVdi::new(VdiName::new("vm1")?, 8 << 20)).await?;
+///
 /// let policy = LockPolicy::new(LockMode::Auto);
-/// let options = VolumeOptions {
-///     read_only: false,
-///     lock: policy.lock_on_attach(&client).await?,
-/// };
-/// # let _ = options;
-/// # Ok(())
-/// # }
+/// let options = VolumeOptions::default().with_lock(policy.lock_on_attach(&client).await?);
+/// assert!(!options.lock, "this cluster was formatted without locking");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct LockPolicy {

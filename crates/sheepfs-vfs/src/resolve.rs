@@ -1,11 +1,20 @@
 //! Resolves `NAME`, `NAME@TAG` and `NAME@NUMBER` to a VDI.
 //!
-//! ```no_run
-//! # async fn example(client: sheep_client::Client) -> Result<(), sheep_client::ClientError> {
-//! let selector = sheepfs_vfs::resolve::resolve(&client, b"vm1@before-upgrade").await?;
-//! println!("{selector}");
-//! # Ok(())
-//! # }
+//! ```
+//! use sheepfs_vfs::resolve;
+//! # use sheepfs_vfs::client::{Client, ClientConfig, NewVdi, VdiName};
+//! # use sheep_embedded::{Config, Server, StoreKind};
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+//! # let client = Client::connect(ClientConfig::new(server.local_address().into())).await?;
+//! # client.cluster().create_vdi(&NewVdi::new(VdiName::new("vm1")?, 8 << 20)).await?;
+//!
+//! let selector = resolve::resolve(&client, b"vm1").await?;
+//! assert_eq!(selector.to_string(), "vm1");
+//! assert!(resolve::resolve(&client, b"vm1@no-such-tag").await.is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 use sheep_client::{Client, ClientError, VdiSelector, VdiVersion};

@@ -51,8 +51,10 @@ use self::volume_table::VolumeTable;
 /// Entry and attribute TTL of static entries.
 const STATIC_TTL: Duration = Duration::from_secs(3600);
 
-/// Settings of a tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Settings of a tree. By default volumes are writable, without page cache, and
+/// locked where the cluster is formatted with locking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TreeConfig {
     /// Whether volumes are opened with the kernel's page cache.
     pub page_cache: bool,
@@ -67,11 +69,69 @@ pub struct TreeConfig {
     pub lock: LockMode,
 }
 
+impl TreeConfig {
+    /// Sets [`Self::page_cache`].
+    #[must_use]
+    pub fn with_page_cache(self, page_cache: bool) -> Self {
+        Self { page_cache, ..self }
+    }
+
+    /// Sets [`Self::write_through`].
+    #[must_use]
+    pub fn with_write_through(self, write_through: bool) -> Self {
+        Self {
+            write_through,
+            ..self
+        }
+    }
+
+    /// Sets [`Self::object_cache`].
+    #[must_use]
+    pub fn with_object_cache(self, object_cache: bool) -> Self {
+        Self {
+            object_cache,
+            ..self
+        }
+    }
+
+    /// Sets [`Self::read_only`].
+    #[must_use]
+    pub fn with_read_only(self, read_only: bool) -> Self {
+        Self { read_only, ..self }
+    }
+
+    /// Sets [`Self::lock`].
+    #[must_use]
+    pub fn with_lock(self, lock: LockMode) -> Self {
+        Self { lock, ..self }
+    }
+}
+
 /// Extended attribute of the root directory: the options of the mount, which
 /// a remount is compared with.
 pub const MOUNT_OPTIONS: &str = "user.sheepfs.options";
 
 /// The tree of one mount.
+///
+/// ```
+/// use sheepfs_vfs::{Ino, Tree, TreeConfig};
+/// # use sheepfs_vfs::client::{Client, ClientConfig, NewVdi, VdiName};
+/// # use sheep_embedded::{Config, Server, StoreKind};
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+/// # let client = Client::connect(ClientConfig::new(server.local_address().into())).await?;
+/// # client.cluster().create_vdi(&NewVdi::new(VdiName::new("vm1")?, 8 << 20)).await?;
+///
+/// let tree = Tree::new(client, TreeConfig::default());
+/// tree.attachments().attach(b"vm1").await?;
+/// let directory = tree.lookup(Ino::ROOT, b"volume").await?;
+/// let entries = tree.readdir(directory.node)?;
+/// assert_eq!(entries[0].name, b"vm1");
+/// tree.attachments().close().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Tree {
     client: Client,
     namespace: Arc<Namespace>,

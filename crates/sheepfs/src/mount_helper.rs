@@ -19,7 +19,6 @@ use crate::mount_cli::MountCli;
 use crate::mount_options::MountOptions;
 use crate::settings::{Mode, Settings};
 use crate::usage_error::UsageError;
-use sheepfs_vfs::TreeConfig;
 
 /// Prefix of the names of mount helpers.
 const PREFIX: &str = "mount.";
@@ -57,10 +56,9 @@ pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, ParseExit> {
         // `mount -a` compares this with fstab(5) to see what is mounted.
         source: Some(given.spec),
         no_exec: options.no_exec.unwrap_or(false),
-        tree: TreeConfig {
-            write_through: options.sync.unwrap_or(false),
-            ..settings.tree
-        },
+        tree: settings
+            .tree
+            .with_write_through(options.sync.unwrap_or(false)),
         namespace: given.namespace,
         ..settings
     })

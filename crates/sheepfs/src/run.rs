@@ -161,7 +161,7 @@ impl RunningMount {
     async fn mount(
         settings: &Settings,
         tree: &Arc<Tree>,
-        source: &GatewayAddress,
+        gateway: &GatewayAddress,
     ) -> anyhow::Result<(Mount, Option<Pidfile>)> {
         // Attach before mounting, so that the volumes are there when the tree is.
         for target in &settings.attach {
@@ -176,23 +176,15 @@ impl RunningMount {
                 .await
                 .context("cannot attach all volumes")?;
         }
-        let mount = mount(
-            Arc::clone(tree),
-            Handle::current(),
-            MountConfig {
-                mountpoint: settings.mountpoint.clone(),
-                source: settings
-                    .source
-                    .clone()
-                    .unwrap_or_else(|| format!("sheepfs:{source}")),
-                access: settings.access,
-                read_only: settings.tree.read_only,
-                no_exec: settings.no_exec,
-                uid: settings.uid,
-                gid: settings.gid,
-                umask: settings.umask,
-            },
-        )?;
+        let source = settings.source.clone();
+        let source = source.unwrap_or_else(|| format!("sheepfs:{gateway}"));
+        let mut config = MountConfig::new(settings.mountpoint.clone(), source);
+        config.access = settings.access;
+        config.read_only = settings.tree.read_only;
+        config.no_exec = settings.no_exec;
+        (config.uid, config.gid) = (settings.uid, settings.gid);
+        config.umask = settings.umask;
+        let mount = mount(Arc::clone(tree), Handle::current(), config)?;
         match settings.pidfile.as_deref().map(Pidfile::write).transpose() {
             Ok(pidfile) => Ok((mount, pidfile)),
             Err(error) => {

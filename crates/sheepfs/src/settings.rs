@@ -97,17 +97,15 @@ impl Settings {
             retry_for: cli.retry_for.map_or(DEFAULT_RETRY_FOR, |seconds| {
                 Duration::from_secs(seconds.into())
             }),
-            tree: TreeConfig {
-                page_cache: cli.page_cache,
-                write_through: false,
-                object_cache: cli.object_cache,
-                read_only: cli.read_only,
-                lock: match cli.lock {
+            tree: TreeConfig::default()
+                .with_page_cache(cli.page_cache)
+                .with_object_cache(cli.object_cache)
+                .with_read_only(cli.read_only)
+                .with_lock(match cli.lock {
                     None | Some(Lock::Auto) => LockMode::Auto,
                     Some(Lock::Require) => LockMode::Require,
                     Some(Lock::Off) => LockMode::Off,
-                },
-            },
+                }),
             attach: cli.attach.into_iter().map(OsString::into_vec).collect(),
             // The embedded sheep's volumes are what it was started for.
             attach_all: cli.attach_all || cli.embedded.is_some(),

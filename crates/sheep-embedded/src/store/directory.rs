@@ -40,6 +40,7 @@ const COPY_LEN: usize = 1 << 20;
 
 /// Why a directory cannot be used as a store.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// Another server uses it.
     #[error("{} is in use by another server", .0.display())]

@@ -33,10 +33,7 @@ fuzz_target!(|input: &[u8]| {
             return;
         }
         let name = VdiName::new("a").expect("a name");
-        let options = VolumeOptions {
-            read_only: what & 0x10 != 0,
-            lock: what & 0x20 != 0,
-        };
+        let options = VolumeOptions::default().with_read_only(what & 0x10 != 0).with_lock(what & 0x20 != 0);
         let Ok(volume) = Volume::open(client, VdiSelector::working(name), options).await else {
             return;
         };

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress};
 use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
-use sheepfs_vfs::{LockMode, Tree, TreeConfig};
+use sheepfs_vfs::{Tree, TreeConfig};
 
 /// Longest time that a tree may take over an answer, in simulated time.
 const LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -24,13 +24,7 @@ pub fn run<F: Future<Output = ()>>(answers: &[u8], work: impl FnOnce(Arc<Tree>) 
         .expect("a runtime");
     runtime.block_on(async {
         let transport = MalformedTransport(Mutex::new((answers.to_vec(), 0)));
-        let config = TreeConfig {
-            page_cache: false,
-            write_through: false,
-            object_cache: false,
-            read_only: false,
-            lock: LockMode::Auto,
-        };
+        let config = TreeConfig::default();
         let tree = Tree::new(Client::with_transport(Arc::new(transport)), config);
         tokio::time::timeout(LIMIT, work(tree))
             .await

@@ -122,10 +122,8 @@ impl CommandRunner {
             return Ok(());
         }
         let selector = VdiSelector::working(line.new.name.clone());
-        let options = VolumeOptions {
-            read_only: false,
-            lock: self.lock_policy.is_locking(client).await?,
-        };
+        let options =
+            VolumeOptions::default().with_lock(self.lock_policy.is_locking(client).await?);
         let volume = Volume::open(client.clone(), selector, options).await?;
         let allocated = volume.allocate_all().await;
         let closed = volume.close().await;

@@ -114,10 +114,9 @@ impl Attachments {
     }
 
     async fn attach_selected(&self, target: Vec<u8>, selector: VdiSelector) -> Result<(), FsError> {
-        let options = VolumeOptions {
-            read_only: self.read_only,
-            lock: self.lock_policy.lock_on_attach(&self.client).await?,
-        };
+        let options = VolumeOptions::default()
+            .with_read_only(self.read_only)
+            .with_lock(self.lock_policy.lock_on_attach(&self.client).await?);
         let volume = Volume::open(self.client.clone(), selector, options).await?;
         tracing::info!(
             "attached {} as volume/{}",

@@ -43,14 +43,38 @@ const QUIESCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Poll interval of that wait.
 const QUIESCE_PAUSE: Duration = Duration::from_millis(20);
 
-/// How to attach a VDI.
+/// How to attach a VDI. By default it is writable, and locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct VolumeOptions {
     /// Refuse every write.
     pub read_only: bool,
     /// Take the VDI's lock, which only means something in a cluster formatted
     /// with locking.
     pub lock: bool,
+}
+
+impl Default for VolumeOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            lock: true,
+        }
+    }
+}
+
+impl VolumeOptions {
+    /// Sets [`Self::read_only`].
+    #[must_use]
+    pub fn with_read_only(self, read_only: bool) -> Self {
+        Self { read_only, ..self }
+    }
+
+    /// Sets [`Self::lock`].
+    #[must_use]
+    pub fn with_lock(self, lock: bool) -> Self {
+        Self { lock, ..self }
+    }
 }
 
 /// A VDI as a block device, without any cache.

@@ -9,6 +9,19 @@ use super::error::VolumeError;
 use crate::poison;
 
 /// Bytes in memory.
+///
+/// ```
+/// use sheepfs_vfs::BlockDevice as _;
+/// use sheepfs_vfs::volume::MemoryDevice;
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+///
+/// let device = MemoryDevice::new(vec![0; 1 << 20]);
+/// device.write_at(4096, "first".into()).await?;
+/// assert_eq!(device.read_at(4097, 3).await?, "irs");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct MemoryDevice {
     bytes: Mutex<Vec<u8>>,

@@ -25,6 +25,28 @@ pub type VolumeWriter = Opener<Preallocate>;
 /// returned before.
 ///
 /// A volume that is dropped without [`Volume::close`] keeps the VDI's lock.
+///
+/// ```
+/// use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions, resolve};
+/// # use sheepfs_vfs::client::{Client, ClientConfig, NewVdi, VdiName};
+/// # use sheep_embedded::{Config, Server, StoreKind};
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let server = Server::start(Config::new(StoreKind::Memory)).await?;
+/// # let client = Client::connect(ClientConfig::new(server.local_address().into())).await?;
+/// # client.cluster().create_vdi(&NewVdi::new(VdiName::new("vm1")?, 8 << 20)).await?;
+///
+/// let selector = resolve::resolve(&client, b"vm1").await?;
+/// let volume = Volume::open(client, selector, VolumeOptions::default()).await?;
+/// volume.write_at(4 << 20, "second object".into()).await?;
+/// let hole = volume.block_status(0).await?;
+/// assert!(!hole.allocated && hole.end == 4 << 20);
+/// volume.discard(4 << 20, 4 << 20).await?;
+/// assert_eq!(volume.allocated(), 0);
+/// volume.close().await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Volume {
     cache: Arc<WriteBack<Preallocate>>,

@@ -56,6 +56,23 @@ const DIRTY_EXPIRE: Duration = Duration::from_millis(200);
 static GLOBAL_DIRTY_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// A write-back cache over a device.
+///
+/// ```
+/// use sheepfs_vfs::BlockDevice as _;
+/// use sheepfs_vfs::volume::{MemoryDevice, WriteBack};
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+///
+/// let device = MemoryDevice::new(vec![0; 1 << 20]);
+/// let cache = WriteBack::new(device.clone(), "memory".to_owned());
+/// let opener = cache.open();
+/// // The completion runs when the bytes are buffered.
+/// opener.submit_write(0, b"first", |taken| assert_eq!(taken.ok(), Some(5)));
+/// opener.sync().await?;
+/// assert_eq!(device.read_at(0, 5).await?, "first");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct WriteBack<D> {
     device: Arc<D>,

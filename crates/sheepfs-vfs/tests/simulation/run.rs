@@ -261,10 +261,7 @@ impl Simulation {
     }
 
     async fn open(&self, client: &Client, name: &VdiName) -> Arc<Volume> {
-        let options = VolumeOptions {
-            read_only: false,
-            lock: false,
-        };
+        let options = VolumeOptions::default().with_lock(false);
         let selector = VdiSelector::working(name.clone());
         Volume::open(client.clone(), selector, options)
             .await
@@ -277,10 +274,9 @@ impl Simulation {
         name: &VdiName,
         tag: &SnapshotTag,
     ) -> Arc<Volume> {
-        let options = VolumeOptions {
-            read_only: true,
-            lock: false,
-        };
+        let options = VolumeOptions::default()
+            .with_read_only(true)
+            .with_lock(false);
         let selector = VdiSelector::tag(name.clone(), tag.clone());
         Volume::open(client.clone(), selector, options)
             .await

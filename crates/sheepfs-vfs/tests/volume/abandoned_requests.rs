@@ -47,10 +47,9 @@ async fn multi_client_reader_following_snapshots_changes_nothing() {
         let writer = open(&cluster.client, &name).await;
         writer.write_at(0, pattern(1, 1 << 20)).await.unwrap();
         let readers = [true, false].map(|read_only| {
-            let options = VolumeOptions {
-                read_only,
-                lock: false,
-            };
+            let options = VolumeOptions::default()
+                .with_read_only(read_only)
+                .with_lock(false);
             Volume::open(
                 cluster.client.clone(),
                 VdiSelector::working(name.clone()),
@@ -281,10 +280,7 @@ async fn open_refuses_size_beyond_index() {
     let vid = cluster.client.vdi(&selector).lookup().await.unwrap();
     let huge = bytes::Bytes::copy_from_slice(&(1u64 << 62).to_le_bytes());
     // A C sheep takes it; ours does not, and the volume stays what it was.
-    let options = VolumeOptions {
-        read_only: false,
-        lock: false,
-    };
+    let options = VolumeOptions::default().with_lock(false);
     match cluster
         .client
         .objects()
@@ -442,10 +438,9 @@ async fn snapshot_rotation_is_followed_by_idle_volume() {
 }
 
 async fn in_cluster_read_only(cluster: &Cluster, name: &VdiName, offset: u64) -> u8 {
-    let options = VolumeOptions {
-        read_only: true,
-        lock: false,
-    };
+    let options = VolumeOptions::default()
+        .with_read_only(true)
+        .with_lock(false);
     let selector = VdiSelector::working(name.clone());
     let volume = Volume::open(cluster.client.clone(), selector, options);
     volume.await.unwrap().read_at(offset, 1).await.unwrap()[0]

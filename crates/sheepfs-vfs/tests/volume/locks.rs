@@ -34,10 +34,7 @@ async fn lock_is_held_until_volume_is_closed() {
     let name = cluster.create("locked", MIB).await;
     let selector = VdiSelector::working(name.clone());
     let volume = open(&cluster.client, &name).await;
-    let options = VolumeOptions {
-        read_only: false,
-        lock: true,
-    };
+    let options = VolumeOptions::default();
     let second = Volume::open(cluster.client.clone(), selector.clone(), options).await;
     assert_eq!(second.unwrap_err().errno(), nix::errno::Errno::EBUSY);
     volume.close().await.unwrap();
@@ -73,14 +70,8 @@ async fn lock_is_not_taken_by_readers_or_off() {
     let name = cluster.create("unlocked", MIB).await;
     let selector = VdiSelector::working(name);
     for options in [
-        VolumeOptions {
-            read_only: true,
-            lock: true,
-        },
-        VolumeOptions {
-            read_only: false,
-            lock: false,
-        },
+        VolumeOptions::default().with_read_only(true),
+        VolumeOptions::default().with_lock(false),
     ] {
         let volume = Volume::open(cluster.client.clone(), selector.clone(), options)
             .await
@@ -92,13 +83,7 @@ async fn lock_is_not_taken_by_readers_or_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lock_required_is_refused_without_cluster_locking() {
-    let config = TreeConfig {
-        page_cache: false,
-        write_through: false,
-        object_cache: false,
-        read_only: false,
-        lock: LockMode::Require,
-    };
+    let config = TreeConfig::default().with_lock(LockMode::Require);
     let with = locked_cluster().await;
     let name = with.create("required", MIB).await;
     let tree = Tree::new(with.client.clone(), config);
@@ -121,13 +106,7 @@ async fn lock_left_by_crash_is_broken_on_request() {
     let name = cluster.create("stale", MIB).await;
     let selector = VdiSelector::working(name.clone());
     cluster.client.vdi(&selector).lock().await.unwrap();
-    let config = TreeConfig {
-        page_cache: false,
-        write_through: false,
-        object_cache: false,
-        read_only: false,
-        lock: LockMode::Auto,
-    };
+    let config = TreeConfig::default();
     let tree = Tree::new(cluster.client.clone(), config);
     let refused = tree
         .attachments()

@@ -49,10 +49,7 @@ impl Snapshot {
 }
 
 async fn open(client: &Client, selector: VdiSelector) -> Arc<Volume> {
-    let options = VolumeOptions {
-        read_only: false,
-        lock: false,
-    };
+    let options = VolumeOptions::default().with_lock(false);
     // Attaching fails at random, too.
     for _ in 0..100 {
         match Volume::open(client.clone(), selector.clone(), options).await {

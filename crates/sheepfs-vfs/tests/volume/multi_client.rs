@@ -24,10 +24,7 @@ const HEAD_AGE: Duration = Duration::from_secs(1);
 
 /// A volume of the same VDI on another host.
 async fn elsewhere(cluster: &Cluster, name: &VdiName) -> Arc<Volume> {
-    let options = VolumeOptions {
-        read_only: false,
-        lock: false,
-    };
+    let options = VolumeOptions::default().with_lock(false);
     let selector = VdiSelector::working(name.clone());
     let client = cluster.another_client().await;
     Volume::open(client, selector, options).await.unwrap()
@@ -217,10 +214,9 @@ async fn mtime_is_no_earlier_than_attach() {
         .unwrap();
     let selector = VdiSelector::tag(name, tag("s"));
     let info = cluster.client.vdi(&selector).stat().await.unwrap();
-    let options = VolumeOptions {
-        read_only: true,
-        lock: false,
-    };
+    let options = VolumeOptions::default()
+        .with_read_only(true)
+        .with_lock(false);
     let snapshot = Volume::open(cluster.client.clone(), selector, options).await;
     let taken = SystemTime::UNIX_EPOCH + Duration::from_secs(info.snap_ctime >> 32);
     assert_eq!(snapshot.unwrap().modified(), taken);
@@ -262,10 +258,7 @@ async fn multi_client_reads_of_holes_share_queries() {
     let cluster = Cluster::start().await;
     let name = cluster.create("shared", 64 * MIB).await;
     let (client, count) = counted(&cluster).await;
-    let options = VolumeOptions {
-        read_only: false,
-        lock: false,
-    };
+    let options = VolumeOptions::default().with_lock(false);
     let selector = VdiSelector::working(name.clone());
     let volume = Volume::open(client, selector, options).await.unwrap();
     let before = count.load(Ordering::Acquire);

@@ -123,10 +123,9 @@ async fn snapshots_at(cluster: &Cluster, before: Before, step: WriteStep, count:
     assert!(find(&volume, before).await, "{case}");
     volume.write_at(MIB, pattern(8, 10)).await.unwrap();
     volume.flush().await.unwrap();
-    let options = VolumeOptions {
-        read_only: true,
-        lock: false,
-    };
+    let options = VolumeOptions::default()
+        .with_read_only(true)
+        .with_lock(false);
     let selector = VdiSelector::working(name.clone());
     let head = Volume::open(cluster.client.clone(), selector, options);
     let head = head.await.unwrap();
@@ -191,10 +190,7 @@ async fn snapshot_in_progress_delays_write() {
                 })
             })
             .await;
-        let options = VolumeOptions {
-            read_only: false,
-            lock: false,
-        };
+        let options = VolumeOptions::default().with_lock(false);
         let selector = VdiSelector::working(name.clone());
         let volume = Volume::open(client, selector, options).await.unwrap();
         // The lookup of the open.

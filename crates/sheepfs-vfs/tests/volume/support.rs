@@ -15,9 +15,7 @@ use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{
     ClusterFlags, ObjectKind, Opcode, Redundancy, RequestBody, SnapshotTag, VdiName,
 };
-use sheepfs_vfs::{
-    BlockDevice as _, Ino, LockMode, OpenMode, Tree, TreeConfig, Volume, VolumeOptions,
-};
+use sheepfs_vfs::{BlockDevice as _, Ino, OpenMode, Tree, TreeConfig, Volume, VolumeOptions};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
@@ -170,10 +168,7 @@ pub(crate) async fn open(client: &Client, name: &VdiName) -> Arc<Volume> {
 }
 
 pub(crate) async fn open_version(client: &Client, selector: VdiSelector) -> Arc<Volume> {
-    let options = VolumeOptions {
-        read_only: false,
-        lock: true,
-    };
+    let options = VolumeOptions::default();
     Volume::open(client.clone(), selector, options)
         .await
         .expect("the VDI is there")
@@ -185,13 +180,7 @@ pub(crate) async fn attached(
     name: &VdiName,
     page_cache: bool,
 ) -> (Arc<Tree>, Ino, OpenMode) {
-    let config = TreeConfig {
-        page_cache,
-        write_through: false,
-        object_cache: false,
-        read_only: false,
-        lock: LockMode::Auto,
-    };
+    let config = TreeConfig::default().with_page_cache(page_cache);
     attached_as(config, client, name).await
 }
 

@@ -11,7 +11,7 @@ use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{BlockDevice as _, FsError, LockMode, TreeConfig, Volume, VolumeError};
+use sheepfs_vfs::{BlockDevice as _, FsError, TreeConfig, Volume, VolumeError};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -278,13 +278,9 @@ async fn write_through_is_on_the_cluster_when_acknowledged() {
     let cluster = Cluster::start().await;
     for write_through in [true, false] {
         let name = filled(&cluster, "through", MIB).await;
-        let config = TreeConfig {
-            page_cache: true,
-            write_through,
-            object_cache: false,
-            read_only: false,
-            lock: LockMode::Auto,
-        };
+        let config = TreeConfig::default()
+            .with_page_cache(true)
+            .with_write_through(write_through);
         let client = cluster.another_client().await;
         let (tree, file, mode) = attached_as(config, client, &name).await;
         let opened = tree.files().open(file, mode, Instant::now()).await.unwrap();
