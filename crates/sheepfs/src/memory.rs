@@ -31,9 +31,8 @@ pub(crate) fn warn_unless_io_flusher() {
         return;
     }
     tracing::warn!(
-        "not an I/O flusher, which takes Linux 5.6 and the capability CAP_SYS_RESOURCE: a file \
-         system on a loop device over a volume may hang when memory is short, see MEMORY in \
-         sheepfs(8)"
+        "a file system on a loop device over a volume may hang when memory is short: grant sheepfs \
+         the capability CAP_SYS_RESOURCE (and Linux 5.6), or see MEMORY in sheepfs(8)"
     );
 }
 
