@@ -227,12 +227,14 @@ impl Filesystem for Adapter {
         let on_success = |reply: ReplyData, data: Bytes| reply.data(&data);
         // The kernel sets the lock owner for read(2), not for filling its page cache.
         let for_page_cache = lock_owner.is_none();
-        self.dispatcher.submit(info, reply, on_success, |done| {
-            let handle = convert::handle(fh);
-            self.tree
-                .files()
-                .read(handle, offset, size, for_page_cache, done);
-        });
+        let completion = self.dispatcher.completion(info, reply, on_success);
+        let Some(completion) = completion else {
+            return;
+        };
+        let _runtime = self.dispatcher.runtime().enter();
+        let handle = convert::handle(fh);
+        let files = self.tree.files();
+        files.read(handle, offset, size, for_page_cache, completion);
     }
 
     /// The tree copies the payload once, because fuser reuses its buffer as soon as
@@ -253,16 +255,19 @@ impl Filesystem for Adapter {
             return reply.written(data.len().try_into().unwrap_or(u32::MAX));
         }
         let info = range_info("write", request, ino, offset, data.len() as u64);
-        self.dispatcher
-            .submit(info, reply, ReplyWrite::written, |done| {
-                let handle = convert::handle(fh);
-                if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-                    return self.tree.files().write_mapped(handle, offset, data, done);
-                }
-                self.truncating_opens.on_use(fh);
-                let direct = convert::is_direct(flags);
-                self.tree.files().write(handle, offset, data, direct, done);
-            });
+        let completion = self.dispatcher.completion(info, reply, ReplyWrite::written);
+        let Some(completion) = completion else {
+            return;
+        };
+        let _runtime = self.dispatcher.runtime().enter();
+        let handle = convert::handle(fh);
+        let files = self.tree.files();
+        if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            return files.write_mapped(handle, offset, data, completion);
+        }
+        self.truncating_opens.on_use(fh);
+        let direct = convert::is_direct(flags);
+        files.write(handle, offset, data, direct, completion);
     }
 
     fn flush(

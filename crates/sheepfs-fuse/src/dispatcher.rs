@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use nix::errno::Errno;
-use sheepfs_vfs::{Chain, Completion, FsError};
+use sheepfs_vfs::{Chain, FsError};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -223,22 +223,25 @@ impl Dispatcher {
         }
     }
 
-    /// Calls `submit` with a completion that replies, on the thread that calls it.
-    pub(crate) fn submit<T, R: Reply>(
+    /// A completion that replies, on the thread that calls it. After [`Self::close`]
+    /// there is none, and the request is refused.
+    pub(crate) fn completion<T, R: Reply, F>(
         &self,
         info: RequestInfo,
         reply: R,
-        on_success: impl FnOnce(R, T) + Send + 'static,
-        submit: impl FnOnce(Completion<T>),
-    ) {
+        on_success: F,
+    ) -> Option<impl FnOnce(Result<T, FsError>) + Send + use<T, R, F>>
+    where
+        F: FnOnce(R, T) + Send + 'static,
+    {
         let Ok(in_flight) = self.admit() else {
-            return reply_errno(info, reply, CLOSED);
+            reply_errno(info, reply, CLOSED);
+            return None;
         };
-        let _inside = self.runtime.enter();
-        submit(Box::new(move |result| {
+        Some(move |result: Result<T, FsError>| {
             finish(info, reply, result.map_err(ReplyError::Tree), on_success);
             drop(in_flight);
-        }));
+        })
     }
 
     /// Takes the token before checking the flag; otherwise a request could start
@@ -317,15 +320,9 @@ mod tests {
     async fn dispatcher_close_drains_requests_and_refuses_later_ones() {
         let dispatcher = Dispatcher::new(Handle::current());
         let (sender, replies) = mpsc::channel();
-        let mut completion = None;
-        dispatcher.submit(
-            READ_INFO,
-            RecordingReply(sender.clone()),
-            on_success,
-            |done| {
-                completion = Some(done);
-            },
-        );
+        let completion = dispatcher
+            .completion(READ_INFO, RecordingReply(sender.clone()), on_success)
+            .expect("the dispatcher is open");
 
         let mut closing = pin!(dispatcher.close());
         let mut context = Context::from_waker(Waker::noop());
@@ -338,10 +335,11 @@ mod tests {
             on_success,
         );
         assert_eq!(replies.try_recv(), Ok(Errno::ENOTCONN as i32));
-        dispatcher.submit(READ_INFO, RecordingReply(sender), on_success, |_| {});
+        let refused = dispatcher.completion(READ_INFO, RecordingReply(sender), on_success);
+        assert!(refused.is_none());
         assert_eq!(replies.try_recv(), Ok(Errno::ENOTCONN as i32));
 
-        completion.expect("submit calls its closure in place")(Ok(()));
+        completion(Ok(()));
         assert_eq!(replies.try_recv(), Ok(0));
         closing.await;
     }

@@ -9,9 +9,6 @@ use tracing::Level;
 
 use crate::volume::VolumeError;
 
-/// Runs once with the outcome of a read or write, on any thread; it must not block.
-pub type Completion<T> = Box<dyn FnOnce(Result<T, FsError>) + Send>;
-
 /// Why a call on the tree failed. Cheap to clone.
 ///
 /// The text does not repeat the text of `source()`; [`Chain`] shows both.

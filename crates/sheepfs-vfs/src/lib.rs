@@ -58,7 +58,7 @@ pub use sheep_client as client;
 pub use attributes::{
     AllocateMode, Attributes, Capacity, Entry, FileKind, Invalidation, OpenMode, Opened, SeekTo,
 };
-pub use error::{Chain, Completion, FsError};
+pub use error::{Chain, FsError};
 pub use ino::{HandleId, Ino};
 pub use lock_policy::{LockMode, LockPolicy};
 pub use tree::{Attachments, MOUNT_OPTIONS, OpenFiles, Tree, TreeConfig};

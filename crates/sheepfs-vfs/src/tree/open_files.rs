@@ -15,7 +15,7 @@ use super::settings::Settings;
 use super::volume_table::VolumeTable;
 use crate::attributes::{AllocateMode, OpenMode, Opened, SeekTo};
 use crate::command::CommandRunner;
-use crate::error::{Completion, FsError};
+use crate::error::FsError;
 use crate::file_end::FileEnd;
 use crate::ino::{HandleId, Ino};
 use crate::node::FsNode;
@@ -96,7 +96,8 @@ impl OpenFiles {
     }
 
     /// Reads up to `len` bytes at byte `offset` and runs `completion` with them;
-    /// fewer at the end of the file, none past it. Does not block. A read for the page
+    /// fewer at the end of the file, none past it. Does not block, and `completion`
+    /// must not, which may run on any thread. A read for the page
     /// cache fails with `Superseded` unless all handles of the file have the same text.
     pub fn read(
         &self,
@@ -104,7 +105,7 @@ impl OpenFiles {
         offset: u64,
         len: u32,
         for_page_cache: bool,
-        completion: Completion<Bytes>,
+        completion: impl FnOnce(Result<Bytes, FsError>) + Send + 'static,
     ) {
         match self.handles.get(handle) {
             None => completion(Err(FsError::BadHandle)),
@@ -135,7 +136,7 @@ impl OpenFiles {
         offset: u64,
         data: &[u8],
         direct: bool,
-        completion: Completion<u32>,
+        completion: impl FnOnce(Result<u32, FsError>) + Send + 'static,
     ) {
         let file = match self.handles.get(handle) {
             None => return completion(Err(FsError::BadHandle)),
@@ -172,7 +173,7 @@ impl OpenFiles {
         handle: HandleId,
         offset: u64,
         data: &[u8],
-        completion: Completion<u32>,
+        completion: impl FnOnce(Result<u32, FsError>) + Send + 'static,
     ) {
         match self.handles.get(handle) {
             Some(OpenFile::Volume(open)) => open.write(offset, data, false, completion),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::kernel_cache::KernelCache;
 use crate::attributes::Invalidation;
-use crate::error::{Completion, FsError};
+use crate::error::FsError;
 use crate::file_end::FileEnd;
 use crate::ino::Ino;
 use crate::volume::{BlockDevice as _, Volume, VolumeError, VolumeWriter};
@@ -51,7 +51,7 @@ impl OpenVolume {
         range: Range<u64>,
         data: Bytes,
         direct: bool,
-        completion: Completion<u32>,
+        completion: impl FnOnce(Result<u32, FsError>) + Send + 'static,
     ) {
         let offset = range.start;
         // A write past the end of the volume fails, so nothing is discarded for it.

@@ -10,6 +10,7 @@ use crate::ino::Ino;
 use crate::poison;
 use crate::volume::{Volume, VolumeError};
 
+/// The volumes below `volume/`.
 #[derive(Default)]
 pub(crate) struct VolumeTable(RwLock<Attached>);
 
@@ -106,6 +107,8 @@ impl VolumeTable {
         attached.by_ino.remove(&ino);
         true
     }
+
+    /// Removes all volumes, open ones too.
     pub(crate) fn drain(&self) -> Vec<Arc<Volume>> {
         let mut attached = self.write();
         attached.by_name.clear();
