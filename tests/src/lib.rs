@@ -50,7 +50,7 @@ pub use iscsi_target::IscsiTarget;
 pub use load::{Acknowledged, Progress, under_load};
 pub use loop_device::LoopDevice;
 pub use model::{Model, seeded};
-pub use mounted::Mounted;
+pub use mounted::{Mounted, is_capability_warning};
 pub use mounts::{is_mounted, mounts_below};
 pub use outage::outage;
 pub use page_cache::{read_by_mmap, read_by_sendfile, read_by_splice};

@@ -253,3 +253,10 @@ impl Drop for Mounted {
         }
     }
 }
+
+/// Whether a line of a log is the warning with which every mount begins where
+/// root lacks `CAP_SYS_RESOURCE`, as in most containers.
+#[must_use]
+pub fn is_capability_warning(line: &str) -> bool {
+    line.contains("CAP_SYS_RESOURCE")
+}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use serde_json::Value;
-use tests::{Mounted, TestCluster, errno, wait_until};
+use tests::{Mounted, TestCluster, errno, is_capability_warning, wait_until};
 
 /// Longest VDI name in bytes.
 const NAME_MAX: usize = 255;
@@ -186,13 +186,12 @@ fn vdi_name_precedes_snapshot_and_tag_precedes_id() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Warnings in the log, each of which is one line, but for the one that a mount
-/// begins with where root lacks a capability.
+/// Warnings in the log, each of which is one line.
 fn warnings(mounted: &Mounted) -> usize {
     mounted
         .log()
         .lines()
-        .filter(|line| line.contains(" WARN ") && !line.contains("I/O flusher"))
+        .filter(|line| line.contains(" WARN ") && !is_capability_warning(line))
         .count()
 }
 

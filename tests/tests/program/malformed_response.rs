@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 
 use sheep_embedded::{Fault, faults};
 use sheep_proto::Opcode;
+use tests::is_capability_warning;
 
 use crate::support::{Place, Running, Sheep, Wire, program, until};
 
@@ -25,10 +26,9 @@ fn is_read(file: &File) {
 }
 
 /// Everything but the ordinary that was logged is one line with these words.
-/// Ordinary is the warning of a root that lacks a capability, too.
 fn names(running: &Running, words: &[&str]) {
     let log = running.log();
-    let ordinary = |line: &&str| line.contains("INFO") || line.contains("I/O flusher");
+    let ordinary = |line: &&str| line.contains("INFO") || is_capability_warning(line);
     let odd: Vec<_> = log.lines().filter(|line| !ordinary(line)).collect();
     let [line] = odd[..] else { panic!("{log}") };
     for word in words {
