@@ -79,6 +79,7 @@ mod index;
 mod inode;
 pub mod node;
 mod object;
+mod poison;
 mod pool;
 mod request;
 mod retry;

@@ -7,6 +7,7 @@ use sheep_proto::Oid;
 
 use crate::connection::READ_BUFFER;
 use crate::error::ClientError;
+use crate::poison;
 use crate::request::{Request, Response};
 use crate::sender::{Sender, wake};
 use crate::split_io::{FanOut, MAX_IO_LEN, check_range, join, split_io};
@@ -242,10 +243,7 @@ impl<'a> Objects<'a> {
             let fan_out = Arc::clone(&fan_out);
             let completion: Completion = Box::new(move |outcome| {
                 let part = outcome.and_then(|response| result(response, len));
-                let all = fan_out
-                    .lock()
-                    .expect("no code panics while it holds this lock")
-                    .complete(number, part);
+                let all = poison::lock(&fan_out).complete(number, part);
                 if let Some((on_complete, outcome)) = all {
                     on_complete(outcome);
                 }

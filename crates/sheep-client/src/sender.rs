@@ -56,7 +56,7 @@ impl Sender {
                 Err(error @ ClientError::Lost { .. }) => error,
                 other => return other.map(drop),
             };
-            tracing::debug!("did it take effect? {}", Chain(&lost));
+            tracing::debug!("checking whether the request took effect: {}", Chain(&lost));
             if took_effect().await? {
                 return Ok(());
             }

@@ -27,6 +27,7 @@ use crate::backoff;
 use crate::connection::{Connection, ConnectionObserver, Pending, REQUEST_TIMEOUT, Shared};
 use crate::connector::Connector;
 use crate::error::{Chain, ClientError, DisconnectReason};
+use crate::poison;
 use crate::request::{Request, Response};
 use crate::topology::{Generation, Membership, Rejected, Topology};
 
@@ -185,9 +186,7 @@ impl Supervisor {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("no code panics while it holds this lock")
+        poison::lock(&self.state)
     }
 
     /// The first address of the configuration, or the one switched to.

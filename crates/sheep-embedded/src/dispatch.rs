@@ -39,6 +39,7 @@ impl Dispatcher {
         // The status check lets no request that needs them through without.
         let formatted = || cluster.ok_or(ResultCode::WaitForFormat);
         match opcode {
+            // Objects.
             Opcode::ReadObj => self.objects.read(request),
             Opcode::WriteObj => self.objects.write(request, formatted()?),
             Opcode::CreateAndWriteObj => self.objects.create(request, formatted()?),
@@ -47,6 +48,7 @@ impl Dispatcher {
             Opcode::Exist => self.objects.exists(request),
             Opcode::OidsExist => self.objects.missing_oids(request),
 
+            // VDIs, their locks and attributes.
             Opcode::NewVdi => self.vdis.create(request, formatted()?),
             Opcode::GetVdiInfo => self.vdis.info(request),
             Opcode::DelVdi => self.vdis.delete(request),
@@ -57,11 +59,13 @@ impl Dispatcher {
             Opcode::GetVdiCopies => self.locks.states(request),
             Opcode::GetVdiAttr => self.attributes.access(request),
 
+            // The cluster.
             Opcode::GetClusterDefault => ClusterService::defaults(cluster),
             Opcode::StatCluster => self.clusters.status(request, cluster),
             Opcode::ClusterInfo => self.clusters.info(request, cluster),
             Opcode::GetStoreList => ClusterService::store_list(request),
 
+            // This node.
             Opcode::GetNodeList => self.nodes.list(request),
             Opcode::StatSheep => self.nodes.space(),
             Opcode::StatRecovery => NodeService::recovery_state(request),
@@ -72,6 +76,7 @@ impl Dispatcher {
             Opcode::SetLogLevel => self.nodes.set_log_level(request),
             Opcode::GetVnodes => NodeService::vnodes(request),
 
+            // Operations that end the node, or have no effect on a single one.
             Opcode::FlushDelCache | Opcode::DeleteCache => Ok(Reply::ok()),
             Opcode::Shutdown => {
                 tracing::info!("a client asked for a shutdown");
@@ -92,7 +97,8 @@ impl Dispatcher {
             Opcode::GetHash => self.objects.digest(request),
             Opcode::SetVnodes => Err(ResultCode::InvalidVnodesStrategy),
 
-            // There are no peers, and clients do not know the epoch.
+            // Peer operations of an older epoch: there are no peers, and clients do not
+            // know the epoch.
             Opcode::CreateAndWritePeer
             | Opcode::ReadPeer
             | Opcode::WritePeer

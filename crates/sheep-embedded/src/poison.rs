@@ -1,19 +1,21 @@
-//! The lock-poisoning policy of this crate: poison is ignored.
+//! Taking locks of this process.
 //!
-//! A lock is poisoned when a request's thread panicked while it held it. That
-//! is a bug and ends that request's connection; every structure behind these
-//! locks is changed in single steps, so the other connections go on.
+//! A lock is poisoned if a thread has panicked while it held the lock. The state may be
+//! half changed then, so the panic spreads to every user of the lock: its requests get
+//! no response, and nothing is acknowledged that may not be stored.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+const INVARIANT: &str = "no thread panics while it holds a lock";
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().expect(INVARIANT)
 }
 
 pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
+    lock.read().expect(INVARIANT)
 }
 
 pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
+    lock.write().expect(INVARIANT)
 }

@@ -36,7 +36,7 @@ impl Reclaimer {
             Some(ObjectKind::Inode | ObjectKind::Attribute) | None => false,
             Some(ObjectKind::VmState | ObjectKind::BtreeNode | ObjectKind::Ledger) => {
                 if let Err(error) = store.remove(*oid) {
-                    tracing::warn!("object {oid} stays: {error}");
+                    tracing::warn!("object {oid} cannot be removed: {error}");
                 }
                 false
             }

@@ -238,7 +238,7 @@ impl References {
                     let oid = Oid::data(owner, ObjectIndex(number));
                     match store.remove(oid) {
                         Ok(()) | Err(StoreError::NotFound) => {}
-                        Err(error) => tracing::warn!("object {oid} stays: {error}"),
+                        Err(error) => tracing::warn!("object {oid} cannot be removed: {error}"),
                     }
                 }
             }

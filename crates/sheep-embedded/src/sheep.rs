@@ -51,6 +51,7 @@ pub(crate) struct Sheep {
 impl Sheep {
     /// Takes a store into service, see [`Loaded::load`].
     pub(crate) fn load(store: Arc<dyn Store>, format_if_new: bool) -> Result<Self, LoadError> {
+        // State that survives a restart, read from the store.
         let Loaded {
             store,
             cluster,
@@ -59,10 +60,12 @@ impl Sheep {
             inodes,
             reclaimer,
         } = Loaded::load(store, format_if_new)?;
+        // State that ends with this process.
         let locks: Arc<Locks> = Arc::default();
         let members: Arc<Membership> = Arc::default();
         let counters: Arc<Counters> = Arc::default();
         let stop = CancellationToken::new();
+        // Each service gets only the state that its operations need.
         let dispatcher = Dispatcher {
             objects: ObjectService {
                 store: Arc::clone(&store),

@@ -172,6 +172,7 @@ impl Filesystem for Adapter {
     ) {
         let info = range_info("setattr", request, ino, 0, size.unwrap_or(0));
         let (tree, owner) = (Arc::clone(&self.tree), self.owner);
+        // A truncation without a handle may be the second half of an open with O_TRUNC.
         let handle = match (fh, size) {
             (None, Some(0)) => self.truncating_opens.take_truncating(request.pid(), ino),
             _ => fh,
@@ -179,6 +180,7 @@ impl Filesystem for Adapter {
         let work = async move {
             let ino = convert::ino(ino);
             let attributes = tree.attributes(ino).await?;
+            // Times are accepted and ignored; mode and owner must be what they are.
             if !owner.allows_setattr(&attributes, mode, uid, gid) {
                 return Err(ReplyError::Refused(Errno::EPERM));
             }

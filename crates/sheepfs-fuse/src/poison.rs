@@ -1,15 +1,17 @@
-//! Locking that ignores poisoning.
+//! Taking locks of this process.
 //!
-//! A lock is poisoned if a thread panicked while holding it. Each critical section
-//! of this crate leaves its data consistent between any two statements, so other
-//! requests can go on.
+//! A lock is poisoned if a thread has panicked while it held the lock. The state may be
+//! half changed then, so the panic spreads to every user of the lock instead of a wrong
+//! reply.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+const INVARIANT: &str = "no thread panics while it holds a lock";
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().expect(INVARIANT)
 }
 
 pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-    condvar.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    condvar.wait(guard).expect(INVARIANT)
 }

@@ -109,6 +109,7 @@ struct RunningMount {
 impl RunningMount {
     /// Connects, attaches and mounts. Checks that need no cluster come first.
     async fn start(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Self> {
+        // An embedded sheep gets a mountpoint if there is none.
         let temp_mountpoint = match settings.cluster {
             Cluster::Embedded(_) => TempMountpoint::make(&settings.mountpoint)?,
             Cluster::Running(_) => None,

@@ -77,6 +77,7 @@ impl Settings {
         cli: Cli,
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, UsageError> {
+        // Options that depend on each other.
         let Some(mountpoint) = cli.mountpoint.clone() else {
             return usage_error("no MOUNTPOINT given");
         };
@@ -88,6 +89,7 @@ impl Settings {
         if mode == Mode::Background && cli.log_format.is_some() {
             return usage_error("--log-format is for the foreground: add -f");
         }
+        // Every other option has its value or its default.
         Ok(Self {
             mode,
             debug: cli.debug,

@@ -10,6 +10,7 @@ use tokio_util::codec::Decoder;
 
 use super::pending::{InFlight, Matched, Pending};
 use crate::error::DisconnectReason;
+use crate::poison;
 
 /// A response with the request it answers, which is no longer in flight.
 pub(super) struct Completed {
@@ -41,9 +42,7 @@ impl ResponseCodec {
     }
 
     fn in_flight(&self) -> MutexGuard<'_, InFlight> {
-        self.in_flight
-            .lock()
-            .expect("no code panics while it holds this lock")
+        poison::lock(&self.in_flight)
     }
 
     /// Starts the next response: completes it when all of it has arrived.

@@ -23,6 +23,7 @@ use tokio_util::codec::FramedRead;
 
 use crate::connector::ByteStream;
 use crate::error::{ClientError, DisconnectReason};
+use crate::poison;
 use crate::request::{Request, Response};
 use crate::transport::Completion;
 use codec::{Completed, ResponseCodec};
@@ -187,9 +188,7 @@ impl Shared {
     }
 
     fn in_flight(&self) -> MutexGuard<'_, InFlight> {
-        self.in_flight
-            .lock()
-            .expect("no code panics while it holds this lock")
+        poison::lock(&self.in_flight)
     }
 
     fn is_accepting(&self) -> bool {

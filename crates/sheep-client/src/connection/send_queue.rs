@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use zerocopy::IntoBytes;
 
 use crate::connector::WriteHalf;
+use crate::poison;
 
 /// The sending side of a socket.
 pub(super) struct SendQueue {
@@ -128,9 +129,7 @@ impl SendQueue {
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Frame>> {
-        self.queue
-            .lock()
-            .expect("no code panics while it holds this lock")
+        poison::lock(&self.queue)
     }
 
     /// Writes as much of `frame` as the socket takes without waiting.

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 
 use crate::address::GatewayAddress;
 use crate::error::{ClientError, DisconnectReason, OperationId};
+use crate::poison;
 use crate::request::{Request, Response};
 use crate::transport::{BoxFuture, Completion, Transport};
 
@@ -128,10 +129,7 @@ impl FaultTransport {
         send: impl FnOnce(&dyn Transport, Request, Completion) + Send + 'static,
     ) {
         let fault = {
-            let mut plan = self
-                .plan
-                .lock()
-                .expect("no code panics while it holds this lock");
+            let mut plan = poison::lock(&self.plan);
             plan(&request)
         };
         let operation = request.operation();

@@ -67,11 +67,13 @@ fn repair_group(
     room: usize,
     leaves: &mut Vec<Leaf>,
 ) {
+    // A leaf that overlaps no other is kept as it is.
     if group.len() <= 1 {
         let single = group.pop();
         leaves.extend(single.map(|(_, leaf)| Leaf::new(Location::Clean(leaf.oid), leaf.slots)));
         return;
     }
+    // Pick one copy of each slot.
     let mut copies: Vec<_> = group
         .iter()
         .flat_map(|(position, leaf)| {
@@ -86,7 +88,8 @@ fn repair_group(
     drop(copies);
 
     if has_conflicts {
-        // Into new objects; a single write of the root replaces the old ones.
+        // The picked slots go to new objects; a single write of the root replaces the
+        // old leaves.
         let merged: Vec<_> = slots.iter().map(|copy| copy.slot).collect();
         let parts = merged.len().div_ceil(room);
         leaves.extend(
@@ -96,6 +99,7 @@ fn repair_group(
         );
         return;
     }
+    // Without conflicts each leaf keeps the slots picked from it, in its own object.
     for part in slots.chunk_by(|a, b| a.leaf == b.leaf) {
         let slots: Vec<_> = part.iter().map(|copy| copy.slot).collect();
         let home = group

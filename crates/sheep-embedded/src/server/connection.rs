@@ -37,6 +37,7 @@ const MAX_BATCH_LEN: usize = 256 << 10;
 
 /// Serves a connection until the client closes it, breaks a rule, or the node stops.
 pub(crate) async fn serve(stream: TcpStream, node: NodeContext) -> Result<(), ConnectionError> {
+    // Divide the connection into a reader, which is this task, and a responder.
     stream.set_nodelay(true)?;
     let mut address = stream.local_addr()?;
     address.set_ip(address.ip().to_canonical());
@@ -59,6 +60,7 @@ pub(crate) async fn serve(stream: TcpStream, node: NodeContext) -> Result<(), Co
         batch_len: 0,
         unsent: None,
     };
+    // Read and dispatch until the connection or the node ends.
     let mut stopped = pin!(stop.cancelled());
     let mut broken = pin!(responder.close.cancelled());
     let outcome = loop {

@@ -148,6 +148,7 @@ impl Responder {
         cleared: CancellationToken,
     ) -> Result<Option<Response>, ConnectionError> {
         match fault {
+            // Late: before or after the request is executed.
             Fault::Delay(time) => {
                 tokio::time::sleep(time).await;
                 self.run_and_write(frame).await?;
@@ -161,7 +162,9 @@ impl Responder {
                 cleared.cancelled().await;
                 self.run_and_write(frame).await?;
             }
+            // Out of order: the caller writes it after the next response.
             Fault::Reorder => return self.run(frame).await.map(Some),
+            // Lost, with the connection open or closed.
             Fault::DropRequest => {}
             Fault::DropResponse => drop(self.run(frame).await?),
             Fault::CutRequest => return Err(ConnectionError::Fault),
@@ -172,6 +175,7 @@ impl Responder {
                 with_stall_timeout(writer.write_all(&bytes)).await??;
                 return Err(ConnectionError::Fault);
             }
+            // Wrong: a response to no request, a result that the store did not give.
             Fault::WrongId => {
                 let mut response = self.run(frame).await?;
                 response.header.id = (!response.header.id.get()).into();

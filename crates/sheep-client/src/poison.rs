@@ -1,0 +1,13 @@
+//! Taking locks of this process.
+//!
+//! A lock is poisoned if a thread has panicked while it held the lock. The state may be
+//! half changed then, so the panic spreads to every user of the lock: a response must
+//! not complete another request than its own.
+
+use std::sync::{Mutex, MutexGuard};
+
+const INVARIANT: &str = "no thread panics while it holds a lock";
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect(INVARIANT)
+}
