@@ -1,5 +1,6 @@
 //! The cluster as a whole: its state and settings, its VDIs, formatting it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,16 +17,22 @@ use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{
     ClusterFlags, Malformed, Opcode, Redundancy, ResponseBody, ResultCode, VdiName, Vid,
 };
+use tokio::time::Instant;
 
+use crate::backoff;
 use crate::error::{Chain, ClientError};
 use crate::inode::Inode;
 use crate::request::{Request, Response, RetryPolicy};
 use crate::sender::Sender;
-use crate::vdi::new_vdi;
-use crate::vdi_info::{NewVdi, VdiInfo, check_redundancy, check_shift, packed_now};
+use crate::vdi::{lookup_request, new_vdi};
+use crate::vdi_info::{NewVdi, VdiInfo, VdiSelector, check_redundancy, check_shift, packed_now};
 
 /// Inodes read at the same time while listing.
 const LIST_PARALLEL: usize = 32;
+/// Nodes asked at the same time whether they know a VDI.
+const NODES_PARALLEL: usize = 32;
+/// Longest wait for a node to learn of a VDI. It usually takes less than a second.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Timeout of queries: a user who looks at a cluster that is down should see that
 /// soon.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -158,6 +165,64 @@ impl<'a> Cluster<'a> {
         let nodes = NodeRecord::parse_list(&response.payload)
             .map_err(|source| response.bad_payload(source))?;
         Ok(nodes.to_vec())
+    }
+
+    /// Waits until every node knows that the working VDI `name` is `vid`, or until it is
+    /// another one.
+    ///
+    /// Nodes learn of a new VDI at different times. Until then a node assumes the default
+    /// redundancy of the cluster: it stores a strip of an erasure-coded object as if it
+    /// were a copy, and the object cannot be read afterwards. Call this before the first
+    /// write to an erasure-coded VDI, and to its new head after a snapshot. A node that
+    /// cannot be reached is not waited for.
+    ///
+    /// # Errors
+    /// `UnknownToNode` after 30 seconds, otherwise those of [every
+    /// request](ClientError#every-request).
+    ///
+    /// Source: placement 4, rule 2, and 5.3.
+    pub async fn wait_until_known(self, name: &VdiName, vid: Vid) -> Result<(), ClientError> {
+        let head = &VdiSelector::working(name.clone());
+        let deadline = Instant::now() + KNOWN_TIMEOUT;
+        stream::iter(self.nodes().await?)
+            .map(|node| self.wait_until_known_to(node.address(), head, vid, deadline))
+            .buffer_unordered(NODES_PARALLEL)
+            .try_collect()
+            .await
+    }
+
+    async fn wait_until_known_to(
+        self,
+        node: SocketAddr,
+        head: &VdiSelector,
+        vid: Vid,
+        deadline: Instant,
+    ) -> Result<(), ClientError> {
+        let mut attempts = 0;
+        loop {
+            // A node answers this after it has processed all earlier changes of VDIs.
+            let found = self.sender.send_to_node(node, lookup_request(head)).await;
+            match found.and_then(|response| response.vid()) {
+                Ok(found) if found == vid => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.is_missing_vdi() || error.is_not_ready() => {}
+                Err(error @ (ClientError::Connect { .. } | ClientError::Lost { .. })) => {
+                    tracing::warn!("cannot ask whether VDI {vid} is known: {}", Chain(&error));
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            // The node is late, or knows a newer VDI of this name.
+            let current = self.sender.send(lookup_request(head)).await?.vid()?;
+            if current != vid {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(ClientError::UnknownToNode { vid, node });
+            }
+            tokio::time::sleep(backoff::pause(attempts)).await;
+            attempts += 1;
+        }
     }
 
     /// Membership and settings; works on an unformatted cluster as well.

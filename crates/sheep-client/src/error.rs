@@ -202,6 +202,15 @@ pub enum ClientError {
     /// An operation on working VDIs, for a snapshot.
     #[error("{0} is a snapshot, which cannot change")]
     NotWorking(VdiName),
+    /// A node has not learned of a new VDI in time. It would store objects of an
+    /// erasure-coded VDI wrongly.
+    #[error("node {node} does not know VDI {vid}: try again when it has caught up, or remove it")]
+    UnknownToNode {
+        /// The VDI.
+        vid: Vid,
+        /// The node.
+        node: SocketAddr,
+    },
     /// Another client took snapshots at the same time; a retry may succeed.
     #[error("someone else is taking snapshots of {0}")]
     ConcurrentSnapshot(VdiName),
@@ -297,7 +306,7 @@ impl ClientError {
             Self::Attribute(_) => Errno::E2BIG,
             Self::IndexFull(_) => Errno::ENOSPC,
             Self::HypervolumeSnapshot(_) => Errno::EOPNOTSUPP,
-            Self::ConcurrentSnapshot(_) => Errno::EBUSY,
+            Self::ConcurrentSnapshot(_) | Self::UnknownToNode { .. } => Errno::EBUSY,
             Self::BadName(_)
             | Self::Shrink { .. }
             | Self::ObjectSize { .. }

@@ -369,7 +369,7 @@ pub(crate) fn selector_request(
     Request::new(opcode, RequestBody::Vdi(body)).with_payload(payload.freeze())
 }
 
-fn lookup_request(selector: &VdiSelector) -> Request {
+pub(crate) fn lookup_request(selector: &VdiSelector) -> Request {
     selector_request(Opcode::GetVdiInfo, selector, VdiRequest::default())
         .with_retry_policy(RetryPolicy::Always)
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sheep_client::unstable::IndexTree;
-use sheep_client::{Client, VdiSelector, VdiVersion};
-use sheep_proto::ObjectIndex;
+use sheep_client::{Client, ClientError, VdiSelector, VdiVersion};
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
+use sheep_proto::{ObjectIndex, Vid};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -26,7 +26,7 @@ use super::extent::{Extent, extents};
 use super::flush_tracker::FlushTracker;
 use super::follow::Follower;
 use super::head::{Head, SlotView};
-use super::head_state::HeadState;
+use super::head_state::{HeadState, prepare_writes};
 use super::index_commit::IndexCommitter;
 use super::io::{ExtentIo, PARALLEL_EXTENTS};
 use super::object_io::{ObjectIo, zeros};
@@ -115,7 +115,7 @@ impl Device {
         let working = selector.version == VdiVersion::Working;
         let writable = working && !options.read_only;
         let leased = options.lock && writable;
-        let (state, tree) = Self::lookup_and_load(&client, &selector, leased).await?;
+        let (state, tree) = Self::lookup_and_load(&client, &selector, writable, leased).await?;
         let object_shift = state.info.object_shift;
 
         // Build the layers from the bottom: index commit, head, follow and revalidate.
@@ -174,6 +174,7 @@ impl Device {
     async fn lookup_and_load(
         client: &Client,
         selector: &VdiSelector,
+        writable: bool,
         leased: bool,
     ) -> Result<(HeadState, Option<IndexTree>), VolumeError> {
         for _ in 0..OPEN_RETRIES {
@@ -182,7 +183,7 @@ impl Device {
             } else {
                 client.vdi(selector).lookup().await?
             };
-            let loaded = HeadState::load(client, vid).await;
+            let loaded = Self::load(client, vid, writable).await;
             let working = selector.version == VdiVersion::Working;
             match loaded {
                 Ok(Some((state, _))) if state.info.size > state.info.max_size() => {
@@ -207,6 +208,20 @@ impl Device {
             }
         }
         Err(VolumeError::Stale(selector.to_string()))
+    }
+
+    async fn load(
+        client: &Client,
+        vid: Vid,
+        writable: bool,
+    ) -> Result<Option<(HeadState, Option<IndexTree>)>, ClientError> {
+        let loaded = HeadState::load(client, vid).await?;
+        if let Some((state, _)) = loaded.as_ref().filter(|_| writable)
+            && !state.info.is_snapshot()
+        {
+            prepare_writes(client, &state.info).await?;
+        }
+        Ok(loaded)
     }
 
     /// The head of the volume.

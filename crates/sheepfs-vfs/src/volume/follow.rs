@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use super::error::VolumeError;
 use super::head::Head;
-use super::head_state::read_index;
+use super::head_state::{prepare_writes, read_index};
 use super::recovery::{Recovery, RecoveryError};
 
 /// Lookups of a head that refuses writes without being a snapshot, before it is
@@ -167,6 +167,9 @@ impl Follower {
         info: VdiInfo,
         descendants: &mut HashSet<Vid>,
     ) -> Result<bool, VolumeError> {
+        prepare_writes(&self.head.client, &info)
+            .await
+            .map_err(|error| self.head.io_error(error))?;
         let (descends, owners) = tokio::join!(
             self.verify_lineage(&info, descendants),
             read_index(&self.head.client, &info)

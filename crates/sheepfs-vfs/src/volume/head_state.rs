@@ -2,7 +2,7 @@
 
 use sheep_client::unstable::IndexTree;
 use sheep_client::{Client, ClientError, VdiInfo};
-use sheep_proto::{ObjectIndex, Vid};
+use sheep_proto::{ObjectIndex, Redundancy, Vid};
 
 use super::object_map::{ObjectMap, Owners};
 
@@ -32,6 +32,21 @@ impl HeadState {
         };
         let map = ObjectMap::new(vid, owners);
         Ok(Some((Self { info, map }, tree)))
+    }
+}
+
+/// Waits until the cluster can store objects of a working VDI: a node that does not know
+/// it yet stores strips of an erasure-coded object wrongly. Replicated objects only get
+/// another number of copies then, until recovery.
+pub(super) async fn prepare_writes(client: &Client, info: &VdiInfo) -> Result<(), ClientError> {
+    match info.redundancy {
+        Redundancy::Replicated(_) => Ok(()),
+        Redundancy::Erasure { .. } => {
+            client
+                .cluster()
+                .wait_until_known(&info.name, info.vid)
+                .await
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod abandoned_requests;
 mod discard;
+mod erasure_code;
 mod error_mapping;
 mod index_traffic;
 mod locks;
