@@ -30,6 +30,7 @@ pub mod limits;
 pub mod name;
 pub mod node;
 pub mod opcode;
+pub mod placement;
 pub mod redundancy;
 pub mod result_code;
 pub mod statistics;

@@ -49,6 +49,15 @@ pub const BTREE_NODE_LEN: usize = 4 << 20;
 pub const NODE_RECORD_LEN: usize = 80;
 /// Most nodes a cluster can have (protocol 8.2).
 pub const MAX_NODES: usize = 6144;
+/// Disks in a node record of daemons that place objects by disk (placement 1).
+pub const DISKS_PER_NODE: usize = 32;
+/// Bytes of such a node record (placement 1).
+pub const DISK_NODE_RECORD_LEN: usize = NODE_RECORD_LEN + DISKS_PER_NODE * 16;
+/// Most nodes that hold one object (placement 1).
+pub const MAX_HOLDERS: usize = MAX_COPIES as usize;
+/// Most points of a ring that is computed: 128, the usual number, for each of
+/// [`MAX_NODES`]. A bound against node lists that no cluster has.
+pub const MAX_RING_POINTS: usize = 128 * MAX_NODES;
 /// Buffer a GET_NODE_LIST needs in the worst case.
 pub const NODE_LIST_LEN: usize = MAX_NODES * NODE_RECORD_LEN;
 /// Bytes of a CLUSTER_INFO answer (protocol 8.2).

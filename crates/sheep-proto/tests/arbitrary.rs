@@ -13,11 +13,12 @@ use sheep_proto::limits::{
 };
 use sheep_proto::name::unpad;
 use sheep_proto::node::NodeRecord;
+use sheep_proto::placement::Ring;
 use sheep_proto::statistics::{MdInfo, RecoveryState, RequestCounters};
 use sheep_proto::vdi_state::VdiState;
 use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{
-    InodeHeader, ObjectIndex, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody,
+    InodeHeader, ObjectIndex, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody,
     ResponseHeader, ResultCode, SnapshotTag, VdiName, Vid,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -339,6 +340,20 @@ proptest! {
             Err(_) => prop_assert!(!valid),
         }
         prop_assert_eq!(VdiName::new(&bytes).is_ok(), valid && !bytes.is_empty());
+    }
+
+    #[test]
+    fn arbitrary_node_lists_give_holders_in_distinct_zones(
+        bytes in payload_near(3 * 80),
+        count in 1_usize..4,
+        oid in any::<u64>(),
+    ) {
+        if let Ok(ring) = Ring::parse(&bytes, count) {
+            let holders: Vec<_> = ring.holders(Oid::from_raw(oid)).collect();
+            prop_assert!(holders.len() <= count);
+            prop_assert_eq!(holders.is_empty(), ring.is_empty());
+            prop_assert!(holders.iter().all(|node| ring.nodes().any(|other| other == *node)));
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use sheep_proto::limits::{
     ATTRIBUTE_LEN, INODE_HEADER_LEN, MD_INFO_LEN, MD_MAX_DISKS, VDI_STATE_LEN,
 };
 use sheep_proto::node::NodeRecord;
+use sheep_proto::placement::Ring;
 use sheep_proto::statistics::{MdInfo, RecoveryState, RequestCounters};
 use sheep_proto::vdi_state::VdiState;
 use sheep_proto::{InodeHeader, ObjectIndex, Oid, SnapshotTag, VdiName};
@@ -100,6 +101,15 @@ fn nodes(payload: &[u8]) {
             let again = NodeRecord::new(address, 0, 0, 0).address();
             assert_eq!(again, address);
         }
+    }
+    // The first byte is the number of records.
+    let Some((&count, payload)) = payload.split_first() else {
+        return;
+    };
+    if let Ok(ring) = Ring::parse(payload, count.into()) {
+        let holders = ring.holders(Oid::from_raw(count.into())).count();
+        assert!(holders <= usize::from(count));
+        assert_eq!(holders == 0, ring.is_empty());
     }
 }
 

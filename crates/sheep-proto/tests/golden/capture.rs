@@ -201,7 +201,7 @@ fn length(value: &Value) -> usize {
     usize::try_from(number(value)).unwrap()
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
     assert_eq!(text.len() % 2, 0, "half a byte");
     (0..text.len())
         .step_by(2)

@@ -9,6 +9,7 @@ mod capture;
 mod clusters;
 mod frames;
 mod payload;
+mod placement;
 mod volumes;
 
 #[test]
