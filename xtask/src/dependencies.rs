@@ -3,6 +3,8 @@
 //! The part of `cargo deny` that needs no network, so that it runs everywhere;
 //! `.cargo/deny.toml` has the same rules and more, for cargo-deny.
 
+use std::collections::HashSet;
+
 use anyhow::Context as _;
 use serde_json::Value;
 
@@ -25,10 +27,41 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     let metadata = cargo_metadata(&["--locked"])?;
     let packages = metadata["packages"].as_array().context("no packages")?;
+    let linked = linked(&metadata)?;
+    let problem = |package: &Value| problem(package, linked.contains(text(&package["id"])));
     Ok(packages.iter().filter_map(problem).collect())
 }
 
-fn problem(package: &Value) -> Option<String> {
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// The packages that are linked into a program of the workspace. A licence asks
+/// nothing of others: a tool that only tests or benchmarks use may have any.
+fn linked(metadata: &Value) -> anyhow::Result<HashSet<&str>> {
+    let nodes = metadata["resolve"]["nodes"].as_array();
+    let nodes = nodes.context("no dependency graph")?;
+    let members = metadata["workspace_members"].as_array();
+    let mut pending: Vec<_> = members.context("no members")?.iter().map(text).collect();
+    let mut linked = HashSet::new();
+    while let Some(id) = pending.pop() {
+        if !linked.insert(id) {
+            continue;
+        }
+        let node = nodes.iter().find(|node| text(&node["id"]) == id);
+        let dependencies = node.and_then(|node| node["deps"].as_array());
+        for dependency in dependencies.into_iter().flatten() {
+            let kinds = dependency["dep_kinds"].as_array();
+            let is_development = |kind: &Value| text(&kind["kind"]) == "dev";
+            if !kinds.into_iter().flatten().all(is_development) {
+                pending.push(text(&dependency["pkg"]));
+            }
+        }
+    }
+    Ok(linked)
+}
+
+fn problem(package: &Value, is_linked: bool) -> Option<String> {
     let name = &package["name"];
     match package["source"].as_str() {
         // A member of the workspace.
@@ -37,7 +70,8 @@ fn problem(package: &Value) -> Option<String> {
         Some(source) => return Some(format!("{name} comes from {source}")),
     }
     let licence = package["license"].as_str().unwrap_or("no licence");
-    (!goes_with_mit(licence)).then(|| format!("{name} has {licence}, which does not go with MIT"))
+    (is_linked && !goes_with_mit(licence))
+        .then(|| format!("{name} has {licence}, which does not go with MIT"))
 }
 
 /// True when every part of an SPDX expression offers a licence of the list.
@@ -74,7 +108,29 @@ mod tests {
     #[test]
     fn dependency_source_must_be_registry() {
         let package = |source: &str| json!({"name": "a", "license": "MIT", "source": source});
-        assert_eq!(problem(&package(REGISTRY)), None);
-        assert!(problem(&package("git+https://example.org/a")).is_some());
+        assert_eq!(problem(&package(REGISTRY), true), None);
+        assert!(problem(&package("git+https://example.org/a"), false).is_some());
+    }
+
+    #[test]
+    fn licence_of_development_tool_may_be_any() {
+        let normal = json!({"kind": null});
+        let dev = json!({"kind": "dev"});
+        let metadata = json!({
+            "workspace_members": ["ours"],
+            "resolve": {"nodes": [
+                {"id": "ours", "deps": [
+                    {"pkg": "library", "dep_kinds": [dev, normal]},
+                    {"pkg": "tool", "dep_kinds": [dev]},
+                ]},
+                {"id": "library", "deps": [{"pkg": "below", "dep_kinds": [normal]}]},
+                {"id": "tool", "deps": [{"pkg": "below tool", "dep_kinds": [normal]}]},
+            ]},
+        });
+        let linked = linked(&metadata).unwrap();
+        assert_eq!(linked, HashSet::from(["ours", "library", "below"]));
+        let package = json!({"name": "a", "license": "Apache-2.0", "source": REGISTRY});
+        assert_eq!(problem(&package, false), None);
+        assert!(problem(&package, true).is_some());
     }
 }
