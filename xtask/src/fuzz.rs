@@ -23,10 +23,9 @@ pub(crate) struct Options {
     seconds: u32,
 }
 
-/// Every target begins with the captured frames and with what it found before.
-/// Stops at the first that finds something; cargo-fuzz says how to run that
-/// input again. Needs cargo-fuzz and a compiler that takes `-Z` flags: the
-/// toolchain that runs this is told to, whatever its channel.
+/// Every target starts with the captured frames and its corpus of earlier runs. Stops at
+/// the first failure; cargo-fuzz prints how to run its input again. Needs cargo-fuzz, and a
+/// compiler with `-Z` flags: `RUSTC_BOOTSTRAP` enables them for every toolchain.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let found = cargo(&["fuzz", "--version"]).output();
     ensure!(
@@ -60,7 +59,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The programs of a fuzz workspace: its files that say `fuzz_target!`.
+/// The targets of a fuzz workspace: its files with `fuzz_target!`.
 fn targets(directory: &str) -> anyhow::Result<Vec<String>> {
     let directory: PathBuf = root().join(directory).join("fuzz_targets");
     let mut found = Vec::new();

@@ -1,5 +1,5 @@
-//! What the fuzz targets begin with: the captured frames, in the shape that
-//! each target reads, and a few lines of text as users write them.
+//! The seed corpus of the fuzz targets: the captured frames, in the format that each
+//! target reads, and a few lines of text as users write them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,15 +12,15 @@ use serde_json::Value;
 use crate::step::root;
 
 const CAPTURES: &str = "crates/sheep-proto/tests/golden";
-/// More of a payload makes a target slow and finds nothing.
+/// Bytes of a payload that are used; longer seeds only slow a target down.
 const MAX_PAYLOAD: usize = 8192;
-/// More of a conversation neither.
+/// Bytes of a conversation that are used, for the same reason.
 const MAX_STREAM: usize = 1 << 16;
 /// Parsers of `decode_payloads`, chosen by the first byte.
 const PARSERS: u8 = 10;
-/// What `hostile_cluster` does, chosen by the first byte: four reports, then
-/// volumes that are written, only read, and locked.
-const DEEDS: [u8; 7] = [0, 1, 2, 3, 4, 0x14, 0x24];
+/// Actions of `malformed_responses`, chosen by the first byte: four reports, then volumes
+/// that are writable, read-only, and locked.
+const ACTIONS: [u8; 7] = [0, 1, 2, 3, 4, 0x14, 0x24];
 /// Files that take a line, in the order in which `command_lines` has them.
 const LINES: [&str; 10] = [
     "disk0@monday",
@@ -45,15 +45,15 @@ const MOUNT_OPTIONS: [&str; 4] = [
 struct Frame {
     is_request: bool,
     header: Vec<u8>,
-    /// All of its payload, or as much as was asked for.
+    /// Its payload, up to `MAX_STREAM` bytes.
     payload: Vec<u8>,
 }
 
 /// The frames of one connection, in their order.
 type Conversation = Vec<Frame>;
 
-/// Writes the seeds of a fuzz target to `corpus`, one file each; a target that
-/// is not known here begins with nothing.
+/// Writes the seeds of a fuzz target to `corpus`, one file each; there are none for a
+/// target that is not known here.
 pub(super) fn write(target: &str, corpus: &Path) -> anyhow::Result<()> {
     let conversations = captured()?;
     fs::create_dir_all(corpus).with_context(|| corpus.display().to_string())?;
@@ -66,7 +66,7 @@ pub(super) fn write(target: &str, corpus: &Path) -> anyhow::Result<()> {
 
 fn seeds(target: &str, conversations: &[Conversation]) -> Vec<Vec<u8>> {
     let streams = |requests| conversations.iter().map(move |all| stream(all, requests));
-    let answers = || conversations.iter().map(answers);
+    let responses = || conversations.iter().map(responses);
     match target {
         "decode_request" | "connection" => streams(true).collect(),
         "decode_response" => streams(false).collect(),
@@ -78,15 +78,15 @@ fn seeds(target: &str, conversations: &[Conversation]) -> Vec<Vec<u8>> {
             .into_iter()
             .flat_map(|payload| (0..PARSERS).map(move |parser| [&[parser], payload].concat()))
             .collect(),
-        "hostile_cluster" => answers()
-            .zip(DEEDS.iter().cycle())
-            .map(|(answers, deed)| [slice::from_ref(deed), &answers].concat())
+        "malformed_responses" => responses()
+            .zip(ACTIONS.iter().cycle())
+            .map(|(responses, action)| [slice::from_ref(action), &responses].concat())
             .collect(),
-        "command_lines" => answers()
+        "command_lines" => responses()
             .zip((0..).zip(LINES).cycle())
-            .map(|(answers, (file, line))| {
+            .map(|(responses, (file, line))| {
                 let len = u8::try_from(line.len()).expect("seed lines are shorter than 256 bytes");
-                [&[file, len], line.as_bytes(), &answers].concat()
+                [&[file, len], line.as_bytes(), &responses].concat()
             })
             .collect(),
         "mount_options" => MOUNT_OPTIONS.map(Vec::from).to_vec(),
@@ -107,9 +107,9 @@ fn stream(conversation: &Conversation, requests: bool) -> Vec<u8> {
     bytes
 }
 
-/// The answers of one connection as the lying cluster reads them: a result in
-/// one byte, seven that do not count, the rest of the header's tail, the payload.
-fn answers(conversation: &Conversation) -> Vec<u8> {
+/// The responses of one connection in the format of `malformed_responses`: a result in
+/// one byte, seven unused bytes, the rest of the header's tail, the payload.
+fn responses(conversation: &Conversation) -> Vec<u8> {
     let mut bytes = Vec::new();
     for frame in conversation.iter().filter(|frame| !frame.is_request) {
         let payload = &frame.payload[..frame.payload.len().min(MAX_PAYLOAD)];
@@ -143,13 +143,13 @@ fn captured() -> anyhow::Result<Vec<Conversation>> {
     Ok(conversations.into_values().collect())
 }
 
-/// A line of a capture, unless it is a remark.
+/// A line of a capture, unless it is a comment.
 fn frame(record: &Value) -> anyhow::Result<Option<Frame>> {
     let Some(header) = record["hdr"].as_str() else {
         return Ok(None);
     };
     let is_request = record["dir"] == "req";
-    // A stream goes on behind a whole payload only.
+    // A stream continues only after a whole payload.
     let len = usize::try_from(record["len"].as_u64().context("len")?)?;
     let mut payload = vec![0; len.min(MAX_STREAM)];
     for piece in record["seg"].as_array().into_iter().flatten() {

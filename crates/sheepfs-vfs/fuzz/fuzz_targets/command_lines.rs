@@ -1,12 +1,12 @@
-//! Lines written to every file that takes one. The first byte chooses the file,
-//! the second how much of the rest is the line; what is behind it answers.
+//! Lines written to every command file. The first byte selects the file, the second is
+//! the length of the line; the bytes after the line are the responses.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use sheepfs_vfs::{Ino, OpenMode};
 
-mod malformed_response;
+mod malformed_transport;
 
 const FILES: [[&str; 2]; 10] = [
     ["vdi", "mount"],
@@ -25,9 +25,9 @@ fuzz_target!(|input: &[u8]| {
     let [file, len, rest @ ..] = input else {
         return;
     };
-    let (line, answers) = rest.split_at(rest.len().min(usize::from(*len)));
+    let (line, responses) = rest.split_at(rest.len().min(usize::from(*len)));
     let [directory, name] = FILES[usize::from(*file) % FILES.len()];
-    malformed_response::run(answers, |tree| async move {
+    malformed_transport::run(responses, |tree| async move {
         let directory = tree.lookup(Ino::ROOT, directory.as_bytes()).await;
         let directory = directory.expect("it is always there").ino;
         let file = tree.lookup(directory, name.as_bytes()).await;
@@ -45,8 +45,8 @@ fuzz_target!(|input: &[u8]| {
             true,
             Box::new(|result| drop(done.send(result))),
         );
-        // Whatever it is: an answer is all that is asked for.
-        let _ = written.await.expect("every write is answered");
+        // An error is fine, but the write must complete.
+        let _ = written.await.expect("every write completes");
         tree.files().release(opened.handle);
     });
 });

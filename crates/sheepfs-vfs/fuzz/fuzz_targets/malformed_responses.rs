@@ -1,5 +1,5 @@
-//! Everything a sheep can answer: reports are read, a volume is attached, read,
-//! written, cut and synchronised on whatever comes.
+//! Responses of any content: reports are rendered, and a volume is opened, read, written,
+//! discarded and flushed.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ use sheep_proto::VdiName;
 use sheepfs_vfs::report::{Format, Report};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 
-mod malformed_response;
+mod malformed_transport;
 
 const REPORTS: [Report; 4] = [
     Report::ClusterInfo,
@@ -20,25 +20,25 @@ const REPORTS: [Report; 4] = [
 ];
 
 fuzz_target!(|input: &[u8]| {
-    let Some((&what, answers)) = input.split_first() else {
+    let Some((&action, responses)) = input.split_first() else {
         return;
     };
-    malformed_response::run(answers, |tree| async move {
+    malformed_transport::run(responses, |tree| async move {
         let client = tree.client().clone();
-        if let Some(report) = REPORTS.get(usize::from(what)) {
+        if let Some(report) = REPORTS.get(usize::from(action)) {
             for format in [Format::Text, Format::Json] {
-                // Refused, or made: both are fine.
+                // An error is fine, a panic is not.
                 let _ = report.render(format, &client).await;
             }
             return;
         }
         let name = VdiName::new("a").expect("a name");
-        let options = VolumeOptions::default().with_read_only(what & 0x10 != 0).with_lock(what & 0x20 != 0);
+        let options = VolumeOptions::default().with_read_only(action & 0x10 != 0).with_lock(action & 0x20 != 0);
         let Ok(volume) = Volume::open(client, VdiSelector::working(name), options).await else {
             return;
         };
         let size = volume.size();
-        let offset = size / 256 * u64::from(what);
+        let offset = size / 256 * u64::from(action);
         if let Ok(bytes) = volume.read_at(offset, 5000).await {
             assert_eq!(bytes.len() as u64, size.saturating_sub(offset).min(5000));
         }
