@@ -6,12 +6,10 @@ use futures_util::future::join_all;
 use nix::errno::Errno;
 use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, FaultTransport};
-use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode};
+use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode};
 
-use crate::support::{Cluster, open, open_version, pattern, read_all, tag};
+use crate::support::{Cluster, MIB, data_object, open, open_snapshot, pattern, read_all};
 use sheepfs_vfs::BlockDevice as _;
-
-const MIB: u64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_deallocates_objects_and_zeroes_parts() {
@@ -40,19 +38,13 @@ async fn discard_in_head_keeps_snapshot_data() {
     let name = cluster.create("hole-snap", 3 * MIB).await;
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(9, 3 << 20)).await.unwrap();
-    cluster
-        .client
-        .vdi(&VdiSelector::working(name.clone()))
-        .snapshot(&tag("full"))
-        .await
-        .unwrap();
+    cluster.snapshot(&name, "full").await;
     volume.write_at(0, pattern(8, 10)).await.unwrap();
     volume.discard(0, 2 * MIB).await.unwrap();
     let head = read_all(&open(&cluster.client, &name).await).await;
     assert!(head[..2 << 20].iter().all(|&byte| byte == 0));
     assert!(head[2 << 20..].iter().all(|&byte| byte == 9));
-    let full = VdiSelector::tag(name.clone(), tag("full"));
-    let full = open_version(&cluster.client, full).await;
+    let full = open_snapshot(&cluster.client, &name, "full").await;
     assert!(read_all(&full).await == pattern(9, 3 << 20));
     cluster
         .client
@@ -97,9 +89,7 @@ async fn discard_then_create_is_not_missing_object() {
         .client_through(|inner| {
             FaultTransport::new(inner, move |request| {
                 let mut missed = plan.lock().unwrap();
-                let data =
-                    request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
-                (data
+                (data_object(request).is_some()
                     && missed
                         .take_if(|opcode| *opcode == request.opcode())
                         .is_some())
@@ -154,12 +144,7 @@ async fn discard_under_snapshots_disturbs_no_other_object() {
     let volume = open(&cluster.client, &name).await;
     let snapshots = async {
         for number in 0..8 {
-            cluster
-                .client
-                .vdi(&VdiSelector::working(name.clone()))
-                .snapshot(&tag(format!("t{number}")))
-                .await
-                .unwrap();
+            cluster.snapshot(&name, format!("t{number}")).await;
         }
     };
     // Even objects are punched last, odd ones written last.
@@ -190,5 +175,40 @@ async fn discard_under_snapshots_disturbs_no_other_object() {
             bytes.iter().all(|&byte| byte == expected),
             "object {object}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discard_before_detach_removes_no_later_write() {
+    const OBJECTS: u64 = 32;
+    let cluster = Cluster::start().await;
+    let name = cluster.create("reattach", OBJECTS * MIB).await;
+    for round in 1..4u8 {
+        let volume = open(&cluster.client, &name).await;
+        for object in 0..OBJECTS {
+            volume
+                .write_at(object * MIB, pattern(99, 512))
+                .await
+                .unwrap();
+        }
+        volume.discard(0, OBJECTS * MIB).await.unwrap();
+        // Alternately without a close, as after a crash, and with one.
+        if round % 2 == 0 {
+            volume.close().await.unwrap();
+        }
+        drop(volume);
+        let volume = open(&cluster.client, &name).await;
+        for object in (0..OBJECTS).rev() {
+            volume
+                .write_at(object * MIB, pattern(round, 512))
+                .await
+                .unwrap();
+        }
+        for object in 0..OBJECTS {
+            assert_eq!(
+                volume.read_at(object * MIB, 4).await.unwrap(),
+                pattern(round, 4)
+            );
+        }
     }
 }

@@ -1,17 +1,15 @@
-//! Every result code as the answer to every kind of request a volume makes:
-//! what a program that reads and writes sees, and that nothing is lost.
+//! Every result code as the response to every kind of request of a volume: the errno of
+//! read(2) and write(2), and that no data is lost.
 
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
-use sheep_proto::{ObjectKind, Opcode, ResultCode};
+use sheep_proto::{Opcode, ResultCode};
 
-use crate::support::{Cluster, is_index_update, open, pattern};
+use crate::support::{Cluster, MIB, data_object, is_index_update, open, pattern};
 use sheepfs_vfs::BlockDevice as _;
-
-const MIB: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -22,17 +20,17 @@ enum Kind {
 }
 
 fn kind(request: &Request) -> Option<Kind> {
-    let data = request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
+    let data = data_object(request).is_some();
     match request.opcode() {
         Opcode::ReadObj if data => Some(Kind::Read),
-        // Without a payload it is a question.
+        // Without a payload it is a probe.
         Opcode::WriteObj if data && !request.payload().is_empty() => Some(Kind::Overwrite),
         Opcode::CreateAndWriteObj => Some(Kind::Create),
         _ => is_index_update(request).then_some(Kind::IndexUpdate),
     }
 }
 
-/// What a program sees when a request of a volume is refused for good.
+/// The errno of an operation with a request that is refused for good.
 fn seen(code: ResultCode) -> Errno {
     match u32::from(code) {
         // Out of space, or of VDI numbers.
@@ -50,7 +48,7 @@ async fn error_mapping_refusal_fails_once_and_loses_nothing() {
         .copied()
         .filter(|&code| code != ResultCode::Success)
         .chain([ResultCode::Other(0x1c), ResultCode::Other(u32::MAX)]);
-    // Side by side: an object that was made and not published is waited for.
+    // Concurrently, as a volume waits long for an object that was created without a commit.
     let mut all = tokio::task::JoinSet::new();
     for code in codes {
         all.spawn(refuse_everything(Arc::clone(&cluster), code));

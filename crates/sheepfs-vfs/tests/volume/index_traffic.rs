@@ -14,11 +14,10 @@ use tokio::sync::Notify;
 
 use crate::model::{KINDS, ModelTest};
 use crate::support::{
-    Cluster, delay_until, is_index_update, open, open_version, pattern, read_all, tag, unique_name,
+    Cluster, MIB, delay_until, is_index_update, open, open_version, pattern, read_all, tag,
 };
 use sheepfs_vfs::BlockDevice as _;
 
-const MIB: u64 = 1 << 20;
 const OBJECTS: u64 = 24;
 
 /// Slots written, by VID and number, and requests they took.
@@ -54,24 +53,13 @@ impl Seen {
 #[tokio::test(flavor = "multi_thread")]
 async fn index_commit_writes_changed_slots_once_in_runs() {
     let cluster = Cluster::start().await;
+    // A clone inherits all its objects, so each first write of an object commits a slot.
     let base = cluster.create("wire-base", OBJECTS * MIB).await;
     let volume = open(&cluster.client, &base).await;
     volume.write_at(0, pattern(1, 24 << 20)).await.unwrap();
-    cluster
-        .client
-        .vdi(&VdiSelector::working(base.clone()))
-        .snapshot(&tag("s"))
-        .await
-        .unwrap();
-    let name = unique_name("wire");
-    let parent = VdiSelector::tag(base, tag("s"));
-    let vid = cluster
-        .client
-        .vdi(&parent)
-        .clone_to(&name)
-        .await
-        .unwrap()
-        .get();
+    let name = cluster.snapshot_and_clone(&base, "s").await;
+    let selector = VdiSelector::working(name.clone());
+    let vid = cluster.client.vdi(&selector).lookup().await.unwrap().get();
 
     let seen = Arc::new(Mutex::new(Seen::default()));
     let log = Arc::clone(&seen);
@@ -79,7 +67,7 @@ async fn index_commit_writes_changed_slots_once_in_runs() {
         .client_through(|inner| {
             delay_until(inner, move |request| {
                 log.lock().unwrap().note(request);
-                // Slow enough for the others to gather behind the first few.
+                // Slow enough for later commits to queue up and be written together.
                 is_index_update(request).then(|| {
                     Box::pin(tokio::time::sleep(Duration::from_millis(200)))
                         as BoxFuture<'static, ()>
@@ -88,7 +76,7 @@ async fn index_commit_writes_changed_slots_once_in_runs() {
         })
         .await;
     let volume = open(&client, &name).await;
-    // All but every fourth object, from many tasks, several times each.
+    // Concurrent writes of three parts of each object, but for every fourth object.
     let objects: Vec<u64> = (0..OBJECTS).filter(|object| object % 4 != 0).collect();
     let writes = objects.iter().flat_map(|&object| {
         (0..3u64).map({
@@ -102,6 +90,7 @@ async fn index_commit_writes_changed_slots_once_in_runs() {
     volume.discard(MIB, 2 * MIB).await.unwrap();
     volume.discard(4 * MIB, MIB).await.unwrap();
 
+    // Each slot is set once, and cleared once if it was discarded.
     let seen = seen.lock().unwrap();
     for (&(of, index), values) in &seen.slots {
         assert_eq!(of, vid, "an index of another VDI was written");
@@ -167,14 +156,14 @@ async fn check_update(outside: &Client, request: &Request) -> Vec<String> {
     for ((index, old), new) in (first..).zip(old.unwrap()).zip(new) {
         let slot = format!("slot {index} of {vid}, {old:?} -> {new:?}");
         if old == new {
-            violations.push(format!("{slot}: it does not change"));
+            violations.push(format!("{slot}: no change"));
         }
         if let Some(owner) = new {
             let oid = Oid::data(vid, ObjectIndex(index));
             if owner != vid {
-                violations.push(format!("{slot}: another's"));
+                violations.push(format!("{slot}: the owner is another VDI"));
             } else if outside.objects().read(oid, 0, 1).await.is_err() {
-                violations.push(format!("{slot}: there is no object"));
+                violations.push(format!("{slot}: the object does not exist"));
             }
         }
     }
@@ -213,13 +202,7 @@ async fn index_commit_repeats_no_slot_under_snapshots() {
     }));
     let snapshots = async {
         for number in 0..6 {
-            let tag = tag(format!("t{number}"));
-            cluster
-                .client
-                .vdi(&VdiSelector::working(name.clone()))
-                .snapshot(&tag)
-                .await
-                .unwrap();
+            cluster.snapshot(&name, format!("t{number}")).await;
         }
     };
     tokio::join!(writers, snapshots);
@@ -229,29 +212,20 @@ async fn index_commit_repeats_no_slot_under_snapshots() {
 #[tokio::test(flavor = "multi_thread")]
 async fn read_sends_no_changes() {
     let cluster = Cluster::start().await;
+    // A head, its snapshot, a clone and a hypervolume, with 100 bytes of data in all but the
+    // last.
     let name = cluster.create("wire-read", 8 * MIB + 5).await;
     let writer = open(&cluster.client, &name).await;
     writer.write_at(MIB, pattern(1, 100)).await.unwrap();
-    cluster
-        .client
-        .vdi(&VdiSelector::working(name.clone()))
-        .snapshot(&tag("s"))
-        .await
-        .unwrap();
+    let clone = cluster.snapshot_and_clone(&name, "s").await;
     let snapshot = VdiSelector::tag(name.clone(), tag("s"));
-    let clone = unique_name("wire-read-clone");
-    cluster
-        .client
-        .vdi(&snapshot)
-        .clone_to(&clone)
-        .await
-        .unwrap();
     let hyper = cluster
         .create_kind("wire-read-hyper", |new| {
             (new.size, new.hypervolume) = (20 * MIB, true);
         })
         .await;
 
+    // Records every request that could change the cluster.
     let changes = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&changes);
     let client = cluster
@@ -265,6 +239,7 @@ async fn read_sends_no_changes() {
             })
         })
         .await;
+    // Every operation that only reads.
     for selector in [
         VdiSelector::working(name),
         snapshot,
@@ -324,20 +299,7 @@ async fn crash_before_index_commit_exposes_nothing() {
     let parent = cluster.create("torn-parent", 2 * MIB).await;
     let volume = open(&cluster.client, &parent).await;
     volume.write_at(0, pattern(1, 1 << 20)).await.unwrap();
-    cluster
-        .client
-        .vdi(&VdiSelector::working(parent.clone()))
-        .snapshot(&tag("s"))
-        .await
-        .unwrap();
-    let clone = unique_name("torn-clone");
-    let snapshot = VdiSelector::tag(parent, tag("s"));
-    cluster
-        .client
-        .vdi(&snapshot)
-        .clone_to(&clone)
-        .await
-        .unwrap();
+    let clone = cluster.snapshot_and_clone(&parent, "s").await;
     let hyper = cluster
         .create_kind("torn-hyper", |new| {
             (new.size, new.hypervolume) = (8 * MIB, true);
@@ -349,7 +311,7 @@ async fn crash_before_index_commit_exposes_nothing() {
         let volume = open(&cluster.client, name).await;
         let found = volume.read_at(0, 1 << 20).await.unwrap();
         assert!(found == pattern(*before, 1 << 20), "{name}");
-        // Nor does what is left over show through the next write.
+        // Nor does the next write expose bytes of the orphan.
         volume.write_at(8192, pattern(2, 100)).await.unwrap();
         let again = open(&cluster.client, name).await;
         let found = again.read_at(0, 1 << 20).await.unwrap();

@@ -1,14 +1,16 @@
 //! Locks in a cluster formatted with locking.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::{ClientError, VdiSelector};
-use sheep_proto::{ClusterFlags, ResultCode};
+use sheep_proto::{ClusterFlags, Opcode, ResultCode};
 use sheepfs_vfs::{
     BlockDevice as _, FsError, LockMode, Tree, TreeConfig, Volume, VolumeError, VolumeOptions,
 };
 
-use crate::support::{Cluster, formatted, open, open_version, pattern, tag};
-
-const MIB: u64 = 1 << 20;
+use crate::support::{Cluster, MIB, formatted, open, open_version, pattern, tag, write_file};
 
 async fn locked_cluster() -> Cluster {
     formatted(ClusterFlags::USE_LOCK).await
@@ -48,12 +50,7 @@ async fn lock_follows_volume_over_snapshot() {
     let selector = VdiSelector::working(name.clone());
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(1, 10)).await.unwrap();
-    cluster
-        .client
-        .vdi(&VdiSelector::working(name.clone()))
-        .snapshot(&tag("s"))
-        .await
-        .unwrap();
+    cluster.snapshot(&name, "s").await;
     volume.write_at(0, pattern(2, 10)).await.unwrap();
     assert!(is_locked(&cluster, &selector).await);
     let snapshot = VdiSelector::tag(name, tag("s"));
@@ -136,10 +133,32 @@ async fn tell(tree: &std::sync::Arc<Tree>, file: &str, line: &[u8]) -> Result<us
         .files()
         .open(file.ino, mode, tokio::time::Instant::now())
         .await?;
-    let (done, written) = tokio::sync::oneshot::channel();
-    let done = Box::new(move |result| done.send(result).expect("someone waits"));
-    tree.files().write(opened.handle, 0, line, false, done);
-    let written = written.await.expect("every write is answered");
+    let written = write_file(tree, opened.handle, 0, line).await;
     tree.files().release(opened.handle);
     written.map(|len| len as usize)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lock_is_kept_when_stat_is_cancelled() {
+    let cluster = locked_cluster().await;
+    let name = cluster.create("slow-lock", 4 * MIB).await;
+    let locks = AtomicUsize::new(0);
+    let client = cluster
+        .client_through(|inner| {
+            FaultTransport::new(inner, move |request| {
+                let second = request.opcode() == Opcode::LockVdi
+                    && locks.fetch_add(1, Ordering::AcqRel) == 1;
+                second.then_some(Fault::DelayResponse(Duration::from_millis(300)))
+            })
+        })
+        .await;
+    let volume = open(&client, &name).await;
+    volume.write_at(0, pattern(1, 4096)).await.unwrap();
+    cluster.snapshot(&name, "s").await;
+    let stat = volume.revalidate_header();
+    let cancelled = tokio::time::timeout(Duration::from_millis(100), stat).await;
+    assert!(cancelled.is_err(), "the lock was not slow");
+    volume.write_at(0, pattern(2, 4096)).await.unwrap();
+    volume.close().await.unwrap();
+    assert!(!is_locked(&cluster, &VdiSelector::working(name)).await);
 }

@@ -8,9 +8,8 @@ use sheep_client::{Client, NewVdi, VdiSelector};
 use sheep_proto::{Redundancy, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 
-use crate::support::{Cluster, tag, unique_name};
+use crate::support::{Cluster, MIB, tag, unique_name};
 
-const MIB: u64 = 1 << 20;
 const STEPS: usize = 120;
 /// A volume does not grow beyond this.
 const LARGEST: u64 = 40 * MIB;
@@ -60,7 +59,7 @@ async fn open(client: &Client, selector: VdiSelector) -> Arc<Volume> {
     panic!("{selector} cannot be attached");
 }
 
-/// Runs what may fail at random until it does not.
+/// Repeats an operation with random faults until it succeeds.
 async fn retry_until_ok(mut operation: impl AsyncFnMut() -> Result<(), VolumeError>) {
     for _ in 0..100 {
         match operation().await {
@@ -169,7 +168,7 @@ impl<'a> ModelTest<'a> {
         old.copy_from_slice(&found);
     }
 
-    /// Reads a range; that it fails is only to be expected with faults.
+    /// Reads a range; it may only fail with faults.
     async fn check(&self, start: usize, len: usize) {
         let count = u32::try_from(len).unwrap();
         match self.volume.read_at(start as u64, count).await {
@@ -194,11 +193,7 @@ impl<'a> ModelTest<'a> {
         }
         let text = format!("s{step}");
         let client = &self.cluster.client;
-        client
-            .vdi(&VdiSelector::working(self.name.clone()))
-            .snapshot(&tag(&text))
-            .await
-            .unwrap();
+        self.cluster.snapshot(&self.name, &text).await;
         let mut snapshot = Snapshot {
             of: self.name.clone(),
             tag: text,
@@ -265,7 +260,7 @@ impl<'a> ModelTest<'a> {
 
 pub(crate) type Kind = (&'static str, fn(&mut NewVdi));
 
-/// One of each kind, with sizes that are no multiple of anything.
+/// One VDI of each kind, most of them with a size that is no multiple of a block.
 pub(crate) const KINDS: [Kind; 9] = [
     ("1 MiB objects", |new| {
         (new.size, new.object_shift) = (5 * MIB + 4097, Some(20));

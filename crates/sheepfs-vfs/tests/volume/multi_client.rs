@@ -15,9 +15,10 @@ use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::oneshot;
 
 use crate::model::KINDS;
-use crate::support::{Cluster, delay_until, formatted, open, pattern, tag, unique_name};
+use crate::support::{
+    Cluster, MIB, byte_at, delay_until, formatted, open, open_reader, pattern, tag,
+};
 
-const MIB: u64 = 1 << 20;
 /// After another client's snapshot reads may be as old as this, and so may be
 /// stat(2) and lseek(2) in any case.
 const HEAD_AGE: Duration = Duration::from_secs(1);
@@ -30,7 +31,7 @@ async fn elsewhere(cluster: &Cluster, name: &VdiName) -> Arc<Volume> {
     Volume::open(client, selector, options).await.unwrap()
 }
 
-/// Reads as a file system does: without a future.
+/// Reads as a file system does: with a completion.
 async fn read(volume: &Arc<Volume>, offset: u64, len: u32) -> Result<Bytes, VolumeError> {
     let (done, read) = oneshot::channel();
     volume.submit_read(offset, len, move |result| drop(done.send(result)));
@@ -72,16 +73,7 @@ async fn clone_of_ones(cluster: &Cluster, size: u64) -> VdiName {
     let ones = pattern(1, usize::try_from(size).unwrap());
     volume.write_at(0, ones).await.unwrap();
     volume.close().await.unwrap();
-    cluster
-        .client
-        .vdi(&VdiSelector::working(base.clone()))
-        .snapshot(&tag("s"))
-        .await
-        .unwrap();
-    let name = unique_name("clone");
-    let parent = VdiSelector::tag(base, tag("s"));
-    cluster.client.vdi(&parent).clone_to(&name).await.unwrap();
-    name
+    cluster.snapshot_and_clone(&base, "s").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +91,7 @@ async fn multi_client_reads_show_writes_to_a_clone() {
             let found = read(&there, at, 100).await.unwrap();
             assert_eq!(found, [pattern(2, 50), pattern(1, 50)].concat());
         }
-        // And what both made of it is the same.
+        // Both clients read the same bytes.
         there.write_at(MIB + 50, pattern(3, 10)).await.unwrap();
         let found = read(&here, MIB, 70).await.unwrap();
         let expected = [pattern(2, 50), pattern(3, 10), pattern(1, 10)].concat();
@@ -116,17 +108,11 @@ async fn multi_client_reads_follow_snapshot_within_a_second() {
         let there = elsewhere(&cluster, &name).await;
         assert_eq!(read(&there, 0, 4).await.unwrap(), pattern(1, 4));
         for round in 2..4u8 {
-            let text = format!("s{round}");
-            cluster
-                .client
-                .vdi(&VdiSelector::working(name.clone()))
-                .snapshot(&tag(text))
-                .await
-                .unwrap();
+            cluster.snapshot(&name, format!("s{round}")).await;
             here.write_at(0, pattern(round, 4096)).await.unwrap();
             here.write_at(2 * MIB, pattern(round, 4096)).await.unwrap();
             tokio::time::sleep(HEAD_AGE).await;
-            // Nothing but reads, and they tell.
+            // Reads alone make the volume follow.
             assert_eq!(read(&there, 0, 4).await.unwrap(), pattern(round, 4));
             assert_eq!(read(&there, 2 * MIB, 4).await.unwrap(), pattern(round, 4));
         }
@@ -183,7 +169,7 @@ async fn multi_client_discard_takes_what_others_wrote() {
         elsewhere(&cluster, &name).await,
     );
     here.write_at(0, pattern(1, 8 << 20)).await.unwrap();
-    // The other one has never heard of these objects.
+    // The other client has not read the slots of these objects.
     there.discard(MIB / 2, 5 * MIB).await.unwrap();
     let mut expected = vec![1; 8 << 20];
     expected[1 << 19..(1 << 19) + (5 << 20)].fill(0);
@@ -201,25 +187,17 @@ async fn mtime_is_no_earlier_than_attach() {
     let attached = volume.modified();
     assert!(
         attached >= before,
-        "a VDI could have been changed until now"
+        "the VDI may have changed until the attach"
     );
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
     let written = volume.modified();
     assert!(written > attached);
-    cluster
-        .client
-        .vdi(&VdiSelector::working(name.clone()))
-        .snapshot(&tag("s"))
-        .await
-        .unwrap();
+    cluster.snapshot(&name, "s").await;
     let selector = VdiSelector::tag(name, tag("s"));
     let info = cluster.client.vdi(&selector).stat().await.unwrap();
-    let options = VolumeOptions::default()
-        .with_read_only(true)
-        .with_lock(false);
-    let snapshot = Volume::open(cluster.client.clone(), selector, options).await;
+    let snapshot = open_reader(&cluster.client, selector).await;
     let taken = SystemTime::UNIX_EPOCH + Duration::from_secs(info.snap_ctime >> 32);
-    assert_eq!(snapshot.unwrap().modified(), taken);
+    assert_eq!(snapshot.modified(), taken);
 }
 
 /// A client, and how many reads of an index it has sent.
@@ -304,6 +282,7 @@ async fn multi_client_turns_match_a_model() {
 }
 
 async fn take_turns(cluster: &Cluster, name: VdiName, mut random: fastrand::Rng) {
+    // Two hosts, and the bytes that both must read.
     let hosts = [
         elsewhere(cluster, &name).await,
         elsewhere(cluster, &name).await,
@@ -313,12 +292,13 @@ async fn take_turns(cluster: &Cluster, name: VdiName, mut random: fastrand::Rng)
     let mut bytes = read(&hosts[0], 0, all).await.unwrap().to_vec();
     let mut snapshots = 0;
     for step in 0..60 {
-        // There is one writer of a hypervolume's tree.
+        // The index tree of a hypervolume supports only one writer.
         let writer = if hypervolume { 0 } else { random.usize(0..2) };
         let size = bytes.len();
         let start = random.usize(0..=size);
         let len = random.usize(0..=size - start).min(2 << 20);
         match random.u8(0..100) {
+            // A write by one host, or the only writer.
             0..45 => {
                 let mut data = vec![0; len];
                 random.fill(&mut data);
@@ -328,17 +308,13 @@ async fn take_turns(cluster: &Cluster, name: VdiName, mut random: fastrand::Rng)
                     assert_eq!(written.unwrap() as usize, len);
                 }
             }
+            // A snapshot, which both hosts follow after the revalidation interval.
             45..48 if !hypervolume && snapshots < 2 => {
                 snapshots += 1;
-                let text = format!("s{step}");
-                cluster
-                    .client
-                    .vdi(&VdiSelector::working(name.clone()))
-                    .snapshot(&tag(text))
-                    .await
-                    .unwrap();
+                cluster.snapshot(&name, format!("s{step}")).await;
                 tokio::time::sleep(HEAD_AGE).await;
             }
+            // A read by both hosts.
             _ => {
                 let count = u32::try_from(len).unwrap();
                 for host in &hosts {
@@ -352,4 +328,90 @@ async fn take_turns(cluster: &Cluster, name: VdiName, mut random: fastrand::Rng)
         assert!(read(host, 0, all).await.unwrap() == bytes, "at the end");
         host.close().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn multi_client_migration_back_keeps_remote_writes() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("migrated", 4 * MIB).await;
+    let here = open(&cluster.client, &name).await;
+    let there = open(&cluster.client, &name).await;
+    there.write_at(0, pattern(7, 8192)).await.unwrap();
+    there.close().await.unwrap();
+    // A write without a revalidation must not overwrite it either.
+    here.write_at(4096, pattern(9, 4096)).await.unwrap();
+    assert_eq!(byte_at(&cluster, &name, 0).await, 7);
+    there.write_at(2 * MIB, pattern(8, 100)).await.unwrap();
+    here.revalidate().await.unwrap();
+    assert_eq!(here.read_at(2 * MIB, 100).await.unwrap(), pattern(8, 100));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn multi_client_reader_following_snapshots_changes_nothing() {
+    for punch in [false, true] {
+        let cluster = Cluster::start().await;
+        let name = cluster.create("reader", 4 * MIB).await;
+        let writer = open(&cluster.client, &name).await;
+        writer.write_at(0, pattern(1, 1 << 20)).await.unwrap();
+        let readers = [
+            open_reader(&cluster.client, VdiSelector::working(name.clone())).await,
+            elsewhere(&cluster, &name).await,
+        ];
+        cluster.snapshot(&name, "s1").await;
+        if punch {
+            writer.discard(0, MIB).await.unwrap();
+        } else {
+            writer.write_at(0, pattern(2, 1 << 20)).await.unwrap();
+            cluster.snapshot(&name, "s2").await;
+        }
+        writer.flush().await.unwrap();
+        let expected = if punch { 0 } else { 2 };
+        for reader in readers {
+            reader.revalidate().await.unwrap();
+            assert_eq!(byte_at(&cluster, &name, 0).await, expected);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stale_vdi_fails_writes_and_flush() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("deleted", 4 * MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    cluster
+        .client
+        .vdi(&VdiSelector::working(name))
+        .delete()
+        .await
+        .unwrap();
+    let refused = volume.write_at(0, pattern(1, 512)).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Stale(_)), "{refused}");
+    assert!(matches!(volume.flush().await, Err(VolumeError::Stale(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stale_vdi_is_never_read_as_another() {
+    let cluster = Cluster::start().await;
+    let name = cluster.create("gone", MIB).await;
+    let volume = open(&cluster.client, &name).await;
+    volume.write_at(0, pattern(1, 100)).await.unwrap();
+    cluster.snapshot(&name, "one").await;
+    volume.write_at(0, pattern(2, 100)).await.unwrap();
+    cluster
+        .client
+        .vdi(&VdiSelector::tag(name.clone(), tag("one")))
+        .rollback()
+        .await
+        .unwrap();
+    assert!(matches!(
+        volume.read_at(0, 100).await,
+        Err(VolumeError::Stale(_))
+    ));
+    assert!(matches!(
+        volume.write_at(0, pattern(3, 1)).await,
+        Err(VolumeError::Stale(_))
+    ));
+    let again = open(&cluster.client, &name).await;
+    assert_eq!(again.read_at(0, 100).await.unwrap(), pattern(1, 100));
+    volume.close().await.unwrap();
 }

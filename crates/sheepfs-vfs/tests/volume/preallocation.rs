@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use sheep_client::Client;
 use sheep_client::testing::{Fault, FaultTransport};
-use sheep_client::unstable::{BoxFuture, Request};
-use sheep_client::{Client, VdiSelector};
-use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{BlockDevice as _, FsError, Volume, VolumeError};
-use tokio::sync::{Notify, oneshot};
+use sheep_client::unstable::Request;
+use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError};
+use tokio::sync::Notify;
 
 use crate::snapshot_race::WriteStep;
-use crate::support::{Cluster, attached, open, open_version, pattern, read_all, tag, unique_name};
+use crate::support::{
+    Cluster, End, FLUSH_AND_CLOSE, MIB, attached, data_object, open, open_snapshot, pattern,
+    read_all, write_file,
+};
 
-const MIB: u64 = 1 << 20;
 /// Consecutive objects before the next one is preallocated.
 const RUN: u64 = 16;
 
@@ -46,12 +48,6 @@ async fn assert_started(cluster: &Cluster, name: &VdiName, objects: u64) {
         assert!(rest.iter().all(|&byte| byte == 0), "object {object}");
     }
     volume.close().await.unwrap();
-}
-
-/// The data object that a call is about, if any.
-fn data_object(request: &Request) -> Option<Oid> {
-    let oid = request.operation().oid;
-    oid.filter(|oid| oid.kind() == Some(ObjectKind::Data))
 }
 
 fn creates(request: &Request) -> bool {
@@ -149,14 +145,7 @@ async fn preallocation_copies_no_inherited_object() {
     let volume = open(&cluster.client, &name).await;
     volume.write_at(0, pattern(2, 24 << 20)).await.unwrap();
     volume.close().await.unwrap();
-    cluster
-        .client
-        .vdi(&VdiSelector::working(name.clone()))
-        .snapshot(&tag("s"))
-        .await
-        .unwrap();
-    let (clone, parent) = (unique_name("ahead-clone"), VdiSelector::tag(name, tag("s")));
-    cluster.client.vdi(&parent).clone_to(&clone).await.unwrap();
+    let clone = cluster.snapshot_and_clone(&name, "s").await;
     let (client, made) = counting(&cluster).await;
     let volume = open(&client, &clone).await;
     begin(&volume, 0..RUN + 4).await;
@@ -230,7 +219,7 @@ async fn preallocating(cluster: &Cluster, step: WriteStep) -> (VdiName, Arc<Volu
 /// Awaits a background event, with a deadline.
 async fn soon<T>(event: impl Future<Output = T>) -> T {
     let event = tokio::time::timeout(Duration::from_secs(20), event);
-    event.await.expect("it happens")
+    event.await.expect("the event comes within the deadline")
 }
 
 /// Checks that something waits for the signal, and gives it.
@@ -256,12 +245,8 @@ async fn preallocation_in_flight_never_overwrites_write() {
 /// Another host may write next, and a late create would overwrite its data.
 #[tokio::test(flavor = "multi_thread")]
 async fn preallocation_ends_before_flush_close_and_revalidate() {
-    type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
-    let ends: [End; 3] = [
-        |volume| Box::pin(volume.flush()),
-        |volume| Box::pin(volume.close()),
-        |volume| Box::pin(volume.revalidate()),
-    ];
+    let [flush, close] = FLUSH_AND_CLOSE;
+    let ends: [End; 3] = [flush, close, |volume| Box::pin(volume.revalidate())];
     let cluster = Cluster::start().await;
     for step in WRITE_STEPS {
         for end in ends {
@@ -290,11 +275,9 @@ async fn preallocation_ends_before_file_is_closed() {
             .handle;
         arm.store(true, Ordering::Release);
         for object in 0..RUN {
-            let (done, written) = oneshot::channel();
-            let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-            tree.files()
-                .write(handle, object * MIB, &pattern(1, 100), false, done);
-            assert_eq!(soon(written).await.unwrap().unwrap(), 100);
+            let data = pattern(1, 100);
+            let written = soon(write_file(&tree, handle, object * MIB, &data)).await;
+            assert_eq!(written.unwrap(), 100);
         }
         // The flusher writes buffered data when it expires.
         soon(held.notified()).await;
@@ -312,18 +295,12 @@ async fn preallocation_in_flight_survives_snapshot() {
     let cluster = Cluster::start().await;
     for step in WRITE_STEPS {
         let (name, volume, release) = preallocating(&cluster, step).await;
-        cluster
-            .client
-            .vdi(&VdiSelector::working(name.clone()))
-            .snapshot(&tag("s"))
-            .await
-            .unwrap();
+        cluster.snapshot(&name, "s").await;
         release.notify_one();
         begin(&volume, [RUN, RUN + 1]).await;
         volume.close().await.unwrap();
         assert_started(&cluster, &name, RUN + 2).await;
-        let selector = VdiSelector::tag(name, tag("s"));
-        let snapshot = open_version(&cluster.client, selector).await;
+        let snapshot = open_snapshot(&cluster.client, &name, "s").await;
         let behind = snapshot.read_at(RUN * MIB, 1 << 20).await.unwrap();
         assert!(behind.iter().all(|&byte| byte == 0), "{step:?}");
     }

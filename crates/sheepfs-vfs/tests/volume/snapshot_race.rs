@@ -8,16 +8,16 @@ use futures_util::future::join_all;
 use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
-use sheep_proto::{ClusterFlags, ObjectKind, Oid, Opcode, ResultCode, VdiName};
+use sheep_proto::{ClusterFlags, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 use tokio::sync::Notify;
 
 use crate::support::{
-    Cluster, formatted, is_index_update, open, open_version, pattern, tag, unique_name,
+    Cluster, MIB, data_object, formatted, is_index_update, open, open_reader, open_snapshot,
+    pattern,
 };
 
-const MIB: u64 = 1 << 20;
-/// Where the write under test goes, and what is around it in the object.
+/// Range of the write under test.
 const OFFSET: u64 = 100;
 const LEN: usize = 5000;
 
@@ -42,8 +42,7 @@ pub(crate) enum WriteStep {
 
 impl WriteStep {
     pub(crate) fn matches(self, request: &Request) -> bool {
-        let kind = request.operation().oid.and_then(Oid::kind);
-        let data = kind == Some(ObjectKind::Data) && request.opcode() != Opcode::ReadObj;
+        let data = data_object(request).is_some() && request.opcode() != Opcode::ReadObj;
         match self {
             Self::Data => data && !request.payload().is_empty(),
             Self::Commit => is_index_update(request),
@@ -52,7 +51,7 @@ impl WriteStep {
     }
 }
 
-/// A VDI of two objects, the first of which is as told.
+/// A VDI of two objects, the first one in state `before`.
 async fn prepare(cluster: &Cluster, before: Before) -> VdiName {
     let name = cluster.create("step", 2 * MIB).await;
     if before == Before::Absent {
@@ -64,24 +63,10 @@ async fn prepare(cluster: &Cluster, before: Before) -> VdiName {
     if before == Before::Owned {
         return name;
     }
-    let clone = unique_name("step-clone");
-    let selector = VdiSelector::tag(name.clone(), tag("parent"));
-    cluster
-        .client
-        .vdi(&VdiSelector::working(name.clone()))
-        .snapshot(&tag("parent"))
-        .await
-        .unwrap();
-    cluster
-        .client
-        .vdi(&selector)
-        .clone_to(&clone)
-        .await
-        .unwrap();
-    clone
+    cluster.snapshot_and_clone(&name, "parent").await
 }
 
-/// The write's bytes, if all of them are there, none if none is.
+/// True if the volume has the whole write, false if it has nothing of it.
 async fn find(volume: &Arc<Volume>, before: Before) -> bool {
     let around = u8::from(before != Before::Absent);
     let found = volume.read_at(0, 1 << 20).await.unwrap();
@@ -108,37 +93,28 @@ async fn snapshots_at(cluster: &Cluster, before: Before, step: WriteStep, count:
     });
     held.notified().await;
     for number in 0..count {
-        let tag = tag(format!("t{number}"));
-        cluster
-            .client
-            .vdi(&VdiSelector::working(name.clone()))
-            .snapshot(&tag)
-            .await
-            .unwrap();
+        cluster.snapshot(&name, format!("t{number}")).await;
     }
     release.notify_one();
     assert_eq!(writer.await.unwrap().unwrap() as usize, LEN, "{case}");
 
     // Visible immediately, to other clients, and after further writes.
     assert!(find(&volume, before).await, "{case}");
+    let selector = VdiSelector::working(name.clone());
+    let head = open_reader(&cluster.client, selector.clone()).await;
+    assert!(find(&head, before).await, "{case}, acknowledged");
     volume.write_at(MIB, pattern(8, 10)).await.unwrap();
     volume.flush().await.unwrap();
-    let options = VolumeOptions::default()
-        .with_read_only(true)
-        .with_lock(false);
-    let selector = VdiSelector::working(name.clone());
-    let head = Volume::open(cluster.client.clone(), selector, options);
-    let head = head.await.unwrap();
-    assert!(find(&head, before).await, "{case}");
+    let head = open_reader(&cluster.client, selector.clone()).await;
+    assert!(find(&head, before).await, "{case}, flushed");
     for number in 0..count {
-        let selector = VdiSelector::tag(name.clone(), tag(format!("t{number}")));
-        let snapshot = open_version(&cluster.client, selector).await;
+        let snapshot = open_snapshot(&cluster.client, &name, format!("t{number}")).await;
         let there = find(&snapshot, before).await;
         // Data that is refused comes after every snapshot.
         assert!(!(there && matches!(step, WriteStep::Data)), "{case}");
     }
     volume.close().await.unwrap();
-    let lock = cluster.client.vdi(&VdiSelector::working(name)).lock().await;
+    let lock = cluster.client.vdi(&selector).lock().await;
     cluster.client.inode(lock.unwrap()).unlock().await.unwrap();
 }
 
@@ -182,9 +158,8 @@ async fn snapshot_in_progress_delays_write() {
                     if request.opcode() == Opcode::GetVdiInfo && refusing.load(Ordering::Acquire) {
                         tell.notify_one();
                     }
-                    let kind = request.operation().oid.and_then(Oid::kind);
                     let data =
-                        kind == Some(ObjectKind::Data) && request.opcode() != Opcode::ReadObj;
+                        data_object(request).is_some() && request.opcode() != Opcode::ReadObj;
                     (data && refusing.load(Ordering::Acquire))
                         .then_some(Fault::Refuse(ResultCode::ReadOnly))
                 })
@@ -198,20 +173,14 @@ async fn snapshot_in_progress_delays_write() {
         let write = volume.write_at(OFFSET, pattern(7, LEN));
         let snapshot = async {
             asked.notified().await;
-            cluster
-                .client
-                .vdi(&VdiSelector::working(name.clone()))
-                .snapshot(&tag("slow"))
-                .await
-                .unwrap();
+            cluster.snapshot(&name, "slow").await;
             begun.store(false, Ordering::Release);
         };
         let (written, ()) = tokio::join!(write, snapshot);
         written.unwrap();
         let head = open(&cluster.client, &name).await;
         assert!(find(&head, before).await, "{before:?}");
-        let selector = VdiSelector::tag(name, tag("slow"));
-        let snapshot = open_version(&cluster.client, selector).await;
+        let snapshot = open_snapshot(&cluster.client, &name, "slow").await;
         assert!(!find(&snapshot, before).await, "{before:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! Many jobs on the fast paths at once: answers in any order, callers that go
-//! away, buffers that are used again.
+//! Stress of the fast paths: many concurrent jobs, responses in any order, dropped callers,
+//! reused buffers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::support::{Cluster, open, read_all};
 
 /// Bytes of one object.
 const OBJECT: usize = 1 << 20;
-/// Each job owns a part of every object exclusively; some parts lie
-/// across the pieces in which a client writes.
+/// Each job owns a part of every object exclusively; some parts cross the border between
+/// two requests of a split write.
 const JOBS: usize = 6;
 const PART: usize = OBJECT / JOBS;
 const OBJECTS: usize = 6;
 const STEPS: usize = 150;
 
-/// Content that says which job wrote it, in which of its steps, and where.
+/// Content that identifies the job and its step.
 fn content(job: usize, step: usize, len: usize) -> Bytes {
     let seed = (job as u64) << 32 | step as u64;
     let mut bytes = vec![0; len];
@@ -30,7 +30,7 @@ fn content(job: usize, step: usize, len: usize) -> Bytes {
     bytes.into()
 }
 
-/// Reads and writes one job's parts, and knows what must be in them.
+/// A job with the expected content of its parts.
 struct Job {
     volume: Arc<Volume>,
     number: usize,
@@ -54,7 +54,7 @@ impl Job {
                 if stays {
                     assert_eq!(written.await.unwrap() as usize, range.len());
                 } else {
-                    // It runs all the same, and a sync waits for it.
+                    // The write continues, and a flush waits for it.
                     drop(written);
                     self.volume.flush().await.unwrap();
                 }
@@ -75,7 +75,7 @@ impl Job {
 fn begin_write(volume: &Arc<Volume>, offset: u64, data: Bytes) -> oneshot::Receiver<u32> {
     let (done, written) = oneshot::channel();
     let done = move |result: Result<u32, _>| {
-        // Some do not wait for it.
+        // The receiver may have been dropped.
         let _gone = done.send(result.expect("it is written"));
     };
     volume.submit_write(offset, data, done);

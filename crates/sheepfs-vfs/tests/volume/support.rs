@@ -13,11 +13,16 @@ use sheep_client::{Client, ClientConfig, GatewayAddress, NewVdi, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{
-    ClusterFlags, ObjectKind, Opcode, Redundancy, RequestBody, SnapshotTag, VdiName,
+    ClusterFlags, ObjectKind, Oid, Opcode, Redundancy, RequestBody, SnapshotTag, VdiName,
 };
-use sheepfs_vfs::{BlockDevice as _, Ino, OpenMode, Tree, TreeConfig, Volume, VolumeOptions};
+use sheepfs_vfs::{
+    BlockDevice as _, FsError, HandleId, Ino, OpenMode, Tree, TreeConfig, Volume, VolumeError,
+    VolumeOptions,
+};
 use tempfile::TempDir;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// A cluster, and a client of it.
 pub(crate) struct Cluster {
@@ -38,8 +43,8 @@ impl Cluster {
         }
     }
 
-    /// Every kind of cluster there is here: the real one, else a sheep in
-    /// memory and one in a directory.
+    /// The clusters to test on: the real one, else a sheep in memory and one with a
+    /// directory.
     pub(crate) async fn each() -> Vec<Self> {
         let mut clusters = vec![Self::start().await];
         if clusters[0]._server.is_some() {
@@ -140,6 +145,27 @@ impl Cluster {
             .expect("the name is new");
         name
     }
+
+    /// Takes a snapshot of the head of a VDI.
+    pub(crate) async fn snapshot(&self, name: &VdiName, tag_text: impl AsRef<[u8]>) {
+        self.client
+            .vdi(&VdiSelector::working(name.clone()))
+            .snapshot(&tag(tag_text))
+            .await
+            .expect("the tag is new");
+    }
+
+    /// Takes a snapshot of a VDI and clones it under a unique name.
+    pub(crate) async fn snapshot_and_clone(&self, name: &VdiName, tag_text: &str) -> VdiName {
+        self.snapshot(name, tag_text).await;
+        let clone = unique_name("clone");
+        self.client
+            .vdi(&VdiSelector::tag(name.clone(), tag(tag_text)))
+            .clone_to(&clone)
+            .await
+            .expect("the name is new");
+        clone
+    }
 }
 
 fn config(address: &GatewayAddress) -> ClientConfig {
@@ -174,6 +200,37 @@ pub(crate) async fn open_version(client: &Client, selector: VdiSelector) -> Arc<
         .expect("the VDI is there")
 }
 
+pub(crate) async fn open_snapshot(
+    client: &Client,
+    name: &VdiName,
+    tag_text: impl AsRef<[u8]>,
+) -> Arc<Volume> {
+    open_version(client, VdiSelector::tag(name.clone(), tag(tag_text))).await
+}
+
+/// Opens a version read-only, and without its lock.
+pub(crate) async fn open_reader(client: &Client, selector: VdiSelector) -> Arc<Volume> {
+    let options = VolumeOptions::default()
+        .with_read_only(true)
+        .with_lock(false);
+    Volume::open(client.clone(), selector, options)
+        .await
+        .expect("the VDI is there")
+}
+
+/// Writes through a handle, and waits for the completion.
+pub(crate) async fn write_file(
+    tree: &Tree,
+    handle: HandleId,
+    offset: u64,
+    data: &[u8],
+) -> Result<u32, FsError> {
+    let (done, written) = oneshot::channel();
+    let done = Box::new(move |result| drop(done.send(result)));
+    tree.files().write(handle, offset, data, false, done);
+    written.await.expect("every write completes")
+}
+
 /// A tree with a volume attached, the volume's file, and how to open it.
 pub(crate) async fn attached(
     client: Client,
@@ -205,7 +262,7 @@ pub(crate) async fn attached_as(
     (tree, file.expect("it was attached").ino, mode)
 }
 
-/// Everything the volume holds.
+/// All bytes of the volume.
 pub(crate) async fn read_all(volume: &Arc<Volume>) -> Vec<u8> {
     let size = u32::try_from(volume.size()).expect("a small volume");
     volume
@@ -215,7 +272,22 @@ pub(crate) async fn read_all(volume: &Arc<Volume>) -> Vec<u8> {
         .to_vec()
 }
 
-/// How long a lost request may still be executed here.
+/// An operation after which the writes of a volume are durable.
+pub(crate) type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
+
+pub(crate) const FLUSH_AND_CLOSE: [End; 2] = [
+    |volume| Box::pin(volume.flush()),
+    |volume| Box::pin(volume.close()),
+];
+
+/// A byte of a VDI as another client reads it.
+pub(crate) async fn byte_at(cluster: &Cluster, name: &VdiName, offset: u64) -> u8 {
+    let volume = open_reader(&cluster.client, VdiSelector::working(name.clone())).await;
+    let found = volume.read_at(offset, 1).await;
+    found.expect("the volume can be read")[0]
+}
+
+/// Time for which a lost request may still be executed here.
 pub(crate) const FENCE_INTERVAL: Duration = Duration::from_millis(300);
 
 /// A transport that delays a request until the future is ready that `until` returns.
@@ -227,7 +299,7 @@ pub(crate) fn delay_until(
         .with_fence_interval(FENCE_INTERVAL)
 }
 
-/// A private sheep in memory, formatted as told.
+/// A private sheep in memory, formatted with `flags`.
 pub(crate) async fn formatted(flags: ClusterFlags) -> Cluster {
     let mut config = Config::new(StoreKind::Memory);
     config.format_if_new = false;
@@ -243,6 +315,12 @@ pub(crate) async fn formatted(flags: ClusterFlags) -> Cluster {
 /// `len` bytes that identify their writer.
 pub(crate) fn pattern(writer: u8, len: usize) -> Bytes {
     Bytes::from(vec![writer; len])
+}
+
+/// The data object that a request is about, if any.
+pub(crate) fn data_object(request: &Request) -> Option<Oid> {
+    let oid = request.operation().oid;
+    oid.filter(|oid| oid.kind() == Some(ObjectKind::Data))
 }
 
 /// A write of index entries.

@@ -1,4 +1,4 @@
-//! Handles that truncate: what they write is what a plain file would hold.
+//! Handles that truncate write the same bytes as to a plain file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,15 +9,14 @@ use nix::errno::Errno;
 use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
 use sheep_client::{Client, NewVdi};
-use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
+use sheep_proto::{Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{AllocateMode, BlockDevice as _, FsError, HandleId, Ino, OpenMode, Tree};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::model::{KINDS, Kind};
-use crate::support::{Cluster, attached, open, pattern, read_all};
+use crate::support::{Cluster, MIB, attached, data_object, open, pattern, read_all, write_file};
 
-const MIB: u64 = 1 << 20;
 const STEPS: usize = 60;
 const OLD: u8 = b'x';
 
@@ -79,10 +78,7 @@ impl Truncated {
     }
 
     async fn write(&self, handle: HandleId, offset: u64, data: Bytes) -> Result<u32, FsError> {
-        let (done, written) = oneshot::channel();
-        let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-        self.tree.files().write(handle, offset, &data, false, done);
-        written.await.unwrap()
+        write_file(&self.tree, handle, offset, &data).await
     }
 
     async fn read(&self, handle: HandleId, offset: u64, len: u32) -> Bytes {
@@ -114,7 +110,7 @@ struct Disk {
 }
 
 impl Disk {
-    /// Does to the file of a handle what it takes, and puts the file back.
+    /// Changes the file of a handle, then copies it back to the disk.
     fn change(&mut self, handle: usize, change: impl FnOnce(&mut Vec<u8>)) {
         let len = self.files[handle].unwrap_or(self.bytes.len());
         let mut file = self.bytes[..len].to_vec();
@@ -140,6 +136,7 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
     println!("{what}, cached: {cached}, seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let it = Truncated::of_kind(cluster, cluster.client.clone(), cached, kind).await;
+    // One handle was opened with O_TRUNC, one truncates later, one never does.
     let handles = [it.emptied().await, it.handle().await, it.handle().await];
     let size = it.tree.attributes(it.ino).await.unwrap().size;
     let mut disk = Disk {
@@ -148,13 +145,13 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
     };
     for step in 0..STEPS {
         let size = disk.bytes.len();
-        // The last one never truncates.
         let chosen = random.usize(..handles.len());
         let handle = handles[chosen];
         let start = random.usize(..=size);
         let len = random.usize(..=size - start).min(1 << random.u32(..21));
         let (offset, count) = (start as u64, len as u64);
         match random.u8(..20) {
+            // A write inside the volume.
             0..10 => {
                 let mut data = vec![0; len];
                 random.fill(&mut data);
@@ -164,14 +161,17 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
                 let written = it.write(handle, offset, data.into()).await.unwrap();
                 assert_eq!(written as usize, len);
             }
+            // Shrinks the file of the handle.
             10..13 if chosen < 2 => {
                 it.truncate(handle, offset).await;
                 disk.change(chosen, |file| file.resize(start, 0));
             }
+            // Grows the volume.
             13 if chosen < 2 && size < 16 << 20 => {
                 it.truncate(handle, size as u64 + count).await;
                 disk.change(chosen, |file| file.resize(size + len, 0));
             }
+            // Allocates or zeroes a range, which may extend the file of the handle.
             14..16 => {
                 it.tree
                     .files()
@@ -186,12 +186,14 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
                     disk.bytes[start..start + len].fill(0);
                 }
             }
+            // Punches a hole.
             16 => {
                 let punch = AllocateMode::PunchHole;
                 let punched = it.tree.files().allocate(handle, punch, offset, count);
                 punched.await.unwrap();
                 disk.bytes[start..start + len].fill(0);
             }
+            // A read.
             _ => {
                 let found = it.read(handle, offset, u32::try_from(len).unwrap()).await;
                 assert!(
@@ -201,6 +203,7 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
             }
         }
     }
+    // Another client reads the same bytes once all handles are closed.
     let found = it.finish(cluster, &handles).await;
     let wrong = (0..found.len()).find(|&at| found[at] != disk.bytes[at]);
     assert_eq!((wrong, found.len()), (None, disk.bytes.len()), "{what}");
@@ -259,9 +262,8 @@ async fn truncated_handle_is_not_extended_by_mapped_pages() {
 
 /// Writes of zeros in place, which is how part of an object is discarded.
 fn is_discard(request: &Request) -> bool {
-    let kind = request.operation().oid.and_then(|oid| oid.kind());
     request.opcode() == Opcode::WriteObj
-        && kind == Some(ObjectKind::Data)
+        && data_object(request).is_some()
         && request.payload().iter().all(|&byte| byte == 0)
         && !request.payload().is_empty()
 }

@@ -8,13 +8,15 @@ use futures_util::future::join_all;
 use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress, VdiSelector};
 use sheep_proto::btree::{LEAF_MAX_ENTRIES, ROOT_WRITE_OFFSET};
+use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
-use sheep_proto::{ClusterFlags, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, VdiName, Vid};
-use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError};
+use sheep_proto::{
+    ClusterFlags, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, ResultCode, VdiName, Vid,
+};
+use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 
-use crate::support::{Cluster, formatted, open, open_version, pattern, tag, unique_name};
+use crate::support::{Cluster, MIB, formatted, open, open_snapshot, pattern, tag, unique_name};
 
-const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 /// Bytes of an object of a hypervolume.
 const HYPER_OBJECT: u64 = 4 * MIB;
@@ -43,12 +45,7 @@ async fn geometry_every_object_size_reads_back() {
             let len = u32::try_from(data.len()).unwrap();
             assert_eq!(volume.write_at(offset, data).await.unwrap(), len);
         }
-        cluster
-            .client
-            .vdi(&VdiSelector::working(name.clone()))
-            .snapshot(&tag("s"))
-            .await
-            .unwrap();
+        cluster.snapshot(&name, "s").await;
         volume.write_at(3 * object, pattern(1, 2)).await.unwrap();
 
         let again = open(&cluster.client, &name).await;
@@ -61,8 +58,7 @@ async fn geometry_every_object_size_reads_back() {
         assert_eq!(again.allocated(), 3 * object);
         assert_eq!(again.seek_hole(0).unwrap(), object);
         assert_eq!(again.seek_data(object).unwrap(), 3 * object);
-        let snapshot = VdiSelector::tag(name.clone(), tag("s"));
-        let snapshot = open_version(&cluster.client, snapshot).await;
+        let snapshot = open_snapshot(&cluster.client, &name, "s").await;
         let before = [&[0], &[shift; 10][..], &[0]].concat();
         expect(&snapshot, 3 * object - 2, &before).await;
     }
@@ -199,12 +195,13 @@ fn number(object: u64) -> Bytes {
 async fn hypervolume_index_grows_level_under_load() {
     const OBJECTS: u64 = 160;
     let cluster = Cluster::start().await;
+    // A root with room for 40 slots, which 160 new objects split.
     let name = hypervolume(&cluster, "grow").await;
     let vid = nearly_fill_root(&cluster.client, &name, 40).await;
     let volume = open(&cluster.client, &name).await;
     assert_eq!(root(&cluster.client, vid).await.0, 1);
 
-    // Many writers, two for each object, while others overwrite and read.
+    // Sixteen writers, two for each object; each reads back what it has written.
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..16 {
         let volume = Arc::clone(&volume);
@@ -219,7 +216,7 @@ async fn hypervolume_index_grows_level_under_load() {
             }
         });
     }
-    // Another client opens the volume and reads the index while they change it.
+    // The whole index is revalidated while the writers change it.
     let opening = tokio::spawn({
         let volume = Arc::clone(&volume);
         async move {
@@ -232,11 +229,13 @@ async fn hypervolume_index_grows_level_under_load() {
         done.unwrap();
     }
     opening.await.unwrap();
+    // The tree has grown by a level.
     let (depth, leaves) = root(&cluster.client, vid).await;
     assert_eq!(depth, 2);
     assert!(leaves >= 2);
     volume.flush().await.unwrap();
 
+    // Both volumes read every write, and a discard clears its slot.
     let again = open(&cluster.client, &name).await;
     for object in odd_objects(OBJECTS) {
         for offset in [0, 512, MIB, MIB + 512] {
@@ -254,11 +253,12 @@ async fn hypervolume_index_grows_level_under_load() {
 }
 
 /// The C programs leave a wrong maximum for the lower half in the root when they split a
-/// leaf, and then do not find its slots any more.
+/// leaf, and then no longer find its slots.
 #[tokio::test(flavor = "multi_thread")]
 async fn hypervolume_repairs_tree_split_by_c_programs() {
     let cluster = Cluster::start().await;
     let client = &cluster.client;
+    // A correct tree of two leaves.
     let name = hypervolume(&cluster, "defect").await;
     let vid = nearly_fill_root(client, &name, 1).await;
     let volume = open(client, &name).await;
@@ -270,6 +270,7 @@ async fn hypervolume_repairs_tree_split_by_c_programs() {
     let (depth, leaves) = root(client, vid).await;
     assert_eq!(depth, 2);
 
+    // Overwrites the maximum of the first leaf, as the C programs do.
     let len = 8 + 8 + 16 * leaves;
     let inode = Oid::inode(vid);
     let bytes = client.objects().read(inode, ROOT_WRITE_OFFSET, len);
@@ -280,15 +281,17 @@ async fn hypervolume_repairs_tree_split_by_c_programs() {
         .write(inode, ROOT_WRITE_OFFSET, bytes.into());
     write.await.unwrap();
 
+    // Lookups find all slots all the same.
     let volume = open(client, &name).await;
     for object in odd_objects(4) {
         expect(&volume, object * HYPER_OBJECT, &number(object)).await;
     }
+    // The next commit repairs the root.
     for object in odd_objects(8) {
         let offset = object * HYPER_OBJECT + 512;
         volume.write_at(offset, number(object)).await.unwrap();
     }
-    // In order again: no maximum is below what its leaf holds.
+    // The maximum in the root covers the leaf again.
     let fixed = client.objects().read(inode, ROOT_WRITE_OFFSET + 16, 4);
     assert_ne!(fixed.await.unwrap(), [0; 4][..]);
     let again = open(client, &name).await;
@@ -380,4 +383,27 @@ async fn geometry_old_inode_has_4_mib_objects() {
     assert_eq!(clone.info().object_shift, 22);
     expect(&clone, border - 5, &[&[1; 10][..], &[0]].concat()).await;
     expect(&clone, 4 * TIB - 10, &[2; 10]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn geometry_size_beyond_index_is_refused() {
+    let cluster = formatted(ClusterFlags::empty()).await;
+    let name = cluster.create("huge", 4 * MIB).await;
+    let selector = VdiSelector::working(name);
+    let vid = cluster.client.vdi(&selector).lookup().await.unwrap();
+    let huge = Bytes::copy_from_slice(&(1u64 << 62).to_le_bytes());
+    // A C sheep accepts the size; sheep-embedded refuses it.
+    let options = VolumeOptions::default().with_lock(false);
+    match cluster
+        .client
+        .objects()
+        .write(Oid::inode(vid), VDI_SIZE_OFFSET, huge)
+        .await
+    {
+        Ok(()) => {
+            let refused = Volume::open(cluster.client.clone(), selector, options).await;
+            assert!(matches!(refused, Err(VolumeError::TooLarge { .. })));
+        }
+        Err(error) => assert_eq!(error.code(), Some(ResultCode::InvalidParms)),
+    }
 }

@@ -1,4 +1,4 @@
-//! Writes that are answered before they are on the cluster.
+//! Write-back: writes that are acknowledged before they are on the cluster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,19 +7,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use nix::errno::Errno;
+use sheep_client::Client;
 use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::{BoxFuture, Request};
-use sheep_client::{Client, VdiSelector};
-use sheep_proto::{ObjectKind, Opcode, ResultCode, VdiName};
-use sheepfs_vfs::{BlockDevice as _, FsError, TreeConfig, Volume, VolumeError};
+use sheep_proto::{Opcode, ResultCode, VdiName};
+use sheepfs_vfs::{BlockDevice as _, TreeConfig, Volume, VolumeError};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::support::{
-    Cluster, attached, attached_as, delay_until, open, open_version, pattern, read_all, tag,
+    Cluster, FLUSH_AND_CLOSE, MIB, attached, attached_as, data_object, delay_until, open,
+    open_snapshot, pattern, read_all, write_file,
 };
 
-const MIB: u64 = 1 << 20;
 const SMALL: u64 = 4096;
 /// Longest wait for a background write-back.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -46,11 +46,8 @@ async fn write_buffered(
 }
 
 fn is_data_write(request: &Request) -> bool {
-    let data = request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data);
-    data && matches!(
-        request.opcode(),
-        Opcode::WriteObj | Opcode::CreateAndWriteObj
-    )
+    let writes = [Opcode::WriteObj, Opcode::CreateAndWriteObj];
+    data_object(request).is_some() && writes.contains(&request.opcode())
 }
 
 /// A VDI with all objects allocated.
@@ -178,7 +175,7 @@ async fn write_back_error_makes_later_writes_synchronous() {
     for writer in [&writer, &other] {
         let error = writer.sync().await.unwrap_err();
         assert_eq!(error.errno(), Errno::ENOSPC);
-        // Each error once, to each of them.
+        // Each writer gets the error once.
         writer.check().unwrap();
         writer.sync().await.unwrap();
     }
@@ -202,6 +199,7 @@ async fn write_back_error_makes_later_writes_synchronous() {
 #[tokio::test(flavor = "multi_thread")]
 async fn write_back_error_is_reported_once_per_handle() {
     let cluster = Cluster::start().await;
+    // A write that is acknowledged, and fails when it is written back.
     let name = filled(&cluster, "behind-handles", MIB).await;
     let (client, failing) = failing_client(&cluster).await;
     let (tree, file, mode) = attached(client, &name, true).await;
@@ -217,14 +215,12 @@ async fn write_back_error_is_reported_once_per_handle() {
         .await
         .unwrap()
         .handle;
-    let (done, taken) = oneshot::channel();
-    let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-    tree.files()
-        .write(writer, 0, &pattern(5, 4096), false, done);
-    taken.await.unwrap().unwrap();
+    let data = pattern(5, 4096);
+    write_file(&tree, writer, 0, &data).await.unwrap();
 
     // The first handle that syncs does not consume the error of the other.
     for handle in [other, writer] {
+        // A flush reports the error without consuming it; a sync consumes it.
         for _ in 0..2 {
             let said = tree.files().flush(handle).await.unwrap_err();
             assert_eq!(said.errno(), Errno::ENOSPC);
@@ -253,13 +249,8 @@ async fn write_back_error_is_reported_once_per_handle() {
 /// Without a writer that has reported it, the device itself reports the error.
 #[tokio::test(flavor = "multi_thread")]
 async fn write_back_error_returned_by_flush_and_close() {
-    type End = fn(&Arc<Volume>) -> BoxFuture<'_, Result<(), VolumeError>>;
-    let ends: [End; 2] = [
-        |volume| Box::pin(volume.flush()),
-        |volume| Box::pin(volume.close()),
-    ];
     let cluster = Cluster::start().await;
-    for end in ends {
+    for end in FLUSH_AND_CLOSE {
         let name = filled(&cluster, "lost", MIB).await;
         let (client, failing) = failing_client(&cluster).await;
         let volume = open(&client, &name).await;
@@ -285,11 +276,8 @@ async fn write_through_is_on_the_cluster_when_acknowledged() {
         let (tree, file, mode) = attached_as(config, client, &name).await;
         let opened = tree.files().open(file, mode, Instant::now()).await.unwrap();
         assert!(!opened.direct_io);
-        let (done, taken) = oneshot::channel();
-        let done = Box::new(move |result: Result<u32, FsError>| drop(done.send(result)));
-        tree.files()
-            .write(opened.handle, 0, &pattern(5, 4096), false, done);
-        taken.await.unwrap().unwrap();
+        let data = pattern(5, 4096);
+        write_file(&tree, opened.handle, 0, &data).await.unwrap();
         let found = read_back(&cluster, &name).await[0];
         assert_eq!(found, if write_through { 5 } else { 1 });
         tree.files().release(opened.handle);
@@ -349,6 +337,7 @@ async fn check_against_bytes(cluster: &Cluster, random: &mut Rng) {
             20_000
         };
         let len = random.usize(1..longest).min(SIZE - offset);
+        // Buffered and direct writes, reads, holes, flushes, snapshots and remounts.
         let range = offset..offset + len;
         match random.u8(..100) {
             0..70 => {
@@ -378,18 +367,12 @@ async fn check_against_bytes(cluster: &Cluster, random: &mut Rng) {
             }
             95..97 => volume.flush().await.unwrap(),
             97..99 => {
-                // What was flushed is in the snapshot, and stays as it was.
+                // A snapshot has exactly the flushed bytes.
                 volume.flush().await.unwrap();
-                let name_of_it = tag(format!("step-{step}"));
-                cluster
-                    .client
-                    .vdi(&VdiSelector::working(name.clone()))
-                    .snapshot(&name_of_it)
-                    .await
-                    .unwrap();
-                let frozen = VdiSelector::tag(name.clone(), name_of_it);
-                let frozen = open_version(&cluster.client, frozen).await;
-                assert!(read_all(&frozen).await == bytes, "step {step}");
+                let tag_text = format!("step-{step}");
+                cluster.snapshot(&name, &tag_text).await;
+                let snapshot = open_snapshot(&cluster.client, &name, &tag_text).await;
+                assert!(read_all(&snapshot).await == bytes, "step {step}");
             }
             _ => {
                 volume.close().await.unwrap();
