@@ -1,4 +1,4 @@
-//! Clusters that are not formatted, wait, lost a node, or are not well.
+//! Reports of clusters that are unformatted, waiting, degraded or damaged.
 
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;

@@ -1,5 +1,4 @@
-//! The reports against what dog printed, and what they do when a cluster is
-//! not well.
+//! Reports: equal to the output of dog, and their behaviour on an unhealthy cluster.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -33,7 +33,7 @@ pub(crate) struct Sheep {
     pub(crate) status: ResultCode,
     /// Node records, one after the other.
     pub(crate) nodes: Vec<u8>,
-    /// What the nodes say of their stores; a node that is not here does not answer.
+    /// The stores of the nodes; a node without an entry does not respond.
     pub(crate) stores: HashMap<SocketAddr, Result<StoreSpace, ResultCode>>,
     /// Objects by id; those that are not here give `missing`.
     pub(crate) objects: HashMap<u64, Vec<u8>>,
@@ -133,7 +133,7 @@ impl Sheep {
         self.used[vid as usize / 8] |= 1 << (vid % 8);
     }
 
-    /// Most requests it had at once.
+    /// The most requests that were in flight at the same time.
     pub(crate) fn most_in_flight(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.most_in_flight)
     }
@@ -214,7 +214,7 @@ impl Sheep {
 }
 
 impl Transport for Sheep {
-    /// Answers later, so that a caller that sends more meanwhile is seen.
+    /// Responds later, so that concurrent requests of a caller are counted.
     fn submit(&self, request: Request, done: Completion) {
         let (body, payload) = self.answer(&request);
         let response = self.response(&request, body, payload);

@@ -1,4 +1,5 @@
-//! Many readers, one query at a time, and never a text older than asked for.
+//! Single flight: readers share one query at a time, and get no text older than they
+//! allow.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Queries that end when they are let go; the text is their number.
+/// Queries that end when they are released; the text is their number.
 #[derive(Clone, Default)]
 struct Queries {
     begun: Arc<AtomicUsize>,

@@ -1,4 +1,4 @@
-//! What every cell of a volume may hold, from what was acknowledged.
+//! The values that each cell of a volume may have, given the acknowledged writes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,7 +9,7 @@ pub(crate) const CELL: usize = 512;
 /// A cell is written by one writer at a time; each write has a number of its own.
 #[derive(Clone, Debug, Default)]
 struct Cell {
-    /// The numbers acknowledged, in order; 0 is what a new volume holds.
+    /// The acknowledged numbers, in order; 0 stands for a new volume.
     acknowledged: Vec<u64>,
     pending: Option<u64>,
     /// Writes that failed: they may have run, or may run at any time.
@@ -20,7 +20,7 @@ struct Cell {
 #[derive(Clone, Default)]
 pub(crate) struct Checker(Arc<Mutex<Vec<Cell>>>);
 
-/// A moment, to say later what may have been read since.
+/// A moment, after which certain values may no longer be read.
 pub(crate) struct Since(Vec<(usize, Option<u64>)>);
 
 impl Checker {
@@ -76,8 +76,8 @@ impl Checker {
     }
 
     /// The same moment for a client that hears of discards of some cells only
-    /// when the cluster has deleted the object: what a cell held before it was
-    /// discarded counts, too.
+    /// when the cluster has deleted the object: the value of a cell before the discard is
+    /// allowed, too.
     pub(crate) fn before_discards(
         &self,
         Since(mut moments): Since,

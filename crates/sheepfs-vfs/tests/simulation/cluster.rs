@@ -1,4 +1,4 @@
-//! Simulated sheep: they share a store, take their time, die and come back.
+//! Simulated sheep: they share a store, are slow, die and restart.
 
 use std::future::Future;
 use std::io;
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
+use crate::locked;
 use crate::network::{Pipe, Receiver, Sender};
 use crate::operations::Answer;
 use crate::sim_rng::SimRng;
@@ -26,7 +27,7 @@ use crate::store::Store;
 #[derive(Clone)]
 pub(crate) struct Cluster(Arc<Shared>);
 
-/// What all sheep share.
+/// State that all sheep share.
 pub(crate) struct Shared {
     pub(crate) rng: SimRng,
     store: Mutex<Store>,
@@ -93,11 +94,11 @@ impl Cluster {
         self.0.sheep.iter().map(|sheep| sheep.address).collect()
     }
 
-    /// Ends a sheep as `kill -9` does. Requests it had not run are gone, or
+    /// Ends a sheep as `kill -9` does. Requests it had not executed are lost, or
     /// have run in part.
     pub(crate) fn kill(&self, number: usize) {
         let sheep = &self.0.sheep[number];
-        let process = sheep.process.lock().expect("no one panics with it").take();
+        let process = locked(&sheep.process).take();
         if let Some(process) = process {
             self.0.rng.note(("kill", number));
             process.cancel();
@@ -107,10 +108,7 @@ impl Cluster {
 
     /// Starts a dead sheep again.
     pub(crate) fn restart(&self, number: usize) {
-        let mut process = self.0.sheep[number]
-            .process
-            .lock()
-            .expect("no one panics with it");
+        let mut process = locked(&self.0.sheep[number].process);
         if process.is_none() {
             self.0.rng.note(("restart", number));
             *process = Some(CancellationToken::new());
@@ -125,10 +123,10 @@ impl Cluster {
         sheep.goes_on.notify_waiters();
     }
 
-    /// Resets connections of a sheep that goes on living.
+    /// Resets connections of a sheep that stays alive.
     pub(crate) fn cut(&self, number: usize, which: impl Fn(usize) -> bool) {
         let sheep = &self.0.sheep[number];
-        let mut connections = sheep.connections.lock().expect("no one panics with it");
+        let mut connections = locked(&sheep.connections);
         connections.retain(|wires| {
             let cut = which(wires.client);
             if cut {
@@ -141,11 +139,7 @@ impl Cluster {
     /// Ends a client as `kill -9` does: its connections are reset, and nothing
     /// that is left of it opens others.
     pub(crate) fn end_client(&self, client: usize) {
-        self.0
-            .ended
-            .lock()
-            .expect("no one panics with it")
-            .push(client);
+        locked(&self.0.ended).push(client);
         (0..self.0.sheep.len()).for_each(|number| self.cut(number, |whose| whose == client));
     }
 
@@ -158,27 +152,19 @@ impl Cluster {
     }
 
     fn connect(&self, peer: SocketAddr, client: usize) -> Option<ByteStream> {
-        let ended = self.0.ended.lock().expect("no one panics with it");
+        let ended = locked(&self.0.ended);
         if ended.contains(&client) {
             return None;
         }
         let (number, sheep) = (0..)
             .zip(&self.0.sheep)
             .find(|(_, sheep)| sheep.address == peer)?;
-        let process = sheep
-            .process
-            .lock()
-            .expect("no one panics with it")
-            .clone()?;
+        let process = locked(&sheep.process).clone()?;
         let (there, back) = (Arc::new(Pipe::default()), Arc::new(Pipe::default()));
-        sheep
-            .connections
-            .lock()
-            .expect("no one panics with it")
-            .push(Wires {
-                pipes: [Arc::clone(&there), Arc::clone(&back)],
-                client,
-            });
+        locked(&sheep.connections).push(Wires {
+            pipes: [Arc::clone(&there), Arc::clone(&back)],
+            client,
+        });
         let rng = &self.0.rng;
         let answers = Sender::new(Arc::clone(&back), Arc::clone(&there), rng.clone());
         let requests = Receiver {
@@ -269,7 +255,7 @@ impl Cluster {
         }
     }
 
-    /// What every sheep says of the cluster.
+    /// The membership as every sheep reports it.
     pub(crate) fn membership(&self) -> Vec<u8> {
         let mut header = ClusterInfoHeader::new_zeroed();
         header.ctime = 7.into();
@@ -284,7 +270,7 @@ impl Cluster {
 
 impl Shared {
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().expect("no one panics with the store")
+        locked(&self.store)
     }
 
     /// A step of a request, which takes its time.

@@ -1,10 +1,10 @@
-//! Where the cells of a volume lie: around the borders between its objects.
+//! Positions of the cells of a volume: around the borders between its objects.
 
 use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
 
 use crate::checker::CELL;
 
-/// Cells around each border between two objects: two before it, six behind.
+/// Cells around each border between two objects: two before it, six after it.
 pub(crate) const PER_BORDER: usize = 8;
 /// Those before it.
 pub(crate) const BEFORE: usize = 2;
@@ -39,7 +39,7 @@ impl Layout {
         object as u64 * self.object_size()
     }
 
-    /// Where a cell begins. Those of the first border lie in the middle of the
+    /// The offset of a cell. Those of the first border are in the middle of the
     /// first object, as there is nothing before it.
     pub(crate) fn offset(&self, cell: usize) -> u64 {
         let (border, cell) = (cell / PER_BORDER, cell % PER_BORDER);

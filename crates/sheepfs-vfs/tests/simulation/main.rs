@@ -1,10 +1,10 @@
 //! Volumes on a simulated cluster: thousands of random runs that can be repeated.
 //!
 //! Time is simulated and there is one thread, so that a seed decides everything
-//! that happens: delays on the wire and in the sheep, cuts, crashes, snapshots.
+//! that happens: delays on the wire and in the sheep, resets, crashes, snapshots.
 //! The client under test is the real one down to its byte streams. A failure
 //! names its seed; `SHEEPFS_SIMULATION_SEED=SEED` repeats that run and prints
-//! what happened. `SHEEPFS_SIMULATION_RUNS=N` makes it N runs.
+//! its events. `SHEEPFS_SIMULATION_RUNS=N` makes it N runs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
@@ -20,10 +20,18 @@ mod tree;
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard};
 
 pub(crate) const SEED_VARIABLE: &str = "SHEEPFS_SIMULATION_SEED";
 const RUNS_VARIABLE: &str = "SHEEPFS_SIMULATION_RUNS";
 const RUNS: u64 = 500;
+
+/// Locks state of the simulation; a run ends with the first panic.
+fn locked<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state
+        .lock()
+        .expect("no code panics while it holds this lock")
+}
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

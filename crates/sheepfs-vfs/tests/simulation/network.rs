@@ -1,8 +1,8 @@
 //! Byte streams in memory that are slow, small, and cut at any byte.
 //!
 //! Bytes arrive in order, in the pieces in which they were written, each after
-//! a delay of its own. A reset loses what has not arrived; an orderly end comes
-//! behind it.
+//! a delay of its own. A reset drops the bytes that have not arrived; an orderly end comes
+//! after them.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -15,9 +15,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use crate::locked;
 use crate::sim_rng::SimRng;
 
-/// Bytes under way in one direction; a frame with much payload does not fit.
+/// Bytes in flight in one direction; a frame with a large payload does not fit.
 const CAPACITY: usize = 16 << 10;
 
 /// One direction of a connection.
@@ -52,7 +53,7 @@ enum Piece {
 
 impl Pipe {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no one panics with a pipe")
+        locked(&self.state)
     }
 
     fn end(&self, end: End) {
@@ -70,7 +71,7 @@ impl Pipe {
         self.cut.notify_waiters();
     }
 
-    /// Loses whatever is in the pipe.
+    /// Drops all bytes in the pipe.
     pub(crate) fn reset(&self) {
         self.end(End::Reset);
     }
@@ -80,7 +81,7 @@ impl Pipe {
     }
 }
 
-/// Brings pieces to the other end, each in its time.
+/// Delivers the pieces, each after its delay.
 async fn carry(pipe: Arc<Pipe>, mut pieces: mpsc::UnboundedReceiver<Piece>) {
     while let Some(piece) = pieces.recv().await {
         let (at, bytes) = match piece {
@@ -129,13 +130,13 @@ impl Sender {
         }
     }
 
-    /// Sends all of it, however much is under way.
+    /// Sends all bytes, in spite of the limit.
     pub(crate) fn send(&self, bytes: Vec<u8>) {
         let mut state = self.pipe.state();
         if state.end.is_none() {
             state.travelling += bytes.len();
             let at = self.arrival(&mut state);
-            // The carrier is gone when the pipe is reset.
+            // The carrier has ended if the pipe was reset.
             let _ = self.pieces.send(Piece::Bytes(at, bytes));
         }
     }
@@ -170,7 +171,7 @@ impl WriteHalf for Sender {
         let written = bytes.len();
         state.travelling += written;
         let at = self.arrival(&mut state);
-        // The carrier is gone when the pipe is reset.
+        // The carrier has ended if the pipe was reset.
         let _ = self.pieces.send(Piece::Bytes(at, bytes));
         Ok(written)
     }
@@ -195,7 +196,7 @@ impl WriteHalf for Sender {
 
     fn shut_down(&self) {
         let at = self.arrival(&mut self.pipe.state());
-        // The carrier is gone when the pipe is reset.
+        // The carrier has ended if the pipe was reset.
         let _ = self.pieces.send(Piece::Close(at));
         self.back.end(End::Closed);
     }

@@ -1,4 +1,4 @@
-//! What a simulated sheep does for each operation, step by step.
+//! The operations of a simulated sheep, step by step.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const RECLAIM_TIME: Duration = Duration::from_secs(2);
 /// The most that one write covers.
 const MOST_CELLS: usize = 2;
 
-/// What goes back to the client.
+/// A response.
 pub(crate) struct Answer {
     pub(crate) code: ResultCode,
     pub(crate) body: Option<ResponseBody>,
@@ -53,7 +53,7 @@ fn vdi(vid: Vid) -> Outcome {
 }
 
 impl Cluster {
-    /// Runs a request; `None` when its sheep died before the answer.
+    /// Runs a request; `None` when its sheep died before the response.
     pub(crate) async fn run(
         &self,
         number: usize,
@@ -65,6 +65,7 @@ impl Cluster {
         self.shared()
             .rng
             .note((number, opcode as u8, header.id.get(), header.tail));
+        // Object requests die with the process; their effect may be partial.
         let outcome = match header.body() {
             RequestBody::Object(body) => {
                 let work = self.object(number, process, opcode, header, body, payload);
@@ -76,8 +77,9 @@ impl Cluster {
                     }
                 }
             }
-            // A cluster operation that was begun runs to its end.
+            // A cluster operation runs to its end even if its sheep dies.
             RequestBody::Vdi(body) => self.vdi_operation(number, opcode, body, payload).await,
+            // The two requests about the cluster that a client sends at its start.
             _ => match opcode {
                 Opcode::ClusterInfo => Ok(Answer {
                     code: ResultCode::Success,
@@ -99,6 +101,7 @@ impl Cluster {
                 _ => Err(ResultCode::InvalidParms),
             },
         };
+        // Both the request and its result are part of the trace of the run.
         let answer = outcome.unwrap_or_else(|code| Answer {
             code,
             body: None,
@@ -122,6 +125,7 @@ impl Cluster {
         let shared = self.shared();
         let oid = Oid::from_raw(body.oid.get());
         let offset = body.offset.get() as usize;
+        // The request has arrived, but a stopped sheep executes it later.
         shared.pause().await;
         self.awake(number).await;
         match opcode {
@@ -141,7 +145,7 @@ impl Cluster {
             }
             Opcode::WriteObj => {
                 shared.store().may_write(oid)?;
-                // Another sheep may freeze the VDI now; this one has looked already.
+                // Another sheep may take a snapshot between the check and the write.
                 shared.pause().await;
                 self.awake(number).await;
                 shared.store().write(oid, offset, payload)?;
@@ -149,6 +153,8 @@ impl Cluster {
             }
             Opcode::CreateAndWriteObj => {
                 shared.store().may_write(oid)?;
+                // Copy-up reads the base object first; other sheep run before the new one is
+                // stored.
                 let mut object = match header.flags().contains(RequestFlags::COW) {
                     true => shared.store().copy(Oid::from_raw(body.cow_oid.get()))?,
                     false => Object::default(),
@@ -156,6 +162,7 @@ impl Cluster {
                 shared.pause().await;
                 self.awake(number).await;
                 object.write(offset, payload);
+                // A preallocation writes more than any write of the test.
                 let is_ahead = payload.len() > MOST_CELLS * CELL;
                 shared
                     .preallocated
@@ -219,7 +226,7 @@ impl Cluster {
             .note(("dropped", reference.0.raw(), removed));
     }
 
-    /// What a sheep that dies leaves of a request.
+    /// The partial effect of a request when its sheep dies.
     fn half_done(&self, opcode: Opcode, body: ObjectRequest, payload: &[u8]) {
         let shared = self.shared();
         let oid = Oid::from_raw(body.oid.get());
@@ -287,7 +294,7 @@ impl Cluster {
         };
         shared.pause().await;
         let mut inode = shared.store().read_base(base)?;
-        // Index updates that come now are lost.
+        // Index updates that arrive now are overwritten.
         shared.pause().await;
         shared.store().write_base(base, &mut inode, snapshot);
         shared.pause().await;

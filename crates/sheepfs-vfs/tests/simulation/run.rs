@@ -20,11 +20,11 @@ use crate::layout::{Layout, object_of};
 use crate::sim_rng::SimRng;
 
 const OBJECTS: usize = 5;
-/// Objects behind them, in some runs, that one writer begins one after the other:
-/// so many that the volume makes the next ones ahead.
+/// Objects after them, in some runs, for a sequential writer: enough to start
+/// preallocation.
 const STREAM: usize = 22;
-/// Objects behind all these: one that is unused, and one that another host
-/// writes. What the stream's writer has made ahead does not reach it.
+/// Objects after all these: an unused one, which the sequential writer may preallocate,
+/// and one that another host writes.
 const OTHER_HOST: usize = 2;
 /// After another client's snapshot reads may be as old as this.
 const HEAD_AGE: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ impl Totals {
     }
 }
 
-/// What the parts of a run share.
+/// State that the tasks of a run share.
 struct Simulation {
     rng: SimRng,
     cluster: Cluster,
@@ -99,12 +99,13 @@ pub(crate) fn run(seed: u64) -> Totals {
     runtime.block_on(async {
         tokio::time::timeout(LIMIT, Simulation::run(seed))
             .await
-            .expect("nothing hangs for ever")
+            .expect("every operation ends")
     })
 }
 
 impl Simulation {
     async fn run(seed: u64) -> Totals {
+        // The seed decides the kind of VDI, and what happens to it.
         let rng = SimRng::new(seed);
         let cluster = Cluster::start(rng.clone(), SHEEP);
         let streams = rng.one_in(4);
@@ -127,6 +128,7 @@ impl Simulation {
             rng,
             cluster,
         });
+        // A new VDI, or a clone of a template with data.
         let client = simulation.client(1).await;
         let cloned = !streams && !hypervolume && simulation.rng.one_in(3);
         if cloned {
@@ -140,6 +142,7 @@ impl Simulation {
         }
         let volume = simulation.open(&client, &simulation.name).await;
 
+        // Writers and readers of the volume under test, and of a second client.
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..WRITERS {
             writers.spawn(Arc::clone(&simulation).write_often(Arc::clone(&volume), writer));
@@ -154,17 +157,19 @@ impl Simulation {
         if streams {
             writers.spawn(Arc::clone(&simulation).write_on_and_on(Arc::clone(&volume)));
         }
+        // Snapshots and other administration, and faults of sheep and network, beside them.
         let administrator = tokio::spawn(Arc::clone(&simulation).admin_loop());
-        let fate = tokio::spawn(Arc::clone(&simulation).inject_faults());
+        let faults = tokio::spawn(Arc::clone(&simulation).inject_faults());
         let all_end = async {
             while let Some(done) = writers.join_next().await {
                 done.unwrap();
             }
         };
+        // In one of four runs the client crashes before its writers have ended.
         let crashed = match simulation.rng.one_in(4) {
             true => {
-                let life = simulation.rng.pause(MAX_UPTIME);
-                tokio::time::timeout(life, all_end).await.is_err()
+                let uptime = simulation.rng.pause(MAX_UPTIME);
+                tokio::time::timeout(uptime, all_end).await.is_err()
             }
             false => {
                 all_end.await;
@@ -178,16 +183,18 @@ impl Simulation {
             simulation.rng.note("crash");
             simulation.count(|totals| totals.crashes += 1);
         }
+        // Everything ends, and late requests are executed, before the bytes are verified.
         simulation.over.store(true, Ordering::Relaxed);
         let tags = administrator.await.unwrap();
-        fate.await.unwrap();
+        faults.await.unwrap();
         if crashed {
-            // What the sheep had read before may still run.
+            // The sheep may still execute requests that they had read.
             tokio::time::sleep(DRAIN_TIME).await;
         } else {
             simulation.check_own(&volume).await;
         }
         simulation.verify(tags, cloned).await;
+        // Counts of the run, and the trace that a repeated run must have, too.
         let mut totals = std::mem::take(&mut *simulation.counts.lock().unwrap());
         totals.runs = 1;
         totals.preallocated = simulation
@@ -214,7 +221,7 @@ impl Simulation {
             let pool = Pool::connect_with(config.clone(), self.cluster.network(number)).await;
             match pool {
                 Ok(pool) => return Client::with_transport(Arc::new(pool)),
-                Err(_nobody_there) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(_offline) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::locked;
+
 /// The generator of a run. Clones share its state.
 #[derive(Clone, Debug)]
 pub(crate) struct SimRng {
@@ -36,7 +38,7 @@ impl SimRng {
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().expect("no one panics with the rng")
+        locked(&self.shared)
     }
 
     /// True once in `n` times.
@@ -72,7 +74,7 @@ impl SimRng {
         (at, what).hash(&mut self.shared().trace);
     }
 
-    /// What was noted, in short.
+    /// A digest of the notes.
     pub(crate) fn trace(&self) -> u64 {
         self.shared().trace.finish()
     }

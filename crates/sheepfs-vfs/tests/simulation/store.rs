@@ -1,9 +1,8 @@
-//! What the simulated sheep keep together, and what a C sheep does to it.
+//! The store that the simulated sheep share, with the operations of a C sheep on it.
 //!
-//! Written from protocol.md alone, with the habits that make a client's life
-//! hard: nothing is atomic but a single read or write of an object, references
-//! are counted by generation, and objects go some time after their last
-//! reference did.
+//! Written from protocol.md alone, with the properties that are hard for a client: only a
+//! single read or write of an object is atomic, references are counted by generation, and
+//! objects are removed some time after their last reference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -102,10 +101,10 @@ impl Object {
 /// A slot before it is written: its number, owner, and reference.
 pub(crate) type Before = (u32, u32, (u32, u32));
 
-/// A reference that goes: the object, its generation, its count.
+/// A dropped reference: the object, its generation, its count.
 pub(crate) type Dropped = (Oid, u32, u32);
 
-/// All objects of the cluster, and what the sheep have in memory.
+/// All objects of the cluster, and the memory of the sheep.
 #[derive(Default)]
 pub(crate) struct Store {
     objects: BTreeMap<u64, Object>,
@@ -166,7 +165,7 @@ impl Store {
         Some(u32::try_from(first).ok()?..u32::try_from(behind).ok()?)
     }
 
-    /// Owners and references of some slots: what a server looks at first.
+    /// Owners and references of some slots, which a server reads first.
     pub(crate) fn before(
         &self,
         oid: Oid,
@@ -178,7 +177,7 @@ impl Store {
             .collect())
     }
 
-    /// Writes slots, forgets their references, and says what goes with them.
+    /// Writes slots, drops their references, and returns the objects to remove.
     pub(crate) fn write_slots(
         &mut self,
         oid: Oid,

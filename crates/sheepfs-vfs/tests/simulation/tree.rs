@@ -9,10 +9,10 @@ use zerocopy::IntoBytes as _;
 use crate::store::{Object, Store};
 
 /// The slots in the two leaves of a tree that was deeper once; all of them are
-/// holes, and others lie between and behind them.
+/// holes, with others between and after them.
 const OLD_LEAVES: [[u32; 2]; 2] = [[1, 2], [4, 7]];
 
-/// The slot of an object, and what a server that is about to change it has read.
+/// The slot of an object, with the copy that a server has read before a change.
 pub(crate) struct ReadSlot {
     inode: Oid,
     /// The inode from its start to the end of the root.
@@ -79,8 +79,8 @@ impl Store {
         }))
     }
 
-    /// Makes a slot a hole, as a C sheep does: header and root become what they
-    /// were when it read them.
+    /// Clears a slot as a C sheep does: it writes back the header and the root that it has
+    /// read before.
     pub(crate) fn clear_slot(&mut self, mut slot: ReadSlot) -> Result<(), ResultCode> {
         if slot.oid == slot.inode {
             slot.start[slot.owner_at..][..4].fill(0);

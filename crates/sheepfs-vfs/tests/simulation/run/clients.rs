@@ -16,7 +16,7 @@ const STEPS: usize = 12;
 
 impl Simulation {
     pub(super) async fn write_often(self: Arc<Self>, volume: Arc<Volume>, writer: usize) {
-        // The first of them lies across the border.
+        // The first of them crosses the border.
         let own = [[1, 2], [3, 4], [5, 6], [0, 7]][writer];
         for _ in 0..STEPS {
             tokio::time::sleep(self.rng.pause(Duration::from_secs(2))).await;
@@ -132,7 +132,7 @@ impl Simulation {
         }
     }
 
-    /// Reads on another host what is written here and there.
+    /// Reads on another host the writes of both hosts.
     pub(super) async fn read_elsewhere(self: Arc<Self>, volume: Arc<Volume>) {
         for _ in 0..2 * STEPS {
             tokio::time::sleep(self.rng.pause(Duration::from_secs(2))).await;
