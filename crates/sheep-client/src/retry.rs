@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_ends_with_the_timeout_of_the_first_failure() {
+    fn retry_ends_with_timeout_of_first_failure() {
         let request = Request::discard_object(Oid::from_raw(1));
         let halt = answered(&request, ResultCode::Halt);
         let (start, mut attempts) = (Instant::now(), Attempts::default());
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn fence_ends_after_the_interval_or_with_a_refusal() {
+    fn fence_ends_after_interval_or_with_refusal() {
         let disconnected_at = Instant::now();
         let fence = Fence {
             node: node(),

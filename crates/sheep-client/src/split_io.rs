@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn split_io_of_an_empty_range_is_one_request() {
+    fn split_io_of_empty_range_is_one_request() {
         for offset in [0, 1, MAX_IO_LEN, u32::MAX] {
             assert!(split_io(offset, 0).eq([(offset, 0)]), "{offset}");
         }

@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_leaf_finds_its_slots() {
+    fn leaf_finds_its_slots() {
         let vid = Vid::new(0x5e_9293).unwrap();
         let slots = [0, 3, 7, 1_048_577].map(|index| (ObjectIndex(index), vid));
         let mut bytes = encode_leaf(slots.into_iter());
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_leaf_fills_its_object_and_takes_no_more() {
+    fn leaf_when_full_fills_its_object() {
         let vid = Vid::new(1).unwrap();
         let slots = |count: u32| {
             let slots: Vec<_> = (0..count).map(|index| (ObjectIndex(index), vid)).collect();

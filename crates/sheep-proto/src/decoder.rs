@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_waited_for_whole() {
+    fn decoder_waits_for_whole_header() {
         let header = read_request(512);
         let bytes = header.as_bytes();
         for cut in 0..HEADER_LEN {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_beyond_the_limit_ends_the_stream() {
+    fn decoder_ends_stream_at_too_long_payload() {
         let answer = ResponseHeader::answer(
             &read_request(0),
             1,
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_sheep_sends_ends_the_stream() {
+    fn decoder_ends_stream_at_malformed_header() {
         let mut answer = ResponseHeader::answer(
             &read_request(0),
             1,

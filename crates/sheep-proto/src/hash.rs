@@ -54,7 +54,7 @@ mod tests {
     use crate::id::ObjectIndex;
 
     #[test]
-    fn names_hash_to_the_vids_a_fresh_server_gives() {
+    fn name_hash_equals_vid_of_fresh_server() {
         let long = [b'x'; 255];
         let vectors: [(&[u8], u64, u32); 11] = [
             (b"a", 0xaf63_dc4c_8601_ec8c, 0x01_ec8c),

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_with_two_kinds_or_unused_bits_have_no_kind() {
+    fn oid_with_two_kinds_has_no_kind() {
         assert_eq!(Oid::from_raw(0xc000_0001_0000_0000).kind(), None);
         assert_eq!(Oid::from_raw(0x0100_0001_0000_0000).kind(), None);
     }

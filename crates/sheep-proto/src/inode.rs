@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_that_no_cluster_accepts_does_not_overflow() {
+    fn object_shift_out_of_range_does_not_overflow() {
         assert_eq!(max_volume_size(false, 43), 1 << 63);
         assert_eq!(max_volume_size(false, 44), u64::MAX);
         assert_eq!(max_volume_size(false, 255), u64::MAX);

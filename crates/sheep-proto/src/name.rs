@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_could_not_be_found_again_are_refused() {
+    fn name_that_is_not_stored_whole_is_refused() {
         assert_eq!(VdiName::new(b""), Err(BadName::Empty));
         assert_eq!(VdiName::new([b'x'; 256]), Err(BadName::TooLong(256)));
         assert_eq!(VdiName::new(b"a\0b"), Err(BadName::Nul));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_without_nul_is_cut_as_the_server_cuts_it() {
+    fn name_field_without_nul_is_truncated() {
         assert_eq!(
             VdiName::from_field(&[b'x'; 256]).unwrap().as_bytes().len(),
             255
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_any_length_ends_at_its_first_nul() {
+    fn name_field_ends_at_first_nul() {
         let mut path = [0; 4096];
         path[..300].fill(b'p');
         assert_eq!(unpad(&path).len(), 300);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_forge_a_log_line() {
+    fn name_cannot_forge_log_line() {
         let name = VdiName::new(b"a\n\xffb").unwrap();
         assert_eq!(name.to_string(), "a\\n\\xffb");
         let name = VdiName::new("a\u{2028}b\u{202e}日本").unwrap();

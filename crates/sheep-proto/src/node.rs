@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_address_of_a_dual_stack_socket_is_recorded_as_ipv4() {
+    fn node_address_of_dual_stack_socket_is_ipv4() {
         let address: SocketAddr = "[::ffff:192.0.2.7]:7000".parse().unwrap();
         let record = NodeRecord::new(address, 128, 0, 0);
         assert_eq!(
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_list_is_refused() {
+    fn node_list_when_truncated_is_refused() {
         assert!(NodeRecord::parse_list(&[0; 81]).is_err());
         assert!(NodeRecord::parse_list(&[]).unwrap().is_empty());
     }

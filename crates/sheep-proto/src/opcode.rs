@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_is_an_opcode_or_is_named_in_the_error() {
+    fn opcode_error_names_unknown_byte() {
         for raw in 0..=u8::MAX {
             match Opcode::try_from(raw) {
                 Ok(opcode) => assert_eq!(opcode as u8, raw),

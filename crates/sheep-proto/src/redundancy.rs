@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cluster_refuses_does_not_parse() {
+    fn redundancy_invalid_does_not_parse() {
         for text in ["", "0", "32", "3:1", "4:0", "4:16", "18:1", "4:", ":2", "x"] {
             assert_eq!(text.parse::<Redundancy>(), Err(BadRedundancy), "{text}");
         }

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_survives_the_wire() {
+    fn result_code_round_trips() {
         for &code in ResultCode::ALL {
             assert_eq!(ResultCode::from(u32::from(code)), code);
         }

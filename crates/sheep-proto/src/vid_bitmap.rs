@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_bitmap_is_refused() {
+    fn vid_bitmap_when_short_is_refused() {
         assert!(VidBitmap::parse([0u8; 512].as_slice()).is_err());
     }
 }

@@ -152,7 +152,7 @@ proptest! {
     }
 
     #[test]
-    fn any_48_bytes_are_a_request_within_its_limit_or_too_long(bytes: [u8; 32], tail: [u8; 16], limit: u32) {
+    fn arbitrary_request_is_within_limit_or_too_long(bytes: [u8; 32], tail: [u8; 16], limit: u32) {
         let bytes = [bytes.as_slice(), &tail].concat();
         match decoder::request(&bytes, limit) {
             Ok(header) => {
@@ -170,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn a_response_is_accepted_only_from_a_sheep(
+    fn response_with_version_or_flags_is_refused(
         bytes: [u8; 32],
         tail: [u8; 16],
         version in prop_oneof![Just(0u8), any::<u8>()],
@@ -192,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_nodes_of_a_tree_are_refused_or_searchable(bytes in node(), index: u32) {
+    fn arbitrary_tree_node_is_refused_or_searchable(bytes in node(), index: u32) {
         let used = btree::used_len(&bytes);
         match Node::parse(&bytes) {
             Ok(Node::Leaf(leaf)) => {
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn a_leaf_finds_exactly_the_slots_it_was_made_of(
+    fn leaf_finds_exactly_its_slots(
         slots in prop::collection::btree_map(any::<u32>(), 1u32..1 << 24, 0..100),
         index: u32,
     ) {
@@ -232,7 +232,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_node_lists_are_refused_or_read_to_the_end(bytes in payload_near(160)) {
+    fn arbitrary_node_list_is_refused_or_whole(bytes in payload_near(160)) {
         match NodeRecord::parse_list(&bytes) {
             Ok(nodes) => {
                 prop_assert_eq!(nodes.len() * 80, bytes.len());
@@ -245,7 +245,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_cluster_info_names_no_node_it_does_not_hold(
+    fn arbitrary_cluster_info_lists_only_its_nodes(
         mut bytes in payload_near(48 + 3 * 80),
         nr_nodes in prop_oneof![0u16..5, any::<u16>()],
     ) {
@@ -264,7 +264,7 @@ proptest! {
     }
 
     #[test]
-    fn an_arbitrary_epoch_log_names_no_node_it_does_not_hold(
+    fn arbitrary_epoch_log_lists_only_its_nodes(
         (nodes_nr, bytes) in prop_oneof![
             (0u32..4, 0usize..4).prop_flat_map(|(nodes_nr, records)| {
                 (Just(nodes_nr), payload_near(records * (48 + 80 * nodes_nr as usize)))
@@ -296,7 +296,7 @@ proptest! {
     }
 
     #[test]
-    fn an_arbitrary_inode_header_answers_every_question(bytes in vec(any::<u8>(), INODE_HEADER_LEN), blank: bool) {
+    fn arbitrary_inode_header_is_read_in_range(bytes in vec(any::<u8>(), INODE_HEADER_LEN), blank: bool) {
         let mut bytes = bytes;
         if blank {
             bytes[0] = 0;
@@ -357,7 +357,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_vdi_states_are_refused_or_read_to_the_end(bytes in payload_near(2 * 1428)) {
+    fn arbitrary_vdi_states_are_refused_or_whole(bytes in payload_near(2 * 1428)) {
         match VdiState::parse_list(&bytes) {
             Ok(states) => {
                 prop_assert_eq!(states.len() * 1428, bytes.len());
@@ -376,7 +376,7 @@ proptest! {
     }
 
     #[test]
-    fn every_result_code_survives_the_wire(raw: u32) {
+    fn arbitrary_result_code_round_trips(raw: u32) {
         let code = ResultCode::from(raw);
         prop_assert_eq!(u32::from(code), raw);
         let _ = (code.retry(), code.to_string(), code.name());
@@ -388,7 +388,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn an_arbitrary_attribute_is_refused_or_shows_its_value(
+    fn arbitrary_attribute_is_refused_or_has_value(
         mut bytes in sparse_payload(ATTRIBUTE_LEN),
         value_len in prop_oneof![0u32..70_000, any::<u32>()],
         short in 0usize..2,
@@ -422,7 +422,7 @@ proptest! {
     }
 
     #[test]
-    fn an_arbitrary_bitmap_lists_what_it_contains(
+    fn arbitrary_bitmap_lists_the_vids_it_contains(
         bytes in sparse_payload(VID_BITMAP_LEN),
         vid in 1u32..1 << 24,
     ) {

@@ -87,7 +87,7 @@ fn other_tails_match_section_1_4() {
 }
 
 #[test]
-fn the_inode_matches_section_4_1() {
+fn inode_matches_section_4_1() {
     layout!(InodeHeader, size 4664, from 0,
         name 0, tag 256, create_time 512, snap_ctime 520, vm_clock_nsec 528, vdi_size 536,
         vm_state_size 544, copy_policy 552, store_policy 553, nr_copies 554,

@@ -166,7 +166,7 @@ fn result_codes_are_those_of_section_2() {
 }
 
 #[test]
-fn an_unknown_result_code_is_not_asked_again() {
+fn result_code_unknown_is_not_transient() {
     for raw in (0..=0x100).filter(|raw| !RESULTS.iter().any(|(known, ..)| known == raw)) {
         assert_eq!(ResultCode::from(raw), ResultCode::Other(raw));
         assert_eq!(ResultCode::from(raw).retry(), Retry::Never);

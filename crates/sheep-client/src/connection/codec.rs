@@ -169,6 +169,7 @@ mod tests {
             reads in reads(),
             arrivals in vec(1..200usize, 1..20),
         ) {
+            // The responses to all reads, one after the other.
             let mut in_flight = InFlight::default();
             let mut bytes = Vec::new();
             let mut ids = Vec::new();
@@ -184,6 +185,7 @@ mod tests {
                 bytes.extend_from_slice(header.as_bytes());
                 bytes.extend_from_slice(&read.payload);
             }
+            // They arrive in parts of any length.
             let mut codec = ResponseCodec::new(Arc::new(Mutex::new(in_flight)));
             let mut src = BytesMut::with_capacity(100);
             let mut answers = Vec::new();
@@ -202,6 +204,7 @@ mod tests {
                     break;
                 }
             }
+            // Each read gets its own payload.
             let expected: Vec<_> = ids
                 .into_iter()
                 .zip(reads.into_iter().map(|read| read.payload))

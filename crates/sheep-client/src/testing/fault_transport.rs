@@ -128,12 +128,14 @@ impl FaultTransport {
         completion: Completion,
         send: impl FnOnce(&dyn Transport, Request, Completion) + Send + 'static,
     ) {
+        // The plan runs under its lock, the fault without it.
         let fault = {
             let mut plan = poison::lock(&self.plan);
             plan(&request)
         };
         let operation = request.operation();
         let runtime = self.runtime.clone();
+        // The caller's completion runs exactly once, whatever becomes of the request.
         match fault {
             None => send(&*self.inner, request, completion),
             Some(Fault::Delay(pause)) => {

@@ -75,10 +75,12 @@ fn tree_root_write_starts_within_the_header() {
 fn tree_root_split_matches_the_c_program() {
     let mut objects = Objects::empty(vid(), Capacity::PROTOCOL);
     let mut tree = objects.read();
+    // A full root is written whole, after the magic number.
     let writes = tree.insert(&own((0..524_287).map(|i| 2 * i))).unwrap();
     assert_eq!(outline(&writes), [("inode", 0, 4656, 8 + (4 << 20), false)]);
     objects.apply(&writes);
 
+    // One more slot makes two leaves: first the counter, then the leaves, then the root.
     let writes = tree.insert(&own([1_048_584])).unwrap();
     assert_eq!(
         outline(&writes),
@@ -98,11 +100,13 @@ fn tree_root_split_matches_the_c_program() {
     ];
     assert_eq!(objects.root()[..root.len()], root);
 
+    // A leaf is written whole.
     let writes = tree.insert(&own([1])).unwrap();
     let whole_leaf = ("node", 0, 0, 8 + 8 * 262_144, false);
     assert_eq!(outline(&writes), [whole_leaf]);
     objects.apply(&writes);
 
+    // Slots are found in the tree in memory, and by a lookup on the objects.
     let tree = objects.read();
     assert_eq!(tree.slots().count(), 524_289);
     for (index, owner) in [

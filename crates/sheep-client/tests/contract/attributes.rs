@@ -9,11 +9,13 @@ use crate::{MIB, assert_refused, for_each_backend, refusal, tag, working};
 async fn attribute_keeps_last_value_until_removed() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
+        // An attribute that was never set has no value.
         let (name, _vid) = fixture.volume("v", MIB).await;
         assert_eq!(
             client.vdi(&working(&name)).attribute(b"key").await.unwrap(),
             None
         );
+        // Each value replaces the one before, from empty to the longest one.
         for value in [&b"first"[..], b"", &[0xff; 65_536]] {
             client
                 .vdi(&working(&name))
@@ -23,6 +25,7 @@ async fn attribute_keeps_last_value_until_removed() {
             let found = client.vdi(&working(&name)).attribute(b"key").await.unwrap();
             assert_eq!(found.as_deref(), Some(value));
         }
+        // Removing one attribute leaves the other.
         client
             .vdi(&working(&name))
             .set_attribute(b"other", b"o")
@@ -76,9 +79,9 @@ async fn attribute_belongs_to_name_and_survives_snapshot() {
 async fn attribute_with_unknown_name_or_key_is_refused() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
-        let nobody = fixture.name("nobody");
+        let absent = fixture.name("absent");
         assert_eq!(
-            refusal(client.vdi(&working(&nobody)).attribute(b"key").await),
+            refusal(client.vdi(&working(&absent)).attribute(b"key").await),
             ResultCode::NoVdi
         );
         let (name, _vid) = fixture.volume("v", MIB).await;

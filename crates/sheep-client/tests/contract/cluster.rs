@@ -53,13 +53,14 @@ async fn cluster_is_unformatted_until_format() {
         |config| config.format_if_new = false,
         async |fixture| {
             let client = &fixture.client;
+            // Reports work without a format, everything else is refused.
             let status = client.cluster().history().await.unwrap();
             assert_eq!(status.status, ResultCode::WaitForFormat);
             assert!(status.epochs.is_empty());
             assert_eq!(client.cluster().defaults().await.unwrap().object_shift, 0);
             assert!(client.cluster().list_vids().await.unwrap().is_empty());
             let new = NewVdi::new(fixture.name("v"), MIB);
-            // The object size of a cluster without one is no complaint.
+            // The missing default object size is not what the error reports.
             for (object_shift, hypervolume) in [(None, false), (Some(23), false), (None, true)] {
                 let mut new = new.clone();
                 new.object_shift = object_shift;
@@ -74,6 +75,7 @@ async fn cluster_is_unformatted_until_format() {
                 ResultCode::WaitForFormat
             );
 
+            // The options of the format become the defaults of new VDIs.
             let redundancy = Redundancy::Erasure { data: 4, parity: 2 };
             let options = FormatOptions::default()
                 .with_redundancy(redundancy)
@@ -88,7 +90,7 @@ async fn cluster_is_unformatted_until_format() {
             let info = client.vdi(&working(&new.name)).stat().await.unwrap();
             assert_eq!((info.object_shift, info.redundancy), (23, redundancy));
 
-            // Once more: everything is gone.
+            // Another format removes every VDI.
             client
                 .cluster()
                 .format(&FormatOptions::default())

@@ -13,8 +13,7 @@ use sheep_proto::{ObjectIndex, Oid, Opcode, ResultCode, VdiName};
 
 use crate::refusal;
 
-/// What a client sees of a write of `new` over `old` with a fault, and what is
-/// there afterwards.
+/// The outcome of a write of `new` over `old` with a fault, and the bytes afterwards.
 async fn write_with(fault: Fault) -> (Result<(), ClientError>, Bytes) {
     let server = Server::start(Config::new(StoreKind::Memory)).await.unwrap();
     let config = ClientConfig::new(server.local_address().into());

@@ -66,28 +66,30 @@ async fn vdi_create_refuses_used_names_and_sizes() {
 async fn vdi_lookup_of_absent_vdi_is_not_found() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
-        let nobody = fixture.name("nobody");
+        // No VDI has the name.
+        let absent_name = fixture.name("absent");
         let no_vdi = ResultCode::NoVdi;
         assert_eq!(
-            refusal(client.vdi(&working(&nobody)).lookup().await),
+            refusal(client.vdi(&working(&absent_name)).lookup().await),
             no_vdi
         );
         assert_eq!(
-            refusal(client.vdi(&tagged(&nobody, "t")).lookup().await),
+            refusal(client.vdi(&tagged(&absent_name, "t")).lookup().await),
             no_vdi
         );
         assert_eq!(
-            refusal(client.vdi(&working(&nobody)).delete().await),
+            refusal(client.vdi(&working(&absent_name)).delete().await),
             no_vdi
         );
         assert_eq!(
-            refusal(client.vdi(&working(&nobody)).resize(1).await),
+            refusal(client.vdi(&working(&absent_name)).resize(1).await),
             no_vdi
         );
         assert_eq!(
-            refusal(client.vdi(&working(&nobody)).snapshot(&tag("t")).await),
+            refusal(client.vdi(&working(&absent_name)).snapshot(&tag("t")).await),
             no_vdi
         );
+        // The VDI exists, but neither the tag nor the number of a snapshot.
         let (name, _vid) = fixture.volume("v", MIB).await;
         let no_tag = ResultCode::NoTag;
         assert_eq!(
@@ -96,6 +98,7 @@ async fn vdi_lookup_of_absent_vdi_is_not_found() {
         );
         let by_id = VdiSelector::snap_id(name, 9);
         assert_eq!(refusal(client.vdi(&by_id).lookup().await), no_tag);
+        // No inode has the VID.
         let absent = Vid::new(0x12_3456).unwrap();
         assert_eq!(
             refusal(client.inode(absent).stat().await),
@@ -258,7 +261,7 @@ async fn clone_has_snapshot_content_and_diverges() {
             ResultCode::VdiExist
         );
 
-        // What the clone shares survives the snapshot it was made from.
+        // Objects that the clone shares survive the deletion of its parent snapshot.
         client.vdi(&tagged(&name, "t")).delete().await.unwrap();
         client.vdi(&working(&name)).delete().await.unwrap();
         assert_eq!(fixture.read(vid, 1, 6).await, &b"shared"[..]);
@@ -460,7 +463,7 @@ async fn lock_without_locking_is_a_lookup() {
         }
         client.inode(vid).unlock().await.unwrap();
         assert_eq!(
-            refusal(client.vdi(&working(&fixture.name("nobody"))).lock().await),
+            refusal(client.vdi(&working(&fixture.name("absent"))).lock().await),
             ResultCode::NoVdi
         );
     })

@@ -1,8 +1,8 @@
-//! What every cluster promises, checked on `sheep-embedded` and, when
-//! `SHEEPFS_TEST_SHEEP` names one as HOST:PORT, of a real cluster as well.
+//! The contract of a cluster, checked on `sheep-embedded` and, when
+//! `SHEEPFS_TEST_SHEEP` names one as HOST:PORT, on a real cluster as well.
 //!
 //! Names are unique, so the tests can share a cluster with others and with
-//! themselves. Whatever is made on a real cluster is left there.
+//! themselves. They leave their VDIs on a real cluster.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 

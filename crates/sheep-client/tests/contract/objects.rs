@@ -32,7 +32,7 @@ async fn object_reads_zeros_where_never_written() {
             client.objects().read(oid, 4, 12).await.unwrap(),
             &b"\0mawritten\0\0"[..]
         );
-        // The last byte, and nothing behind it.
+        // The last byte, and nothing past it.
         let last = (4 << 20) - 1;
         client
             .objects()
@@ -217,9 +217,9 @@ async fn discard_clears_the_slot_and_is_idempotent() {
         );
         client.objects().discard(oid).await.unwrap();
 
-        let nobody = Oid::data(Vid::new(0x12_3456).unwrap(), ObjectIndex(0));
+        let absent = Oid::data(Vid::new(0x12_3456).unwrap(), ObjectIndex(0));
         assert_eq!(
-            refusal(client.objects().discard(nobody).await),
+            refusal(client.objects().discard(absent).await),
             ResultCode::NoObj
         );
     })

@@ -31,7 +31,7 @@ fn indexes(tree: &IndexTree) -> Vec<u32> {
     tree.slots().map(|(index, _)| index.0).collect()
 }
 
-/// Makes data objects that say their number.
+/// Creates data objects that contain their number.
 async fn make(fixture: &Fixture, vid: Vid, indexes: &[u32]) {
     for &index in indexes {
         let oid = Oid::data(vid, ObjectIndex(index));
@@ -58,6 +58,7 @@ async fn tree_growth_adds_level_without_touching_objects() {
     for_each_backend(async |fixture| {
         let client = &fixture.client;
         let vdi = hypervolume(client, &fixture.name("hyper")).await;
+        // A tree with a single leaf.
         let used: Vec<_> = (0..12).collect();
         make(fixture, vdi.vid, &used).await;
         let mut tree = client.index(&vdi).tree().await.unwrap();
@@ -65,7 +66,7 @@ async fn tree_growth_adds_level_without_touching_objects() {
         tree.commit(client.objects(), &slots, &[]).await.unwrap();
         check(fixture, vdi.vid, &used).await;
 
-        // Fills the root, then splits it, then puts something between and behind.
+        // Fills the root, splits it, then adds slots between the others and after them.
         let full = own(vdi.vid, (0..LEAF_MAX_ENTRIES).map(|number| 2 * number));
         let room = full.len() - (used.len() / 2);
         tree.commit(client.objects(), &full[..room], &[])
@@ -80,6 +81,7 @@ async fn tree_growth_adds_level_without_touching_objects() {
         }
         check(fixture, vdi.vid, &used).await;
 
+        // A tree read from the cluster has the same slots, each of which is also found alone.
         let read = client.index(&vdi).tree().await.unwrap();
         assert_eq!(read.slots().count(), expected);
         assert!(read.slots().eq(tree.slots()));
@@ -92,6 +94,7 @@ async fn tree_growth_adds_level_without_touching_objects() {
             let found = client.index(&vdi).slot(ObjectIndex(index)).await.unwrap();
             assert_eq!(found, owner, "{index}");
         }
+        // The header of the inode is unchanged.
         let info = client.vdi(&working(&vdi.name)).stat().await.unwrap();
         assert_eq!(info, vdi);
     })
@@ -134,9 +137,10 @@ async fn tree_of_a_flat_index_is_refused() {
     .await;
 }
 
-/// Makes a split in which write number `failing` is refused, and the same again.
-/// Returns false when there are fewer writes.
+/// Splits the root with a failure of write number `failing`, then repeats the split.
+/// Returns false if the split takes fewer writes.
 async fn split_with_a_refusal(fault: fn() -> Fault, failing: usize) -> bool {
+    // A client with a write that fails once the countdown is set.
     let server = Server::start(Config::new(StoreKind::Memory)).await.unwrap();
     let config = ClientConfig::new(server.local_address().into());
     let pool = Arc::new(Pool::connect(config).await.unwrap());
@@ -153,6 +157,7 @@ async fn split_with_a_refusal(fault: fn() -> Fault, failing: usize) -> bool {
         }
     });
     let client = Client::with_transport(Arc::new(faulty));
+    // One more slot than fits in the root.
     let vdi = hypervolume(&client, &VdiName::new("v").unwrap()).await;
     let mut tree = client.index(&vdi).tree().await.unwrap();
     let full = own(vdi.vid, 0..LEAF_MAX_ENTRIES);
@@ -163,15 +168,17 @@ async fn split_with_a_refusal(fault: fn() -> Fault, failing: usize) -> bool {
     let result = tree.commit(client.objects(), &more, &[]).await;
     left.store(usize::MAX, Ordering::SeqCst);
     let is_hit = result.is_err();
+    // A failed split leaves the tree unchanged, in memory and on the cluster.
     if is_hit {
         assert_eq!(tree.slots().count(), full.len());
         let there = client.index(&vdi).tree().await.unwrap();
         assert!(there.slots().take(full.len()).eq(full.iter().copied()));
-        // Other slots than before, so that the leaves are not the same again.
+        // Other slots first, so that the repeated split writes other leaves.
         let other = own(vdi.vid, [700_000, 700_001]);
         tree.commit(client.objects(), &other, &[]).await.unwrap();
         tree.commit(client.objects(), &more, &[]).await.unwrap();
     }
+    // The split has succeeded in the end.
     let found = client.index(&vdi).tree().await.unwrap();
     assert!(found.slots().eq(tree.slots()));
     assert_eq!(found.slot(ObjectIndex(600_000)), Some(vdi.vid));

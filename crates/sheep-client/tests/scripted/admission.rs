@@ -60,7 +60,7 @@ async fn admission_bounds_the_bytes_in_flight() {
 }
 
 #[tokio::test]
-async fn admission_lets_a_request_above_the_budget_go_alone() {
+async fn admission_of_request_above_budget_is_exclusive() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let arrived = in_flight_at_once(&mut peer, &client, 2, 64 << 20, 1).await;
     assert!(peer.arrived().is_none());

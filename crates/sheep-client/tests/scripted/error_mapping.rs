@@ -1,4 +1,4 @@
-//! Every result code as the response to every operation: what the caller gets.
+//! Every result code as the response to every operation, and the error of the caller.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -41,7 +41,7 @@ async fn token_is_released_before_the_completion_runs() {
 }
 
 #[tokio::test]
-async fn token_of_a_timed_out_request_outlives_it_until_the_response() {
+async fn token_of_timed_out_request_lives_until_response() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let (request, weak) = write_with_token();
     let request = request.with_timeout(Duration::from_millis(100));
@@ -53,7 +53,7 @@ async fn token_of_a_timed_out_request_outlives_it_until_the_response() {
 }
 
 #[tokio::test]
-async fn token_of_a_timed_out_request_outlives_it_until_the_disconnect() {
+async fn token_of_timed_out_request_lives_until_disconnect() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let (request, weak) = write_with_token();
     let request = request.with_timeout(Duration::from_millis(100));

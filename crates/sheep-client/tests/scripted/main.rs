@@ -65,7 +65,7 @@ fn object() -> Oid {
     Oid::data(Vid::new(0x76_d396).unwrap(), ObjectIndex(0))
 }
 
-/// Reads at `offset`, which tells the request from others, in a task of its own.
+/// Reads in a task of its own; the `offset` identifies the request.
 fn read(
     client: &Client,
     offset: u32,

@@ -1,5 +1,5 @@
-//! A sheep that violates the protocol loses that connection, and nothing else
-//! goes wrong.
+//! A response that violates the protocol closes its connection; requests are repeated on
+//! another one.
 
 use sheep_client::ClientError;
 use sheep_client::unstable::Request;
@@ -9,8 +9,8 @@ use zerocopy::IntoBytes;
 use crate::peer::{Received, Script};
 use crate::{connected, object, read, until, within};
 
-/// The peer responds to a read with what `lie` makes of it, and closes when
-/// that is only part of a frame. The read must get the right response elsewhere,
+/// The peer responds to a read with the bytes that `lie` returns, and closes the connection
+/// after part of a frame. The read must get the right response elsewhere,
 /// and a read on another connection must not notice.
 async fn is_dropped_and_the_request_retried(name: &str, lie: impl Fn(&Received) -> Vec<u8>) {
     let (mut peer, client) = connected(Script::default(), 2).await;
@@ -93,7 +93,7 @@ async fn second_response_to_a_request_drops_the_connection() {
     request.answer(&[2; 64]).await;
     assert_eq!(caller.await.unwrap().unwrap(), [1; 64][..]);
     let caller = read(&client, 2, 64);
-    // It may have gone out before the client read the second response.
+    // It may have been sent before the client read the second response.
     let request = loop {
         let request = peer.request().await;
         if request.wire.number == 1 {

@@ -1,4 +1,4 @@
-//! A task of this program panics; the sheep is alive and knows nothing of it.
+//! Panics in tasks of the client, while the sheep is alive.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A sheep that does what the test says, over real sockets on loopback.
+//! A scripted sheep on real loopback sockets.
 //!
 //! It reads whole frames and hands them to the test, which sends the responses.
 //! Only to the first query on a connection the peer responds by itself.
@@ -126,7 +126,7 @@ impl Peer {
         self.address
     }
 
-    /// The next request, on whatever connection.
+    /// The next request on any connection.
     pub(crate) async fn request(&mut self) -> Received {
         within(self.requests.recv()).await.expect("the peer runs")
     }

@@ -1,4 +1,4 @@
-//! Connections that die, sheep that go, and what is sent again.
+//! Lost connections and sheep, and the requests that are repeated after them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use sheep_proto::{Opcode, ResultCode, VdiName};
 use crate::peer::{Peer, Script};
 use crate::{config, connected, object, read, until, within};
 
-/// Patience of the tests that want to see its end.
+/// Retry timeout of the tests that wait for its end.
 const SHORT: Duration = Duration::from_millis(300);
 
 fn listening_at(address: SocketAddr) -> Script {
@@ -22,7 +22,7 @@ fn listening_at(address: SocketAddr) -> Script {
     }
 }
 
-/// Answers reads with 8 bytes that say so, for as long as it is polled.
+/// Responds to reads with a recognisable text while it is polled.
 async fn answer_reads(peer: &mut Peer) -> ! {
     loop {
         peer.request().await.answer(b"answered").await;
@@ -232,7 +232,7 @@ async fn retry_waits_out_a_transient_refusal() {
 }
 
 #[tokio::test]
-async fn retry_of_a_lasting_refusal_ends_with_the_timeout() {
+async fn retry_of_lasting_refusal_ends_with_timeout() {
     let peer = Peer::start(Script::default()).await;
     let mut config = config(&peer, 1);
     config.retry_for = SHORT;
@@ -280,7 +280,7 @@ async fn switch_gateway_that_fails_keeps_the_old_one() {
 #[tokio::test]
 async fn switch_gateway_lets_requests_in_flight_finish() {
     let (mut old, client) = connected(Script::default(), 2).await;
-    // Moving to another cluster is what the user wants here.
+    // The user has switched to another cluster.
     let mut new = Peer::start(Script {
         ctime: 8,
         ..Script::default()

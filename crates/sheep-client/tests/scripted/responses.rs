@@ -113,7 +113,7 @@ async fn answer_after_delays(mut peer: Peer, delays: Vec<u64>) {
             request.answer(&payload).await;
         });
     }
-    // Until the client is gone, so that its connections do not close under it.
+    // Kept until the client is dropped, so that its connections stay open.
     while peer.open() > 0 {
         tokio::task::yield_now().await;
     }

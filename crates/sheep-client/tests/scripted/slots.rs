@@ -52,13 +52,13 @@ async fn write_slots_that_took_effect_is_not_retried() {
 }
 
 #[tokio::test]
-async fn write_slots_without_effect_is_retried_after_a_disconnect() {
+async fn write_slots_without_effect_is_retried_after_disconnect() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let caller = write(&client);
     for _ in 0..2 {
         let lost = slot_request(&mut peer, Opcode::WriteObj).await;
         lost.wire.close();
-        // The lost copy may still run, so one look is not enough.
+        // The lost request may still be executed, so one query is not enough.
         for _ in 0..2 {
             let look = slot_request(&mut peer, Opcode::ReadObj).await;
             look.answer(&wire(7)).await;

@@ -104,7 +104,7 @@ async fn split_write_completes_with_its_last_request() {
 }
 
 #[tokio::test]
-async fn split_write_that_is_refused_waits_for_the_rest() {
+async fn split_write_refused_waits_for_the_rest() {
     let (mut peer, client) = connected(Script::default(), 2).await;
     let writing = write(&client);
     let requests = requests(&mut peer).await;
@@ -119,7 +119,7 @@ async fn split_write_that_is_refused_waits_for_the_rest() {
 }
 
 #[tokio::test]
-async fn split_write_reports_a_timeout_rather_than_a_refusal() {
+async fn split_write_reports_timeout_rather_than_refusal() {
     for silent in 0..PARTS.len() {
         let mut peer = Peer::start(Script::default()).await;
         let mut config = config(&peer, 2);

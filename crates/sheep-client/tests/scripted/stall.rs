@@ -121,6 +121,7 @@ async fn retry_replays_the_queue_of_a_dead_connection() {
         ..Script::default()
     };
     let (mut peer, client) = connected(script, 1).await;
+    // The peer stops reading while requests are queued, then closes the connection.
     let first = read(&client, WRITES, 4);
     let first_request = peer.request().await;
     peer.set_reading(false);
@@ -135,6 +136,7 @@ async fn retry_replays_the_queue_of_a_dead_connection() {
     tokio::task::yield_now().await;
     first_request.wire.close();
     peer.set_reading(true);
+    // The new connection gets every request, the unanswered read included.
     let mut seen = vec![0; WRITES as usize + 1];
     let answering = async {
         loop {

@@ -43,7 +43,7 @@ async fn timed_out_requests_free_the_budget() {
 }
 
 #[tokio::test]
-async fn unresponsive_connection_stays_open_while_a_token_is_pinned() {
+async fn unresponsive_connection_stays_open_while_token_is_pinned() {
     let (mut peer, client) = connected(Script::default(), 1).await;
     let token = Arc::new(());
     let weak = Arc::downgrade(&token);

@@ -1,4 +1,4 @@
-//! A server to talk to, and a client that knows nothing but frames.
+//! A server under test, and a client that only sends and reads frames.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -124,7 +124,7 @@ pub(crate) struct Client {
     next_id: u32,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) header: ResponseHeader,
@@ -306,7 +306,7 @@ impl Client {
         Vid::new(u32::from_le_bytes(bytes.try_into().unwrap()))
     }
 
-    /// What a client does for the first write to an object.
+    /// The requests of a first write to an object.
     pub(crate) fn first_write(&mut self, vid: Vid, index: u32, data: &[u8]) {
         assert_eq!(
             self.create(data_oid(vid, index), 0, data),
@@ -315,7 +315,7 @@ impl Client {
         assert_eq!(self.set_slot(vid, index, Some(vid)), ResultCode::Success);
     }
 
-    /// What a client does for the first write to an object that `source` owns.
+    /// The requests of a first write to an object that `source` owns.
     pub(crate) fn copy_on_write(&mut self, vid: Vid, source: Vid, index: u32, data: &[u8]) {
         let (oid, source) = (data_oid(vid, index), data_oid(source, index));
         assert_eq!(self.create_from(oid, source, 0, data), ResultCode::Success);

@@ -1,11 +1,10 @@
-//! Fifty kills under load, and a record of what was answered.
+//! Crash consistency of the server over fifty kills under load.
 //!
-//! Each writer has a VDI of its own and does what clients do: first writes,
-//! overwrites, discards, snapshots, deletions. It notes what was answered and
-//! the one thing that was not yet. After each kill every sector must hold what
-//! was answered last, or what was being written; snapshots must hold what they
-//! held; and the VDIs must be those the writers know. At the end everything is
-//! deleted, and nothing may be left but the inodes of deleted VDIs.
+//! Each writer has a VDI of its own, with first writes, overwrites, discards, snapshots and
+//! deletions. It records the acknowledged requests and the one in flight. After each kill
+//! every sector has its last acknowledged write or the one in flight, snapshots are
+//! unchanged, and the VDIs are those of the writers. At the end all VDIs are deleted, and
+//! only the inodes of deleted VDIs remain.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,7 +31,7 @@ const SECTORS: usize = 24;
 const SECTOR_LEN: usize = 512;
 const SNAPSHOTS: usize = 3;
 
-/// What the sectors of one object hold: the number of the write, 0 for none.
+/// The content of the sectors of one object: the number of a write, 0 for none.
 type Sectors = [u64; SECTORS];
 
 /// The owner of an object of the head, and its content.
@@ -44,7 +43,7 @@ struct Content {
 
 type Contents = [Content; OBJECTS as usize];
 
-/// What was asked for and not answered.
+/// The request in flight.
 enum Pending {
     Nothing,
     Write(u32, Range<usize>, u64),
@@ -180,8 +179,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Compares everything with the record, and takes over what had not been answered.
+    /// Compares the VDI and its snapshots with the model, and adds to the model the
+    /// unacknowledged request if it was executed.
     fn check(&mut self, client: &mut Client) {
+        // A snapshot or deletion without a response may have been executed or not.
         match std::mem::replace(&mut self.pending, Pending::Nothing) {
             Pending::Snapshot(tag) if self.snapshot_exists(client, &tag) => {
                 self.snapshots.push((tag, self.contents));
@@ -191,6 +192,7 @@ impl Writer {
             }
             pending => self.pending = pending,
         }
+        // Each sector has its last acknowledged write, or the pending one.
         self.head = client
             .vdi_request(Opcode::GetVdiInfo, &self.name, "", 0)
             .vid();
@@ -214,6 +216,7 @@ impl Writer {
             self.contents[index as usize] = found;
         }
         self.pending = Pending::Nothing;
+        // Snapshots have the bytes of the moment they were taken.
         for (tag, contents) in &self.snapshots {
             let vid = client
                 .vdi_request(Opcode::GetVdiInfo, &self.name, tag, 0)
@@ -276,7 +279,7 @@ fn create(
     )
 }
 
-/// What an object holds through the index of a VDI. No sector is torn.
+/// The content of an object as the index of a VDI refers to it. No sector is torn.
 fn read(client: &mut Client, vid: Vid, index: u32) -> Content {
     let Some(owner) = client.slot(vid, index) else {
         return Content::default();
@@ -312,6 +315,7 @@ fn files_except_inodes(directory: &Path) -> Vec<String> {
 #[test]
 fn crash_under_load_loses_no_acknowledged_write() {
     let directory = tempfile::tempdir().unwrap();
+    // Writers with a VDI each.
     let first = Program::start(directory.path());
     let mut client = Client::connect(first.address);
     let mut writers: Vec<_> = (0..WRITERS)
@@ -319,6 +323,7 @@ fn crash_under_load_loses_no_acknowledged_write() {
         .collect();
     first.kill();
     for round in 1..=KILLS {
+        // After each kill, every writer finds its writes, and no other VDI exists.
         let program = Program::start(directory.path());
         let mut client = Client::connect(program.address);
         let mut live = 0;
@@ -331,6 +336,7 @@ fn crash_under_load_loses_no_acknowledged_write() {
         assert!(deleted.is_subset(&used));
         assert_eq!(used.len() - deleted.len(), live, "kill {round}");
 
+        // Kills the server after a number of further writes.
         let acknowledged = Arc::new(AtomicUsize::new(0));
         let address = program.address;
         let running: Vec<_> = writers
@@ -348,6 +354,7 @@ fn crash_under_load_loses_no_acknowledged_write() {
         program.kill();
         writers.extend(running.into_iter().map(|writer| writer.join().unwrap()));
     }
+    // At the end every VDI can be deleted, and no object is left.
     let last = Program::start(directory.path());
     let mut client = Client::connect(last.address);
     for writer in &mut writers {
@@ -355,7 +362,7 @@ fn crash_under_load_loses_no_acknowledged_write() {
         writer.delete(&mut client);
     }
     last.kill();
-    // What a kill had left of VDIs that are deleted goes at the next start.
+    // The next start removes the rest of VDIs whose deletion was interrupted.
     Program::start(directory.path()).kill();
     let left = files_except_inodes(directory.path());
     assert!(left.is_empty(), "{left:?}");

@@ -1,4 +1,4 @@
-//! The switches that other crates' tests stand on do what they say.
+//! The fault injection that tests of other crates use.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ fn read_header(oid: Oid, want: u32) -> RequestHeader {
     RequestHeader::new(Opcode::ReadObj, RequestFlags::empty(), want, object(oid, 0))
 }
 
-/// What is in the object once a write of `new` over `old` has met a fault.
+/// The content of an object after a write of `new` over `old` with a fault.
 fn write_with_fault(fault: Fault) -> (std::io::Result<ResultCode>, Vec<u8>) {
     let (sheep, mut client, vid) = start_with_object();
     sheep
@@ -100,7 +100,7 @@ fn fault_drop_leaves_the_connection_usable() {
             .server()
             .inject(faults::nth_request(Opcode::WriteObj, 0..1, fault));
         client.send(write_header(vid), b"new").unwrap();
-        // Nothing says when a request without an answer has run.
+        // Nothing reports when a request without a response has been executed.
         while sheep.connect().bytes(data_oid(vid, 0), 0, 3) != expected {}
         assert_eq!(client.bytes(data_oid(vid, 0), 0, 3), expected);
     }

@@ -1,4 +1,5 @@
-//! What no honest client sends: an answer or a closed connection, and the others are served.
+//! Malformed requests: they get a response or close their connection, and other
+//! connections are still served.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -26,7 +27,7 @@ fn assert_alive(sheep: &Sheep) {
 
 fn assert_closed(client: &mut Client) {
     let mut rest = Vec::new();
-    // A reset says the same as an end of stream.
+    // A reset is as good as an end of stream.
     if client.stream().read_to_end(&mut rest).is_ok() {
         assert!(rest.is_empty());
     }
@@ -149,7 +150,7 @@ fn pipelining_completes_every_request_after_half_close() {
             (id, want as usize)
         })
         .collect();
-    // Half-closed: what was asked before is still answered.
+    // Half-closed: earlier requests still get their responses.
     client.stream().shutdown(Shutdown::Write).unwrap();
     for _ in 0..REQUESTS {
         let response = client.receive().unwrap();
@@ -212,7 +213,7 @@ fn malformed_request_that_crashes_sheepdog_gets_a_response() {
     let coherence = client.request(Opcode::InodeCoherence, 0, RequestBody::NONE);
     assert_eq!(coherence.result(), ResultCode::InvalidParms);
 
-    // A name without a tag behind it, and the id of a snapshot that has a tag.
+    // A name without a tag after it, and the id of a snapshot that has a tag.
     let body = RequestBody::Vdi(VdiRequest {
         snapid: 1.into(),
         ..VdiRequest::default()
@@ -402,7 +403,7 @@ proptest! {
     }
 }
 
-/// Frames of which any may be cut short, with answers expected for the whole ones before it.
+/// Frames, any of which may be cut short; the whole ones before it get responses.
 fn complete_frames(bytes: &[u8]) -> usize {
     let limit = u32::try_from(MAX_PAYLOAD_LEN).unwrap();
     let mut rest = bytes;
@@ -443,7 +444,7 @@ proptest! {
             bytes.extend_from_slice(&payload);
         }
         bytes.extend_from_slice(&behind);
-        // Whatever it is that ends in the bytes behind, it must not stop the server.
+        // No frame that starts in the bytes after it may stop the server.
         let stops = [Opcode::Shutdown as u8, Opcode::KillNode as u8];
         prop_assume!(behind.len() < HEADER_LEN || !stops.contains(&behind[1]));
 

@@ -258,6 +258,7 @@ fn delete_erases_inode_and_frees_orphans() {
 #[test]
 fn hypervolume_starts_empty_and_delete_frees_its_objects() {
     for_each_store(|client| {
+        // A new hypervolume has an empty root: magic, version and depth, no entries.
         let request = VdiRequest {
             vdi_size: (16u64 << 40).into(),
             store_policy: 1,
@@ -268,6 +269,7 @@ fn hypervolume_starts_empty_and_delete_frees_its_objects() {
             client.bytes(Oid::inode(vid), 4664, 8),
             b"\x74\x62\x01\0\0\0\0\0"
         );
+        // A slot past the end of a flat index.
         let far = data_oid(vid, 3_000_000);
         assert_eq!(client.create(far, 0, b"x"), ResultCode::Success);
         let mut root = b"\x74\x62\x01\0\x01\0\0\0".to_vec();
@@ -277,6 +279,7 @@ fn hypervolume_starts_empty_and_delete_frees_its_objects() {
             client.write(Oid::inode(vid), 4664, &root),
             ResultCode::Success
         );
+        // A snapshot of it is not supported.
         assert_eq!(
             client
                 .create_vdi(
@@ -289,9 +292,11 @@ fn hypervolume_starts_empty_and_delete_frees_its_objects() {
                 .result(),
             ResultCode::NoSupport
         );
+        // A discard clears the slot and removes the object.
         assert_eq!(client.discard(far), ResultCode::Success);
         assert!(!client.exists(far));
         assert_eq!(client.bytes(Oid::inode(vid), 4664 + 12, 4), [0; 4]);
+        // The deletion of the VDI removes data objects and tree nodes.
         assert_eq!(client.create(far, 0, b"x"), ResultCode::Success);
         assert_eq!(
             client.create(Oid::btree_node(vid, 0), 0, b"node"),
@@ -339,6 +344,7 @@ fn cluster_status_is_a_result_with_one_epoch() {
         });
         client.request(Opcode::StatCluster, want, body)
     };
+    // Before the format: a status and no epoch.
     let sheep = Sheep::start(None, |config| config.format_if_new = false);
     let client = &mut sheep.connect();
     assert_eq!(stat(client, 0, 48).result(), ResultCode::WaitForFormat);
@@ -353,6 +359,7 @@ fn cluster_status_is_a_result_with_one_epoch() {
         info.payload[16], 4,
         "dog compares this flag before it formats"
     );
+    // The format starts epoch 1.
     let auto = ClusterFlags::AUTO_VNODES;
     assert_eq!(
         client.format(auto | ClusterFlags::RECYCLE_VID, 1),
@@ -370,6 +377,7 @@ fn cluster_status_is_a_result_with_one_epoch() {
     };
     assert_eq!(epoch.ctime.get() >> 32, 1_700_000_000);
     assert_eq!(node.address(), sheep.address());
+    // A response without room for the epochs has only the header.
     assert_eq!(stat(client, 0, 48).payload.len(), 48);
     assert_eq!(stat(client, u32::MAX, 48).payload.len(), 0);
 }
@@ -388,6 +396,7 @@ fn node_list_never_advertises_wildcard_address() {
 fn invalid_parameters_are_refused() {
     for_each_store(|client| {
         let invalid = ResultCode::InvalidParms;
+        // Redundancy, object size, size and index type of a new VDI.
         let refused = [
             VdiRequest {
                 copies: 2,
@@ -422,12 +431,14 @@ fn invalid_parameters_are_refused() {
                 "{request:?}"
             );
         }
+        // Names: empty, or in a field of the wrong length.
         assert_eq!(client.create_vdi("", sized()).result(), invalid);
         let body = RequestBody::Vdi(sized());
         for name in [vec![b'x'; 256], vec![0; 255], vec![0; 257], vec![]] {
             let response = client.write_request(Opcode::NewVdi, RequestFlags::empty(), body, &name);
             assert_eq!(response.result(), invalid);
         }
+        // Ranges past the end of an object, and objects past the end of the index.
         let vid = client.new_vdi("demo");
         let oid = data_oid(vid, 0);
         assert_eq!(client.create(oid, 4_194_303, b"ab"), invalid);
@@ -435,6 +446,7 @@ fn invalid_parameters_are_refused() {
         assert_eq!(client.write(oid, u32::MAX, b"x"), invalid);
         assert_eq!(client.read(oid, 4_194_303, 2).result(), invalid);
         assert_eq!(client.create(data_oid(vid, 1 << 20), 0, b"x"), invalid);
+        // A slot with an invalid VID, and operations that no inode supports.
         assert_eq!(client.write(Oid::inode(vid), 4664, &[0xff; 4]), invalid);
         assert_eq!(client.create(Oid::inode(vid), 0, b"x"), invalid);
         assert_eq!(
@@ -453,6 +465,7 @@ fn invalid_parameters_are_refused() {
             client.request(Opcode::WriteObj, 8, object(oid, 0)).result(),
             invalid
         );
+        // A clone of a head, and a snapshot with another object size.
         assert_eq!(client.clone_of_head(vid), invalid);
         let shifted = VdiRequest {
             block_size_shift: 23,
@@ -474,6 +487,8 @@ fn snapshot_loses_no_acknowledged_index_update() {
     const SNAP_CTIME: u32 = 520;
     for (_store, sheep) in Sheep::for_each_store() {
         let vid = sheep.connect().new_vdi("demo");
+        // Writers add objects until the head is frozen. An update counts if it was
+        // acknowledged before the snapshot.
         let written = AtomicU32::new(0);
         let acknowledged = thread::scope(|scope| {
             let writers: Vec<_> = (0..WRITERS)
@@ -498,6 +513,7 @@ fn snapshot_loses_no_acknowledged_index_update() {
                     })
                 })
                 .collect();
+            // The snapshot is taken under load.
             while written.load(Ordering::Relaxed) < 100 {
                 thread::yield_now();
             }
@@ -507,6 +523,7 @@ fn snapshot_loses_no_acknowledged_index_update() {
                 .flat_map(|writer| writer.join().unwrap())
                 .collect::<Vec<_>>()
         });
+        // Both the new head and the snapshot have every slot.
         assert!(acknowledged.len() >= 90);
         let mut client = sheep.connect();
         let head = client.vdi_request(Opcode::GetVdiInfo, "demo", "", 0).vid();

@@ -1,4 +1,4 @@
-//! What stays after a restart, and what a store has room for.
+//! The state after a restart, and the space of a store.
 
 use sheep_proto::limits::CLUSTER_INFO_LEN;
 use sheep_proto::{Opcode, RequestBody, ResultCode};

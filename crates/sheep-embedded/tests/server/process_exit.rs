@@ -1,4 +1,4 @@
-//! The program killed in the middle of its work: what it answered is there afterwards.
+//! Kills of the server under load: acknowledged requests survive.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -18,11 +18,13 @@ fn crash_during_snapshots_and_deletions_leaves_consistent_vdis() {
     const ROUNDS: usize = 6;
     let directory = tempfile::tempdir().unwrap();
     let mut acknowledged = 0;
+    // A VDI with one object.
     let setup = Program::start(directory.path());
     let vid = Client::connect(setup.address).new_vdi("demo");
     Client::connect(setup.address).first_write(vid, 0, b"base");
     drop(setup);
     for _round in 0..ROUNDS {
+        // Kills the server once snapshots and deletions are in progress.
         let program = Program::start(directory.path());
         let address = program.address;
         let started = std::sync::Arc::new(AtomicBool::new(false));
@@ -37,6 +39,7 @@ fn crash_during_snapshots_and_deletions_leaves_consistent_vdis() {
         }
         program.kill();
         acknowledged += worker.join().unwrap().len();
+        // Of the VDIs that exist, all but the head are snapshots with their data.
         let restarted = Program::start(directory.path());
         let mut client = Client::connect(restarted.address);
         let head = client.vdi_request(Opcode::GetVdiInfo, "demo", "", 0).vid();
@@ -50,6 +53,7 @@ fn crash_during_snapshots_and_deletions_leaves_consistent_vdis() {
             let owner = client.slot(vid, 0).unwrap();
             assert_eq!(client.bytes(data_oid(owner, 0), 0, 4), b"base");
         }
+        // Deleted VDIs refer to no object.
         for &raw in &deleted {
             let slots = client.bytes(Oid::inode(Vid::new(raw).unwrap()), 4664, 4096);
             assert!(slots.iter().all(|&byte| byte == 0), "VDI {raw:x}");
@@ -61,14 +65,15 @@ fn crash_during_snapshots_and_deletions_leaves_consistent_vdis() {
     );
 }
 
-/// Snapshots the head, rewrites its object, deletes the oldest snapshots, until
-/// killed; returns the tags of the snapshots that were answered.
+/// Takes snapshots, rewrites the object of the head and deletes the oldest snapshots
+/// until the server is killed; returns the tags of the acknowledged snapshots.
 fn churn(address: SocketAddr, started: &AtomicBool) -> Vec<String> {
     let mut client = Client::connect(address);
     let mut made = Vec::new();
     let mut head = client.vdi_request(Opcode::GetVdiInfo, "demo", "", 0).vid();
     for number in 0u32.. {
         let tag = format!("{head}-{number}");
+        // The requests of a snapshot and of the first write after it.
         let mut step = || -> std::io::Result<Vid> {
             client.try_write_request(
                 Opcode::WriteObj,
@@ -91,6 +96,7 @@ fn churn(address: SocketAddr, started: &AtomicBool) -> Vec<String> {
         }
         started.store(number > 2, Ordering::Relaxed);
         made.push(tag);
+        // Two snapshots are kept.
         if number > 1 {
             let oldest = made[made.len() - 3].clone();
             let payload = [name_field("demo"), name_field(&oldest)].concat();
@@ -103,7 +109,7 @@ fn churn(address: SocketAddr, started: &AtomicBool) -> Vec<String> {
             }
         }
     }
-    unreachable!("a program that is killed answers no more");
+    unreachable!("the loop ends with the server");
 }
 
 #[test]

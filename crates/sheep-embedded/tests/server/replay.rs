@@ -1,5 +1,5 @@
-//! Requests recorded between real clients and a real sheep, sent to this
-//! server; it must answer what the real one answered.
+//! Requests captured between real clients and a real sheep, sent to this server; its
+//! responses must be equal.
 //!
 //! A capture is one JSON object per line: `dir` is `req` or `rsp`, `hdr` the
 //! header in hex, `seg` the payload as `[offset, hex]` or `[offset, count,
@@ -104,7 +104,8 @@ fn parse(capture: &str) -> Vec<Exchange> {
 /// Time of the VDI's creation in an attribute.
 const ATTRIBUTE_TIME: Range<usize> = 512..520;
 
-/// What may differ in the bytes of an answer: times, reference counts, everything about the node.
+/// Hides the bytes of a response that may differ: times, reference counts, and everything
+/// about the node.
 fn mask(request: &RequestHeader, payload: &mut [u8]) {
     match (Opcode::try_from(request.opcode), request.body()) {
         (
@@ -141,7 +142,7 @@ fn mask(request: &RequestHeader, payload: &mut [u8]) {
     }
 }
 
-/// The union of a response without what is about the node.
+/// The tail of a response header without the fields about the node.
 fn tail(exchange: &Exchange, response: &ResponseHeader) -> [u8; 32] {
     let mut tail = response.tail;
     // Space of the node; a digest of an inode with its times.
@@ -156,6 +157,7 @@ fn tail(exchange: &Exchange, response: &ResponseHeader) -> [u8; 32] {
 fn check(exchange: &Exchange, got: Response, deviations: Deviations<'_>) {
     let (seq, request) = (exchange.seq, &exchange.request);
     let deviation = deviations.iter().find(|(at, ..)| *at == seq);
+    // A documented deviation must differ from the captured response.
     let expected_code = match deviation {
         Some((_, Code(code), why)) => {
             assert_eq!(got.result(), *code, "#{seq}, which differs because {why}");
@@ -180,6 +182,7 @@ fn check(exchange: &Exchange, got: Response, deviations: Deviations<'_>) {
         }
         _ => exchange.response.result(),
     };
+    // Header and payload are equal, but for fields that depend on time and place.
     assert_eq!(got.result(), expected_code, "#{seq} {request:?}");
     assert_eq!(got.header.epoch, exchange.response.epoch, "#{seq}");
     if expected_code == ResultCode::Success {
@@ -201,7 +204,7 @@ fn check(exchange: &Exchange, got: Response, deviations: Deviations<'_>) {
     }
 }
 
-/// One capture, with what the test does before some of its requests.
+/// One capture, with the actions of the test before some of its requests.
 struct Replay<'a> {
     sheep: &'a Sheep,
     connections: HashMap<u64, Client>,
@@ -251,7 +254,7 @@ impl<'a> Replay<'a> {
         self.replay_until(u64::MAX);
     }
 
-    /// The header of the inode that an answer has.
+    /// The inode header in a response.
     fn inode_in(&self, seq: u64) -> InodeHeader {
         let mut exchanges = self.exchanges.iter();
         let exchange = exchanges.find(|exchange| exchange.seq == seq).unwrap();
@@ -368,7 +371,7 @@ fn replay_original_sheepfs_client() {
     let mut admin = sheep.connect();
     let capture = include_str!("../captures/15-sheepfs-c-client.jsonl");
     let mut replay = Replay::new(capture, &sheep, &[]);
-    // What comes before is about VDIs that others had made.
+    // The requests before these are about VDIs that are not in the capture.
     replay.skip_until(41);
     let before = VdiRequest {
         vdi_size: replay.inode_in(41).vdi_size,
@@ -385,7 +388,7 @@ fn replay_original_sheepfs_client() {
     replay.finish();
 }
 
-/// Three nodes, of which the first one is asked.
+/// Three nodes; the requests go to the first one.
 fn start_three_nodes(flags: ClusterFlags, copies: u8, copy_policy: u8) -> [Sheep; 3] {
     let first = Sheep::start(None, |config| config.format_if_new = false);
     let (second, third) = (first.add_node(), first.add_node());
@@ -453,7 +456,7 @@ fn replay_locks_of_two_nodes() {
     b.replay_until(19);
     a.replay_until(31);
     b.replay_until(31);
-    // The last index entry of the second node is what the first one then misses.
+    // The first node then lacks the last index entry of the second one.
     a.replay_until(33);
     b.replay_until(33);
     a.replay_until(37);

@@ -69,6 +69,7 @@ impl Model {
     }
 
     fn run(&mut self, client: &mut Client, step: &Step) {
+        // Each step picks an existing VDI it is allowed for, or does nothing if there is none.
         match *step {
             Step::Write { vdi, index, value } => {
                 if let Some(at) = self.pick(vdi, |vdi| !vdi.is_snapshot) {
@@ -92,6 +93,7 @@ impl Model {
                     self.add(client, &old.name, new, old.content);
                 }
             }
+            // A new head on top of an older snapshot; the present head becomes a snapshot.
             Step::Rebase { vdi } => {
                 let heads = self.live.clone();
                 let has_head = |vdi: &Vdi| {
@@ -151,7 +153,7 @@ impl Model {
     }
 }
 
-/// What a client does to write one byte.
+/// Writes one byte as a client does.
 fn write(client: &mut Client, vid: Vid, index: u32, value: u8) {
     let oid = data_oid(vid, index);
     let done = match client.slot(vid, index) {

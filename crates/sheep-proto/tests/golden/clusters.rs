@@ -1,4 +1,4 @@
-//! What the captures say about nodes, epochs, locks, formatting and refusals.
+//! Nodes, epochs, locks, formatting and refusals in the captures.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ fn result(capture: &str, seq: u64) -> ResultCode {
     capture::frame(capture, seq).response().result()
 }
 
-/// Epochs and numbers of their nodes in the answer `seq`.
+/// Epochs and numbers of their nodes in the response `seq`.
 fn epochs(capture: &str, seq: u64, nodes_nr: u32) -> Vec<(u32, usize)> {
     let bytes = capture::frame(capture, seq).payload.bytes();
     parse_epoch_log(&bytes, nodes_nr)
@@ -33,7 +33,7 @@ fn epochs(capture: &str, seq: u64, nodes_nr: u32) -> Vec<(u32, usize)> {
 }
 
 #[test]
-fn nodes_are_listed_in_the_order_of_their_addresses() {
+fn node_list_is_in_order_of_addresses() {
     let frame = capture::frame("03-", 2);
     let ResponseBody::Node(body) = frame.response().body() else {
         panic!("a node answer");
@@ -56,7 +56,7 @@ fn nodes_are_listed_in_the_order_of_their_addresses() {
 }
 
 #[test]
-fn a_sheep_describes_its_store() {
+fn store_is_described_by_its_sheep() {
     let ResponseBody::Node(body) = capture::frame("03-", 34).response().body() else {
         panic!("a node answer");
     };
@@ -80,7 +80,7 @@ fn a_sheep_describes_its_store() {
 }
 
 #[test]
-fn vdi_states_are_sorted_and_say_what_each_vdi_is() {
+fn vdi_states_are_sorted() {
     let bytes = capture::frame("03-", 44).payload.bytes();
     let found: Vec<_> = VdiState::parse_list(&bytes)
         .unwrap()
@@ -134,7 +134,7 @@ fn epochs_come_newest_first() {
 }
 
 #[test]
-fn a_small_buffer_is_refused_with_what_fits_in_it() {
+fn buffer_too_small_gets_partial_payload() {
     assert_eq!(result("03-", 66), ResultCode::BufferSmall);
     assert_eq!(epochs("03-", 66, 2), [(2, 2)]);
     assert_eq!(result("13-", 28), ResultCode::BufferSmall);
@@ -142,7 +142,7 @@ fn a_small_buffer_is_refused_with_what_fits_in_it() {
 }
 
 #[test]
-fn a_cluster_that_waits_for_members_still_answers_with_a_payload() {
+fn cluster_waiting_for_members_responds_with_payload() {
     assert_eq!(result("13-", 2), ResultCode::WaitForJoin);
     assert_eq!(epochs("13-", 2, 3), [(3, 3), (2, 2), (1, 3)]);
     for refused in [10, 12, 14, 16, 20, 22] {
@@ -197,7 +197,7 @@ fn lock_states_name_owner_and_participants() {
 }
 
 #[test]
-fn answers_in_flight_are_told_apart_by_their_id() {
+fn response_order_is_resolved_by_id() {
     let order: Vec<u32> = capture::all_frames()
         .into_iter()
         .filter(|frame| frame.capture.starts_with("12-"))
@@ -234,7 +234,7 @@ fn refusals_have_the_documented_codes() {
 }
 
 #[test]
-fn a_strict_cluster_with_too_few_zones_halts_writes() {
+fn cluster_in_strict_mode_halts_writes() {
     let format = capture::frame("16-", 1);
     let RequestBody::Cluster(body) = format.request().body() else {
         panic!("cluster parameters");

@@ -117,7 +117,7 @@ fn rebuilt(captured: &RequestHeader, opcode: Opcode) -> RequestHeader {
 }
 
 #[test]
-fn every_request_header_decodes_and_encodes_to_the_same_bytes() {
+fn request_headers_round_trip() {
     let (mut requests, mut unknown, mut own_version) = (0, 0, 0);
     for Exchange { request: frame, .. } in capture::all_exchanges() {
         requests += 1;
@@ -142,7 +142,7 @@ fn every_request_header_decodes_and_encodes_to_the_same_bytes() {
 }
 
 #[test]
-fn every_response_header_decodes_and_encodes_to_the_same_bytes() {
+fn response_headers_round_trip() {
     let (mut responses, mut unknown, mut unanswered) = (0, 0, 0);
     let mut results = BTreeMap::new();
     for Exchange { request, response } in capture::all_exchanges() {
@@ -153,6 +153,7 @@ fn every_response_header_decodes_and_encodes_to_the_same_bytes() {
         responses += 1;
         let place = frame.place();
         let header = frame.response();
+        // Decoded to the documented body, unless the opcode is one we do not know.
         let decoded = decoder::response(&frame.header, NO_LIMIT);
         if opcode(&frame).is_some() {
             assert_eq!(decoded, Ok(Some(header)), "{place}");
@@ -173,6 +174,7 @@ fn every_response_header_decodes_and_encodes_to_the_same_bytes() {
         *results.entry(u32::from(header.result())).or_insert(0) += 1;
         assert!(!matches!(header.result(), ResultCode::Other(_)), "{place}");
 
+        // Encoded again to the same bytes.
         let again = ResponseHeader::answer(
             &request.request(),
             header.epoch.get(),
@@ -181,7 +183,7 @@ fn every_response_header_decodes_and_encodes_to_the_same_bytes() {
         );
         assert_eq!(again.as_bytes(), frame.header, "{place}");
     }
-    // The request after KILL_NODE in 16 gets no answer.
+    // The request after KILL_NODE in capture 16 gets no response.
     assert_eq!((responses, unknown, unanswered), (693, 6, 1));
     assert_eq!(
         results.into_iter().collect::<Vec<_>>(),
@@ -238,7 +240,7 @@ fn as_map<const N: usize>(counts: [(&str, usize); N]) -> BTreeMap<String, usize>
 }
 
 #[test]
-fn every_request_payload_decodes_and_encodes_to_the_same_bytes() {
+fn request_payloads_round_trip() {
     let kinds = count_kinds(|exchange| {
         opcode(&exchange.request)?;
         let header = exchange.request.request();
@@ -267,7 +269,7 @@ fn every_request_payload_decodes_and_encodes_to_the_same_bytes() {
 }
 
 #[test]
-fn every_response_payload_decodes_and_encodes_to_the_same_bytes() {
+fn response_payloads_round_trip() {
     let kinds = count_kinds(|exchange| {
         let response = exchange.response.as_ref()?;
         opcode(response)?;

@@ -13,7 +13,7 @@ mod placement;
 mod volumes;
 
 #[test]
-fn the_captures_are_complete_and_unchanged() {
+fn captures_are_complete_and_unchanged() {
     assert_eq!(capture::captures().len(), 20);
     let (mut frames, mut with_payload, mut cut) = (0, 0, 0);
     for frame in capture::all_frames() {

@@ -14,7 +14,7 @@ use sheep_proto::{
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-/// What the bytes of a payload mean.
+/// The format of a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Nothing,
@@ -43,11 +43,11 @@ pub(crate) enum Kind {
     SignedNumber,
     /// Volume data, ledgers, reference counts, and parts of structures.
     Bytes,
-    /// What a server leaves in the payload of a refusal.
+    /// Unspecified bytes in the payload of a refusal.
     Leftovers,
 }
 
-/// What the payload of `request` means.
+/// The format of the payload of `request`.
 pub(crate) fn of_request(request: &RequestHeader, bytes: &[u8]) -> Kind {
     let opcode = Opcode::try_from(request.opcode).unwrap();
     match (opcode, bytes.len()) {
@@ -64,7 +64,7 @@ pub(crate) fn of_request(request: &RequestHeader, bytes: &[u8]) -> Kind {
     }
 }
 
-/// What the payload of the response to `request` means.
+/// The format of the payload of the response to `request`.
 pub(crate) fn of_response(
     request: &RequestHeader,
     response: &ResponseHeader,
@@ -117,8 +117,9 @@ fn of_object(request: &RequestHeader, bytes: &[u8]) -> Kind {
     }
 }
 
-/// Decodes a payload and encodes what came out, field by field where there are fields.
+/// Decodes a payload and encodes it again, field by field where there are fields.
 pub(crate) fn encode_again(kind: Kind, bytes: &[u8]) -> Vec<u8> {
+    // One arm for each format; payloads without fields are returned as they are.
     match kind {
         Kind::Nothing | Kind::Bytes | Kind::BadLengthName | Kind::Leftovers => bytes.to_vec(),
         Kind::Name => name(bytes).to_field().to_vec(),
@@ -251,7 +252,7 @@ fn btree_node(bytes: &[u8]) -> Vec<u8> {
                 .iter()
                 .map(|entry| Some((ObjectIndex(entry.index.get()), Vid::new(entry.vid.get())?)))
                 .collect();
-            // A cut capture shows the entries behind the cut as holes.
+            // A truncated capture shows the entries after the cut as holes.
             let again = slots.map_or(bytes[..8 + 8 * leaf.len()].to_vec(), |slots| {
                 btree::encode_leaf(slots.into_iter())
             });
@@ -265,7 +266,7 @@ fn btree_node(bytes: &[u8]) -> Vec<u8> {
         entries: u32::try_from(count).unwrap().into(),
     };
     again[..8].copy_from_slice(header.as_bytes());
-    // What stands behind the last entry is garbage.
+    // The bytes after the last entry are garbage.
     again.extend_from_slice(&bytes[again.len()..]);
     again
 }
@@ -293,7 +294,7 @@ fn epochs(bytes: &[u8], nodes_nr: u32) -> Vec<u8> {
     for (record, (header, used)) in parse_epoch_log(bytes, nodes_nr).unwrap().iter().enumerate() {
         again.extend_from_slice(header.as_bytes());
         again.extend(nodes(used));
-        // Slots that are not in use hold what was there before.
+        // Slots that are not in use have old bytes.
         again.extend_from_slice(&bytes[again.len()..(record + 1) * record_len]);
     }
     again

@@ -1,4 +1,4 @@
-//! What the captures say about VDIs, inodes, indexes, objects and attributes.
+//! VDIs, inodes, indexes, objects and attributes in the captures.
 
 use sheep_proto::attribute::Attribute;
 use sheep_proto::btree::{self, Node};
@@ -56,7 +56,7 @@ fn tag(text: &str) -> SnapshotTag {
 }
 
 #[test]
-fn creating_a_vdi_gives_the_vid_its_name_hashes_to() {
+fn vdi_creation_returns_hash_of_name() {
     for (ask, answer, text, size, asked_shift, shift, new) in [
         (7, 8, "demo", 16 << 20, 0, 22, 0x76_d396),
         (13, 14, "big", 1 << 30, 23, 23, 0x4f_d259),
@@ -75,7 +75,7 @@ fn creating_a_vdi_gives_the_vid_its_name_hashes_to() {
 }
 
 #[test]
-fn a_first_write_creates_the_object_and_then_publishes_its_slot() {
+fn first_write_creates_object_then_commits_slot() {
     let create = capture::frame("02-", 31);
     let body = object_request(&create);
     assert_eq!(
@@ -93,7 +93,7 @@ fn a_first_write_creates_the_object_and_then_publishes_its_slot() {
 }
 
 #[test]
-fn a_snapshot_keeps_the_old_vid_and_the_head_gets_a_new_one() {
+fn snapshot_keeps_vid_and_head_gets_new() {
     assert_eq!(result("02-", 48), ResultCode::NoTag);
     let tagging = capture::frame("02-", 53);
     assert_eq!(object_request(&tagging).offset.get(), TAG_OFFSET);
@@ -152,7 +152,7 @@ fn copy_on_write_names_both_objects() {
 }
 
 #[test]
-fn a_clone_is_a_new_name_on_a_snapshot() {
+fn clone_is_new_name_on_snapshot() {
     let ask = capture::frame("02-", 95);
     assert!(ask.payload.bytes().starts_with(b"copy1\0"));
     let body = vdi_request(&ask);
@@ -177,7 +177,7 @@ fn resizing_writes_a_header_with_another_size() {
 }
 
 #[test]
-fn a_deleted_inode_has_no_name_but_keeps_its_tag() {
+fn deleted_inode_loses_name_and_keeps_tag() {
     assert_eq!(result("05-", 24), ResultCode::ReadOnly);
     let deleted = inode("05-", 50);
     assert_eq!((deleted.name(), deleted.tag()), (None, tag("base")));
@@ -187,7 +187,7 @@ fn a_deleted_inode_has_no_name_but_keeps_its_tag() {
 }
 
 #[test]
-fn a_hypervolume_keeps_its_slots_sorted_in_the_root() {
+fn hypervolume_root_has_sorted_slots() {
     let create = vdi_request(&capture::frame("09-", 11));
     assert_eq!((create.vdi_size.get(), create.store_policy), (16 << 40, 1));
     let owner = vid(0x5e_9293);
@@ -209,7 +209,7 @@ fn a_hypervolume_keeps_its_slots_sorted_in_the_root() {
 }
 
 #[test]
-fn a_full_hypervolume_root_splits_into_two_leaves() {
+fn hypervolume_full_root_splits_into_two_leaves() {
     let owner = vid(0xb3_2793);
     let leaf_entries = |seq| {
         let bytes = capture::frame("09b-", seq).payload.bytes();
@@ -218,6 +218,7 @@ fn a_full_hypervolume_root_splits_into_two_leaves() {
             other => panic!("{other:?} is no leaf"),
         }
     };
+    // The entries of the full root, and the two leaves they are split into.
     assert_eq!(leaf_entries(5), 262_143);
     assert_eq!(leaf_entries(7), 262_144);
     let old = capture::frame("09b-", 4).payload.bytes();
@@ -226,6 +227,7 @@ fn a_full_hypervolume_root_splits_into_two_leaves() {
     };
     assert_eq!(old.len(), 524_287);
 
+    // The new root refers to both leaves, by their largest index.
     let bytes = capture::frame("09b-", 15).payload.bytes();
     let (header, node) = InodeHeader::ref_from_prefix(&bytes).unwrap();
     assert_eq!(header.btree_counter.get(), 2);
@@ -247,13 +249,14 @@ fn a_full_hypervolume_root_splits_into_two_leaves() {
     ] {
         assert_eq!(btree::root_lookup(root, ObjectIndex(index)), leaf);
     }
+    // The counter of tree nodes is written last.
     let counter = capture::frame("09b-", 17);
     assert_eq!(object_request(&counter).offset.get(), BTREE_COUNTER_OFFSET);
     assert_eq!(counter.payload.bytes(), [2, 0, 0, 0]);
 }
 
 #[test]
-fn a_refused_read_of_an_erasure_coded_object_has_a_payload() {
+fn erasure_coded_refused_read_has_payload() {
     let refusal = capture::frame("10-", 18);
     assert_eq!(refusal.response().result(), ResultCode::NoObj);
     assert_eq!(refusal.response().data_length.get(), 512);
@@ -273,7 +276,7 @@ fn a_refused_read_of_an_erasure_coded_object_has_a_payload() {
 }
 
 #[test]
-fn attributes_are_found_by_the_hash_of_their_fields() {
+fn attribute_is_found_by_hash_of_fields() {
     let set = capture::frame("11-", 3);
     assert_eq!(
         set.request().flags(),
@@ -302,7 +305,7 @@ fn attributes_are_found_by_the_hash_of_their_fields() {
 }
 
 #[test]
-fn tgt_locks_again_after_a_snapshot_was_taken_under_it() {
+fn lock_by_tgt_is_repeated_after_snapshot() {
     let lock = capture::frame("14-", 1).request();
     assert_eq!(lock.proto_ver, 1);
     assert_eq!(vdi_request(&capture::frame("14-", 1)).lock_type.get(), 1);
@@ -318,7 +321,7 @@ fn tgt_locks_again_after_a_snapshot_was_taken_under_it() {
 }
 
 #[test]
-fn a_full_cluster_refuses_new_objects_and_accepts_overwrites() {
+fn full_cluster_refuses_creates_and_accepts_overwrites() {
     assert_eq!(result("18-", 16), ResultCode::NoSpace);
     assert_eq!(result("18-", 18), ResultCode::Success);
     assert_eq!(result("18-", 24), ResultCode::NoSpace);
