@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: how fast sheepfs is, beside whatever else there is.
+//! `cargo xtask bench`: the speed of sheepfs, compared with that of other programs.
 //!
 //! Machines differ and are noisy, so nothing here is compared across runs.
 //! Every round measures all targets one after the other, and what counts
@@ -106,19 +106,21 @@ fn tmpfs() -> anyhow::Result<&'static Path> {
 pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "nothing to do");
     let directory = env::temp_dir();
+    // The clusters: a real one if its daemon is found, and an embedded one.
     let programs = RealSheep::find(options.sheep.as_deref(), options.dog.as_deref())?;
     let mut results = Results::default();
-    let mut stands = Vec::new();
+    let mut testbeds = Vec::new();
     match &programs {
-        Some(programs) => stands.push(Testbed::real(&directory, programs)?),
+        Some(programs) => testbeds.push(Testbed::real(&directory, programs)?),
         None => results.missing("a `sheep` on PATH or given with --sheep"),
     }
-    stands.push(Testbed::embedded(&directory)?);
+    testbeds.push(Testbed::embedded(&directory)?);
+    // The programs under measurement on these clusters, and those without a cluster.
     let mut targets = Vec::new();
-    for testbed in &stands {
+    for testbed in &testbeds {
         targets.extend(testbed.targets()?);
     }
-    if let Some(testbed) = stands.first().filter(|_| programs.is_some()) {
+    if let Some(testbed) = testbeds.first().filter(|_| programs.is_some()) {
         match target::original(options.original.as_deref())? {
             Some(program) => targets.push(testbed.original(&program)?),
             None => results.missing("the C sheepfs on PATH or given with --original"),
@@ -126,6 +128,7 @@ pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
     }
     target::others(&directory, &mut targets, &mut results)?;
 
+    // Each round measures all targets, so that a slow phase of the machine affects all.
     let time = Duration::from_secs(options.seconds);
     let chosen: Vec<&Work> = work::ALL
         .iter()
@@ -140,11 +143,13 @@ pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
             }
         }
     }
+    // Memory, times of listing and attaching, and file descriptors.
     if "costs".contains(&options.only) {
-        costs::measure(&stands[0], &mut results)?;
+        costs::measure(&testbeds[0], &mut results)?;
     }
+    // Mounts end before their clusters, and both before the report.
     drop(targets);
-    drop(stands);
+    drop(testbeds);
     println!("{results}");
     let json = serde_json::to_string_pretty(&results.json())?;
     let path = root().join(&options.json);

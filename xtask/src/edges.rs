@@ -54,7 +54,7 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     forbidden(&metadata)
 }
 
-/// As [`check`], on the answer of `cargo metadata --no-deps`.
+/// As [`check`], on the output of `cargo metadata --no-deps`.
 fn forbidden(metadata: &Value) -> anyhow::Result<Vec<String>> {
     let packages = metadata["packages"].as_array().context("no packages")?;
     let members: Vec<&str> = packages

@@ -29,7 +29,7 @@ pub(crate) struct Options {
     dog: Option<PathBuf>,
 }
 
-/// Whatever serves the tests, until it is dropped.
+/// The cluster under test, which ends when it is dropped.
 enum Cluster {
     Real(RealCluster),
     Embedded(EmbeddedSheep),
@@ -78,7 +78,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let programs = RealSheep::find(options.sheep.as_deref(), options.dog.as_deref())?;
     let scratch = Scratch::new(&env::temp_dir())?;
     let runner = Runner::new(&scratch)?;
-    // The binaries under test; the tests would build them one by one.
+    // Built once; otherwise each test binary would wait for a build of its own.
     runner.cargo(
         &[
             "build",
@@ -91,6 +91,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     )?;
     let mut environment = Vec::new();
     let mut own_clusters = Ok(());
+    // With a real daemon: the tests that start and stop their own clusters.
     if let Some(programs) = &programs {
         let path = |path: &Path| path.display().to_string();
         environment.push((SHEEP_BINARY_VARIABLE, path(&programs.sheep)));
@@ -110,6 +111,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         ];
         own_clusters = runner.cargo(&own, &environment, &[]);
     }
+    // All other tests share one cluster.
     let cluster = Cluster::start(programs.as_ref(), &scratch)?;
     let mut all = vec!["test", "--release", "--no-fail-fast"];
     all.extend(PACKAGES);

@@ -2,7 +2,7 @@
 //!
 //! A guard's drop does not run in a process that was killed. But everything a
 //! run makes is either our descendant or below our temporary directory:
-//! orphans come to us, because we asked the kernel for them, and mounts and
+//! orphans become our children, because this process is a subreaper, and mounts and
 //! loop devices are found by their paths.
 
 use std::collections::HashSet;
@@ -47,8 +47,8 @@ impl Scratch {
 
     /// Ends what tests left running, except servers that others may still use.
     ///
-    /// Users before servers: a file system on a loop device on a volume can
-    /// only be let go while the volume still answers.
+    /// Users before servers: a file system on a loop device on a volume can only be
+    /// unmounted while the volume is served.
     pub(crate) fn end_tests(&self) {
         end_descendants(|program| !SERVERS.contains(&program), Signal::SIGKILL);
         release(self.path(), &[]);
@@ -91,7 +91,7 @@ fn end_descendants(chosen: impl Fn(&str) -> bool, signal: Signal) {
         left.retain(|process| process.state != 'Z' && chosen(&process.program));
         for process in &left {
             if told.insert(process.pid) {
-                // It may have ended since; that is what is wanted.
+                // It may have ended since.
                 let _: nix::Result<()> = kill(Pid::from_raw(process.pid), signal);
             }
         }
@@ -176,7 +176,7 @@ fn processes() -> Vec<Process> {
     };
     entries
         .flatten()
-        // A process that ends while we look has no file any more.
+        // A process that has just ended has no file.
         .filter_map(|entry| fs::read(entry.path().join("stat")).ok())
         .filter_map(|stat| parse_stat(&String::from_utf8_lossy(&stat)))
         .collect()
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_stat_parses_hostile_program_name() {
+    fn proc_stat_parses_name_with_parentheses() {
         let process = parse_stat("12 (a) S 1 (b) Z 7 12 12 0")
             .expect("the test passes a well-formed stat line");
         assert_eq!(process.program, "a) S 1 (b");

@@ -1,5 +1,5 @@
-//! What the tests need of the machine: the programs that `.ci/packages` lists,
-//! and privileges. Missing ones are told in one line, before anything runs.
+//! Requirements of the tests: the programs that `.ci/packages` lists, and privileges.
+//! Missing ones are reported in one line, before anything runs.
 
 use std::env;
 use std::fs::File;
@@ -19,7 +19,7 @@ use nix::unistd::geteuid;
 const PACKAGES: &str = include_str!("../../.ci/packages");
 /// Where root's programs are, which `su` leaves out of PATH.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
-/// What the tests put on loop devices and mount.
+/// File systems that the tests create on loop devices.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
 /// Looks for everything that the tests need.
@@ -58,7 +58,7 @@ pub(crate) fn forbidden_programs(path: &Path, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Packages and what is wanted of them.
+/// Packages and the programs needed from them.
 fn lines(list: &str) -> impl Iterator<Item = (&str, Vec<&str>)> {
     list.lines()
         .filter(|line| !line.starts_with('#'))

@@ -14,7 +14,7 @@ use tests::SHEEP_VARIABLE;
 use crate::leftovers::{Scratch, reap_orphans};
 use crate::step::cargo;
 
-/// Between two looks at the command and at the signals.
+/// Interval between two checks of the command and of the signals.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest run of one cargo command; a test that hangs does not end by itself.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -39,8 +39,7 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// Runs cargo with `arguments` and `environment`, and takes away what it
-    /// leaves behind. `servers` are children of this process that stay.
+    /// Runs cargo with `arguments` and `environment`, and cleans up after it. `servers` are children of this process that stay.
     ///
     /// # Errors
     /// When it fails, takes too long, or a signal comes.

@@ -22,7 +22,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// What `cargo metadata` with `arguments` says.
+/// The output of `cargo metadata` with `arguments`.
 pub(crate) fn cargo_metadata(arguments: &[&str]) -> anyhow::Result<Value> {
     let output = cargo(&["metadata", "--format-version=1"])
         .args(arguments)

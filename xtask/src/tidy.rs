@@ -63,7 +63,7 @@ fn source_files() -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What is wrong with the text of one file.
+/// The errors in the text of one file.
 fn text_problems(path: &Path, text: &str) -> Vec<String> {
     let name = path.display();
     let mut found = Vec::new();

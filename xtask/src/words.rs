@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_ignored_in_comments_strings_and_longer_words() {
+    fn words_are_ignored_outside_of_identifiers() {
         assert_eq!(count("// settle"), 0);
         assert_eq!(count(&format!("let text = {:?};", "settle")), 0);
         assert_eq!(count("let settled = true;"), 0);

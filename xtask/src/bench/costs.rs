@@ -12,7 +12,7 @@ use super::results::Results;
 use super::target::{Testbed, tell};
 use super::work::{MANY_READERS, Work};
 
-/// Numbers of attached volumes to look at.
+/// Numbers of attached volumes to measure.
 const ATTACHED: [usize; 4] = [10, 50, 100, 1000];
 /// Numbers of VDIs to list.
 const LISTED: [usize; 4] = [10, 100, 1000, 5000];
@@ -24,6 +24,7 @@ const TIME: Duration = Duration::from_secs(2);
 
 /// Measures all of it on a mount of its own.
 pub(crate) fn measure(testbed: &Testbed, results: &mut Results) -> anyhow::Result<()> {
+    // Memory of the mount that did the work of the benchmark, and of a new one.
     let worker = testbed.mounted().process_id();
     results.cost(
         "peak memory after all the work",
@@ -34,6 +35,7 @@ pub(crate) fn measure(testbed: &Testbed, results: &mut Results) -> anyhow::Resul
     results.cost("memory, idle", mib(resident(pid)?));
     jobs(testbed, results)?;
 
+    // Time of a listing, for a growing number of VDIs.
     let tree = mounted.mountpoint();
     let mut made = 1;
     for count in LISTED {
@@ -51,10 +53,11 @@ pub(crate) fn measure(testbed: &Testbed, results: &mut Results) -> anyhow::Resul
     }
 
     drop(mounted);
-    // A list of thousands leaves memory behind that could be used again.
+    // A new mount, as a long listing leaves freed memory with the process.
     let mounted = Mounted::start_with(&["--address", &testbed.address()])?;
     let (tree, pid) = (mounted.mountpoint(), mounted.process_id());
     let idle = resident(pid)?;
+    // Time, memory and file descriptors of attached volumes, for a growing number.
     let mut attached = 0;
     for count in ATTACHED {
         let mut times = Vec::new();

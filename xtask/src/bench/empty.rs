@@ -1,4 +1,4 @@
-//! A file system that does nothing: what the kernel and fuser cost by themselves.
+//! A file system that does nothing, to measure the cost of the kernel and of fuser.
 
 use std::ffi::OsStr;
 use std::io;

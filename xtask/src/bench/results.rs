@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::work::Work;
 
-// What is measured, by the names in the results.
+// Names of the measurements.
 pub(crate) const WIRE: &str = "wire";
 pub(crate) const SHEEPFS: &str = "sheepfs";
 pub(crate) const ORIGINAL: &str = "original sheepfs";

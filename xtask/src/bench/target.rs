@@ -279,7 +279,7 @@ fn served(
     })
 }
 
-/// What the kernel and fuser cost by themselves.
+/// The cost of the kernel and of fuser alone.
 fn empty(directory: &Path) -> anyhow::Result<Target<'static>> {
     let mountpoint = directory.join("mnt");
     fs::create_dir_all(&mountpoint)?;

@@ -1,7 +1,7 @@
 //! The raw wire: blocking sockets, one for each job, straight to the sheep.
 //!
 //! Nothing can be faster over this protocol with the same requests. A block is
-//! one request here, whatever its size; sheepfs cuts large ones.
+//! one request here, of any size; sheepfs splits large ones.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -48,7 +48,7 @@ impl Conversation {
         })
     }
 
-    /// `want` is the length of the answer's payload, which goes to `answer`.
+    /// `want` is the length of the response payload, which goes to `answer`.
     fn ask(
         &mut self,
         opcode: Opcode,

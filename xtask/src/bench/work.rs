@@ -1,4 +1,4 @@
-//! What is measured, and for how long.
+//! The measurements, and their duration.
 
 /// Access pattern of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,14 +76,14 @@ pub(crate) const ALL: [Work; 11] = [
     ),
 ];
 
-/// What reading through the page cache is held against on the wire.
+/// The work on the wire that reading through the page cache is compared with.
 const READ_4_JOBS: &str = "1 MiB sequential read, 4 jobs";
-/// What writing through the page cache is held against on the wire.
+/// The work on the wire that writing through the page cache is compared with.
 const WRITE_1_JOB: &str = "1 MiB sequential write, 1 job";
 
 impl Work {
-    /// The work whose speed on the raw wire is the measure of this one: the
-    /// wire has no page cache.
+    /// The work on the raw wire that this one is compared with: the wire has no page
+    /// cache.
     pub(crate) fn on_the_wire(&self) -> &'static str {
         match self.kind {
             Kind::Direct | Kind::Thin => self.name,

@@ -29,6 +29,7 @@ impl Graph {
         let mut edges: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         let mut types: BTreeMap<_, TypeImpls> = BTreeMap::new();
         for (id, module) in source.modules.iter().enumerate() {
+            // An edge for each item of another file that the module uses.
             for path in &module.mentions {
                 let (used, name) = match resolve(&source, id, path) {
                     Target::Item(file, name) => (file, name),
@@ -45,6 +46,7 @@ impl Graph {
                     edges.entry((module.file, used)).or_default().insert(name);
                 }
             }
+            // The files with `impl` blocks of a type, and its number of functions.
             for (path, functions) in &module.impls {
                 let key = match resolve(&source, id, path) {
                     Target::Item(file, name) => (file, name),

@@ -24,7 +24,7 @@ pub(super) fn resolve(source: &Crate, module: usize, path: &[String]) -> Target 
 }
 
 fn follow(source: &Crate, module: usize, path: &[String], imports: usize) -> Target {
-    // An import of a crate that has the name of what is imported leads to itself.
+    // An import with the name of its crate would lead to itself.
     if imports > MAX_IMPORTS {
         return Target::Outside;
     }

@@ -234,9 +234,10 @@ impl Collector<'_> {
         }
     }
 
-    /// Finds paths, and with `defines` items, in what a macro is given.
+    /// Finds paths, and with `defines` items, in the input of a macro.
     fn scan(&mut self, tokens: &TokenStream, defines: bool) {
         let tokens: Vec<TokenTree> = tokens.clone().into_iter().collect();
+        // Tokens have no syntax tree; paths are found by their punctuation.
         let punct = |at: usize| match tokens.get(at) {
             Some(TokenTree::Punct(punct)) => Some(punct.as_char()),
             _ => None,
@@ -258,6 +259,7 @@ impl Collector<'_> {
                 Some(':') => before(2) != Some(':'),
                 _ => true,
             };
+            // Joins `a::b::c`.
             let mut path = vec![first.to_string()];
             at += 1;
             while punct(at) == Some(':') && punct(at + 1) == Some(':') {
@@ -270,6 +272,7 @@ impl Collector<'_> {
             if !is_path {
                 continue;
             }
+            // `struct Name` and the like define an item; every other path is a use.
             if defines
                 && let [keyword] = path.as_slice()
                 && DEFINES.contains(&keyword.as_str())
