@@ -144,8 +144,15 @@ impl RealCluster {
     /// # Errors
     /// When it fails.
     pub fn dog(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let text = run_within(DOG_LIMIT, &mut self.dog_command(arguments))?;
-        String::from_utf8(text).context("dog prints text")
+        String::from_utf8(self.dog_bytes(arguments)?).context("dog prints text")
+    }
+
+    /// As [`Self::dog`], for output that is no text.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn dog_bytes(&self, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
+        run_within(DOG_LIMIT, &mut self.dog_command(arguments))
     }
 
     /// Runs `dog` with `bytes` on its standard input.
@@ -193,7 +200,7 @@ impl RealCluster {
 
     /// Ends node `node` as `kill -9` does, and waits until the others noticed.
     ///
-    /// Not node 0, which is asked for the members.
+    /// Not node 0, which reports the members.
     ///
     /// # Errors
     /// When it has ended by itself before, or stays a member.

@@ -81,6 +81,7 @@ cases!(
     resize_by_dog_is_seen,
     deletion_by_dog_never_shows_foreign_data,
     report_equals_output_of_dog,
+    volume_bytes_are_equal_in_dog,
 );
 cases!(
     ["--copies", "2", "--lock"],
@@ -116,6 +117,40 @@ mod case {
             })?;
         }
         Ok(())
+    }
+
+    /// Volumes of every shape, and the two sides of a snapshot, in which both write on.
+    pub(super) fn volume_bytes_are_equal_in_dog(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        let mut random = seeded();
+        for (name, options, len) in [
+            ("small-objects", "object_size=1M", 6 * MIB + 513),
+            ("default-objects", "object_size=4M", 9 * MIB),
+            ("large-objects", "object_size=8M", 17 * MIB + 1),
+            ("hypervolume", "hyper", 9 * MIB),
+        ] {
+            let file = open(&mounted.create(name, &format!("{len} {options}"))?)?;
+            let mut model = Model::zeroed(len);
+            for _ in 0..40 {
+                model.random_step(&file, MIB, &mut random)?;
+            }
+            file.sync_all()?;
+            own.check_by_dog(name, &model)?;
+        }
+
+        let head = open(&mounted.create("head", "6M object_size=1M")?)?;
+        let mut head_model = Model::zeroed(6 * MIB);
+        head_model.write(&head, 0, 6 * MIB, &mut random)?;
+        mounted.command("vdi/snapshot", "head first")?;
+        mounted.command("vdi/clone", "head@first clone")?;
+        let clone = open(&mounted.attach("clone")?)?;
+        let mut clone_model = head_model.clone();
+        for _ in 0..20 {
+            head_model.random_step(&head, MIB, &mut random)?;
+            clone_model.random_step(&clone, MIB, &mut random)?;
+        }
+        own.check_by_dog("head", &head_model)?;
+        own.check_by_dog("clone", &clone_model)
     }
 
     pub(super) fn failover_after_kill_of_gateway(own: &mut Own) -> anyhow::Result<()> {
@@ -201,9 +236,10 @@ mod case {
         acknowledged.check(&own.mount(&[])?.attach("snapped")?)
     }
 
-    /// dog writes a maximum into the root that hides what it has moved.
+    /// dog writes a wrong maximum into the root, which hides slots.
     pub(super) fn index_leaf_split_by_dog_is_repaired(own: &mut Own) -> anyhow::Result<()> {
         const OBJECT: u64 = 4 << 20;
+        // A hypervolume with a full leaf, and a second leaf.
         own.cluster.dog(&["vdi", "create", "-y", "split", "16T"])?;
         let mounted = own.mount(&[])?;
         let json: serde_json::Value = serde_json::from_str(&mounted.report("vdi/list.json")?)?;
@@ -220,8 +256,8 @@ mod case {
         for object in [100, 1_000_000] {
             sheep.make_object(vid, object, &text(object))?;
         }
-        // Into the full leaf, which is split. dog puts the new slot into the upper
-        // half, and what it writes into the root hides the lower one.
+        // The new slot splits the full leaf. dog puts it into the upper half, and its root
+        // hides the lower one.
         own.dog_writes("split", offset(101), &text(101))?;
         assert_eq!(sheep.root(vid)?, (2, 3));
         let dog_finds = |object: u32| {
@@ -229,8 +265,12 @@ mod case {
             let found = own.cluster.dog(&["vdi", "read", "split", &offset, &len])?;
             anyhow::Ok(found.as_bytes() == text(object))
         };
-        ensure!(!dog_finds(100)?, "dog makes no mistake any more");
+        ensure!(
+            !dog_finds(100)?,
+            "dog finds the slot, so there is no wrong maximum to repair"
+        );
 
+        // sheepfs finds the slots in spite of the root.
         let file = open(&mounted.attach("split")?)?;
         for object in [100, 101, 1_000_000] {
             let mut found = vec![0; text(object).len()];
@@ -321,7 +361,7 @@ mod case {
             "{errno:?}"
         );
 
-        // After a snapshot the lock moves to the new head.
+        // After a snapshot the volume holds the lock of the new head.
         first.command("vdi/snapshot", "locked tag")?;
         open(&first.volume("locked"))?.write_all_at(b"mine", 0)?;
         ensure!(
@@ -357,13 +397,13 @@ mod case {
         };
         ensure!(busy(next.command("vdi/mount", "left")), "the lock is gone");
         // A client that takes no locks is not excluded.
-        let careless = own.mount(&["--lock", "off"])?;
-        let found = std::fs::read(careless.attach("left")?)?;
+        let unlocked = own.mount(&["--lock", "off"])?;
+        let found = std::fs::read(unlocked.attach("left")?)?;
         ensure!(found.starts_with(b"mine"));
-        careless.stop()?;
+        unlocked.stop()?;
         ensure!(
             busy(next.command("vdi/mount", "left")),
-            "someone released it"
+            "the lock is released"
         );
 
         next.command("vdi/unlock", "left")?;
@@ -377,6 +417,13 @@ mod case {
 }
 
 impl Own {
+    /// Fails unless dog reads the bytes of the model.
+    fn check_by_dog(&self, vdi: &str, model: &Model) -> anyhow::Result<()> {
+        let found = self.cluster.dog_bytes(&["vdi", "read", vdi])?;
+        ensure!(found == model.bytes(), "dog reads other bytes of {vdi}");
+        Ok(())
+    }
+
     fn dog_writes(&self, vdi: &str, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
         let (offset, len) = (offset.to_string(), bytes.len().to_string());
         let arguments = ["vdi", "write", vdi, &offset, &len];
