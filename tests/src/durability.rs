@@ -7,18 +7,15 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::wait::wait_until;
+use crate::wait::{STALL_LIMIT, wait_until};
 
 /// Bytes of one write.
 const BLOCK: usize = 4096;
 /// Blocks between two writes: prime, so that each turn visits all of them.
 const STRIDE: u64 = 257;
-/// Longest time without a write that a disturbance may cause.
-const PAUSE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Several writers to one volume, each with blocks of its own and one write at
 /// a time.
@@ -63,8 +60,8 @@ impl DurabilityChecker {
         }
     }
 
-    /// Writes until `disturb` has returned, and returns what it did and the
-    /// errors that ended writers earlier.
+    /// Writes until `disturb` has returned; returns its result and the errors that ended
+    /// writers earlier.
     ///
     /// # Errors
     /// The error of `disturb`, or that a writer found an old block.
@@ -160,7 +157,7 @@ impl DurabilityChecker {
     pub fn wait_for_more(&self, count: u64) -> anyhow::Result<()> {
         let sum = || self.acknowledged().0.iter().sum::<u64>();
         let goal = sum() + count;
-        wait_until("writes go on", PAUSE_LIMIT, || Ok(sum() >= goal))
+        wait_until("writes go on", STALL_LIMIT, || Ok(sum() >= goal))
     }
 
     /// Fails unless the volume has, of each writer, all writes up to one that
@@ -225,7 +222,7 @@ impl DurabilityChecker {
         Ok(found.chunks(each).map(<[u64]>::to_vec).collect())
     }
 
-    /// What a writer's blocks have after its write `last`.
+    /// The content of a writer's blocks after its write `last`.
     fn after(&self, writer: usize, last: u64) -> Vec<u64> {
         let mut numbers = vec![
             0;

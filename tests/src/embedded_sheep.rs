@@ -34,7 +34,7 @@ impl EmbeddedSheep {
     /// Starts one in `directory`, which must exist, on a free port.
     ///
     /// # Errors
-    /// When it does not answer within half a minute.
+    /// When it does not listen within half a minute.
     pub fn start(directory: &Path) -> anyhow::Result<Self> {
         Self::start_with(directory, &[])
     }
@@ -135,7 +135,7 @@ impl EmbeddedSheep {
             if let Some(status) = child.try_wait()? {
                 bail!("it ended: {status}");
             }
-            // Not connected yet is what is being waited for.
+            // A refused connection means that it does not listen yet.
             Ok(TcpStream::connect(("127.0.0.1", port)).is_ok())
         })
         .with_context(|| self.log_text())

@@ -3,15 +3,13 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::errno::Errno;
 
 use crate::program::{output, run};
+use crate::wait::EVENT_LIMIT;
 
-/// Longest run of the helper.
-const LIMIT: Duration = Duration::from_secs(30);
 /// `name_to_handle_at PATH` prints a handle, `open_by_handle_at MOUNTPOINT HANDLE`
 /// the start of its file; a refused open ends with the errno as exit status.
 const HELPER: &str = r"
@@ -57,7 +55,7 @@ impl FileHandle {
     /// When there is no `python3`, or the file cannot be read.
     pub fn read(&self, mountpoint: &Path) -> anyhow::Result<Result<Vec<u8>, Errno>> {
         let finished = output(
-            LIMIT,
+            EVENT_LIMIT,
             helper()
                 .arg("open_by_handle_at")
                 .arg(mountpoint)

@@ -44,7 +44,7 @@ impl FileSystem {
     /// Checks an unmounted file system without repairing it.
     ///
     /// # Errors
-    /// When the checker finds anything to say no to.
+    /// When the checker finds an error.
     pub fn check(kind: &str, device: &Path) -> anyhow::Result<()> {
         let mut command = match kind {
             "ext4" => Command::new("fsck.ext4"),

@@ -102,7 +102,7 @@ impl Fio {
 
     fn status_within(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
         let mut status = None;
-        // That time is over is an answer.
+        // A timeout is a valid outcome.
         drop(wait_until("fio ends", limit, || {
             status = self.child.try_wait()?;
             Ok(status.is_some())
@@ -119,7 +119,7 @@ impl Fio {
         let read = |name| fs::read_to_string(self.directory.path().join(name));
         let (text, errors) = (read("report.json")?, read("errors")?);
         ensure!(status.success(), "fio: {status}\n{errors}\n{text}");
-        // fio's warnings stand before its report.
+        // fio prints warnings before its report.
         let start = text.find('{').context("fio wrote no report")?;
         let mut report: Value = serde_json::from_str(&text[start..])?;
         let Value::Array(groups) = report["jobs"].take() else {

@@ -12,7 +12,7 @@ use crate::process::{self, wait_for_exit};
 use crate::program::{output, run_within, spawn};
 use crate::wait::{free_ports, wait_until};
 
-/// From the start of the daemon to its first answer.
+/// From the start of the daemon to its first response.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// From SIGTERM to the end of the daemon.
 const STOP_LIMIT: Duration = Duration::from_secs(10);

@@ -61,4 +61,4 @@ pub use real_cluster::{RealCluster, RealSheep};
 pub use test_cluster::{DOG_VARIABLE, SHEEP_BINARY_VARIABLE, SHEEP_VARIABLE, TestCluster};
 pub use units::{MIB, MIB_U64};
 pub use volume_file::{detach, errno, open};
-pub use wait::{free_ports, wait_until};
+pub use wait::{EVENT_LIMIT, free_ports, wait_until};

@@ -1,16 +1,15 @@
-//! Writers that remember what was acknowledged, while something breaks.
+//! Writers that record their acknowledged writes during a fault.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use fastrand::Rng;
 
-use crate::wait::wait_until;
+use crate::wait::{STALL_LIMIT, wait_until};
 
 /// Bytes of one write; every block has one writer.
 const BLOCK: usize = 4096;
@@ -18,8 +17,6 @@ const BLOCK: usize = 4096;
 const WRITERS: usize = 6;
 /// Writes that must be acknowledged before the load counts as running again.
 const PROGRESS: u64 = 200;
-/// Longest pause a fault may cause.
-const PAUSE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Acknowledged writes, counted while [`under_load`] runs.
 #[derive(Debug, Default)]
@@ -32,7 +29,7 @@ impl Progress {
     /// When that takes longer than a minute.
     pub fn wait_for_more(&self) -> anyhow::Result<()> {
         let goal = self.0.load(Ordering::Relaxed) + PROGRESS;
-        wait_until("writes go on", PAUSE_LIMIT, || {
+        wait_until("writes go on", STALL_LIMIT, || {
             Ok(self.0.load(Ordering::Relaxed) >= goal)
         })
     }
@@ -67,7 +64,7 @@ impl Acknowledged {
 }
 
 /// Writes to the first `blocks` blocks of the volume at `path` from several
-/// threads while `disturb` runs, and returns what was acknowledged.
+/// threads while `disturb` runs, and returns the acknowledged writes.
 ///
 /// # Errors
 /// The first error of a write, of a read, or of `disturb`.
@@ -107,7 +104,7 @@ pub fn under_load(
     outcome.map(|()| Acknowledged { stamps })
 }
 
-/// One writer: random blocks of its own, some read back at once.
+/// One writer: random blocks of its own, some read back immediately.
 fn write_until(
     path: &Path,
     first: usize,
@@ -141,7 +138,7 @@ fn write_until(
     Ok(())
 }
 
-/// What write `stamp` puts into `block`; 0 is what a fresh volume has.
+/// The content of `block` after write `stamp`; 0 stands for a new volume.
 fn content(block: usize, stamp: u64) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK];
     if stamp > 0 {

@@ -40,7 +40,7 @@ impl Model {
         }
     }
 
-    /// Takes `bytes` as what the volume has.
+    /// A model of a volume with these bytes.
     #[must_use]
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
         Self { bytes }

@@ -1,6 +1,7 @@
 //! A running `sheepfs` and its tree.
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::{TestCluster, sheepfs_binary};
 const MOUNT_LIMIT: Duration = Duration::from_secs(30);
 /// From SIGTERM to the end of `sheepfs`.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// Lines of the log that are worth showing when a test fails.
+/// Lines of the log that are shown when a test fails.
 const LOG_LINES: usize = 60;
 
 /// `sheepfs` in the foreground on a temporary mountpoint.
@@ -83,6 +84,18 @@ impl Mounted {
         self.mountpoint().join(name)
     }
 
+    /// The names in a directory of the tree.
+    ///
+    /// # Errors
+    /// As reading the directory.
+    pub fn names(&self, directory: &str) -> anyhow::Result<BTreeSet<OsString>> {
+        let path = self.path(directory);
+        fs::read_dir(&path)
+            .with_context(|| path.display().to_string())?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect()
+    }
+
     /// The file of an attached volume.
     #[must_use]
     pub fn volume(&self, name: &str) -> PathBuf {
@@ -101,7 +114,7 @@ impl Mounted {
     /// Writes one line to a command file, as `echo LINE > FILE` does.
     ///
     /// # Errors
-    /// The error of the write, unchanged, for tests that look at its errno.
+    /// The error of the write, unchanged, for tests that check its errno.
     pub fn command(&self, file: &str, line: impl AsRef<OsStr>) -> std::io::Result<()> {
         let mut bytes = line.as_ref().as_encoded_bytes().to_vec();
         bytes.push(b'\n');

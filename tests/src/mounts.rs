@@ -1,4 +1,4 @@
-//! What is mounted, asked of the kernel without touching any mountpoint.
+//! The kernel's list of mounts, read without touching any mountpoint.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Processes that are not our children: look at them, signal them.
+//! State and signals of processes.
 
 use std::fs;
 use std::process::{Child, ExitStatus};

@@ -1,4 +1,4 @@
-//! Running a program to its end, with an error text that says everything.
+//! Running a program to its end, with its command line and output in the error text.
 
 use std::io::{ErrorKind, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -90,7 +90,7 @@ pub(crate) fn spawn(command: &mut Command) -> anyhow::Result<Child> {
     })
 }
 
-/// Reads a pipe to its end beside the caller, so that the writer never stalls.
+/// Reads a pipe to its end in a thread, so that the writer never stalls.
 fn drain(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<std::io::Result<Vec<u8>>> {
     thread::spawn(move || {
         let mut text = Vec::new();

@@ -1,5 +1,5 @@
-//! Frames by hand, for what no program makes: an index with half a million
-//! objects that nobody wrote.
+//! Frames made by the test, for states that no program creates: an index with half a
+//! million objects that do not exist.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-/// Longest wait for an answer.
+/// Longest wait for a response.
 const LIMIT: Duration = Duration::from_secs(60);
 const CREATE_AND_WRITE_OBJ: u8 = 0x01;
 const READ_OBJ: u8 = 0x02;

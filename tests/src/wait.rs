@@ -10,6 +10,10 @@ use anyhow::{Context as _, bail, ensure};
 
 /// Interval between two checks of the condition.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Longest wait for an event that takes a moment on an idle machine.
+pub const EVENT_LIMIT: Duration = Duration::from_secs(30);
+/// Longest time without an acknowledged write that a fault may cause.
+pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Returns as soon as `condition` holds.
 ///

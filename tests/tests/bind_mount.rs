@@ -1,5 +1,5 @@
-//! A bind mount of one file of the tree, as a container has it: it holds on to
-//! the file, not to its name.
+//! A bind mount of one file of the tree, as in a container: it refers to the inode, not to
+//! the name.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -37,8 +37,8 @@ fn when_closed(mounted: &Mounted, file: &str, line: &str) -> anyhow::Result<()> 
     })
 }
 
-/// Everything that can be read of a file shows `expected` at its beginning,
-/// whatever the kernel has cached before.
+/// Checks that a file starts with `expected` in every way to read it, in spite of the
+/// page cache.
 fn shows(path: &Path, len: u64, expected: &[u8]) -> anyhow::Result<()> {
     ensure!(fs::metadata(path)?.len() == len, "another size");
     let file = File::open(path)?;

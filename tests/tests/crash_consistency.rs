@@ -19,8 +19,8 @@ const KILLS: u32 = 6;
 /// Times that sheepfs is killed while it starts, each a little later than the last.
 const KILLS_AT_START: u32 = 40;
 
-/// Kills sheepfs while numbered writers run, and looks after each kill for
-/// what was acknowledged.
+/// Kills sheepfs while numbered writers run, and checks the acknowledged writes after each
+/// kill.
 fn loses_nothing(arguments: &[&str], acknowledge: AckPolicy) -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let administrator = Mounted::start(&cluster, &[])?;
@@ -29,11 +29,12 @@ fn loses_nothing(arguments: &[&str], acknowledge: AckPolicy) -> anyhow::Result<(
     let writers = DurabilityChecker::new(4, 1024);
     let mut random = seeded();
     for kill in 0..KILLS {
-        // With a snapshot every object has to be made anew.
+        // After a snapshot every object has to be copied up.
         if kill > 0 && random.bool() {
             let snapshot = format!("{name} tag{kill}");
             administrator.command("vdi/snapshot", snapshot)?;
         }
+        // Kills the mount after a random number of writes.
         let mut mounted = Mounted::start(&cluster, arguments)?;
         let path = mounted.attach(&name)?;
         let ((), errors) = writers.run(&path, acknowledge, || {
@@ -51,6 +52,7 @@ fn loses_nothing(arguments: &[&str], acknowledge: AckPolicy) -> anyhow::Result<(
         println!("kill {kill}: {:?}, {errors:?}", writers.acknowledged());
         drop(mounted);
 
+        // A new mount has every acknowledged write.
         let mounted = Mounted::start(&cluster, arguments)?;
         let path = mounted.attach(&name)?;
         let (oldest, newest) = (writers.acknowledged(), writers.begun());
@@ -63,8 +65,7 @@ fn loses_nothing(arguments: &[&str], acknowledge: AckPolicy) -> anyhow::Result<(
         mounted.stop()?;
     }
 
-    // Whatever was left over takes no part in anything: what remains can be
-    // written, given back, and deleted.
+    // Orphans do no harm: the volume can be filled, and the VDI deleted.
     let mounted = Mounted::start(&cluster, arguments)?;
     let path = mounted.attach(&name)?;
     fs::write(&path, vec![7; 16 << 20])?;

@@ -5,16 +5,15 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tempfile::TempDir;
-use tests::{TestCluster, is_mounted, is_running, run, run_within, sheepfs_binary, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(30);
+use tests::{
+    EVENT_LIMIT, TestCluster, is_mounted, is_running, run, run_within, sheepfs_binary, wait_until,
+};
 
 /// A directory with a mountpoint; dropping it unmounts what a failed test has left.
 struct Scratch(TempDir);
@@ -34,7 +33,7 @@ impl Scratch {
     /// `"$@"` is its command line; the working directory is this one.
     fn start(&self, cluster: &TestCluster, script: &str) -> anyhow::Result<Daemon> {
         run_within(
-            LIMIT,
+            EVENT_LIMIT,
             Command::new("sh")
                 .args(["-ec", script, "sh"])
                 .arg(sheepfs_binary()?)
@@ -86,7 +85,7 @@ impl Daemon {
 
     fn stop(self) -> anyhow::Result<()> {
         run(Command::new("umount").arg(&self.mountpoint))?;
-        wait_until("the daemon ends", LIMIT, || Ok(!is_running(self.pid)))
+        wait_until("the daemon ends", EVENT_LIMIT, || Ok(!is_running(self.pid)))
     }
 }
 
@@ -110,7 +109,7 @@ fn daemon_closes_inherited_pipe() -> anyhow::Result<()> {
     mkfifo(&pipe, Mode::S_IRWXU)?;
     let reader = thread::spawn(|| fs::read(pipe));
     let daemon = scratch.start(&cluster, "exec 7> pipe; \"$@\"")?;
-    wait_until("the pipe ends", LIMIT, || Ok(reader.is_finished()))?;
+    wait_until("the pipe ends", EVENT_LIMIT, || Ok(reader.is_finished()))?;
     ensure!(daemon.serves());
     daemon.stop()
 }

@@ -139,12 +139,14 @@ fn name_operations_fail_with_eperm() -> anyhow::Result<()> {
     let name = cluster.unique_name("fixed");
     let volume = mounted.create(&name, "4M")?;
     let list = mounted.path("vdi/list");
+    // Names, inode numbers, modes and owners of the whole tree.
     let everything = |mounted: &Mounted| {
         run(Command::new("find")
             .arg(mounted.mountpoint())
             .args(["-printf", "%p %i %m %U %G\n"]))
     };
     let before = everything(&mounted)?;
+    // New names, in every directory.
     for directory in ["", "cluster", "config", "node", "vdi", "volume"] {
         let new = mounted.path(directory).join("new");
         for (what, result) in [
@@ -164,6 +166,7 @@ fn name_operations_fail_with_eperm() -> anyhow::Result<()> {
             assert_eq!(errno(fs::remove_file(missing)), Some(Errno::ENOENT));
         }
     }
+    // Directories and files of the tree cannot be removed or renamed.
     for directory in ["cluster", "config", "node", "vdi", "volume"] {
         let path = mounted.path(directory);
         assert_eq!(errno(fs::remove_dir(&path)), Some(Errno::EPERM));

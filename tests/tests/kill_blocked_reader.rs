@@ -1,20 +1,18 @@
-//! Ending processes that wait for a silent cluster, as the manual page says.
+//! Ending processes that wait for an unresponsive cluster, in the ways of the manual page.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use tests::{
-    Mounted, TestCluster, is_mounted, output, run, send_signal, wait_for_exit, wait_until,
+    EVENT_LIMIT, Mounted, TestCluster, is_mounted, output, run, send_signal, wait_for_exit,
+    wait_until,
 };
 
-const LIMIT: Duration = Duration::from_secs(30);
-
-/// A reader that was killed and waits all the same, since the sheep is silent.
-/// The sheep answers again when this is dropped.
+/// A reader that is blocked in spite of SIGKILL, since the sheep does not respond. The
+/// sheep continues when this is dropped.
 struct KilledReader {
     child: Child,
     mounted: Mounted,
@@ -38,7 +36,7 @@ impl KilledReader {
             mounted,
             cluster,
         };
-        wait_until("the reader waits in the kernel", LIMIT, || {
+        wait_until("the reader waits in the kernel", EVENT_LIMIT, || {
             let state = fs::read_to_string(format!("/proc/{}/wchan", reader.child.id()))?;
             Ok(state == "request_wait_answer")
         })?;
@@ -48,15 +46,17 @@ impl KilledReader {
     }
 
     /// Fails unless the reader ends of its SIGKILL while the sheep is silent.
-    fn ends(&mut self) -> anyhow::Result<()> {
-        let status = wait_for_exit(&mut self.child, LIMIT)?;
+    fn assert_ends(&mut self) -> anyhow::Result<()> {
+        let status = wait_for_exit(&mut self.child, EVENT_LIMIT)?;
         ensure!(!status.success(), "it was killed: {status}");
         Ok(())
     }
 
-    fn mount_goes(&self) -> anyhow::Result<()> {
+    fn wait_for_unmount(&self) -> anyhow::Result<()> {
         let mountpoint = self.mounted.mountpoint();
-        wait_until("the mount is gone", LIMIT, || Ok(!is_mounted(&mountpoint)?))
+        wait_until("the mount is gone", EVENT_LIMIT, || {
+            Ok(!is_mounted(&mountpoint)?)
+        })
     }
 }
 
@@ -72,7 +72,7 @@ impl Drop for KilledReader {
 #[test]
 fn timeout_ends_killed_reader() -> anyhow::Result<()> {
     let mut reader = KilledReader::start(&["--retry-for", "2"])?;
-    reader.ends()?;
+    reader.assert_ends()?;
     ensure!(is_mounted(&reader.mounted.mountpoint())?);
     Ok(())
 }
@@ -82,9 +82,12 @@ fn killed_reader_ends_when_unmounted_by_force() -> anyhow::Result<()> {
     let mut reader = KilledReader::start(&["--retry-for", "3600"])?;
     let mut umount = Command::new("umount");
     // umount reports "target is busy" if the reader has not ended yet.
-    output(LIMIT, umount.arg("-f").arg(reader.mounted.mountpoint()))?;
-    reader.ends()?;
-    reader.mount_goes()
+    output(
+        EVENT_LIMIT,
+        umount.arg("-f").arg(reader.mounted.mountpoint()),
+    )?;
+    reader.assert_ends()?;
+    reader.wait_for_unmount()
 }
 
 #[test]
@@ -101,6 +104,6 @@ fn killed_reader_ends_when_connection_is_aborted() -> anyhow::Result<()> {
     );
     let mut unshare = Command::new("unshare");
     run(unshare.args(["--mount", "--propagation", "private", "sh", "-ec", &script]))?;
-    reader.ends()?;
-    reader.mount_goes()
+    reader.assert_ends()?;
+    reader.wait_for_unmount()
 }

@@ -1,5 +1,4 @@
-//! As much as a busy host asks for at once, and what is left of it afterwards:
-//! nothing.
+//! The load of a busy host, which leaves no file, memory or VDI behind.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -12,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 use tests::{Fio, MIB, Mounted, TestCluster, detach, wait_for_exit, wait_until};
 
-/// What the allocator may keep of memory that was used.
+/// Memory that the allocator may keep after use.
 const KEPT: u64 = 24 << 20;
 
 /// Sizes of requests in bytes: sectors, pages, odd ones, up to whole objects.
@@ -25,7 +24,7 @@ fn load_of_64_mixed_size_jobs_verifies() -> anyhow::Result<()> {
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("jobs");
     let volume = mounted.create(&name, "1600M")?;
-    // A cluster that was given is worth the whole minute.
+    // A given cluster gets the whole minute.
     let seconds = if cluster.is_own() { 8 } else { 60 };
     let mut arguments: Vec<String> = [
         "--rw=randwrite",
@@ -38,6 +37,7 @@ fn load_of_64_mixed_size_jobs_verifies() -> anyhow::Result<()> {
     .map(str::to_owned)
     .to_vec();
     arguments.push(format!("--runtime={seconds}"));
+    // One group of jobs for each block size, in a range of its own.
     for (number, size) in SIZES.iter().enumerate() {
         let offset = number * JOBS_OF_EACH * 24;
         arguments.extend([
@@ -50,6 +50,7 @@ fn load_of_64_mixed_size_jobs_verifies() -> anyhow::Result<()> {
         ]);
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // fio verifies what it has written, and fails on a difference.
     let groups = Fio::verifying(&volume, &arguments)?.finish()?;
     assert_eq!(groups.len(), SIZES.len());
     for (group, size) in groups.iter().zip(SIZES) {
@@ -92,8 +93,8 @@ fn in_parallel(
     })
 }
 
-/// Waits until everything that was opened is closed again.
-fn gives_back(mounted: &Mounted, files: usize, memory: u64) -> anyhow::Result<()> {
+/// Waits until all files are closed, then checks that the memory is free again.
+fn assert_released(mounted: &Mounted, files: usize, memory: u64) -> anyhow::Result<()> {
     wait_until("its files are closed", Duration::from_secs(20), || {
         Ok(mounted.open_files()?.len() <= files)
     })
@@ -114,11 +115,13 @@ fn load_of_200_volumes_leaks_nothing() -> anyhow::Result<()> {
     let name = |number: usize| format!("{prefix}-{number:03}");
     // One round warms up, another shows what grows.
     let mut before = None;
+    // All volumes exist before the first round.
     in_parallel(VOLUMES, |number| {
         let line = format!("{} 3M object_size=1M", name(number));
         Ok(mounted.command("vdi/create", line)?)
     })?;
     for round in 0..2 {
+        // Attaches and opens all volumes.
         in_parallel(VOLUMES, |number| mounted.attach(&name(number)).map(drop))?;
         let path = |number| mounted.volume(&name(number));
         let open = |number| {
@@ -132,6 +135,7 @@ fn load_of_200_volumes_leaks_nothing() -> anyhow::Result<()> {
             let bytes = bytes_of(number, object + round);
             Ok(files[number].write_all_at(&bytes, (object * MIB + 100) as u64)?)
         })?;
+        // Each volume has its own bytes.
         in_parallel(VOLUMES, |number| {
             files[number].sync_all()?;
             for object in 0..OBJECTS {
@@ -142,10 +146,11 @@ fn load_of_200_volumes_leaks_nothing() -> anyhow::Result<()> {
             }
             Ok(())
         })?;
+        // Detached, they give back files and memory.
         drop(files);
         in_parallel(VOLUMES, |number| detach(&mounted, &name(number)))?;
         if let Some((files, memory)) = before {
-            gives_back(&mounted, files, memory)?;
+            assert_released(&mounted, files, memory)?;
         }
         before = Some((mounted.open_files()?.len(), mounted.memory()?));
     }
@@ -196,7 +201,7 @@ impl Readers {
 impl Drop for Readers {
     fn drop(&mut self) {
         for process in &mut self.processes {
-            // One that has ended is what is wanted.
+            // It may have ended already.
             drop(process.kill());
             drop(process.wait());
         }
@@ -209,12 +214,13 @@ fn load_survives_attach_and_detach_during_reads() -> anyhow::Result<()> {
     const VOLUMES: usize = 8;
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
-    let prefix = cluster.unique_name("come");
+    // Volumes that are attached, written, read and detached in turns, by a thread each.
+    let prefix = cluster.unique_name("turns");
     for number in 0..VOLUMES {
         let line = format!("{prefix}-{number} 2M object_size=1M");
         mounted.command("vdi/create", line)?;
     }
-    let come_and_go = |times: usize| {
+    let attach_and_detach = |times: usize| {
         thread::scope(|scope| {
             let threads: Vec<_> = (0..VOLUMES)
                 .map(|number| {
@@ -240,9 +246,9 @@ fn load_survives_attach_and_detach_during_reads() -> anyhow::Result<()> {
         })
     };
     let scratch = TempDir::with_prefix("sheepfs-test-readers-")?;
-    // Once to warm up; what is there then is what is to be there in the end.
+    // The first round warms up; the second one must need no more.
     let readers = Readers::start(READERS, &mounted.mountpoint(), scratch.path().join("first"))?;
-    come_and_go(200)?;
+    attach_and_detach(200)?;
     readers.finish()?;
     let (files, memory) = (mounted.open_files()?.len(), mounted.memory()?);
     let times = if cluster.is_own() { 400 } else { 2000 };
@@ -251,9 +257,9 @@ fn load_survives_attach_and_detach_during_reads() -> anyhow::Result<()> {
         &mounted.mountpoint(),
         scratch.path().join("second"),
     )?;
-    come_and_go(times)?;
+    attach_and_detach(times)?;
     readers.finish()?;
-    gives_back(&mounted, files, memory)?;
+    assert_released(&mounted, files, memory)?;
     ensure!(fs::read_dir(mounted.path("volume"))?.count() == 0);
     for number in 0..VOLUMES {
         mounted.command("vdi/delete", format!("{prefix}-{number}"))?;

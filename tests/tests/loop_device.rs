@@ -31,7 +31,7 @@ fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// Makes, fills, checks and, after everything was restarted, compares.
-fn holds_a_tree(
+fn check_file_tree(
     kind: &str,
     size: &str,
     shape: TreeShape,
@@ -67,22 +67,22 @@ fn holds_a_tree(
 
 #[test]
 fn loop_device_ext4_holds_thousands_of_files() -> anyhow::Result<()> {
-    holds_a_tree("ext4", "256M", LARGE, &[])
+    check_file_tree("ext4", "256M", LARGE, &[])
 }
 
 #[test]
 fn loop_device_ext4_with_page_cache_holds_tree() -> anyhow::Result<()> {
-    holds_a_tree("ext4", "64M object_size=1M", SMALL, &["--pagecache"])
+    check_file_tree("ext4", "64M object_size=1M", SMALL, &["--pagecache"])
 }
 
 #[test]
 fn loop_device_xfs_holds_tree() -> anyhow::Result<()> {
-    holds_a_tree("xfs", "320M", SMALL, &[])
+    check_file_tree("xfs", "320M", SMALL, &[])
 }
 
 #[test]
 fn loop_device_btrfs_holds_tree() -> anyhow::Result<()> {
-    holds_a_tree("btrfs", "256M", SMALL, &[])
+    check_file_tree("btrfs", "256M", SMALL, &[])
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn partition(volume: &Path, script: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of its own that `vdi/list` says a volume uses.
+/// Bytes of a volume that `vdi/list` shows as used.
 fn used(mounted: &Mounted, name: &str) -> anyhow::Result<u64> {
     let json: serde_json::Value = serde_json::from_str(&mounted.report("vdi/list.json")?)?;
     let vdis = json["vdis"].as_array().context("no list of VDIs")?;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use tempfile::TempDir;
 use tests::{LoopDevice, Mounted, TestCluster, run, wait_until};
 
-/// What the cgroup may have: too little for all that is written.
+/// Memory limit of the cgroup: less than the bytes written.
 const LIMIT: u64 = 48 << 20;
 /// MiB written.
 const WRITTEN: u32 = 192;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
-use tests::{AckPolicy, DurabilityChecker, MIB_U64, Mounted, TestCluster, errno, open, wait_until};
+use tests::{
+    AckPolicy, DurabilityChecker, MIB_U64, Mounted, TestCluster, detach, errno, open, wait_until,
+};
 
 /// Longest time until an open volume shows changes by the other client.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Detaches, waiting for the kernel to tell of the last close, and deletes.
+/// Detaches after the last close, if attached, and deletes.
 fn delete(mounted: &Mounted, targets: &[&str]) -> anyhow::Result<()> {
     for target in targets {
         wait_until("the close has arrived", Duration::from_secs(5), || {
@@ -26,7 +28,7 @@ fn delete(mounted: &Mounted, targets: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Waits until `file` gives EIO or ESTALE; until then, only what it had.
-fn goes_stale(file: &File, had: &[u8]) -> anyhow::Result<()> {
+fn assert_goes_stale(file: &File, had: &[u8]) -> anyhow::Result<()> {
     let mut found = vec![0; had.len()];
     wait_until("the volume is stale", NOTICE_LIMIT, || {
         match errno(file.read_exact_at(&mut found, 0)) {
@@ -94,6 +96,7 @@ fn snapshot_under_load_is_crash_consistent() -> anyhow::Result<()> {
     let name = cluster.unique_name("frozen");
     let path = user.create(&name, "8M object_size=1M")?;
     let writers = DurabilityChecker::new(4, 512);
+    // Records for each snapshot the writes acknowledged before it and those begun by its end.
     let (bounds, errors) = writers.run(&path, AckPolicy::EachWrite, || {
         let mut bounds = Vec::new();
         for number in 0..SNAPSHOTS {
@@ -109,11 +112,13 @@ fn snapshot_under_load_is_crash_consistent() -> anyhow::Result<()> {
     })?;
     ensure!(errors.is_empty(), "{errors:?}");
 
+    // The head has every write, and each snapshot a consistent set within its bounds.
     let last = writers.acknowledged();
     println!("after {SNAPSHOTS} snapshots: {last:?}");
     writers
         .check(&path, &last, &last)
         .context("the volume itself")?;
+    // Each snapshot is deleted after its check.
     for (number, (oldest, newest)) in bounds.iter().enumerate() {
         let target = format!("{name}@tag{number}");
         let path = administrator.attach(&target)?;
@@ -142,11 +147,9 @@ fn multi_client_rollback_never_shows_foreign_data() -> anyhow::Result<()> {
     administrator.command("vdi/snapshot", format!("{name} tag"))?;
     file.write_all_at(b"after  the snapshot", 0)?;
     administrator.command("vdi/rollback", format!("{name}@tag"))?;
-    goes_stale(&file, b"after  the snapshot")?;
+    assert_goes_stale(&file, b"after  the snapshot")?;
     drop(file);
-    wait_until("the close has arrived", NOTICE_LIMIT, || {
-        Ok(user.command("vdi/unmount", &name).is_ok())
-    })?;
+    detach(&user, &name)?;
     let file = open(&user.attach(&name)?)?;
     let mut found = [0; 19];
     file.read_exact_at(&mut found, 0)?;
@@ -164,6 +167,8 @@ fn multi_client_deletion_never_shows_foreign_data() -> anyhow::Result<()> {
             Mounted::start(&cluster, arguments)?,
             Mounted::start(&cluster, arguments)?,
         );
+        // A file that is open while another mount deletes its VDI and creates one of the same
+        // name.
         let name = cluster.unique_name("gone");
         let path = user.create(&name, "4M object_size=1M")?;
         fs::write(&path, "old data")?;
@@ -175,19 +180,19 @@ fn multi_client_deletion_never_shows_foreign_data() -> anyhow::Result<()> {
             "new data",
         )?;
         File::open(administrator.volume(&name))?.sync_all()?;
+        // Without a page cache every access fails once the deletion is noticed.
         if arguments.is_empty() {
-            goes_stale(&file, b"old data")?;
+            assert_goes_stale(&file, b"old data")?;
         } else {
-            // What the kernel has in its cache it may show, but never mix.
+            // The page cache may still have old bytes, but never a mix.
             let mut found = [0; 8];
             if file.read_exact_at(&mut found, 0).is_ok() {
                 ensure!(found == *b"old data" || found == [0; 8], "{found:?}");
             }
         }
+        // Attached again, the file is the new VDI.
         drop(file);
-        wait_until("the close has arrived", NOTICE_LIMIT, || {
-            Ok(user.command("vdi/unmount", &name).is_ok())
-        })?;
+        detach(&user, &name)?;
         let path = user.attach(&name)?;
         let bytes = fs::read(&path)?;
         assert_eq!(bytes.len() as u64, 8 * MIB_U64);

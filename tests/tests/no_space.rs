@@ -74,7 +74,7 @@ fn no_space_error_ends_when_space_is_freed() -> anyhow::Result<()> {
     let count = fill(&file)?;
     ensure!(count > 10, "only {count} MiB fit");
     check(&file, count)?;
-    // What is there can be written again.
+    // Existing objects can still be overwritten.
     file.write_all_at(&vec![1; MIB], 0)?;
     file.sync_all()?;
 

@@ -12,23 +12,24 @@ use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::statvfs::statvfs;
-use tests::{Mounted, TestCluster, is_mounted, run, wait_until};
+use tests::{EVENT_LIMIT, Mounted, TestCluster, is_mounted, run, wait_until};
 
-/// What is promised for the end.
+/// Documented limit of a shutdown.
 const AT_MOST: Duration = Duration::from_secs(10);
-/// Longest wait for what should take a moment.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// A mount whose sheep has been unreachable for longer than the retry timeout, and a
 /// volume that is open since before.
-fn given_up(cluster: &mut TestCluster, arguments: &[&str]) -> anyhow::Result<(Mounted, File)> {
+fn mounted_offline(
+    cluster: &mut TestCluster,
+    arguments: &[&str],
+) -> anyhow::Result<(Mounted, File)> {
     let mounted = Mounted::start(cluster, &[&["--retry-for", "1"], arguments].concat())?;
     let path = mounted.create("v", "16M object_size=1M")?;
     let file = File::options().read(true).write(true).open(path)?;
     file.write_all_at(&[1; 4096], 0)?;
     file.sync_all()?;
     cluster.own_sheep()?.kill()?;
-    // In the page cache a write succeeds, and its fsync tells.
+    // A buffered write succeeds, and fsync reports the error.
     let written = file.write_all_at(&[2; 4096], 8 << 20);
     let error = written.and_then(|()| file.sync_all()).err();
     ensure!(error.context("no error")?.raw_os_error() == Some(Errno::EIO as i32));
@@ -53,7 +54,8 @@ fn stuck_in(process: &Path) -> anyhow::Result<Vec<PathBuf>> {
 #[test]
 fn outage_fails_every_call_and_recovers() -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
-    let (mounted, file) = given_up(&mut cluster, &[])?;
+    let (mounted, file) = mounted_offline(&mut cluster, &[])?;
+    // All calls at the same time; each must return.
     let (tell, told) = mpsc::channel();
     let calls: [fn(&Path, &File); 8] = [
         |_, file| drop(file.read_at(&mut [0; 4096], 0)),
@@ -77,19 +79,21 @@ fn outage_fails_every_call_and_recovers() -> anyhow::Result<()> {
     }
     let mut left: Vec<usize> = (0..calls.len()).collect();
     while !left.is_empty() {
-        let returned = told.recv_timeout(LIMIT);
+        let returned = told.recv_timeout(EVENT_LIMIT);
         let returned = returned.with_context(|| format!("calls {left:?} do not return"))?;
         left.retain(|number| *number != returned);
     }
+    // No thread of the test or of sheepfs is left in uninterruptible sleep.
     for process in ["self".to_owned(), mounted.process_id().to_string()] {
         let process = Path::new("/proc").join(process);
-        wait_until("no thread is stuck", LIMIT, || {
+        wait_until("no thread is stuck", EVENT_LIMIT, || {
             Ok(stuck_in(&process)?.is_empty())
         })?;
     }
 
+    // Once the sheep is back, the volume has the writes before and after the outage.
     cluster.own_sheep()?.start_again()?;
-    wait_until("the volume answers", LIMIT, || {
+    wait_until("the volume answers", EVENT_LIMIT, || {
         Ok(file.write_all_at(&[3; 4096], 4096).is_ok())
     })?;
     let mut found = [0; 8192];
@@ -101,9 +105,9 @@ fn outage_fails_every_call_and_recovers() -> anyhow::Result<()> {
 
 #[test]
 fn outage_timeout_applies_once_per_walk() -> anyhow::Result<()> {
-    /// Less than two reports wait for a sheep that does not answer.
+    /// Less than the timeouts of two reports.
     const REPORTS: Duration = Duration::from_secs(11);
-    /// Less than three volumes do.
+    /// Less than the timeouts of three volumes.
     const VOLUMES: Duration = Duration::from_secs(6);
     let mut cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
@@ -153,9 +157,9 @@ fn outage_ends_when_gateway_is_switched() -> anyhow::Result<()> {
     mounted.stop()
 }
 
-fn ends(arguments: &[&str], unmount: bool) -> anyhow::Result<()> {
+fn assert_ends(arguments: &[&str], unmount: bool) -> anyhow::Result<()> {
     let mut cluster = TestCluster::start_own()?;
-    let (mut mounted, file) = given_up(&mut cluster, arguments)?;
+    let (mut mounted, file) = mounted_offline(&mut cluster, arguments)?;
     drop(file);
     let asked = Instant::now();
     if unmount {
@@ -174,12 +178,12 @@ fn ends(arguments: &[&str], unmount: bool) -> anyhow::Result<()> {
 
 #[test]
 fn outage_allows_unmount() -> anyhow::Result<()> {
-    ends(&[], true)?;
-    ends(&["--pagecache"], true)
+    assert_ends(&[], true)?;
+    assert_ends(&["--pagecache"], true)
 }
 
 #[test]
 fn outage_allows_sigterm() -> anyhow::Result<()> {
-    ends(&[], false)?;
-    ends(&["--pagecache"], false)
+    assert_ends(&[], false)?;
+    assert_ends(&["--pagecache"], false)
 }

@@ -1,4 +1,4 @@
-//! A hypervisor that knows only files.
+//! A hypervisor with the volume as its image file.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Remounting with mount(8): write permission goes and comes back, and nothing
-//! else changes.
+//! Remounting with mount(8), which switches between read-only and writable and changes
+//! nothing else.
 
 use std::fs;
 use std::process::Command;
@@ -33,7 +33,7 @@ const READ_ONLY: &str =
 const WRITABLE: &str =
     "rw,nosuid,nodev,noatime rw,user_id=0,group_id=0,default_permissions,allow_other";
 
-/// Runs `script` and compares what it prints. The cluster at `$address` has a
+/// Runs `script` and compares its output. The cluster at `$address` has a
 /// volume `$volume`; `fstab` has a line for `$mnt`.
 fn check(links: &str, script: &str, expected: &[&str]) -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;

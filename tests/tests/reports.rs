@@ -1,4 +1,4 @@
-//! Reports for programs that trust what stat(2) says, and that do not use read(2).
+//! Reports for programs that rely on the length of stat(2), and that do not use read(2).
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -21,7 +21,7 @@ const QUIET: [&str; 6] = [
     "vdi/list",
     "vdi/list.json",
 ];
-/// How long stat(2) may show what it was for a file that is not looked up.
+/// Time for which stat(2) may show the old length of a file that is not looked up.
 const STAT_AGE: Duration = Duration::from_secs(1);
 
 /// The bytes of an open file, without its length.
@@ -34,8 +34,8 @@ fn read(file: &File) -> anyhow::Result<Vec<u8>> {
 
 type ReadAll = fn(&Path) -> anyhow::Result<Vec<u8>>;
 
-/// Every way to read a file that goes by the length the kernel knows, each with
-/// an open of its own.
+/// Every way to read a file that relies on the length in the kernel, each with an open of
+/// its own.
 const WAYS: [(&str, ReadAll); 6] = [
     ("sendfile", |path| read_by_sendfile(&File::open(path)?)),
     ("splice", |path| read_by_splice(&File::open(path)?)),
@@ -60,7 +60,7 @@ const WAYS: [(&str, ReadAll); 6] = [
     }),
 ];
 
-/// Reads `path` in every way after a change, of which stat(2) was asked before it.
+/// Reads `path` in every way after a change, with the length cached before it.
 fn is_whole(path: &Path, change: impl Fn(&str) -> std::io::Result<()>) -> anyhow::Result<()> {
     for (way, read_all) in WAYS {
         fs::metadata(path)?;

@@ -1,4 +1,4 @@
-//! Many volumes, large volumes, many readers: what they cost.
+//! The cost of many volumes, large volumes and many readers.
 
 use std::fs;
 use std::process::Command;
@@ -36,6 +36,7 @@ fn scale_thousand_vdis_list_and_attach_cheaply() -> anyhow::Result<()> {
     const VDIS: usize = 1000;
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &[])?;
+    // Creates the VDIs, from several threads.
     let creators = 8;
     thread::scope(|scope| {
         let creators: Vec<_> = (0..creators)
@@ -56,6 +57,7 @@ fn scale_thousand_vdis_list_and_attach_cheaply() -> anyhow::Result<()> {
         })
     })?;
 
+    // Every one of many concurrent readers gets the whole list.
     let list = mounted.path("vdi/list");
     thread::scope(|scope| {
         let readers: Vec<_> = (0..50)
@@ -90,6 +92,7 @@ fn scale_thousand_vdis_list_and_attach_cheaply() -> anyhow::Result<()> {
     let more = mounted.sockets()?;
     ensure!(more <= sockets, "{sockets} sockets became {more}");
     assert_eq!(fs::read_dir(mounted.path("volume"))?.count(), VDIS + 1);
+    // A sample of the volumes can be written and read.
     for number in (0..VDIS).step_by(97) {
         let path = mounted.volume(&format!("vdi-{number:04}-"));
         let text = format!("volume {number}");

@@ -1,4 +1,4 @@
-//! Holes: what was never written takes no space, here and in copies.
+//! Sparse files: holes take no space, in the volume and in copies of it.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -13,7 +13,7 @@ use nix::unistd::{Whence, lseek};
 use tempfile::TempDir;
 use tests::{MIB_U64, Mounted, TestCluster, detach, open, run, seeded, wait_until};
 
-/// What a copy of some bytes may take with the file system's own records.
+/// Largest size on disk of a copy of some bytes, with the metadata of the file system.
 const SMALL: u64 = 8 * MIB_U64;
 
 fn discard(mounted: &Mounted, name: &str) -> anyhow::Result<()> {
@@ -146,6 +146,7 @@ fn sparse_seek_finds_data_and_holes() -> anyhow::Result<()> {
         ("object_size=2M", 2 * MIB_U64, 20),
         ("hyper", 4 * MIB_U64, 20),
     ] {
+        // A fresh volume has no data; writes to random objects allocate just these.
         let len = object * objects - 1000;
         let name = cluster.unique_name("seek");
         let file = open(&mounted.create(&name, &format!("{len} {options}"))?)?;
@@ -159,16 +160,19 @@ fn sparse_seek_finds_data_and_holes() -> anyhow::Result<()> {
             written[usize::try_from(chosen)?] = true;
             assert_eq!(data(&file)?, ranges(&written, object, len), "{options}");
         }
+        // The last object is not whole.
         file.write_all_at(b"x", len - 1)?;
         written[usize::try_from(objects - 1)?] = true;
         assert_eq!(data(&file)?, ranges(&written, object, len), "{options}");
 
+        // A discarded range is a hole again.
         let keep = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let (start, count) = (2 * object, 5 * object);
         fallocate(&file, keep, i64::try_from(start)?, i64::try_from(count)?)?;
         written[2..7].fill(false);
         assert_eq!(data(&file)?, ranges(&written, object, len), "{options}");
 
+        // There is nothing past the end.
         let end = i64::try_from(len)?;
         for whence in [Whence::SeekData, Whence::SeekHole] {
             for behind in [end, end + 1] {
@@ -195,6 +199,8 @@ fn discard_by_qemu_frees_space_with_every_cache() -> anyhow::Result<()> {
         let volume = mounted.create(&name, "16M object_size=1M")?;
         let mut qemu_io = Command::new("qemu-io");
         qemu_io.args(["-f", "raw", "-t", cache, "-d", "unmap"]);
+        // Discards of whole objects and of a part, a write into the hole, and write-zeroes
+        // with unmap.
         for command in [
             "write -P 7 0 16M",
             "flush",

@@ -63,6 +63,7 @@ fn tgt_and_sheepfs_read_each_others_writes() -> anyhow::Result<()> {
     )?;
     target.close()?;
 
+    // sheepfs reads what tgt wrote, and overwrites parts of it.
     let path = mounted.attach(&name)?;
     is_all(&path, 0, MIB, 0x11)?;
     is_all(&path, MIB, 3 * MIB, 0)?;
@@ -76,6 +77,7 @@ fn tgt_and_sheepfs_read_each_others_writes() -> anyhow::Result<()> {
     drop(file);
     mounted.command("vdi/unmount", &name)?;
 
+    // tgt reads both.
     let target = IscsiTarget::serve(cluster.address(), &name)?;
     qemu_io(
         &target.url(),
@@ -103,6 +105,7 @@ fn tgt_and_sheepfs_read_each_others_writes() -> anyhow::Result<()> {
     )?;
     target.close()?;
 
+    // sheepfs reads the new head, and the snapshot without the later writes.
     let path = mounted.attach(&name)?;
     is_all(&path, 0, 8192, 0x77)?;
     is_all(&path, 8192, 95_904, 0x55)?;

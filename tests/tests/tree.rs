@@ -1,27 +1,16 @@
 //! The tree: reports, command files and settings.
 
-use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use serde_json::Value;
-use tests::{Mounted, TestCluster, errno, run};
-
-fn names(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
-    fs::read_dir(directory)?
-        .map(|entry| {
-            let name = entry?.file_name();
-            name.into_string()
-                .map_err(|name| anyhow::anyhow!("{name:?}"))
-        })
-        .collect()
-}
+use tests::{Mounted, TestCluster, detach, errno, run};
 
 #[test]
 fn tree_has_all_files_of_original() -> anyhow::Result<()> {
@@ -46,10 +35,10 @@ fn tree_has_all_files_of_original() -> anyhow::Result<()> {
         ),
         ("vdi", &["clone", "rollback", "resize"]),
     ] {
-        let found = names(&mounted.path(directory))?;
+        let found = mounted.names(directory)?;
         for file in files {
             ensure!(
-                found.contains(*file),
+                found.contains(OsStr::new(file)),
                 "{directory:?} has no {file}: {found:?}"
             );
         }
@@ -243,7 +232,7 @@ fn attach_failure_returns_specific_errno() -> anyhow::Result<()> {
     mounted.attach(&name)?;
     // Attaching what is attached already succeeds.
     mounted.attach(&name)?;
-    ensure!(names(&mounted.path("volume"))?.contains(&name));
+    ensure!(mounted.names("volume")?.contains(OsStr::new(&name)));
     Ok(())
 }
 
@@ -261,13 +250,8 @@ fn detach_does_not_wait_for_other_volumes() -> anyhow::Result<()> {
     file.write_all(b"still open")?;
     ensure!(path.exists());
     drop(file);
-    // The kernel tells of the last close a moment after close(2) returned.
-    tests::wait_until(
-        "the close has arrived",
-        std::time::Duration::from_secs(5),
-        || Ok(mounted.command("vdi/unmount", &name).is_ok()),
-    )?;
-    ensure!(!path.exists() && !names(&mounted.path("volume"))?.contains(&name));
+    detach(&mounted, &name)?;
+    ensure!(!path.exists() && !mounted.names("volume")?.contains(OsStr::new(&name)));
     assert_eq!(
         errno(mounted.command("vdi/unmount", &name)),
         Some(Errno::ENOENT)
@@ -281,6 +265,7 @@ fn detach_does_not_wait_for_other_volumes() -> anyhow::Result<()> {
 fn vdi_create_checks_options() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
+    // Valid options.
     for options in [
         "8M",
         "8388608",
@@ -290,6 +275,7 @@ fn vdi_create_checks_options() -> anyhow::Result<()> {
         "4M prealloc",
         "2G copies=1 object_size=16M",
     ] {
+        // Invalid ones create nothing.
         let name = cluster.unique_name("options");
         mounted.create(&name, options)?;
         mounted.command("vdi/unmount", &name)?;
@@ -318,6 +304,7 @@ fn vdi_create_checks_options() -> anyhow::Result<()> {
         assert_eq!(errno(refused), Some(Errno::EINVAL), "{options:?}");
     }
     ensure!(!mounted.report("vdi/list")?.contains(&name));
+    // A name that exists is refused.
     mounted.command("vdi/create", format!("{name} 4M"))?;
     let again = mounted.command("vdi/create", format!("{name} 4M"));
     assert_eq!(errno(again), Some(Errno::EEXIST));

@@ -47,7 +47,7 @@ fn shell(line: &str, image: &Path, target: &Path) -> anyhow::Result<()> {
 }
 
 /// Runs a shell command on a plain file and on a volume, both full of old bytes:
-/// the volume must begin with what the file holds, and go on with old bytes.
+/// the volume must have the bytes of the file, followed by the old bytes.
 fn compare_with_file(line: &str, image: &Path, volume: &Path, len: usize) -> anyhow::Result<()> {
     let scratch = TempDir::with_prefix("sheepfs-test-truncation-")?;
     let file = scratch.path().join("file");

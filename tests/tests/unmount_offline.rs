@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use tests::{Mounted, TestCluster, is_mounted, run};
 
-/// What is promised for the end.
+/// Documented limit of a shutdown.
 const AT_MOST: Duration = Duration::from_secs(10);
 
-/// Writes to a volume, kills the last sheep, unmounts; returns whether that was a
-/// success and what was logged after the sheep had gone.
+/// Writes to a volume, kills the last sheep, unmounts; returns whether that succeeded and
+/// the log since the kill.
 fn unmount_without_a_sheep(arguments: &[&str], unwritten: bool) -> anyhow::Result<(bool, String)> {
     let mut cluster = TestCluster::start_own()?;
     let mut mounted = Mounted::start(&cluster, arguments)?;

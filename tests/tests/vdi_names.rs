@@ -1,4 +1,4 @@
-//! Names and other text that users write: bytes are bytes, rubbish is refused.
+//! VDI names of any bytes, and invalid lines in command files.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -15,14 +15,8 @@ use tests::{Mounted, TestCluster, errno, is_capability_warning, wait_until};
 
 /// Longest VDI name in bytes.
 const NAME_MAX: usize = 255;
-/// From an answer to its line in the log.
+/// From the response of a command to its line in the log.
 const LOG_LIMIT: Duration = Duration::from_secs(5);
-
-fn names(mounted: &Mounted, directory: &str) -> anyhow::Result<BTreeSet<OsString>> {
-    fs::read_dir(mounted.path(directory))?
-        .map(|entry| Ok(entry?.file_name()))
-        .collect()
-}
 
 /// Writes `bytes` with one write, without a newline of its own.
 fn write(mounted: &Mounted, file: &str, bytes: &[u8]) -> std::io::Result<()> {
@@ -72,7 +66,7 @@ fn vdi_name_may_be_any_file_name() -> anyhow::Result<()> {
             .with_context(|| format!("{line:?}"))?;
         mounted.command("vdi/mount", &name)?;
         ensure!(
-            names(&mounted, "volume")?.contains(&name),
+            mounted.names("volume")?.contains(&name),
             "{name:?} is missing"
         );
         let path = mounted.path("volume").join(&name);
@@ -116,12 +110,12 @@ fn vdi_name_unfit_as_file_name_is_skipped() -> anyhow::Result<()> {
         Ok(warnings(&mounted) >= 3)
     })?;
     assert_eq!(warnings(&mounted), 3);
-    ensure!(names(&mounted, "volume")?.is_empty());
+    ensure!(mounted.names("volume")?.is_empty());
     ensure!(mounted.report("vdi/list")?.contains("a/b"));
 
     let everything = Mounted::start(&cluster, &["--attach-all"])?;
     assert_eq!(
-        names(&everything, "volume")?,
+        everything.names("volume")?,
         [OsString::from("plain")].into()
     );
     assert_eq!(warnings(&everything), 3);
@@ -136,6 +130,7 @@ fn vdi_name_precedes_snapshot_and_tag_precedes_id() -> anyhow::Result<()> {
     let cluster = TestCluster::start()?;
     let mounted = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("versions");
+    // Snapshot 1 has the tag "tag", snapshot 2 the tag "1".
     let path = mounted.create(&name, "4M object_size=1M")?;
     fs::write(&path, "first ")?;
     mounted.command("vdi/snapshot", format!("{name} tag"))?;
@@ -150,6 +145,7 @@ fn vdi_name_precedes_snapshot_and_tag_precedes_id() -> anyhow::Result<()> {
         (format!("{name}@1"), "second"),
         (name.clone(), "third "),
     ] {
+        // Snapshots are read-only, the head is not.
         let path = mounted.attach(&target)?;
         ensure!(
             fs::read(&path)?.starts_with(expected.as_bytes()),
@@ -172,6 +168,7 @@ fn vdi_name_precedes_snapshot_and_tag_precedes_id() -> anyhow::Result<()> {
     mounted.command("vdi/unmount", &lookalike)?;
     fs::write(mounted.create(&lookalike, "4M")?, "lookalike")?;
     ensure!(fs::read(mounted.volume(&lookalike))?.starts_with(b"lookalike"));
+    // Deletes everything.
     for target in [format!("{name}@2"), format!("{name}@1"), name.clone()] {
         mounted.command("vdi/unmount", target)?;
     }
@@ -200,8 +197,9 @@ fn command_file_refuses_garbage_and_logs_once() -> anyhow::Result<()> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &["--retry-for", "1"])?;
     mounted.create("bystander", "4M")?;
+    // Empty lines, NUL bytes, two lines, control characters, shell syntax, too many bytes.
     let every_byte: Vec<u8> = (0..=255).collect();
-    let rubbish: [&[u8]; 16] = [
+    let invalid: [&[u8]; 16] = [
         b"\n",
         b"\n\n",
         b"\0",
@@ -219,6 +217,7 @@ fn command_file_refuses_garbage_and_logs_once() -> anyhow::Result<()> {
         &[b'x'; 10_000],
         &[b'\n'; 1 << 20],
     ];
+    // Every command file refuses each of them, with one log line that is printable and short.
     let before = state(&mounted)?;
     let mut count = 0;
     for file in [
@@ -235,7 +234,7 @@ fn command_file_refuses_garbage_and_logs_once() -> anyhow::Result<()> {
         "config/object_cache",
         "config/sheep_info",
     ] {
-        for bytes in rubbish {
+        for bytes in invalid {
             let start = bytes[..bytes.len().min(40)].escape_ascii().to_string();
             let refused = errno(write(&mounted, file, bytes));
             ensure!(
@@ -278,7 +277,7 @@ fn state(mounted: &Mounted) -> anyhow::Result<(Vec<String>, BTreeSet<OsString>)>
     let texts = reports.iter().map(|report| mounted.report(report));
     let mut entries = BTreeSet::new();
     for directory in ["", "cluster", "config", "node", "vdi", "volume"] {
-        for name in names(mounted, directory)? {
+        for name in mounted.names(directory)? {
             let path = [OsStr::new(directory), &name].join(OsStr::new("/"));
             entries.insert(path);
         }

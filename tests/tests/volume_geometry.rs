@@ -89,7 +89,7 @@ fn geometry_largest_volumes_work_to_last_byte() -> anyhow::Result<()> {
     mounted.stop()
 }
 
-/// The number by which the cluster knows a VDI.
+/// The VID of a VDI.
 fn vid(mounted: &Mounted, name: &str) -> anyhow::Result<u32> {
     let json: serde_json::Value = serde_json::from_str(&mounted.report("vdi/list.json")?)?;
     let vdis = json["vdis"].as_array().context("no list of VDIs")?;
@@ -108,11 +108,12 @@ fn geometry_hypervolume_index_grows_under_load() -> anyhow::Result<()> {
     mounted.command("vdi/create", format!("{name} 16T hyper"))?;
     let vid = vid(&mounted, &name)?;
     let mut sheep = RawSheep::connect(cluster.address())?;
-    // The even objects, which nobody wrote, and room for some of the odd ones.
+    // Slots of the even objects, which do not exist, and room for some of the odd ones.
     let even: Vec<u32> = (0..ROOT_SLOTS - 40).map(|number| 2 * number).collect();
     sheep.fill_root(vid, &even)?;
     assert_eq!(sheep.root(vid)?.0, 1);
 
+    // Writers of odd objects, all over the volume, which split the root.
     let path = mounted.attach(&name)?;
     let last = 16 * TIB / HYPER_OBJECT;
     let offset_of = |writer: u64, turn: u64| {
@@ -130,7 +131,7 @@ fn geometry_hypervolume_index_grows_under_load() -> anyhow::Result<()> {
                         let (offset, text) = (offset_of(writer, turn), text(writer, turn));
                         file.write_all_at(&text, offset)?;
                         holds(&file, offset, &text)?;
-                        // Beside it, in what is there by now.
+                        // Next to it, in the object that exists by now.
                         file.write_all_at(&text, offset + 4096)?;
                     }
                     anyhow::Ok(())
@@ -143,6 +144,7 @@ fn geometry_hypervolume_index_grows_under_load() -> anyhow::Result<()> {
                 .expect("writer threads return errors instead of panicking")
         })
     })?;
+    // The index has grown by a level, and a new mount finds every write.
     let (depth, leaves) = sheep.root(vid)?;
     ensure!(depth == 2 && leaves >= 2, "depth {depth}, {leaves} leaves");
     mounted.stop()?;

@@ -17,7 +17,7 @@ use tests::{Mounted, TestCluster, errno, open, wait_until};
 /// Longest wait for a write-back to fail, and for a sheep to be found again.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A mount with page cache that soon gives up on a sheep that is gone, and a volume.
+/// A mount with page cache and a short retry timeout, and a volume.
 fn start() -> anyhow::Result<(TestCluster, Mounted, PathBuf)> {
     let cluster = TestCluster::start_own()?;
     let mounted = Mounted::start(&cluster, &["--pagecache", "--retry-for", "1"])?;
@@ -77,7 +77,7 @@ fn write_back_error_reaches_close_until_fsync() -> anyhow::Result<()> {
     mounted.stop()
 }
 
-/// Changes a mapped page for each line of its input and prints what msync(2) said.
+/// Changes a mapped page for each line of its input and prints the result of msync(2).
 const MAPPED_WRITER: &str = "
 import mmap, os, sys
 pages = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096)

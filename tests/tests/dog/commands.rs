@@ -1,19 +1,19 @@
-//! What is run on both servers, one command a line without its address.
+//! The commands that run on both servers, one a line, without the address.
 //!
-//! `< TEXT` is the standard input (`A*5000` is 5,000 of them, `@FILE` what a
-//! command before has left there with `> FILE`), `~` a space, `{dir}` a
+//! `< TEXT` is the standard input (`A*5000` is 5,000 of them, `@FILE` the
+//! output of an earlier command with `> FILE`), `~` a space, `{dir}` a
 //! directory that each server has for itself, `{empty}` an empty argument.
 
 /// A command of which the result may differ, and why.
 pub(crate) type Different = (&'static str, &'static str);
 
-/// In an unformatted cluster; whatever they do, the next format undoes it.
+/// In an unformatted cluster; the next format undoes their effect.
 pub(crate) const DIFFERENT_FORMAT: [Different; 1] = [(
     "cluster format -c 1 -R -f",
     "VIDs are not used again, so the format that asks for it is refused",
 )];
 
-/// At the end, as they leave another state behind.
+/// Run last, as the servers differ in their state afterwards.
 pub(crate) const DIFFERENT: [Different; 3] = [
     (
         "vdi write ec 0 5000 < E*5000",

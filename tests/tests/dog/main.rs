@@ -1,6 +1,6 @@
-//! The same `dog` commands on a real sheep and on `sheep-embedded`: what they
-//! print and how they exit must be the same, except for times, ports, sizes
-//! of disks, counters, and what is listed as different with its reason.
+//! The same `dog` commands on a real sheep and on `sheep-embedded`. Output and exit status
+//! must be equal, except for times, ports, sizes of disks, counters, and the differences
+//! that are listed with a reason.
 
 use std::env;
 use std::fs;
@@ -24,13 +24,13 @@ use commands::{
 /// Longest run of one command.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A server and what its commands may use.
+/// A server, and a directory for its commands.
 struct Subject<'a> {
     address: &'a str,
     directory: &'a Path,
 }
 
-/// What a command has left, in a form that can be compared.
+/// The result of a command in a comparable form.
 #[derive(PartialEq, Eq)]
 struct Seen {
     exit: Option<i32>,
@@ -132,7 +132,7 @@ fn without_times(line: &str) -> String {
     masked
 }
 
-/// Both servers, and what they have disagreed about.
+/// Both servers, and their different results.
 struct Comparison<'a> {
     dog: &'a Path,
     real: Subject<'a>,
@@ -187,6 +187,7 @@ fn programs() -> anyhow::Result<RealSheep> {
 
 #[test]
 fn dog_output_is_equal_on_embedded_sheep() -> anyhow::Result<()> {
+    // A real and an embedded server, both unformatted.
     let programs = programs()?;
     let directory = TempDir::with_prefix("sheepfs-test-dog-")?;
     let below = |name: &str| -> anyhow::Result<PathBuf> {
@@ -212,6 +213,7 @@ fn dog_output_is_equal_on_embedded_sheep() -> anyhow::Result<()> {
         disagreements: Vec::new(),
     };
 
+    // The commands run on both, in this order, as each list depends on the ones before.
     comparison.run(UNFORMATTED)?;
     comparison.expect_differences(&DIFFERENT_FORMAT)?;
     comparison.run(FORMATS)?;
@@ -230,6 +232,7 @@ fn dog_output_is_equal_on_embedded_sheep() -> anyhow::Result<()> {
         comparison.run(lines)?;
     }
 
+    // All disagreements are reported together.
     println!("{} commands are equal", comparison.equal);
     let disagreements = comparison.disagreements.join("\n\n");
     ensure!(disagreements.is_empty(), "{disagreements}");

@@ -1,5 +1,5 @@
-//! Two hosts and the cable between them: network namespaces that end with
-//! whatever runs in them.
+//! Two hosts and the cable between them: network namespaces that end with their last
+//! process.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -17,7 +17,7 @@ pub(crate) struct Host {
 
 impl Host {
     fn new() -> anyhow::Result<Self> {
-        // A namespace is a thread's, and this thread wants to keep its own.
+        // A namespace belongs to a thread, and this thread keeps its own.
         let maker = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)
                 .context("this test needs root, for network namespaces")?;

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 /// Nodes in this process on one store in memory, of which some may be missing.
 pub(crate) struct Nodes {
     runtime: Runtime,
-    /// Keeps the store; no client knows it first.
+    /// Keeps the store; no client starts with its address.
     keeper: Server,
     addresses: Vec<SocketAddr>,
     running: Vec<Option<Server>>,

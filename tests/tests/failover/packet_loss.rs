@@ -1,5 +1,4 @@
-//! Packets that vanish, and nobody says so: what a pulled cable or a dead
-//! switch looks like.
+//! Silent packet loss, as of a pulled cable or a dead switch.
 
 use std::time::Duration;
 

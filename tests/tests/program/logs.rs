@@ -7,8 +7,8 @@ use tests::is_capability_warning;
 
 use crate::support::{Place, SHEEPFS, in_private_namespace};
 
-/// A `/dev` and a `/run` with nothing in them but what is needed, then a mount
-/// in the background, one line that is refused, and the end.
+/// Creates a minimal `/dev` and `/run`, mounts in the background, writes one line that is
+/// refused, and unmounts.
 const SCRIPT: &str = "
     mkdir -p dev run
     for device in fuse null urandom; do
@@ -22,7 +22,7 @@ const SCRIPT: &str = "
     echo nothing > mnt/vdi/mount 2> refused || :
     umount mnt";
 
-/// What the command said on standard error, and the datagrams `socket` got.
+/// The standard error of the command, and the datagrams that arrived at `socket`.
 fn logged(place: &Place, socket: Option<&Path>) -> (String, Vec<String>) {
     let listener = socket.map(|path| {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -1,5 +1,5 @@
-//! A sheep that answers what no sheep answers: the reader gets the right bytes
-//! elsewhere, and the log names the sheep, once.
+//! Malformed responses: a read is repeated on another connection, and one log line names
+//! the sheep.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -19,14 +19,14 @@ fn mounted(place: &Place, sheep: SocketAddr) -> (Running, File) {
     (running, file)
 }
 
-fn is_read(file: &File) {
+fn assert_reads(file: &File) {
     let mut found = vec![0; 1 << 16];
     file.read_exact_at(&mut found, 0).unwrap();
     assert_eq!(found, vec![1; 1 << 16]);
 }
 
-/// Everything but the ordinary that was logged is one line with these words.
-fn names(running: &Running, words: &[&str]) {
+/// Checks that the log has one line of a warning or worse, which contains these words.
+fn assert_one_warning(running: &Running, words: &[&str]) {
     let log = running.log();
     let ordinary = |line: &&str| line.contains("INFO") || is_capability_warning(line);
     let odd: Vec<_> = log.lines().filter(|line| !ordinary(line)).collect();
@@ -40,11 +40,11 @@ fn names(running: &Running, words: &[&str]) {
 fn malformed_response_with_unknown_id_drops_connection() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let (running, file) = mounted(&place, sheep.address());
-    let lie = faults::nth_request(Opcode::ReadObj, 0..1, Fault::WrongId);
-    sheep.server.inject(lie);
-    is_read(&file);
-    is_read(&file);
-    names(&running, &["WARN", &sheep.address().to_string(), "id"]);
+    let wrong_id = faults::nth_request(Opcode::ReadObj, 0..1, Fault::WrongId);
+    sheep.server.inject(wrong_id);
+    assert_reads(&file);
+    assert_reads(&file);
+    assert_one_warning(&running, &["WARN", &sheep.address().to_string(), "id"]);
 }
 
 #[test]
@@ -52,9 +52,9 @@ fn malformed_response_of_garbage_drops_connection() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let wire = Wire::to(sheep.address());
     let (running, file) = mounted(&place, wire.address);
-    wire.say(&b"SSH-2.0-OpenSSH_9.2\r\n".repeat(8));
+    wire.send(&b"SSH-2.0-OpenSSH_9.2\r\n".repeat(8));
     until("the log has a line", || running.log().contains("dropped"));
-    is_read(&file);
+    assert_reads(&file);
     fs::read(place.mnt.join("vdi/list")).unwrap();
-    names(&running, &["WARN", &wire.address.to_string(), "dropped"]);
+    assert_one_warning(&running, &["WARN", &wire.address.to_string(), "dropped"]);
 }

@@ -23,12 +23,15 @@ const INSTALL: &str = "\
 #[test]
 fn mount_by_fstab_line_is_recognised_as_mounted() {
     let (place, sheep) = (Place::new(), Sheep::start());
+    // Options of util-linux, of the kernel, and of sheepfs.
     let fstab = format!(
         "{} {} sheepfs _netdev,nofail,x-test,allow_other,pagecache,noexec,umask=027 0 0\n",
         sheep.address(),
         place.mnt.display()
     );
     fs::write(place.path("fstab"), fstab).unwrap();
+    // Mounts by the line and by command, read-only, without a mount (-f), and with options
+    // that -s ignores.
     let script = format!(
         "{INSTALL}
         mount -T fstab \"$PWD/mnt\"
@@ -56,6 +59,7 @@ fn mount_by_fstab_line_is_recognised_as_mounted() {
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         .collect();
+    // One line for each command that prints something.
     assert_eq!(
         lines,
         [
@@ -135,9 +139,11 @@ fn mount_exit_status_says_what_failed() {
     let mnt = place.mnt.to_str().unwrap();
     let address = sheep.address().to_string();
     let missing = place.path("missing");
+    // An address without a listener.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = closed.local_addr().unwrap().to_string();
+    let unused = closed.local_addr().unwrap().to_string();
     drop(closed);
+    // Arguments, exit status as of mount(8), and what the error line contains.
     let cases: [(&[&str], i32, &str); 7] = [
         (&[&address], 1, "<DIRECTORY>"),
         (&[&address, mnt, "-x"], 1, "unexpected argument '-x'"),
@@ -157,7 +163,7 @@ fn mount_exit_status_says_what_failed() {
             32,
             "cannot attach none",
         ),
-        (&[&nobody, mnt, "-o", "retry_for=0"], 32, &nobody),
+        (&[&unused, mnt, "-o", "retry_for=0"], 32, &unused),
     ];
     for (arguments, code, words) in cases {
         let said = output(program("/sbin/mount.sheepfs").args(arguments));
@@ -175,7 +181,7 @@ fn mount_exit_status_says_what_failed() {
 #[test]
 fn mount_exit_status_of_signal_is_interrupted() {
     let place = Place::new();
-    // It listens and never answers.
+    // It listens and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let child = program("mount.sheepfs")

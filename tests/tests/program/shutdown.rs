@@ -1,5 +1,5 @@
-//! Told to end while something is under way: out within ten seconds, with an
-//! exit status that tells whether anything was left undone.
+//! Shutdown during operations: it takes at most ten seconds, and the exit status shows
+//! whether all data was written.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use nix::unistd::gettid;
 
 use crate::support::{Place, Running, Sheep, State, Wire, program, until};
 
-/// What is promised.
+/// Documented limit of a shutdown.
 const AT_MOST: Duration = Duration::from_secs(10);
 
 fn mounted(place: &Place, wire: &Wire) -> Running {
@@ -69,7 +69,7 @@ fn shutdown_timeout_reports_unwritten_data() {
     assert_eq!(ended(&place, &mut running), Some(1));
     assert!(
         writer.join().unwrap().is_err(),
-        "nobody knows whether it was written"
+        "the outcome of the write is unknown"
     );
     let log = running.log();
     assert!(

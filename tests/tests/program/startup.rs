@@ -1,4 +1,4 @@
-//! What a start comes to: options that show in the tree, and refusals.
+//! Start: options that show in the tree, and errors.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use crate::support::{Place, Running, Sheep, output, program, until};
 
 /// A port of the loopback interface without a listener.
-fn nobody() -> SocketAddr {
+fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -27,11 +27,12 @@ fn startup_failure_is_one_line_and_status_1() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let mnt = place.mnt.to_str().unwrap();
     let address = &*sheep.address().to_string();
-    let nobody = &*nobody().to_string();
+    let unused = &*unused_address().to_string();
     let file = place.path("file");
     fs::write(&file, "").unwrap();
     let (file, data) = (file.to_str().unwrap(), place.path("file/data"));
     let kept = &*format!("--embedded={}", data.display());
+    // Arguments, and what the error line contains.
     let cases: &[(&[&str], &str)] = &[
         (&[], "no MOUNTPOINT given"),
         (&["-x", mnt], "unexpected argument '-x'"),
@@ -58,7 +59,7 @@ fn startup_failure_is_one_line_and_status_1() {
             &["-a", address, "/no/such/place"],
             "/no/such/place does not exist",
         ),
-        (&["-a", nobody, "--retry-for", "0", mnt], nobody),
+        (&["-a", unused, "--retry-for", "0", mnt], unused),
         (&["-a", "host.invalid", mnt], "host.invalid:7000"),
         (
             &["-a", address, "--attach", "none", mnt],
@@ -89,16 +90,16 @@ fn startup_failure_is_one_line_and_status_1() {
 fn startup_uses_first_address_that_responds() {
     let sheep = Sheep::start_on("[::1]:0");
     let port = &*sheep.address().port().to_string();
-    let nobody = nobody();
+    let unused = unused_address();
     for arguments in [
         &["-a", "::1", "-p", port][..],
         &["-a", &format!("[::1]:{port}")],
-        &["-a", &format!("{nobody},[::1]:{port}")],
+        &["-a", &format!("{unused},[::1]:{port}")],
         &[
             "--retry-for",
             "1",
             "-a",
-            &format!("host.invalid,{nobody},::1"),
+            &format!("host.invalid,{unused},::1"),
             "-p",
             port,
         ],
@@ -116,6 +117,7 @@ fn startup_uses_first_address_that_responds() {
 fn startup_options_set_owner_mode_access_and_volumes() {
     let (place, sheep) = (Place::new(), Sheep::start());
     let address = &*sheep.address().to_string();
+    // Two VDIs and a snapshot.
     let mut running = started(&place, &["-a", address]);
     for name in ["one", "two"] {
         place.volume(name);
@@ -124,6 +126,7 @@ fn startup_options_set_owner_mode_access_and_volumes() {
     running.signal(Signal::SIGINT);
     assert!(running.wait().success());
 
+    // Attaches named volumes; sets owner, mode, access and pidfile.
     let pidfile = place.path("pid");
     let mut running = started(
         &place,
@@ -155,6 +158,7 @@ fn startup_options_set_owner_mode_access_and_volumes() {
     until("there is a pidfile", || pidfile.exists());
     let written = fs::read_to_string(&pidfile).unwrap();
     assert_eq!(written.trim(), running.child.id().to_string());
+    // The mount table shows the gateway and who has access.
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     let line = table
         .lines()
@@ -168,6 +172,7 @@ fn startup_options_set_owner_mode_access_and_volumes() {
     assert!(running.wait().success());
     assert!(!pidfile.exists());
 
+    // Attaches all volumes, read-only, for the owner alone.
     let mut running = started(
         &place,
         &["-a", address, "--attach-all", "--read-only", "--allow-none"],

@@ -108,7 +108,7 @@ impl Wire {
         self.shared.1.notify_all();
         if state == State::Dead {
             for stream in shared.1.drain(..) {
-                // It may be closed already, which is what is wanted.
+                // It may be closed already.
                 drop(stream.shutdown(Shutdown::Both));
             }
             drop(shared);
@@ -118,7 +118,7 @@ impl Wire {
     }
 
     /// Sends `bytes` to the client on one of its connections, as if the sheep had.
-    pub(crate) fn say(&self, bytes: &[u8]) {
+    pub(crate) fn send(&self, bytes: &[u8]) {
         let shared = self.shared.0.lock().unwrap();
         let mut near = shared.1.first().expect("sheepfs keeps a connection open");
         near.write_all(bytes).unwrap();
@@ -278,7 +278,7 @@ pub(crate) fn output(command: &mut Command) -> Output {
     output
 }
 
-/// Runs a script where mounts are seen by nobody else and end with it.
+/// Runs a script in a mount namespace of its own.
 pub(crate) fn in_private_namespace(place: &Place, script: &str, arguments: &[&OsStr]) -> Output {
     let script = format!("set -eu; cd {}\n{script}", place.directory.path().display());
     output(
