@@ -184,6 +184,7 @@ mod tests {
             foreground: true,
             ..mnt()
         };
+        // Command lines of the C program, and their meaning.
         let table = [
             ("/mnt", mnt()),
             ("-a 10.0.0.1 /mnt", address()),

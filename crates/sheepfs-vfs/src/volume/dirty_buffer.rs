@@ -184,8 +184,8 @@ mod tests {
     const OBJECT: u64 = 1 << 12;
 
     proptest! {
-        /// Whatever is buffered, and in whatever order writes end: applied in that
-        /// order, the writes leave what was buffered last.
+        /// Random writes that end in random order: applied in that order, they leave the
+        /// bytes that were buffered last.
         #[test]
         fn write_back_order_does_not_change_the_bytes(
             steps in prop::collection::vec(
@@ -197,6 +197,7 @@ mod tests {
             let (mut expected, mut device) = (vec![0u8; 20_000], vec![0u8; 20_000]);
             let mut in_flight: Vec<PendingWriteback> = Vec::new();
             let mut value = 0u8;
+            // A write reaches the device when it ends.
             let mut finish = |buffer: &mut DirtyBuffer, write: PendingWriteback| {
                 let at = usize::try_from(write.offset).unwrap();
                 device[at..at + write.data.len()].copy_from_slice(&write.data);
@@ -204,6 +205,8 @@ mod tests {
             };
             for (offset, len, which, kind) in steps {
                 value = value.wrapping_add(1);
+                // A write that overlaps another one in flight is repeated after that has
+                // ended.
                 loop {
                     match buffer.buffer(offset, &vec![value; len], OBJECT) {
                         Buffered::Taken { writes, .. } => {
@@ -225,11 +228,13 @@ mod tests {
                 }
                 let at = usize::try_from(offset).unwrap();
                 expected[at..at + len].fill(value);
+                // Now and then any one of the writes in flight ends.
                 if kind == 0 && !in_flight.is_empty() {
                     let write = in_flight.swap_remove(which.index(in_flight.len()));
                     finish(&mut buffer, write);
                 }
             }
+            // At the end all writes end, the last one first.
             in_flight.extend(buffer.take_dirty());
             prop_assert_eq!(buffer.writes_in_flight(), in_flight.len());
             for write in in_flight.into_iter().rev() {

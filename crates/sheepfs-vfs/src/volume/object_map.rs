@@ -700,6 +700,8 @@ mod tests {
         change: Change,
     ) {
         let head = vid(HEAD);
+        // The effect of each change on one slot, written without regard to the layout of the
+        // map. Changes that return early do not count as a change of the slot.
         match change {
             Change::Commit => map.commit(head, index).expect("it is the head"),
             Change::Unmap => drop(map.unmap(head, &[index]).expect("it is the head")),
