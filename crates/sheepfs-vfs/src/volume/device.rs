@@ -494,19 +494,45 @@ impl Device {
 
     async fn flush_writes(&self) -> Result<(), VolumeError> {
         self.head.ensure_live()?;
-        self.writes.flush_barrier().await;
         let _one_at_a_time = self.flushing.lock().await;
-        if !self.dirty.swap(false, Ordering::AcqRel) {
+        // Cleared before the barrier, or the mark of a write that begins between the two
+        // would be lost, although its commit may be after the check below.
+        let marked = DirtyMark::take(&self.dirty);
+        self.writes.flush_barrier().await;
+        let Some(marked) = marked else {
             return Ok(());
-        }
+        };
         // A snapshot may have overwritten a commit; revalidation follows and reconciles it.
         let asked = Instant::now();
-        let checked = self.revalidator.revalidate_header().await;
-        match checked {
-            Ok(()) => self.head.update(|map| map.retire_commits(asked)),
-            Err(_) => self.dirty.store(true, Ordering::Release),
+        self.revalidator.revalidate_header().await?;
+        self.head.update(|map| map.retire_commits(asked));
+        marked.clear();
+        Ok(())
+    }
+}
+
+/// The mark that a device has writes which no flush has checked. It is set again when
+/// this is dropped, because the flush failed or was cancelled.
+struct DirtyMark<'a>(Option<&'a AtomicBool>);
+
+impl<'a> DirtyMark<'a> {
+    /// Clears the mark for now; `None` if it was clear.
+    fn take(mark: &'a AtomicBool) -> Option<Self> {
+        mark.swap(false, Ordering::AcqRel)
+            .then_some(Self(Some(mark)))
+    }
+
+    /// Leaves the mark clear: the flush is complete.
+    fn clear(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for DirtyMark<'_> {
+    fn drop(&mut self) {
+        if let Some(mark) = self.0 {
+            mark.store(true, Ordering::Release);
         }
-        checked
     }
 }
 

@@ -7,6 +7,7 @@ mod abandoned_requests;
 mod discard;
 mod erasure_code;
 mod error_mapping;
+mod flush;
 mod in_doubt;
 mod index_traffic;
 mod locks;
