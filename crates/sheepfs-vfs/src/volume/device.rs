@@ -518,8 +518,9 @@ struct DirtyMark<'a>(Option<&'a AtomicBool>);
 impl<'a> DirtyMark<'a> {
     /// Clears the mark for now; `None` if it was clear.
     fn take(mark: &'a AtomicBool) -> Option<Self> {
-        mark.swap(false, Ordering::AcqRel)
-            .then_some(Self(Some(mark)))
+        let is_set = mark.swap(false, Ordering::AcqRel);
+        // Not `then_some`, which would make one, and drop it, in either case.
+        is_set.then(|| Self(Some(mark)))
     }
 
     /// Leaves the mark clear: the flush is complete.
