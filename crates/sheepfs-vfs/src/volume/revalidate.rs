@@ -344,30 +344,33 @@ impl Revalidator {
     /// `Stale` when it was deleted or rolled back, `Io` when the cluster does not
     /// answer.
     pub(super) async fn revalidate_header(&self) -> Result<(), VolumeError> {
-        let (vid, create_time, size) = {
-            let info = &self.head.state().info;
-            (info.vid, info.create_time, info.size)
-        };
-        let now = match self.head.client.inode(vid).stat().await {
-            Ok(Some(now)) if now.create_time == create_time => now,
-            // It may have become a snapshot that was then deleted.
-            Ok(None) if self.head.is_head_selected() => {
-                return self.follower.follow(vid).await;
+        loop {
+            let (vid, create_time, size) = {
+                let info = &self.head.state().info;
+                (info.vid, info.create_time, info.size)
+            };
+            let now = match self.head.client.inode(vid).stat().await {
+                Ok(Some(now)) if now.create_time == create_time => Some(now),
+                // It may have become a snapshot that was then deleted.
+                Ok(None) if self.head.is_head_selected() => None,
+                Ok(_) => return Err(self.head.mark_stale()),
+                // Not final: the node that stores the inode may come back.
+                Err(error) if error.is_missing_object_or_vdi() => {
+                    return Err(self.head.stale_error());
+                }
+                Err(error) => return Err(self.head.io_error(error)),
+            };
+            let current = now.filter(|now| !now.is_snapshot() || !self.head.is_head_selected());
+            let Some(now) = current else {
+                // The follower may have read the new head's header before this call.
+                self.follower.follow(vid).await?;
+                continue;
+            };
+            if now.size != size && now.size <= now.max_size() {
+                self.apply_resize(&now).await?;
             }
-            Ok(_) => return Err(self.head.mark_stale()),
-            // Not final: the node that stores the inode may come back.
-            Err(error) if error.is_missing_object_or_vdi() => {
-                return Err(self.head.stale_error());
-            }
-            Err(error) => return Err(self.head.io_error(error)),
-        };
-        if now.is_snapshot() && self.head.is_head_selected() {
-            return self.follower.follow(vid).await;
+            return Ok(());
         }
-        if now.size != size && now.size <= now.max_size() {
-            self.apply_resize(&now).await?;
-        }
-        Ok(())
     }
 
     /// Applies another size, and the slots that came with it.
