@@ -207,7 +207,10 @@ impl<'a> Cluster<'a> {
                 Ok(_) => {}
                 Err(error) if error.is_missing_vdi() || error.is_not_ready() => {}
                 Err(error @ (ClientError::Connect { .. } | ClientError::Lost { .. })) => {
-                    tracing::warn!("cannot ask whether VDI {vid} is known: {}", Chain(&error));
+                    tracing::warn!(
+                        "not waiting for a node to learn of VDI {vid}: {}",
+                        Chain(&error)
+                    );
                     return Ok(());
                 }
                 Err(error) => return Err(error),

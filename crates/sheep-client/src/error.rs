@@ -204,7 +204,7 @@ pub enum ClientError {
     NotWorking(VdiName),
     /// A node has not learned of a new VDI in time. It would store objects of an
     /// erasure-coded VDI wrongly.
-    #[error("node {node} does not know VDI {vid}: try again when it has caught up, or remove it")]
+    #[error("node {node} does not know VDI {vid} yet: try again when it has caught up, or stop it")]
     UnknownToNode {
         /// The VDI.
         vid: Vid,

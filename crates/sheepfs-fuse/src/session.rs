@@ -71,7 +71,7 @@ pub struct MountConfig {
 }
 
 impl MountConfig {
-    /// A writable mount whose files belong to the user and group of this process.
+    /// A writable mount. Its files belong to the user and group of this process.
     pub fn new(mountpoint: PathBuf, source: String) -> Self {
         Self {
             mountpoint,

@@ -158,7 +158,7 @@ fn startup_options_set_owner_mode_access_and_volumes() {
     until("there is a pidfile", || pidfile.exists());
     let written = fs::read_to_string(&pidfile).unwrap();
     assert_eq!(written.trim(), running.child.id().to_string());
-    // The mount table shows the gateway and who has access.
+    // The mount table shows the gateway, and the users that have access.
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     let line = table
         .lines()

@@ -216,7 +216,8 @@ impl Device {
         writable: bool,
     ) -> Result<Option<(HeadState, Option<IndexTree>)>, ClientError> {
         let loaded = HeadState::load(client, vid).await?;
-        if let Some((state, _)) = loaded.as_ref().filter(|_| writable)
+        if let Some((state, _)) = &loaded
+            && writable
             && !state.info.is_snapshot()
         {
             prepare_writes(client, &state.info).await?;

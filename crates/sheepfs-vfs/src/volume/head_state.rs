@@ -36,8 +36,7 @@ impl HeadState {
 }
 
 /// Waits until the cluster can store objects of a working VDI: a node that does not know
-/// it yet stores strips of an erasure-coded object wrongly. Replicated objects only get
-/// another number of copies then, until recovery.
+/// it yet stores strips of an erasure-coded object wrongly. Source: placement 5.3.
 pub(super) async fn prepare_writes(client: &Client, info: &VdiInfo) -> Result<(), ClientError> {
     match info.redundancy {
         Redundancy::Replicated(_) => Ok(()),
