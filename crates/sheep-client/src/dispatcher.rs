@@ -180,9 +180,7 @@ impl Dispatcher {
 
     async fn wait_for_fence(&self, fence: Fence) {
         let (refused_at, reachable_since) = self.supervisor.reachability(fence.node);
-        if let Some(ends_at) = fence.ends_at(refused_at, reachable_since) {
-            tokio::time::sleep_until(ends_at).await;
-        }
+        tokio::time::sleep_until(fence.ends_at(refused_at, reachable_since)).await;
     }
 }
 

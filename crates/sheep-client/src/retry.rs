@@ -19,9 +19,10 @@
 //!   writes to the same bytes. A mutating request is therefore replayed behind
 //!   a [`Fence`]: only after [`FENCE_INTERVAL`], counted from the disconnect or
 //!   from the moment a sheep became reachable again, whichever is later. A sheep
-//!   that has refused a new connection since is dead, and needs no fence. The
-//!   protocol offers no certainty: a sheep that delays a request for longer than
-//!   the interval can still execute it late.
+//!   that has refused a new connection since is dead, and the interval counts from
+//!   the disconnect: the nodes that it had forwarded the request to may still execute
+//!   it. The protocol offers no certainty: a sheep that delays a request for longer
+//!   than the interval can still execute it late.
 //!
 //! A request that has timed out is never sent again.
 
@@ -87,17 +88,17 @@ impl Attempts {
 }
 
 impl Fence {
-    /// When the request may be sent again, `None` for now.
+    /// When the request may be sent again.
     ///
     /// `refused_at`: when the node last refused a connection. `reachable_since`:
     /// when the sheep that the request is sent to now became reachable.
-    pub(crate) fn ends_at(
-        &self,
-        refused_at: Option<Instant>,
-        reachable_since: Instant,
-    ) -> Option<Instant> {
+    pub(crate) fn ends_at(&self, refused_at: Option<Instant>, reachable_since: Instant) -> Instant {
         let is_dead = refused_at.is_some_and(|at| at >= self.disconnected_at);
-        (!is_dead).then(|| self.disconnected_at.max(reachable_since) + FENCE_INTERVAL)
+        let since = match is_dead {
+            true => self.disconnected_at,
+            false => self.disconnected_at.max(reachable_since),
+        };
+        since + FENCE_INTERVAL
     }
 }
 
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn fence_ends_after_interval_or_with_refusal() {
+    fn fence_ends_after_interval() {
         let disconnected_at = Instant::now();
         let fence = Fence {
             node: node(),
@@ -361,11 +362,14 @@ mod tests {
         let after = disconnected_at + second;
         // Connected all the time, or again.
         let usual = disconnected_at + FENCE_INTERVAL;
-        assert_eq!(fence.ends_at(None, before), Some(usual));
-        assert_eq!(fence.ends_at(None, after), Some(after + FENCE_INTERVAL));
-        // Refused before it was connected to, or dead since.
-        assert_eq!(fence.ends_at(Some(before), before), Some(usual));
-        assert_eq!(fence.ends_at(Some(disconnected_at), before), None);
-        assert_eq!(fence.ends_at(Some(after), before), None);
+        assert_eq!(fence.ends_at(None, before), usual);
+        assert_eq!(fence.ends_at(None, after), after + FENCE_INTERVAL);
+        // Refused before it was connected to.
+        assert_eq!(fence.ends_at(Some(before), before), usual);
+        assert_eq!(fence.ends_at(Some(before), after), after + FENCE_INTERVAL);
+        // Dead since: what it had forwarded may still run, whoever answers later.
+        for refused_at in [disconnected_at, after] {
+            assert_eq!(fence.ends_at(Some(refused_at), after), usual);
+        }
     }
 }

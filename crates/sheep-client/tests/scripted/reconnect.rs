@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sheep_client::unstable::Request;
 use sheep_client::{Client, ClientConfig, ClientError, NewVdi};
@@ -59,6 +59,27 @@ async fn retry_replays_idempotent_requests_after_a_disconnect() {
         again.answer(&[]).await;
         caller.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn replay_waits_for_what_dead_gateway_has_forwarded() {
+    let mut other = Peer::start(Script::default()).await;
+    let nodes = vec![other.address];
+    let script = Script {
+        nodes,
+        ..Script::default()
+    };
+    let (mut gateway, client) = connected(script, 1).await;
+    let create = Request::create_object(object(), 0, b"c"[..].into(), None);
+    let caller = tokio::spawn(async move { within(client.send(create)).await });
+    gateway.request().await;
+    let before = Instant::now();
+    gateway.stop().await;
+    // Another node may still have the first copy in its queue.
+    let again = other.request().await;
+    assert!(before.elapsed() >= Duration::from_secs(2));
+    again.answer(&[]).await;
+    caller.await.unwrap().unwrap();
 }
 
 #[tokio::test]
