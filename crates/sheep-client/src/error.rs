@@ -341,6 +341,7 @@ fn errno_of(code: ResultCode) -> Errno {
         Code::VerMismatch => Errno::EPROTO,
         Code::WaitForFormat | Code::NotFormatted => Errno::ENODEV,
         Code::ReadOnly => Errno::EROFS,
+        Code::Denied => Errno::EACCES,
         Code::NoSupport => Errno::EOPNOTSUPP,
         Code::VdiNotEmpty => Errno::ENOTEMPTY,
         Code::Success
@@ -369,6 +370,8 @@ fn errno_of(code: ResultCode) -> Errno {
         | Code::ClusterError
         | Code::NotFound
         | Code::Incomplete
+        | Code::OldIncomplete
+        | Code::OldCollectingCinfo
         | Code::CollectingCinfo
         | Code::NoCheckpointEntry
         | Code::Other(_) => Errno::EIO,

@@ -13,8 +13,8 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 
-use sheep_proto::limits::{INTERNAL_PROTO_VER, PUBLIC_PROTO_VER};
-use sheep_proto::{Opcode, RequestHeader, ResponseHeader, ResultCode};
+use sheep_proto::limits::PUBLIC_PROTO_VER;
+use sheep_proto::{Generation, Opcode, RequestHeader, ResponseHeader, ResultCode};
 use tokio_util::sync::CancellationToken;
 use zerocopy::IntoBytes;
 
@@ -216,7 +216,7 @@ fn check_version(header: &RequestHeader) -> Result<(), ResultCode> {
     let accepted = if header.opcode < FIRST_INTERNAL {
         header.proto_ver <= PUBLIC_PROTO_VER
     } else {
-        header.proto_ver == INTERNAL_PROTO_VER
+        header.proto_ver == Generation::V1_0.internal_proto_ver()
     };
     if accepted {
         Ok(())

@@ -12,6 +12,9 @@ use crate::name::unpad;
 use crate::node::NodeRecord;
 use crate::redundancy::Redundancy;
 
+/// Bytes of the name of an object store.
+const STORE_LEN: usize = 16;
+
 /// The fixed part of a CLUSTER_INFO answer, 48 bytes; node records follow.
 ///
 /// Source: protocol 8.2; `struct cluster_info` in sheepdog's `include/internal_proto.h`.
@@ -43,7 +46,7 @@ pub struct ClusterInfoHeader {
     /// Padding.
     pub pad: [u8; 3],
     /// NUL-padded name of the object store.
-    pub store: [u8; 16],
+    pub store: [u8; STORE_LEN],
     /// Padding.
     pub pad2: [u8; 7],
 }
@@ -64,6 +67,29 @@ impl ClusterInfoHeader {
     /// Name of the object store, without padding.
     pub fn store(&self) -> &[u8] {
         unpad(&self.store)
+    }
+
+    /// Takes the name of the store from where older releases have it.
+    pub(crate) fn move_store_from(&mut self, offset: usize) {
+        let mut store = [0; STORE_LEN];
+        store.copy_from_slice(&self.as_bytes()[offset..offset + STORE_LEN]);
+        self.clear_store();
+        self.store = store;
+    }
+
+    /// Puts the name of the store where older releases have it.
+    pub(crate) fn move_store_to(&mut self, offset: usize) {
+        let store = self.store;
+        self.clear_store();
+        self.as_mut_bytes()[offset..offset + STORE_LEN].copy_from_slice(&store);
+    }
+
+    fn clear_store(&mut self) {
+        self.store = [0; STORE_LEN];
+        self.pad = [0; 3];
+        self.pad2 = [0; 7];
+        // Part of a wider status there.
+        self.block_size_shift = 0;
     }
 
     /// Splits a CLUSTER_INFO payload into the fixed part and the nodes in use.
@@ -110,7 +136,7 @@ pub struct EpochRecordHeader {
     /// Raw [`ClusterFlags`].
     pub flags: U16,
     /// NUL-padded name of the object store.
-    pub store: [u8; 16],
+    pub store: [u8; STORE_LEN],
 }
 
 const _: () = assert!(size_of::<EpochRecordHeader>() == EPOCH_RECORD_HEADER_LEN);

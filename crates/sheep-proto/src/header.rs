@@ -18,7 +18,7 @@ pub use self::tail::{
     VdiRequest, VdiResponse, VdiStateRequest,
 };
 use crate::flags::RequestFlags;
-use crate::limits::HEADER_LEN;
+use crate::limits::{HEADER_LEN, NEWEST_PROTO_VER, PUBLIC_PROTO_VER};
 use crate::opcode::{Opcode, RequestShape, ResponseShape};
 use crate::result_code::ResultCode;
 
@@ -28,7 +28,7 @@ use crate::result_code::ResultCode;
 )]
 #[repr(C)]
 pub struct RequestHeader {
-    /// Protocol version, see [`Opcode::proto_ver`].
+    /// Protocol version; it depends on the opcode and the generation of the sheep.
     pub proto_ver: u8,
     /// Raw opcode; parse with [`Opcode::try_from`].
     pub opcode: u8,
@@ -47,10 +47,14 @@ pub struct RequestHeader {
 const _: () = assert!(size_of::<RequestHeader>() == HEADER_LEN);
 
 impl RequestHeader {
-    /// A header for `opcode` with its version, epoch 0 and id 0.
+    /// A header for `opcode` with its version in 1.0, epoch 0 and id 0.
     pub fn new(opcode: Opcode, flags: RequestFlags, data_length: u32, body: RequestBody) -> Self {
         Self {
-            proto_ver: opcode.proto_ver(),
+            proto_ver: if opcode.is_public() {
+                PUBLIC_PROTO_VER
+            } else {
+                NEWEST_PROTO_VER
+            },
             opcode: opcode as u8,
             flags: flags.bits().into(),
             epoch: U32::ZERO,

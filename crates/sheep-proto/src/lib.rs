@@ -11,8 +11,8 @@
 //! All integers are little endian. Wire structures are `zerocopy` types over
 //! unaligned little-endian fields, so they can be read from and written to any
 //! byte slice; [`decoder`] splits a stream into frames. Constants and layouts
-//! are those of the 1.0 series; each names the section of the protocol
-//! description, or the C structure, it was taken from.
+//! are those of the 1.0 series unless [`generation`] says otherwise; each names the
+//! section of the protocol description, or the C structure, it was taken from.
 //!
 //! This crate knows no sockets, clocks, files or memory limits of its own, and
 //! nothing in it panics on bytes that came from a network.
@@ -22,6 +22,7 @@ pub mod btree;
 pub mod cluster;
 pub mod decoder;
 pub mod flags;
+pub mod generation;
 pub mod hash;
 pub mod header;
 pub mod id;
@@ -38,6 +39,7 @@ pub mod vdi_state;
 pub mod vid_bitmap;
 
 pub use flags::{ClusterFlags, RequestFlags};
+pub use generation::{Generation, Unsupported};
 pub use header::{
     CheckpointRequest, ClusterDefaultResponse, ClusterRequest, CoherenceRequest, ForwardRequest,
     HashResponse, NodeResponse, ObjectRequest, ObjectResponse, ReferenceRequest, RequestBody,

@@ -5,8 +5,8 @@ pub const DEFAULT_PORT: u16 = 7000;
 
 /// Version byte of public requests, opcodes below 0x80 (protocol 1.6).
 pub const PUBLIC_PROTO_VER: u8 = 0x02;
-/// Version byte of sheep-internal requests of the 1.0 series (protocol 1.6).
-pub const INTERNAL_PROTO_VER: u8 = 0x0a;
+/// Version byte of sheep-internal requests of the newest generation (protocol 1.6).
+pub(crate) const NEWEST_PROTO_VER: u8 = 0x0a;
 
 /// Bytes of a request or response header (protocol 1.2).
 pub const HEADER_LEN: usize = 48;

@@ -1,7 +1,5 @@
 //! What a request asks for, and which shape its header's tail has.
 
-use crate::limits;
-
 /// Shape of the 32 operation bytes of a request, by opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestShape {
@@ -180,17 +178,6 @@ impl Opcode {
         (self as u8) < 0x80
     }
 
-    /// The protocol version byte a request with this opcode carries.
-    ///
-    /// Source: protocol 1.6.
-    pub const fn proto_ver(self) -> u8 {
-        if self.is_public() {
-            limits::PUBLIC_PROTO_VER
-        } else {
-            limits::INTERNAL_PROTO_VER
-        }
-    }
-
     /// True when a sheep answers it before the cluster is formatted or complete.
     ///
     /// Source: protocol 1.10.
@@ -245,11 +232,5 @@ mod tests {
                 Err(UnknownOpcode(named)) => assert_eq!(named, raw),
             }
         }
-    }
-
-    #[test]
-    fn the_two_vdi_bitmaps_travel_with_different_versions() {
-        assert_eq!(Opcode::ReadVdis.proto_ver(), 0x02);
-        assert_eq!(Opcode::ReadDelVdis.proto_ver(), 0x0a);
     }
 }

@@ -105,7 +105,10 @@ result_codes! {
     JoinFailed = 0x18, "JOIN_FAILED", Never, "the sheep could not join the cluster";
     Halt = 0x19, "HALT", Later, "the cluster has fewer zones than copies and has halted writes";
     ReadOnly = 0x1a, "READONLY", AfterReload, "the object belongs to a snapshot";
+    OldIncomplete = 0x1b, "INCOMPLETE", Never, "incomplete";
+    OldCollectingCinfo = 0x1c, "COLLECTING_CINFO", Later, "the sheep has just joined and is collecting cluster information";
     InodeInvalidated = 0x1d, "INODE_INVALIDATED", AfterReload, "another node changed the shared VDI's index";
+    Denied = 0x1e, "DENIED", Never, "an access list forbids it";
     OldNodeVer = 0x81, "OLD_NODE_VER", Never, "the request's epoch is old";
     NewNodeVer = 0x82, "NEW_NODE_VER", Never, "the request's epoch is ahead of the sheep's";
     NotFormatted = 0x83, "NOT_FORMATTED", Never, "the cluster is not formatted";

@@ -18,8 +18,8 @@ use sheep_proto::statistics::{MdInfo, RecoveryState, RequestCounters};
 use sheep_proto::vdi_state::VdiState;
 use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{
-    InodeHeader, ObjectIndex, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody,
-    ResponseHeader, ResultCode, SnapshotTag, VdiName, Vid,
+    Generation, InodeHeader, ObjectIndex, Oid, Opcode, RequestBody, RequestFlags, RequestHeader,
+    ResponseBody, ResponseHeader, ResultCode, SnapshotTag, VdiName, Vid,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -437,5 +437,30 @@ proptest! {
         prop_assert_eq!(listed.len(), (bits - none) as usize);
         let vid = Vid::new(vid).expect("24 bits");
         prop_assert_eq!(listed.contains(&vid), bitmap.contains(vid));
+    }
+}
+
+proptest! {
+    #[test]
+    fn records_of_any_generation_are_read_or_refused(
+        bytes in vec(any::<u8>(), 0..4096),
+        pad in prop::sample::select(vec![0, 57_376, 491_568]),
+        nodes_nr: u32,
+    ) {
+        let mut bytes = bytes;
+        bytes.resize(bytes.len().max(pad), 0);
+        for generation in Generation::ALL {
+            if let Ok(nodes) = generation.parse_nodes(&bytes) {
+                prop_assert_eq!(nodes.len() * generation.node_record_len(), bytes.len());
+            }
+            if let Ok(log) = generation.parse_epoch_log(&bytes, nodes_nr % 64) {
+                for (_, nodes) in log {
+                    prop_assert!(nodes.len() <= generation.max_nodes());
+                }
+            }
+            if let Ok((header, nodes)) = generation.parse_cluster_info(&bytes) {
+                prop_assert_eq!(nodes.len(), usize::from(header.nr_nodes.get()));
+            }
+        }
     }
 }

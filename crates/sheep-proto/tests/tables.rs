@@ -1,6 +1,6 @@
 //! Names, values and classes of opcodes and result codes, as the protocol's tables give them.
 
-use sheep_proto::{Opcode, ResultCode, Retry};
+use sheep_proto::{Generation, Opcode, RequestBody, ResultCode, Retry};
 
 /// Sections 5.1 to 5.6: code, name, and whether section 1.10 calls it a *force* operation.
 const OPCODES: &[(u8, &str, bool)] = &[
@@ -109,7 +109,12 @@ const RESULTS: &[(u32, &str, Retry)] = &[
     (0x18, "JOIN_FAILED", Retry::Never),
     (0x19, "HALT", Retry::Later),
     (0x1a, "READONLY", Retry::AfterReload),
+    // What 0.9 calls by these names.
+    (0x1b, "INCOMPLETE", Retry::Never),
+    (0x1c, "COLLECTING_CINFO", Retry::Later),
     (0x1d, "INODE_INVALIDATED", Retry::AfterReload),
+    // The fork of 2026.
+    (0x1e, "DENIED", Retry::Never),
     (0x81, "OLD_NODE_VER", Retry::Never),
     (0x82, "NEW_NODE_VER", Retry::Never),
     (0x83, "NOT_FORMATTED", Retry::Never),
@@ -149,14 +154,6 @@ fn opcodes_are_those_of_section_5() {
 }
 
 #[test]
-fn versions_follow_section_1_6() {
-    for &opcode in Opcode::ALL {
-        let version = if (opcode as u8) < 0x80 { 0x02 } else { 0x0a };
-        assert_eq!(opcode.proto_ver(), version, "{opcode}");
-    }
-}
-
-#[test]
 fn result_codes_are_those_of_section_2() {
     let known: Vec<_> = ResultCode::ALL
         .iter()
@@ -170,5 +167,48 @@ fn result_code_unknown_is_not_transient() {
     for raw in (0..=0x100).filter(|raw| !RESULTS.iter().any(|(known, ..)| known == raw)) {
         assert_eq!(ResultCode::from(raw), ResultCode::Other(raw));
         assert_eq!(ResultCode::from(raw).retry(), Retry::Never);
+    }
+}
+
+/// What the operation tables of the releases have in common: the oldest generation with
+/// the opcode, and the newest.
+fn served_by(opcode: u8) -> Option<(Generation, Generation)> {
+    use Generation::{V0_7, V0_8, V0_9, V1_0};
+    match opcode {
+        0x91..=0x93 | 0xa7 | 0xad | 0xae => None,
+        0xb6 => Some((V0_7, V0_9)),
+        0xb7 => Some((V0_8, V0_9)),
+        0xb8..=0xba => Some((V0_8, V1_0)),
+        0xc3 | 0xc4 => Some((V0_9, V0_9)),
+        0x18 | 0xc7 | 0xc9..=0xcd => Some((V1_0, V1_0)),
+        0xbb..=0xc8 => Some((V0_9, V1_0)),
+        _ => Some((V0_7, V1_0)),
+    }
+}
+
+#[test]
+fn every_generation_has_the_opcodes_of_its_operation_table() {
+    for generation in Generation::ALL {
+        for &opcode in Opcode::ALL {
+            let served = served_by(opcode as u8)
+                .is_some_and(|(first, last)| (first..=last).contains(&generation));
+            assert_eq!(
+                generation.has_opcode(opcode),
+                served,
+                "{opcode} on {generation}"
+            );
+            let checked = generation.check(opcode, &RequestBody::NONE, 0);
+            assert_eq!(checked.is_ok(), served, "{opcode} on {generation}");
+        }
+    }
+}
+
+#[test]
+fn versions_follow_the_generation() {
+    for (generation, version) in Generation::ALL.into_iter().zip([0x08, 0x09, 0x09, 0x0a]) {
+        for &opcode in Opcode::ALL {
+            let version = if (opcode as u8) < 0x80 { 0x02 } else { version };
+            assert_eq!(generation.proto_ver(opcode), version, "{opcode}");
+        }
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use sheep_proto::cluster::{ClusterInfoHeader, EpochRecordHeader};
 use sheep_proto::limits::{
-    CLUSTER_INFO_LEN, EPOCH_RECORD_HEADER_LEN, INTERNAL_PROTO_VER, NODE_RECORD_LEN, STORE_LIST_LEN,
+    CLUSTER_INFO_LEN, EPOCH_RECORD_HEADER_LEN, NODE_RECORD_LEN, STORE_LIST_LEN,
 };
 use sheep_proto::statistics::RecoveryThrottle;
-use sheep_proto::{ClusterFlags, ResponseBody, ResultCode};
+use sheep_proto::{ClusterFlags, Generation, ResponseBody, ResultCode};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::cluster::Cluster;
@@ -91,7 +91,7 @@ impl ClusterService {
         const WAITING: u8 = 2;
         let mut payload = Vec::with_capacity(CLUSTER_INFO_LEN);
         let mut info = cluster.map_or_else(ClusterInfoHeader::new_zeroed, Cluster::info);
-        info.proto_ver = INTERNAL_PROTO_VER;
+        info.proto_ver = Generation::V1_0.internal_proto_ver();
         info.disable_recovery = self.recovery.is_disabled().into();
         if cluster.is_some() {
             let nodes = self.members.nodes();

@@ -83,9 +83,16 @@ impl Frame {
     }
 }
 
-/// The captures in the order of their names.
+/// The captures of 1.0 in the order of their names.
 pub(crate) fn captures() -> Vec<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    captures_in("")
+}
+
+/// The captures of an older release, such as 0.7.5.
+fn captures_in(release: &str) -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(release);
     let mut paths: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -103,6 +110,14 @@ pub(crate) fn all_frames() -> Vec<Frame> {
 /// The exchanges of all captures.
 pub(crate) fn all_exchanges() -> Vec<Exchange> {
     captures()
+        .iter()
+        .flat_map(|path| exchanges(frames(path)))
+        .collect()
+}
+
+/// The exchanges of all captures of an older release.
+pub(crate) fn exchanges_of(release: &str) -> Vec<Exchange> {
+    captures_in(release)
         .iter()
         .flat_map(|path| exchanges(frames(path)))
         .collect()

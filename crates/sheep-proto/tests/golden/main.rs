@@ -8,6 +8,7 @@
 mod capture;
 mod clusters;
 mod frames;
+mod generations;
 mod payload;
 mod placement;
 mod volumes;
