@@ -156,6 +156,29 @@ impl EpochRecordHeader {
     pub fn store(&self) -> &[u8] {
         unpad(&self.store)
     }
+
+    /// The header with the name of the store where older releases have it, which know
+    /// no flags.
+    pub(crate) fn with_store_from(&self, offset: usize) -> Self {
+        let mut store = [0; STORE_LEN];
+        store.copy_from_slice(&self.as_bytes()[offset..offset + STORE_LEN]);
+        Self {
+            flags: U16::ZERO,
+            store,
+            ..*self
+        }
+    }
+
+    /// The header as older releases have it, the name of the store at `offset`.
+    pub(crate) fn with_store_at(&self, offset: usize) -> Self {
+        let mut header = Self {
+            flags: U16::ZERO,
+            store: [0; STORE_LEN],
+            ..*self
+        };
+        header.as_mut_bytes()[offset..offset + STORE_LEN].copy_from_slice(&self.store);
+        header
+    }
 }
 
 /// Splits a STAT_CLUSTER payload into epochs, newest first, and their nodes.

@@ -17,7 +17,7 @@ use crate::Malformed;
 use crate::cluster::{ClusterInfoHeader, EpochRecordHeader, parse_epoch_log};
 use crate::header::{ClusterRequest, RequestBody, RequestHeader, VdiRequest};
 use crate::id::ObjectKind;
-use crate::inode::STORE_POLICY_HYPERVOLUME;
+use crate::inode::{BTREE_COUNTER_OFFSET, InodeHeader, STORE_POLICY_HYPERVOLUME};
 use crate::limits::{
     ATTRIBUTE_LEN, BTREE_NODE_LEN, CLUSTER_INFO_LEN, DEFAULT_BLOCK_SIZE_SHIFT,
     EPOCH_RECORD_HEADER_LEN, INODE_GREF_OFFSET, INODE_LEN, MAX_BLOCK_SIZE_SHIFT, MAX_COPIES,
@@ -26,7 +26,7 @@ use crate::limits::{
 use crate::node::NodeRecord;
 use crate::opcode::Opcode;
 use crate::result_code::ResultCode;
-use crate::{Oid, Redundancy, ResponseHeader};
+use crate::{ClusterFlags, Oid, Redundancy, ResponseHeader};
 
 /// A series of releases that are alike on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -251,6 +251,18 @@ impl Generation {
         !matches!(self, Self::V1_0)
     }
 
+    /// The settings of a cluster that the generation knows; 0.7 has none on the wire.
+    pub const fn cluster_flags(self) -> ClusterFlags {
+        match self {
+            Self::V0_7 => ClusterFlags::empty(),
+            Self::V0_8 => ClusterFlags::STRICT,
+            Self::V0_9 => ClusterFlags::STRICT
+                .union(ClusterFlags::DISK_MODE)
+                .union(ClusterFlags::USE_LOCK),
+            Self::V1_0 => ClusterFlags::all(),
+        }
+    }
+
     /// When VDIs are locked.
     pub const fn locking(self) -> Locking {
         match self {
@@ -288,6 +300,39 @@ impl Generation {
     /// True when an inode lists at most 1,024 children, in slots that are not freed.
     pub const fn has_child_slots(self) -> bool {
         matches!(self, Self::V0_7 | Self::V0_8)
+    }
+
+    /// True when `dog` prints the vnodes of each node in the history of a cluster, and an
+    /// empty line behind the status of one that has no history.
+    pub const fn dog_shows_vnodes(self) -> bool {
+        matches!(self, Self::V1_0)
+    }
+
+    /// True when `dog` prints the object size of each VDI.
+    pub const fn dog_shows_object_size(self) -> bool {
+        self.has_object_sizes()
+    }
+
+    /// Characters of the number of copies that `dog` prints for each VDI.
+    pub const fn dog_copies_width(self) -> usize {
+        match self {
+            Self::V0_7 => 5,
+            Self::V0_8 | Self::V0_9 | Self::V1_0 => 6,
+        }
+    }
+
+    /// True when `dog` leaves a gap in the numbers of the nodes for one that does not
+    /// answer.
+    pub const fn dog_numbers_silent_nodes(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
+    /// True when one more snapshot or clone can be made from a VDI.
+    ///
+    /// A sheep finds out too late: a snapshot that fails has made the VDI read-only.
+    pub fn has_room_for_child(self, base: &InodeHeader) -> bool {
+        let (_, slots) = base.as_bytes().split_at(CHILD_SLOTS_OFFSET);
+        !self.has_child_slots() || slots.chunks_exact(4).any(|slot| slot == [0; 4])
     }
 
     /// Bytes of the whole inode object.
@@ -500,9 +545,13 @@ impl Generation {
             Self::V0_8 => parse_epoch_log(payload, MAX_NODES_U32)?,
             Self::V0_9 | Self::V1_0 => parse_epoch_log(payload, nodes_nr)?,
         };
+        let header = |header: &EpochRecordHeader| match self {
+            Self::V0_8 => header.with_store_from(OLD_STORE_OFFSET),
+            Self::V0_7 | Self::V0_9 | Self::V1_0 => *header,
+        };
         Ok(records
             .into_iter()
-            .map(|(header, nodes)| (*header, nodes.to_vec()))
+            .map(|(found, nodes)| (header(found), nodes.to_vec()))
             .collect())
     }
 
@@ -518,7 +567,10 @@ impl Generation {
         let end = payload.len() + self.epoch_record_len(slots);
         match self {
             Self::V0_7 => payload.extend_from_slice(OldEpochRecordHeader::from(header).as_bytes()),
-            Self::V0_8 | Self::V0_9 | Self::V1_0 => payload.extend_from_slice(header.as_bytes()),
+            Self::V0_8 => {
+                payload.extend_from_slice(header.with_store_at(OLD_STORE_OFFSET).as_bytes());
+            }
+            Self::V0_9 | Self::V1_0 => payload.extend_from_slice(header.as_bytes()),
         }
         let fit = (end - payload.len()) / self.node_record_len();
         for node in nodes.iter().take(fit) {
@@ -640,13 +692,16 @@ const LONG_PROBE: u32 = 491_568;
 const _: () = assert!(LONG_PROBE as usize == Generation::V0_8.epoch_record_len(0));
 const _: () = assert!(SHORT_PROBE as usize == Generation::V0_9.epoch_record_len(0));
 
-/// Offset of the store's name in a CLUSTER_INFO of 0.9.
+/// Offset of the store's name in a CLUSTER_INFO of 0.9, and in an epoch record of 0.8.
 const OLD_STORE_OFFSET: usize = 28;
 /// [`MAX_NODES`] in the width of a request.
 const MAX_NODES_U32: u32 = 6144;
 
 const _: () = assert!(MAX_NODES_U32 as usize == MAX_NODES);
 const _: () = assert!(LONG_PROBE as usize <= MAX_PAYLOAD_LEN);
+
+/// Offset of the children in an inode header before 0.9, which end where it ends.
+const CHILD_SLOTS_OFFSET: usize = BTREE_COUNTER_OFFSET as usize;
 
 /// Bytes of a node record that 0.7 does not have in front.
 const LINKS_LEN: usize = 24;
@@ -912,6 +967,18 @@ mod tests {
         );
         let newest = Generation::V1_0.cluster_info_bytes(header);
         assert_eq!(&newest.as_bytes()[25..30], b"plain");
+    }
+
+    #[test]
+    fn room_for_children_ends_before_0_9_with_the_last_slot() {
+        for generation in Generation::ALL {
+            let mut header = InodeHeader::zeroed();
+            header.as_mut_bytes()[568..].fill(7);
+            let is_limited = matches!(generation, Generation::V0_7 | Generation::V0_8);
+            assert_eq!(generation.has_room_for_child(&header), !is_limited);
+            header.as_mut_bytes()[4660..].fill(0);
+            assert!(generation.has_room_for_child(&header));
+        }
     }
 
     #[test]

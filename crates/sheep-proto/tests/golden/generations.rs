@@ -172,8 +172,14 @@ fn epoch_logs_survive_decoding_and_encoding() {
                 );
                 assert_eq!(usize::try_from(header.nr_nodes.get()).unwrap(), nodes.len());
             }
-            let reported = log[0].0.redundancy().nr_copies();
-            assert_eq!(reported > 0, generation.reports_redundancy(), "{release}");
+            let newest = &log[0].0;
+            let is_reported = generation.reports_redundancy();
+            assert_eq!(
+                newest.redundancy().nr_copies() > 0,
+                is_reported,
+                "{release}"
+            );
+            assert_eq!(newest.store() == b"plain", is_reported, "{release}");
             most = most.max(log.len());
         }
         assert!(most >= 3, "{release}: {most}");
