@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use sheep_proto::Vid;
+use sheep_proto::{Generation, Vid};
 
 use crate::address::GatewayAddress;
 use crate::cluster::Cluster;
@@ -106,6 +106,15 @@ impl Client {
     /// none is connected.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.sender.transport.peer()
+    }
+
+    /// The generation of the sheep in use. It stays the same as long as the cluster
+    /// does.
+    ///
+    /// # Errors
+    /// `Unreachable` when no sheep is connected for too long.
+    pub async fn generation(&self) -> Result<Generation, ClientError> {
+        self.sender.generation().await
     }
 
     /// Checks that a sheep answers at `address`, then uses it for every request

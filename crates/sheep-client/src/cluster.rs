@@ -5,23 +5,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use sheep_proto::cluster::{ClusterInfoHeader, EpochRecordHeader, parse_epoch_log};
+use sheep_proto::cluster::{ClusterInfoHeader, EpochRecordHeader};
 use sheep_proto::header::{ClusterDefaultResponse, ClusterRequest, RequestBody, VdiRequest};
 use sheep_proto::inode::STORE_POLICY_HYPERVOLUME;
-use sheep_proto::limits::{
-    CLUSTER_INFO_LEN, DEFAULT_BLOCK_SIZE_SHIFT, EPOCH_RECORD_HEADER_LEN, MAX_NODES,
-    MAX_PAYLOAD_LEN, NODE_LIST_LEN, NODE_RECORD_LEN, VID_BITMAP_LEN,
-};
+use sheep_proto::limits::{CLUSTER_INFO_LEN, DEFAULT_BLOCK_SIZE_SHIFT, MAX_PAYLOAD_LEN};
 use sheep_proto::node::NodeRecord;
-use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{
-    ClusterFlags, Malformed, Opcode, Redundancy, ResponseBody, ResultCode, VdiName, Vid,
+    ClusterFlags, Generation, Malformed, Opcode, Redundancy, ResponseBody, ResultCode, VdiName, Vid,
 };
 use tokio::time::Instant;
 
 use crate::backoff;
 use crate::error::{Chain, ClientError};
 use crate::inode::Inode;
+use crate::query::{QUERY_TIMEOUT, query, vid_bitmap};
 use crate::request::{Request, Response, RetryPolicy};
 use crate::sender::Sender;
 use crate::vdi::{lookup_request, new_vdi};
@@ -33,9 +30,6 @@ const LIST_PARALLEL: usize = 32;
 const NODES_PARALLEL: usize = 32;
 /// Longest wait for a node to learn of a VDI. It usually takes less than a second.
 const KNOWN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Timeout of queries: a user who looks at a cluster that is down should see that
-/// soon.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Membership and settings of a cluster.
 #[derive(Clone, Debug)]
@@ -49,6 +43,8 @@ pub struct ClusterInfo {
 /// Status of a cluster and its membership over time.
 #[derive(Clone, Debug)]
 pub struct ClusterStatus {
+    /// The generation of its sheep: 0.8 also for one of 0.9 while there is no epoch.
+    pub generation: Generation,
     /// `Success` while it runs, `WaitForFormat`, `WaitForJoin`, ...
     pub status: ResultCode,
     /// Its epochs, newest first; empty before it was formatted.
@@ -67,8 +63,9 @@ pub struct EpochRecord {
 /// Redundancy and object size of new VDIs by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterDefault {
-    /// Redundancy; 0 copies before the cluster is formatted.
-    pub redundancy: Redundancy,
+    /// Redundancy; 0 copies before the cluster is formatted, and `None` where the
+    /// sheep do not say.
+    pub redundancy: Option<Redundancy>,
     /// Object size as a power of two; 0 before the cluster is formatted.
     pub object_shift: u8,
 }
@@ -158,13 +155,19 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// Those of [every request](ClientError#every-request).
     pub async fn nodes(self) -> Result<Vec<NodeRecord>, ClientError> {
+        let generation = self.generation().await?;
         let response = self
             .sender
-            .send(query(Opcode::GetNodeList, NODE_LIST_LEN))
+            .send(query(Opcode::GetNodeList, generation.node_list_len()))
             .await?;
-        let nodes = NodeRecord::parse_list(&response.payload)
-            .map_err(|source| response.bad_payload(source))?;
-        Ok(nodes.to_vec())
+        generation
+            .parse_nodes(&response.payload)
+            .map_err(|source| response.bad_payload(source))
+    }
+
+    /// The generation of the sheep, for a query.
+    async fn generation(self) -> Result<Generation, ClientError> {
+        self.sender.transport.generation(QUERY_TIMEOUT).await
     }
 
     /// Waits until every node knows that the working VDI `name` is `vid`, or until it is
@@ -231,18 +234,18 @@ impl<'a> Cluster<'a> {
     /// Membership and settings; works on an unformatted cluster as well.
     ///
     /// # Errors
-    /// Those of [every request](ClientError#every-request).
+    /// `Unsupported` before 0.9, otherwise those of [every
+    /// request](ClientError#every-request).
     pub async fn info(self) -> Result<ClusterInfo, ClientError> {
+        let generation = self.generation().await?;
         let response = self
             .sender
             .send(query(Opcode::ClusterInfo, CLUSTER_INFO_LEN))
             .await?;
-        let (header, nodes) = ClusterInfoHeader::parse(&response.payload)
+        let (header, nodes) = generation
+            .parse_cluster_info(&response.payload)
             .map_err(|source| response.bad_payload(source))?;
-        Ok(ClusterInfo {
-            header: *header,
-            nodes: nodes.to_vec(),
-        })
+        Ok(ClusterInfo { header, nodes })
     }
 
     /// Status: `Success` while the cluster runs, `WaitForFormat`, `WaitForJoin`, ...
@@ -253,7 +256,9 @@ impl<'a> Cluster<'a> {
     ///
     /// Source: `STAT_CLUSTER`, protocol 1.10.
     pub async fn status(self) -> Result<ResultCode, ClientError> {
-        Ok(self.read_epochs(1, 0).await?.header.result())
+        let generation = self.generation().await?;
+        let response = self.read_status(generation).await?;
+        Ok(response.header.result())
     }
 
     /// Status and all epochs, as many as fit in 64 MiB.
@@ -265,24 +270,46 @@ impl<'a> Cluster<'a> {
     /// Source: `STAT_CLUSTER`, protocol 8.3.
     pub async fn history(self) -> Result<ClusterStatus, ClientError> {
         // The first request is for the number of epochs.
-        let newest = self.read_epochs(1, 0).await?;
+        let newest = self.read_status(self.generation().await?).await?;
         let epochs = usize::try_from(newest.header.epoch.get()).unwrap_or(usize::MAX);
+        // It may have shown that the cluster was formatted, which tells 0.8 from 0.9.
+        let generation = self.generation().await?;
+        let most = generation.max_nodes();
         let mut nodes_nr = 16;
         loop {
-            let response = self.read_epochs(epochs.max(1), nodes_nr).await?;
-            if response.header.result() == ResultCode::BufferSmall && nodes_nr < MAX_NODES {
-                nodes_nr = (nodes_nr * 4).min(MAX_NODES);
+            let response = self
+                .read_epochs(generation, epochs.max(1), nodes_nr)
+                .await?;
+            if response.header.result() == ResultCode::BufferSmall && nodes_nr < most {
+                nodes_nr = (nodes_nr * 4).min(most);
                 continue;
             }
-            return cluster_status(&response, nodes_nr);
+            return cluster_status(generation, &response, nodes_nr);
         }
     }
 
-    async fn read_epochs(self, epochs: usize, nodes_nr: usize) -> Result<Response, ClientError> {
-        let record_len = EPOCH_RECORD_HEADER_LEN + nodes_nr * NODE_RECORD_LEN;
+    /// Asks for the status, with as little of the history as there can be.
+    async fn read_status(self, generation: Generation) -> Result<Response, ClientError> {
+        let epochs = usize::from(generation.sizes_epoch_records());
+        self.read_epochs(generation, epochs, 0).await
+    }
+
+    /// Asks for the status and the newest `epochs`, as many as fit in 64 MiB.
+    async fn read_epochs(
+        self,
+        generation: Generation,
+        epochs: usize,
+        nodes_nr: usize,
+    ) -> Result<Response, ClientError> {
+        let record_len = generation.epoch_record_len(nodes_nr);
         let records = epochs.min(MAX_PAYLOAD_LEN / record_len);
+        let slots = if generation.sizes_epoch_records() {
+            nodes_nr
+        } else {
+            0
+        };
         let body = ClusterRequest {
-            nodes_nr: u32::try_from(nodes_nr)
+            nodes_nr: u32::try_from(slots)
                 .expect("a cluster has at most 6,144 nodes")
                 .into(),
             ..ClusterRequest::default()
@@ -301,6 +328,10 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// Those of [every request](ClientError#every-request).
     pub async fn defaults(self) -> Result<ClusterDefault, ClientError> {
+        let generation = self.generation().await?;
+        if !generation.has_opcode(Opcode::GetClusterDefault) {
+            return self.old_defaults(generation).await;
+        }
         let response = self
             .sender
             .send(query(Opcode::GetClusterDefault, 0))
@@ -315,8 +346,26 @@ impl<'a> Cluster<'a> {
             return Err(response.malformed("cluster default", "another operation's opcode"));
         };
         Ok(ClusterDefault {
-            redundancy: Redundancy::from_wire(copies, copy_policy),
+            redundancy: Some(Redundancy::from_wire(copies, copy_policy)),
             object_shift: block_size_shift,
+        })
+    }
+
+    /// The same where no request is for it: all objects have 4 MiB there.
+    async fn old_defaults(self, generation: Generation) -> Result<ClusterDefault, ClientError> {
+        let response = self
+            .read_epochs(generation, 1, generation.max_nodes())
+            .await?;
+        let status = cluster_status(generation, &response, generation.max_nodes())?;
+        let newest = status.epochs.first();
+        let redundancy = match newest {
+            Some(newest) if generation.reports_redundancy() => Some(newest.header.redundancy()),
+            Some(_) => None,
+            None => Some(Redundancy::Replicated(0)),
+        };
+        Ok(ClusterDefault {
+            redundancy,
+            object_shift: newest.map_or(0, |_| DEFAULT_BLOCK_SIZE_SHIFT),
         })
     }
 
@@ -378,16 +427,23 @@ impl<'a> Cluster<'a> {
         new_vdi(self.sender, &new.name, body).await
     }
 
-    /// The VIDs of all VDIs that were not deleted, in ascending order.
+    /// The VIDs of all VDIs that were not deleted, in ascending order. Before 1.0
+    /// deleted ones are among them: their inode has no name.
     ///
     /// # Errors
     /// Those of [every request](ClientError#every-request).
     ///
     /// Source: `READ_VDIS` and `READ_DEL_VDIS`, protocol 5.2.
     pub async fn list_vids(self) -> Result<Vec<Vid>, ClientError> {
+        if !self.generation().await?.has_opcode(Opcode::ReadDelVdis) {
+            return Ok(vid_bitmap(self.sender, Opcode::ReadVdis)
+                .await?
+                .iter()
+                .collect());
+        }
         let (used, deleted) = tokio::try_join!(
-            self.bitmap(Opcode::ReadVdis),
-            self.bitmap(Opcode::ReadDelVdis)
+            vid_bitmap(self.sender, Opcode::ReadVdis),
+            vid_bitmap(self.sender, Opcode::ReadDelVdis)
         )?;
         Ok(used.iter().filter(|&vid| !deleted.contains(vid)).collect())
     }
@@ -429,32 +485,16 @@ impl<'a> Cluster<'a> {
             .map(|vdi| vdi.name)
             .collect())
     }
-
-    async fn bitmap(self, opcode: Opcode) -> Result<VidBitmap<Bytes>, ClientError> {
-        let len = u32::try_from(VID_BITMAP_LEN).expect("the bitmap has 2 MiB");
-        let request = Request::new(opcode, RequestBody::NONE)
-            .with_max_response_len(len)
-            .with_retry_policy(RetryPolicy::Always)
-            .with_timeout(QUERY_TIMEOUT);
-        let operation = request.operation();
-        let response = self.sender.send(request).await?;
-        VidBitmap::parse(response.payload.freeze())
-            .map_err(|source| ClientError::Malformed { operation, source })
-    }
 }
 
-/// A query, which may be repeated.
-pub(crate) fn query(opcode: Opcode, len: usize) -> Request {
-    Request::new(opcode, RequestBody::NONE)
-        .with_max_response_len(u32::try_from(len).expect("the length is a constant below 4 GiB"))
-        .with_retry_policy(RetryPolicy::Always)
-        .with_timeout(QUERY_TIMEOUT)
-}
-
-fn cluster_status(response: &Response, nodes_nr: usize) -> Result<ClusterStatus, ClientError> {
-    let nodes_nr = u32::try_from(nodes_nr).expect("a cluster has at most 6,144 nodes");
+fn cluster_status(
+    generation: Generation,
+    response: &Response,
+    nodes_nr: usize,
+) -> Result<ClusterStatus, ClientError> {
+    let nodes_nr = u32::try_from(nodes_nr).expect("at most 6144");
     let status = response.header.result();
-    let records = match parse_epoch_log(&response.payload, nodes_nr) {
+    let records = match generation.parse_epoch_log(&response.payload, nodes_nr) {
         Ok(records) => records,
         // Some refusals have garbage behind them.
         Err(Malformed { .. }) if status != ResultCode::Success => Vec::new(),
@@ -462,10 +502,11 @@ fn cluster_status(response: &Response, nodes_nr: usize) -> Result<ClusterStatus,
     };
     let epochs = records
         .into_iter()
-        .map(|(header, nodes)| EpochRecord {
-            header: *header,
-            nodes: nodes.to_vec(),
-        })
+        .map(|(header, nodes)| EpochRecord { header, nodes })
         .collect();
-    Ok(ClusterStatus { status, epochs })
+    Ok(ClusterStatus {
+        generation,
+        status,
+        epochs,
+    })
 }

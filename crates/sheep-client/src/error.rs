@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use sheep_proto::decoder::BadFrame;
 use sheep_proto::name::BadName;
-use sheep_proto::{Malformed, Oid, Opcode, Redundancy, ResultCode, VdiName, Vid};
+use sheep_proto::{Malformed, Oid, Opcode, Redundancy, ResultCode, Unsupported, VdiName, Vid};
 
 use crate::address::GatewayAddress;
 
@@ -132,6 +132,15 @@ pub enum ClientError {
         operation: OperationId,
         /// The reason given.
         code: ResultCode,
+    },
+    /// The request was not sent: sheep of this generation cannot execute it, or would
+    /// be damaged by it.
+    #[error("{operation} was not sent")]
+    Unsupported {
+        /// The request.
+        operation: OperationId,
+        /// Why it was not sent.
+        source: Unsupported,
     },
     /// The sheep sent a response that is none to this request.
     #[error("{operation} got an unusable answer")]
@@ -305,7 +314,7 @@ impl ClientError {
             Self::TooLarge { .. } => Errno::EFBIG,
             Self::Attribute(_) => Errno::E2BIG,
             Self::IndexFull(_) => Errno::ENOSPC,
-            Self::HypervolumeSnapshot(_) => Errno::EOPNOTSUPP,
+            Self::HypervolumeSnapshot(_) | Self::Unsupported { .. } => Errno::EOPNOTSUPP,
             Self::ConcurrentSnapshot(_) | Self::UnknownToNode { .. } => Errno::EBUSY,
             Self::BadName(_)
             | Self::Shrink { .. }

@@ -9,6 +9,7 @@
 //!    |------- retry         what is sent again, and when
 //! Supervisor  the connections of each node; reconnects, fails over
 //!    |------- topology      where to look for a sheep, and which cluster it is
+//!    |------- membership    what a sheep says about its cluster
 //! Connection  one socket: writes frames, matches responses by id
 //!    |
 //! Connector   TCP, or what a test puts in its place
@@ -41,6 +42,13 @@
 //!
 //! The client never fails over to a sheep of another cluster, one that was
 //! formatted at another time; [`Client::switch_gateway`] does.
+//!
+//! # Generations
+//!
+//! Sheep from 0.7 on are supported. What a sheep is, the client asks it before
+//! anything else, on every connection. No request is sent that kills sheep of that
+//! generation ([`ClientError::Unsupported`]), and a sheep of another generation than
+//! the rest of its cluster is not used.
 //!
 //! # One writer
 //!
@@ -77,10 +85,12 @@ mod dispatcher;
 pub mod error;
 mod index;
 mod inode;
+mod membership;
 pub mod node;
 mod object;
 mod poison;
 mod pool;
+mod query;
 mod request;
 mod retry;
 mod sender;
@@ -104,7 +114,7 @@ pub use inode::Inode;
 pub use node::Node;
 pub use object::Objects;
 pub use sheep_proto as proto;
-pub use sheep_proto::{ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName, Vid};
+pub use sheep_proto::{Generation, ObjectIndex, Oid, ResultCode, SnapshotTag, VdiName, Vid};
 pub use vdi::Vdi;
 pub use vdi_info::{NewVdi, VdiInfo, VdiSelector, VdiVersion};
 

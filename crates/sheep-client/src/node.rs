@@ -7,8 +7,8 @@ use sheep_proto::statistics::{MdInfo, RecoveryState, RequestCounters};
 use sheep_proto::{Opcode, ResponseBody};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::cluster::query;
 use crate::error::ClientError;
+use crate::query::query;
 use crate::sender::Sender;
 
 /// Store of one sheep.

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sheep_proto::Generation;
+
 use crate::address::GatewayAddress;
 use crate::config::ClientConfig;
 use crate::connector::{Connector, Tcp};
@@ -84,6 +86,10 @@ impl Transport for Pool {
     fn peer(&self) -> Option<SocketAddr> {
         let connection = self.dispatcher.supervisor().connection_to(None);
         connection.map(|connection| connection.peer())
+    }
+
+    fn generation(&self, timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
+        Box::pin(self.dispatcher.generation(timeout))
     }
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

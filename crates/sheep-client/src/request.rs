@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use sheep_proto::header::{ObjectRequest, RequestBody, RequestHeader};
+use sheep_proto::generation::Probe;
+use sheep_proto::header::{ClusterRequest, ObjectRequest, RequestBody, RequestHeader};
 use sheep_proto::limits::{HEADER_LEN, MAX_PAYLOAD_LEN};
 use sheep_proto::{
-    Malformed, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, ResultCode, VdiResponse,
-    Vid,
+    Generation, Malformed, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, ResultCode,
+    VdiResponse, Vid,
 };
 
 use crate::error::{ClientError, OperationId};
@@ -42,6 +43,8 @@ pub type InFlightToken = Arc<dyn Any + Send + Sync>;
 #[derive(Clone, Debug)]
 pub struct Request {
     opcode: Opcode,
+    /// Another version byte than that of the sheep's generation.
+    proto_ver: Option<u8>,
     flags: RequestFlags,
     body: RequestBody,
     payload: Bytes,
@@ -57,6 +60,7 @@ impl Request {
     pub fn new(opcode: Opcode, body: RequestBody) -> Self {
         Self {
             opcode,
+            proto_ver: None,
             flags: RequestFlags::empty(),
             body,
             payload: Bytes::new(),
@@ -132,6 +136,19 @@ impl Request {
     pub fn with_token(mut self, token: InFlightToken) -> Self {
         self.tokens.push(token);
         self
+    }
+
+    /// A question that tells the generation of a sheep, which may be sent to any.
+    pub(crate) fn probe(probe: Probe) -> Self {
+        let body = RequestBody::Cluster(ClusterRequest::default());
+        let mut request = Self::new(Opcode::StatCluster, body);
+        request.proto_ver = Some(probe.proto_ver);
+        request.with_max_response_len(probe.max_response_len)
+    }
+
+    /// True for [`Request::probe`].
+    pub(crate) fn is_probe(&self) -> bool {
+        self.proto_ver.is_some()
     }
 
     /// Reads `len` bytes at byte `offset` of an object.
@@ -249,19 +266,39 @@ impl Request {
         self.timeout
     }
 
-    /// The header that goes with `id`.
-    pub fn header(&self, id: u32) -> RequestHeader {
-        let data_length = if self.flags.contains(RequestFlags::WRITE) {
+    /// The header for a sheep of `generation`; the id is 0.
+    pub fn header(&self, generation: Generation) -> RequestHeader {
+        let data_length = self.data_length();
+        let mut header = RequestHeader::new(self.opcode, self.flags, data_length, self.body);
+        header.proto_ver = match self.proto_ver {
+            Some(proto_ver) => proto_ver,
+            None if self.opcode == Opcode::ReadObj => READ_PROTO_VER,
+            None => generation.proto_ver(self.opcode),
+        };
+        header
+    }
+
+    /// Bytes of the payload that is sent, or most bytes of the one that is received.
+    fn data_length(&self) -> u32 {
+        if self.flags.contains(RequestFlags::WRITE) {
             u32::try_from(self.payload.len()).expect("checked when the payload was set")
         } else {
             self.max_response_len
-        };
-        let mut header = RequestHeader::new(self.opcode, self.flags, data_length, self.body);
-        if self.opcode == Opcode::ReadObj {
-            header.proto_ver = READ_PROTO_VER;
         }
-        header.id = id.into();
-        header
+    }
+
+    /// Checks that the request may be sent to a sheep of `generation`: some requests
+    /// kill old sheep, or make them leave their cluster.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub(crate) fn check(&self, generation: Generation) -> Result<(), ClientError> {
+        generation
+            .check(self.opcode, &self.body, self.data_length())
+            .map_err(|source| ClientError::Unsupported {
+                operation: self.operation(),
+                source,
+            })
     }
 
     /// Bytes on the wire, both ways.

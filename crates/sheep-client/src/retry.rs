@@ -153,7 +153,9 @@ mod tests {
     use bytes::BytesMut;
     use sheep_proto::decoder::BadFrame;
     use sheep_proto::header::{RequestBody, VdiRequest};
-    use sheep_proto::{ObjectIndex, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, Vid};
+    use sheep_proto::{
+        Generation, ObjectIndex, Oid, Opcode, RequestFlags, ResponseBody, ResponseHeader, Vid,
+    };
 
     use super::*;
 
@@ -167,7 +169,7 @@ mod tests {
         let body = ResponseBody::result(code);
         Ok(Response {
             operation: request.operation(),
-            header: ResponseHeader::answer(&request.header(1), 1, 0, body),
+            header: ResponseHeader::answer(&request.header(Generation::V1_0), 1, 0, body),
             payload: BytesMut::new(),
         })
     }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use sheep_proto::Generation;
 use tokio::sync::oneshot;
 
 use crate::error::{Chain, ClientError};
@@ -93,6 +95,11 @@ impl Sender {
         })
         .await?
         .into_result()
+    }
+
+    /// The generation of the sheep in use.
+    pub(crate) async fn generation(&self) -> Result<Generation, ClientError> {
+        self.transport.generation(Duration::MAX).await
     }
 
     /// Waits until a request that ended with [`ClientError::Lost`] can no longer

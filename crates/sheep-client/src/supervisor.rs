@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use sheep_proto::limits::CLUSTER_INFO_LEN;
-use sheep_proto::{Opcode, RequestBody};
+use sheep_proto::Generation;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -24,12 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::address::GatewayAddress;
 use crate::backoff;
-use crate::connection::{Connection, ConnectionObserver, Pending, REQUEST_TIMEOUT, Shared};
+use crate::connection::{Connection, ConnectionObserver, Shared};
 use crate::connector::Connector;
 use crate::error::{Chain, ClientError, DisconnectReason};
+use crate::membership;
 use crate::poison;
-use crate::request::{Request, Response};
-use crate::topology::{Generation, Membership, Rejected, Topology};
+use crate::topology::{Detected, Membership, Rejected, Revision, Topology};
 
 /// Longest wait for a TCP connection, the lookup of its name included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,6 +63,8 @@ struct State {
     unreachable_since: Option<Instant>,
     /// When the gateway last got its first connection.
     reachable_since: Instant,
+    /// The sheep that was last found unusable, and why.
+    last_rejected: Option<(SocketAddr, Rejected)>,
 }
 
 /// What is known of one node.
@@ -118,6 +119,14 @@ impl State {
         Some(removed)
     }
 
+    /// Takes every connection out of use.
+    fn remove_all(&mut self) -> Vec<Arc<Connection>> {
+        let nodes = self.nodes.values_mut();
+        nodes
+            .flat_map(|node| std::mem::take(&mut node.connections))
+            .collect()
+    }
+
     fn record_refusal(&mut self, node: SocketAddr) {
         let remembered = |at: Instant| at.elapsed() < REFUSAL_KEPT;
         self.nodes.retain(|_, node| {
@@ -149,6 +158,7 @@ impl Supervisor {
                 nodes: HashMap::new(),
                 unreachable_since: Some(Instant::now()),
                 reachable_since: Instant::now(),
+                last_rejected: None,
             }),
             connected: Notify::new(),
             incomplete: Notify::new(),
@@ -156,7 +166,7 @@ impl Supervisor {
             refreshing: AtomicBool::new(false),
             closing: CancellationToken::new(),
         });
-        supervisor.fail_over(Generation::default()).await?;
+        supervisor.fail_over(Revision::default()).await?;
         supervisor.spawn(Arc::clone(&supervisor).supervise());
         Ok(supervisor)
     }
@@ -232,6 +242,19 @@ impl Supervisor {
         (refused_at, state.reachable_since)
     }
 
+    /// The generation of the sheep in use, which may be one of two until the cluster
+    /// is formatted.
+    ///
+    /// # Errors
+    /// `Unreachable` when none is connected within `timeout`.
+    pub(crate) async fn generation(&self, timeout: Duration) -> Result<Generation, ClientError> {
+        self.wait_connected(timeout).await?;
+        let detected = self.state().topology.detected();
+        detected
+            .map(Detected::generation)
+            .ok_or_else(|| self.unreachable(timeout))
+    }
+
     pub(crate) fn unreachable(&self, waited: Duration) -> ClientError {
         ClientError::Unreachable {
             gateway: self.state().topology.gateway().clone(),
@@ -246,20 +269,20 @@ impl Supervisor {
             if self.lacking().is_none() {
                 (attempts, failures) = (0, 0);
             }
-            let (generation, peer) = loop {
+            let (revision, peer) = loop {
                 match self.lacking() {
                     Some(lacking) => break lacking,
                     None => self.incomplete.notified().await,
                 }
             };
             let opened = match peer {
-                None => self.fail_over(generation).await,
+                None => self.fail_over(revision).await,
                 // By number: a name may stand for several sheep.
                 Some(peer) => {
                     let observer = Arc::clone(&self) as Arc<dyn ConnectionObserver>;
                     self.connect(&peer.into(), Some(observer))
                         .await
-                        .and_then(|connection| self.install(connection, generation, None))
+                        .and_then(|connection| self.install(connection, revision, None))
                 }
             };
             attempts += 1;
@@ -277,18 +300,18 @@ impl Supervisor {
 
     /// The gateway to open one more connection to, if it lacks any; no gateway
     /// when it has none and any will do.
-    fn lacking(&self) -> Option<(Generation, Option<SocketAddr>)> {
+    fn lacking(&self) -> Option<(Revision, Option<SocketAddr>)> {
         let state = self.state();
         let peer = match state.gateway_connections() {
             enough if enough >= self.connections => return None,
             0 => None,
             _ => state.topology.gateway_node(),
         };
-        Some((state.topology.generation(), peer))
+        Some((state.topology.revision(), peer))
     }
 
     /// Makes the first candidate that answers the gateway.
-    async fn fail_over(self: &Arc<Self>, generation: Generation) -> Result<(), ClientError> {
+    async fn fail_over(self: &Arc<Self>, revision: Revision) -> Result<(), ClientError> {
         let (last, candidates) = {
             let state = self.state();
             let last = state.topology.gateway_node().map(GatewayAddress::from);
@@ -296,10 +319,10 @@ impl Supervisor {
         };
         let mut result = Ok(());
         for address in &candidates {
-            self.state().topology.try_gateway(generation, address);
+            self.state().topology.try_gateway(revision, address);
             result = match self.handshake(address).await {
                 Ok((connection, membership)) => {
-                    self.install(connection, generation, Some(membership))
+                    self.install(connection, revision, Some(membership))
                 }
                 Err(error) => Err(error),
             };
@@ -318,21 +341,17 @@ impl Supervisor {
     ) -> Result<(Connection, Membership), ClientError> {
         let observer = Arc::clone(self) as Arc<dyn ConnectionObserver>;
         let connection = self.connect(address, Some(observer)).await?;
-        match connection.request(membership_request()).await {
-            Ok(response) => {
-                self.epoch
-                    .store(response.header.epoch.get(), Ordering::Relaxed);
-                Ok((connection, membership(&response)?))
+        match membership::ask(&connection).await {
+            Ok((membership, epoch)) => {
+                self.epoch.store(epoch, Ordering::Relaxed);
+                Ok((connection, membership))
             }
-            Err(error @ ClientError::Lost { .. }) => Err(ClientError::Connect {
-                gateway: address.clone(),
-                source: io::Error::other(error),
-            }),
-            Err(error) => Err(error),
+            Err(error) => Err(lost_while_connecting(address, error)),
         }
     }
 
-    /// Connects to a node; it may be one that is not the gateway.
+    /// Connects to a node and learns its generation; it may be one that is not the
+    /// gateway.
     pub(crate) async fn connect(
         &self,
         address: &GatewayAddress,
@@ -353,13 +372,36 @@ impl Supervisor {
             }
             Err(last)
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, connect)
+        let connection = tokio::time::timeout(CONNECT_TIMEOUT, connect)
             .await
             .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|source| ClientError::Connect {
                 gateway: address.clone(),
                 source,
-            })
+            })?;
+        match connection.detect().await {
+            Ok(()) => Ok(connection),
+            Err(error) => Err(lost_while_connecting(address, error)),
+        }
+    }
+
+    /// Connects to a node of the cluster for a request that only it can answer.
+    ///
+    /// # Errors
+    /// As [`Supervisor::connect`], and `Connect` for a sheep of another generation.
+    pub(crate) async fn connect_to_member(
+        &self,
+        node: SocketAddr,
+    ) -> Result<Connection, ClientError> {
+        let connection = self.connect(&node.into(), None).await?;
+        let checked = self
+            .state()
+            .topology
+            .check_generation(connection.detected());
+        match checked {
+            Ok(()) => Ok(connection),
+            Err(rejected) => Err(self.reject(node, rejected)),
+        }
     }
 
     /// Takes a connection to the gateway into use; `membership` comes with the
@@ -367,10 +409,10 @@ impl Supervisor {
     fn install(
         &self,
         connection: Connection,
-        generation: Generation,
+        revision: Revision,
         membership: Option<Membership>,
     ) -> Result<(), ClientError> {
-        let peer = connection.peer();
+        let (peer, detected) = (connection.peer(), connection.detected());
         let is_first = membership.is_some();
         {
             let mut state = self.state();
@@ -379,26 +421,36 @@ impl Supervisor {
             let installed = if !connection.is_accepting() || self.closing.is_cancelled() {
                 Err(Rejected::Outdated)
             } else {
-                state.topology.connected(generation, peer, membership)
+                state
+                    .topology
+                    .connected(revision, peer, connection.detected(), membership)
             };
             if let Err(rejected) = installed {
                 drop(state);
-                let reason = match rejected {
-                    Rejected::Outdated => "the connection is no longer needed",
-                    Rejected::OtherCluster => "this sheep belongs to another cluster",
-                };
-                return Err(ClientError::Connect {
-                    gateway: peer.into(),
-                    source: io::Error::other(reason),
-                });
+                return Err(self.reject(peer, rejected));
             }
             state.install(connection);
         }
         self.connected.notify_waiters();
         if is_first {
-            tracing::info!(%peer, "connected");
+            tracing::info!(%peer, sheep = %detected, "connected");
         }
         Ok(())
+    }
+
+    /// The error for a sheep that cannot be the gateway, which is logged once.
+    fn reject(&self, peer: SocketAddr, rejected: Rejected) -> ClientError {
+        let is_new = {
+            let mut state = self.state();
+            state.last_rejected.replace((peer, rejected)) != Some((peer, rejected))
+        };
+        if is_new && rejected != Rejected::Outdated {
+            tracing::warn!(%peer, "not used: {rejected}");
+        }
+        ClientError::Connect {
+            gateway: peer.into(),
+            source: io::Error::other(rejected),
+        }
     }
 
     /// Takes a connection to a node that is not the gateway into use.
@@ -422,14 +474,18 @@ impl Supervisor {
         address: GatewayAddress,
     ) -> Result<(), ClientError> {
         let (connection, membership) = self.handshake(&address).await?;
-        let peer = connection.peer();
-        tracing::info!(gateway = %address, %peer, "connected");
-        let old: Vec<_> = {
+        let (peer, detected) = (connection.peer(), connection.detected());
+        let old = {
             let mut state = self.state();
-            state.topology.switch_gateway(address, peer, membership);
-            let old = state.nodes.values_mut();
-            let old = old.flat_map(|node| std::mem::take(&mut node.connections));
-            let old = old.collect();
+            let given = address.clone();
+            let switched = state
+                .topology
+                .switch_gateway(given, peer, detected, membership);
+            if let Err(rejected) = switched {
+                drop(state);
+                return Err(self.reject(peer, rejected));
+            }
+            let old = state.remove_all();
             if connection.is_accepting() {
                 state.install(connection);
             } else {
@@ -438,6 +494,7 @@ impl Supervisor {
             }
             old
         };
+        tracing::info!(gateway = %address, %peer, sheep = %detected, "connected");
         self.incomplete.notify_one();
         self.connected.notify_waiters();
         for connection in old {
@@ -456,15 +513,35 @@ impl Supervisor {
     pub(crate) fn observe_epoch(self: &Arc<Self>, epoch: u32) {
         if self.epoch.load(Ordering::Relaxed) != epoch {
             self.epoch.store(epoch, Ordering::Relaxed);
-            self.refresh_membership();
+            if !self.detect_again() {
+                self.refresh_membership();
+            }
         }
     }
 
+    /// Connects anew to a cluster that had no epoch when its generation was asked for:
+    /// now that it has one, the answer is certain. False when it was certain already.
+    fn detect_again(&self) -> bool {
+        let old = {
+            let mut state = self.state();
+            if state.topology.detected() != Some(Detected::Undecided) {
+                return false;
+            }
+            state.unreachable_since.get_or_insert_with(Instant::now);
+            state.remove_all()
+        };
+        self.incomplete.notify_one();
+        for connection in old {
+            self.drain(connection);
+        }
+        true
+    }
+
     fn refresh_membership(self: &Arc<Self>) {
-        let (generation, connection) = {
+        let (revision, connection) = {
             let state = self.state();
             let connection = state.gateway().and_then(Node::least_loaded);
-            (state.topology.generation(), connection)
+            (state.topology.revision(), connection)
         };
         let Some(connection) = connection else { return };
         // One at a time, or a sheep with an ever new epoch would multiply them.
@@ -472,23 +549,18 @@ impl Supervisor {
             return;
         }
         let supervisor = Arc::clone(self);
-        let refreshed = move |outcome: Result<Response, ClientError>| {
+        self.spawn(async move {
+            let membership = membership::ask(&connection).await;
             supervisor.refreshing.store(false, Ordering::Relaxed);
-            match outcome.and_then(|response| membership(&response)) {
-                Ok(membership) => supervisor.observe_membership(generation, membership),
+            match membership {
+                Ok((membership, _)) => supervisor.observe_membership(revision, membership),
                 Err(error) => tracing::debug!("cannot ask for the nodes: {}", Chain(&error)),
             }
-        };
-        let request = Pending::new(membership_request(), REQUEST_TIMEOUT, Box::new(refreshed));
-        if let Err(unsent) = connection.send(request) {
-            // It closed this moment; the next one brings the membership along.
-            self.refreshing.store(false, Ordering::Relaxed);
-            drop(unsent);
-        }
+        });
     }
 
-    fn observe_membership(&self, generation: Generation, membership: Membership) {
-        if self.state().topology.observe(generation, membership) {
+    fn observe_membership(&self, revision: Revision, membership: Membership) {
+        if self.state().topology.observe(revision, membership) {
             tracing::warn!("the cluster was formatted, everything that was in it is gone");
         }
     }
@@ -526,16 +598,13 @@ impl ConnectionObserver for Supervisor {
     }
 }
 
-/// A query that any sheep answers in any state. The response identifies the
-/// cluster and has the nodes; a sheep before 0.9 refuses it.
-fn membership_request() -> Request {
-    let len = u32::try_from(CLUSTER_INFO_LEN).expect("less than 4 GiB");
-    Request::new(Opcode::ClusterInfo, RequestBody::NONE).with_max_response_len(len)
-}
-
-fn membership(response: &Response) -> Result<Membership, ClientError> {
-    if response.clone().into_result().is_err() {
-        return Ok(Membership::default());
+/// A sheep that hangs up before it has answered is one that cannot be connected to.
+fn lost_while_connecting(gateway: &GatewayAddress, error: ClientError) -> ClientError {
+    match error {
+        ClientError::Lost { .. } => ClientError::Connect {
+            gateway: gateway.clone(),
+            source: io::Error::other(error),
+        },
+        other => other,
     }
-    Membership::parse(&response.payload).map_err(|source| response.bad_payload(source))
 }

@@ -1,10 +1,10 @@
 //! What is known of the cluster: where to look for a sheep, which one is the
 //! gateway, and which cluster it belongs to. No I/O.
 
+use std::fmt;
 use std::net::SocketAddr;
 
-use sheep_proto::Malformed;
-use sheep_proto::cluster::ClusterInfoHeader;
+use sheep_proto::Generation;
 use sheep_proto::node::NodeRecord;
 
 use crate::address::GatewayAddress;
@@ -18,17 +18,21 @@ pub(crate) struct Topology {
     /// The addresses from the configuration, never empty.
     seeds: Vec<GatewayAddress>,
     cluster: Membership,
+    /// What the gateway last connected to is.
+    detected: Option<Detected>,
+    /// The generation of the cluster, once it is certain.
+    decided: Option<Generation>,
     /// The address of the gateway in use, or of the one being tried.
     gateway: GatewayAddress,
     /// The gateway last connected to.
     peer: Option<SocketAddr>,
-    generation: Generation,
+    revision: Revision,
 }
 
 /// Counts the calls of `switch_gateway`. Connections and queries of an earlier
-/// generation are discarded.
+/// revision are discarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Generation(u64);
+pub(crate) struct Revision(u64);
 
 /// What a sheep reports about its cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,13 +43,61 @@ pub(crate) struct Membership {
     nodes: Vec<SocketAddr>,
 }
 
-/// Why a sheep cannot be the gateway.
+/// The generation of a sheep, as far as its answers tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detected {
+    /// This one.
+    Certain(Generation),
+    /// 0.8 or 0.9, which cannot be told apart before the cluster is formatted.
+    Undecided,
+}
+
+impl Detected {
+    /// The generation to assume: all that 0.8 has is the same in 0.9.
+    pub(crate) fn generation(self) -> Generation {
+        match self {
+            Self::Certain(generation) => generation,
+            Self::Undecided => Generation::V0_8,
+        }
+    }
+
+    /// True unless the sheep is certainly of another generation.
+    pub(crate) fn may_be(self, generation: Generation) -> bool {
+        match self {
+            Self::Certain(certain) => certain == generation,
+            Self::Undecided => matches!(generation, Generation::V0_8 | Generation::V0_9),
+        }
+    }
+}
+
+/// Prints as an error names it: `0.9`.
+impl fmt::Display for Detected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certain(generation) => generation.fmt(f),
+            Self::Undecided => f.write_str("0.8 or 0.9"),
+        }
+    }
+}
+
+/// Why a sheep cannot be the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rejected {
     /// The gateway was switched in between.
+    #[error("the connection is no longer needed")]
     Outdated,
     /// The sheep is up, but in another cluster.
+    #[error("this sheep belongs to another cluster")]
     OtherCluster,
+    /// The sheep is of another generation than the cluster it claims to be of.
+    #[error(
+        "this is sheep {found} and the cluster is {expected}: a cluster of both destroys data, \
+         upgrade or stop this node"
+    )]
+    OtherGeneration {
+        found: Detected,
+        expected: Generation,
+    },
 }
 
 impl Topology {
@@ -59,8 +111,10 @@ impl Topology {
             gateway: gateway.clone(),
             seeds,
             cluster: Membership::default(),
+            detected: None,
+            decided: None,
             peer: None,
-            generation: Generation::default(),
+            revision: Revision::default(),
         }
     }
 
@@ -79,8 +133,13 @@ impl Topology {
         self.peer
     }
 
-    pub(crate) fn generation(&self) -> Generation {
-        self.generation
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// What the gateway last connected to is; `None` before the first connection.
+    pub(crate) fn detected(&self) -> Option<Detected> {
+        self.detected
     }
 
     /// Where to look for a gateway, in this order: the last one, the seeds, the
@@ -103,26 +162,29 @@ impl Topology {
     }
 
     /// Notes that `address` is being tried.
-    pub(crate) fn try_gateway(&mut self, generation: Generation, address: &GatewayAddress) {
-        if generation == self.generation {
+    pub(crate) fn try_gateway(&mut self, revision: Revision, address: &GatewayAddress) {
+        if revision == self.revision {
             self.gateway = address.clone();
         }
     }
 
-    /// Makes a sheep the gateway; `membership` is its first response, and `None`
+    /// Makes a sheep the gateway; `membership` is what it reports first, and `None`
     /// for one more connection to the same sheep.
     ///
     /// A node list may contain addresses that belong to another host here, so a
-    /// sheep of another cluster is rejected.
+    /// sheep of another cluster is rejected. So is one of another generation: 0.9
+    /// joins a cluster of 0.8 without a word, although they cannot work together.
     pub(crate) fn connected(
         &mut self,
-        generation: Generation,
+        revision: Revision,
         peer: SocketAddr,
+        found: Detected,
         membership: Option<Membership>,
     ) -> Result<(), Rejected> {
-        if generation != self.generation {
+        if revision != self.revision {
             return Err(Rejected::Outdated);
         }
+        self.check_generation(found)?;
         if let Some(membership) = membership {
             if membership.is_other_than(&self.cluster) {
                 return Err(Rejected::OtherCluster);
@@ -130,13 +192,31 @@ impl Topology {
             self.cluster.update(membership);
         }
         self.peer = Some(peer);
+        self.learn_generation(found);
         Ok(())
+    }
+
+    /// Checks that a sheep is of the cluster's generation.
+    pub(crate) fn check_generation(&self, found: Detected) -> Result<(), Rejected> {
+        match self.decided {
+            Some(expected) if !found.may_be(expected) => {
+                Err(Rejected::OtherGeneration { found, expected })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn learn_generation(&mut self, found: Detected) {
+        self.detected = Some(found);
+        if let Detected::Certain(generation) = found {
+            self.decided = Some(generation);
+        }
     }
 
     /// Takes over what the gateway reports now. True when the cluster was
     /// formatted since.
-    pub(crate) fn observe(&mut self, generation: Generation, membership: Membership) -> bool {
-        if generation != self.generation {
+    pub(crate) fn observe(&mut self, revision: Revision, membership: Membership) -> bool {
+        if revision != self.revision {
             return false;
         }
         let was_formatted = membership.is_other_than(&self.cluster);
@@ -145,35 +225,41 @@ impl Topology {
     }
 
     /// Makes a sheep the gateway because the user says so, whatever its cluster.
+    ///
+    /// # Errors
+    /// `OtherGeneration` when it is the same cluster.
     pub(crate) fn switch_gateway(
         &mut self,
         address: GatewayAddress,
         peer: SocketAddr,
+        found: Detected,
         membership: Membership,
-    ) {
+    ) -> Result<(), Rejected> {
+        if membership.ctime == 0 || membership.ctime != self.cluster.ctime {
+            self.decided = None;
+        }
+        self.check_generation(found)?;
+        self.learn_generation(found);
         self.seeds = vec![address.clone()];
         self.gateway = address;
         self.peer = Some(peer);
         self.cluster = membership;
-        self.generation.0 += 1;
+        self.revision.0 += 1;
+        Ok(())
     }
 }
 
 impl Membership {
-    /// Reads the payload of a CLUSTER_INFO response.
-    ///
-    /// # Errors
-    /// [`Malformed`] for one that no sheep sends.
-    pub(crate) fn parse(payload: &[u8]) -> Result<Self, Malformed> {
-        let (header, nodes) = ClusterInfoHeader::parse(payload)?;
-        Ok(Self {
-            ctime: header.ctime.get(),
+    /// The cluster that was formatted at `ctime`, with its nodes.
+    pub(crate) fn new(ctime: u64, nodes: &[NodeRecord]) -> Self {
+        Self {
+            ctime,
             nodes: nodes
                 .iter()
                 .map(NodeRecord::address)
                 .take(MAX_NODES)
                 .collect(),
-        })
+        }
     }
 
     /// True when both clusters are known, and differ.
@@ -196,6 +282,8 @@ impl Membership {
 mod tests {
     use super::*;
 
+    const V1_0: Detected = Detected::Certain(Generation::V1_0);
+
     fn node(number: u8) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, number], 7000))
     }
@@ -211,8 +299,8 @@ mod tests {
     fn connected() -> Topology {
         let mut topology = Topology::new(vec![node(1).into(), node(3).into()]);
         let first = Some(membership(7, &[2, 3, 4]));
-        let generation = topology.generation();
-        topology.connected(generation, node(2), first).unwrap();
+        let revision = topology.revision();
+        topology.connected(revision, node(2), V1_0, first).unwrap();
         topology
     }
 
@@ -234,10 +322,10 @@ mod tests {
     #[test]
     fn failover_rejects_a_sheep_of_another_cluster() {
         let mut topology = connected();
-        let generation = topology.generation();
+        let revision = topology.revision();
         let mut connect = |ctime| {
             let membership = Some(membership(ctime, &[]));
-            topology.connected(generation, node(4), membership)
+            topology.connected(revision, node(4), V1_0, membership)
         };
         assert_eq!(connect(8), Err(Rejected::OtherCluster));
         // Too old to report it, and the same cluster.
@@ -250,20 +338,22 @@ mod tests {
     #[test]
     fn gateway_that_was_reformatted_is_reported_once() {
         let mut topology = connected();
-        let generation = topology.generation();
-        assert!(!topology.observe(generation, membership(7, &[5])));
-        assert!(topology.observe(generation, membership(8, &[5])));
-        assert!(!topology.observe(generation, membership(8, &[5])));
+        let revision = topology.revision();
+        assert!(!topology.observe(revision, membership(7, &[5])));
+        assert!(topology.observe(revision, membership(8, &[5])));
+        assert!(!topology.observe(revision, membership(8, &[5])));
         assert_eq!(candidates(&topology), addresses(&[2, 1, 3, 5]));
     }
 
     #[test]
     fn gateway_switch_outdates_everything_before_it() {
         let mut topology = connected();
-        let before = topology.generation();
-        topology.switch_gateway(node(9).into(), node(9), membership(8, &[9]));
+        let before = topology.revision();
+        topology
+            .switch_gateway(node(9).into(), node(9), V1_0, membership(8, &[9]))
+            .unwrap();
         assert_eq!(
-            topology.connected(before, node(1), None),
+            topology.connected(before, node(1), V1_0, None),
             Err(Rejected::Outdated)
         );
         topology.try_gateway(before, &node(1).into());
@@ -272,5 +362,39 @@ mod tests {
         assert_eq!(topology.seed(), &node(9).into());
         assert_eq!(topology.gateway_node(), Some(node(9)));
         assert_eq!(candidates(&topology), addresses(&[9]));
+    }
+
+    #[test]
+    fn failover_rejects_a_sheep_of_another_generation() {
+        use Generation::{V0_7, V0_8, V0_9};
+        let certain = Detected::Certain;
+        for (first, found, is_accepted) in [
+            (certain(V0_9), certain(V0_9), true),
+            (certain(V0_9), certain(V0_8), false),
+            (certain(V0_8), certain(V0_9), false),
+            (certain(V0_8), certain(Generation::V1_0), false),
+            // It has not joined yet.
+            (certain(V0_9), Detected::Undecided, true),
+            (certain(V0_7), Detected::Undecided, false),
+            (Detected::Undecided, certain(V0_9), true),
+        ] {
+            let mut topology = Topology::new(addresses(&[1]));
+            let revision = topology.revision();
+            let mut connect = |found| topology.connected(revision, node(1), found, None);
+            connect(first).unwrap();
+            assert_eq!(connect(found).is_ok(), is_accepted, "{first}, then {found}");
+            let unchanged = connect(first).is_ok();
+            assert!(unchanged || !matches!(first, Detected::Certain(_)));
+        }
+    }
+
+    #[test]
+    fn gateway_switch_accepts_another_generation_only_of_another_cluster() {
+        let found = Detected::Certain(Generation::V0_8);
+        let switch = |ctime| {
+            connected().switch_gateway(node(9).into(), node(9), found, membership(ctime, &[9]))
+        };
+        assert!(matches!(switch(7), Err(Rejected::OtherGeneration { .. })));
+        assert_eq!(switch(8), Ok(()));
     }
 }

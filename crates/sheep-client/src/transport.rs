@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
+use sheep_proto::Generation;
+
 use crate::address::GatewayAddress;
 use crate::error::ClientError;
 use crate::request::{Request, Response};
@@ -39,6 +41,10 @@ pub trait Transport: Debug + Send + Sync {
     fn peer(&self) -> Option<SocketAddr> {
         None
     }
+
+    /// The generation of the sheep in use: what requests mean to it. Waits for a
+    /// connection at most for `timeout`.
+    fn generation(&self, timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>>;
 
     /// Checks that a sheep answers at `address`, then sends every later request
     /// there. Requests in flight complete on their old connections.

@@ -136,7 +136,7 @@ mod tests {
 
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use sheep_proto::{Oid, ResponseBody, ResultCode};
+    use sheep_proto::{Generation, Oid, ResponseBody, ResultCode};
     use zerocopy::IntoBytes as _;
 
     use super::*;
@@ -176,7 +176,7 @@ mod tests {
             for read in &reads {
                 let request = Request::read_object(Oid::from_raw(1), 0, read.max_len)
                     .with_recv_buffer(BytesMut::with_capacity(read.buffer_len));
-                let mut header = request.header(0);
+                let mut header = request.header(Generation::V1_0);
                 header.id = in_flight.insert(Pending::new(request, Duration::MAX, Box::new(drop))).into();
                 let len = u32::try_from(read.payload.len()).unwrap();
                 let success = ResponseBody::result(ResultCode::Success);

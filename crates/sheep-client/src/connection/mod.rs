@@ -9,12 +9,15 @@ mod codec;
 mod pending;
 mod send_queue;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use sheep_proto::generation::Detection;
+use sheep_proto::{Generation, RequestHeader};
 use tokio::io::AsyncRead;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
@@ -25,6 +28,7 @@ use crate::connector::ByteStream;
 use crate::error::{ClientError, DisconnectReason};
 use crate::poison;
 use crate::request::{Request, Response};
+use crate::topology::Detected;
 use crate::transport::Completion;
 use codec::{Completed, ResponseCodec};
 use pending::InFlight;
@@ -68,6 +72,8 @@ pub(crate) struct Shared {
     /// Tells [`Connection::drained`] that requests have ended; only used once
     /// no new ones are accepted.
     completed: Notify,
+    /// What the sheep is; only questions about that are sent before it is known.
+    detected: OnceLock<Detected>,
 }
 
 impl Connection {
@@ -84,6 +90,7 @@ impl Connection {
             accepting: AtomicBool::new(true),
             bytes_in_flight: AtomicUsize::new(0),
             completed: Notify::new(),
+            detected: OnceLock::new(),
         });
         let writing = Arc::clone(&shared);
         let writer = tokio::spawn(async move { writing.send_queue.write_queued().await });
@@ -100,12 +107,20 @@ impl Connection {
 
     /// Sends a request; its owner, or else its completion, is notified of its end.
     ///
+    /// One that the sheep's generation must not get fails here, unsent.
+    ///
     /// # Errors
     /// Gives the request back, unsent, when the connection accepts no more.
     #[expect(clippy::result_large_err, reason = "the error is the request itself")]
     pub(crate) fn send(&self, pending: Pending) -> Result<(), Pending> {
         let shared = &*self.shared;
-        let mut header = pending.request.header(0);
+        let mut header = match shared.checked_header(&pending.request) {
+            Ok(header) => header,
+            Err(error) => {
+                pending.complete(Err(error));
+                return Ok(());
+            }
+        };
         let payload = pending.request.payload().clone();
         let wire_len = pending.request.wire_len();
         {
@@ -142,6 +157,48 @@ impl Connection {
         answer.await.unwrap_or(Err(ClientError::Panicked {
             task: "complete a request",
         }))
+    }
+
+    /// Learns the generation of the sheep; other requests may be sent after that.
+    ///
+    /// One question at a time, in ascending order of version: some sheep die of a
+    /// version that is newer than their own. A remembered answer is not used, since
+    /// another daemon may listen at the address by now.
+    ///
+    /// # Errors
+    /// `Connect` for a sheep of no known generation, otherwise as
+    /// [`Connection::request`].
+    pub(crate) async fn detect(&self) -> Result<(), ClientError> {
+        let mut detection = Detection::START;
+        let detected = loop {
+            match detection {
+                Detection::Ask(probe) => {
+                    let answer = self.request(Request::probe(probe)).await?;
+                    detection = Detection::next(probe, &answer.header);
+                }
+                Detection::Known(generation) => break Detected::Certain(generation),
+                Detection::Undecided => break Detected::Undecided,
+                Detection::Unknown => {
+                    return Err(ClientError::Connect {
+                        gateway: self.peer().into(),
+                        source: io::Error::other(
+                            "it is no sheep of 0.7 to 1.0: it refuses the versions of all of them",
+                        ),
+                    });
+                }
+            }
+        };
+        self.shared.detected.get_or_init(|| detected);
+        Ok(())
+    }
+
+    /// What the sheep is.
+    pub(crate) fn detected(&self) -> Detected {
+        *self
+            .shared
+            .detected
+            .get()
+            .expect("a connection is not used before it is known")
     }
 
     pub(crate) fn peer(&self) -> SocketAddr {
@@ -193,6 +250,24 @@ impl Shared {
 
     fn is_accepting(&self) -> bool {
         self.accepting.load(Ordering::Acquire)
+    }
+
+    /// The header of a request, if the sheep may get it.
+    fn checked_header(&self, request: &Request) -> Result<RequestHeader, ClientError> {
+        let generation = match self.detected.get() {
+            Some(detected) => detected.generation(),
+            // A probe is the same for all of them.
+            None if request.is_probe() => Generation::V0_7,
+            None => {
+                return Err(ClientError::Lost {
+                    operation: request.operation(),
+                    gateway: self.peer,
+                    why: Arc::new(DisconnectReason::Aborted),
+                });
+            }
+        };
+        request.check(generation)?;
+        Ok(request.header(generation))
     }
 
     /// Accepts no more requests from now on.

@@ -233,7 +233,7 @@ impl InFlight {
 
 #[cfg(test)]
 mod tests {
-    use sheep_proto::{Opcode, RequestBody, ResponseBody, ResultCode};
+    use sheep_proto::{Generation, Opcode, RequestBody, ResponseBody, ResultCode};
 
     use super::*;
 
@@ -244,7 +244,8 @@ mod tests {
 
     /// The header of a response to request `id`, with `len` bytes of payload.
     fn response(opcode: Opcode, id: u32, len: u32) -> ResponseHeader {
-        let request = Request::new(opcode, RequestBody::NONE).header(id);
+        let mut request = Request::new(opcode, RequestBody::NONE).header(Generation::V1_0);
+        request.id = id.into();
         ResponseHeader::answer(&request, 1, len, ResponseBody::result(ResultCode::Success))
     }
 

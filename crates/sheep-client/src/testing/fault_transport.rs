@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
+use sheep_proto::{Generation, ResponseBody, ResponseHeader, ResultCode};
 use tokio::runtime::Handle;
 
 use crate::address::GatewayAddress;
@@ -182,7 +182,7 @@ impl FaultTransport {
             }
             Some(Fault::Refuse(code)) => {
                 let body = ResponseBody::result(code);
-                let header = ResponseHeader::answer(&request.header(0), 0, 0, body);
+                let header = ResponseHeader::answer(&request.header(Generation::V1_0), 0, 0, body);
                 drop(request);
                 completion(Ok(Response {
                     operation,
@@ -221,6 +221,10 @@ impl Transport for FaultTransport {
 
     fn peer(&self) -> Option<SocketAddr> {
         self.inner.peer()
+    }
+
+    fn generation(&self, timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
+        self.inner.generation(timeout)
     }
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

@@ -16,7 +16,7 @@ async fn cluster_info_has_members_and_settings() {
         assert_eq!(info.nodes.len(), nodes.len());
         assert!(info.header.ctime.get() > 0);
         let default = client.cluster().defaults().await.unwrap();
-        assert_eq!(default.redundancy, info.header.redundancy());
+        assert_eq!(default.redundancy, Some(info.header.redundancy()));
         assert_eq!(default.object_shift, info.header.block_size_shift);
 
         let status = client.cluster().history().await.unwrap();

@@ -21,7 +21,7 @@ use Asked::{Again, Once};
 
 /// From section 2 of the protocol reference, the code on the wire, its errno, and
 /// whether the same request is worth repeating; not from the code under test.
-const CODES: [(u32, Errno, Asked); 54] = [
+const CODES: [(u32, Errno, Asked); 57] = [
     (0x01, Errno::EIO, Once),
     (0x02, Errno::ENOENT, Once),
     (0x03, Errno::EIO, Once),
@@ -48,7 +48,10 @@ const CODES: [(u32, Errno, Asked); 54] = [
     (0x18, Errno::EIO, Once),
     (0x19, Errno::EIO, Again),
     (0x1a, Errno::EROFS, Once),
+    (0x1b, Errno::EIO, Once),
+    (0x1c, Errno::EIO, Again),
     (0x1d, Errno::EIO, Once),
+    (0x1e, Errno::EACCES, Once),
     (0x81, Errno::EIO, Once),
     (0x82, Errno::EIO, Once),
     (0x83, Errno::ENODEV, Once),
@@ -74,7 +77,7 @@ const CODES: [(u32, Errno, Asked); 54] = [
     (0x98, Errno::EINVAL, Once),
     (0x99, Errno::EIO, Once),
     // Codes that no release knows.
-    (0x1c, Errno::EIO, Once),
+    (0x1f, Errno::EIO, Once),
     (0x9a, Errno::EIO, Once),
     (u32::MAX, Errno::EIO, Once),
 ];

@@ -5,6 +5,7 @@
 
 mod admission;
 mod error_mapping;
+mod generations;
 mod in_flight_tokens;
 mod malformed_response;
 mod panics;
@@ -16,6 +17,7 @@ mod split_io;
 mod stall;
 mod timeouts;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::time::Duration;
 
@@ -50,13 +52,37 @@ fn config(peer: &Peer, connections: usize) -> ClientConfig {
     config
 }
 
+/// How many connections as many reads at once are sent on.
+async fn connections_in_use(peer: &mut Peer, client: &Client, reads: usize) -> usize {
+    let callers: Vec<_> = (0..reads).map(|_| read(client, 0, 1)).collect();
+    let mut used = HashSet::new();
+    let mut requests = Vec::new();
+    for _ in 0..reads {
+        let request = peer.request().await;
+        used.insert(request.wire.number);
+        requests.push(request);
+    }
+    for request in requests {
+        request.answer(&[0]).await;
+    }
+    for caller in callers {
+        within(caller).await.unwrap().unwrap();
+    }
+    used.len()
+}
+
 /// A peer and a client with that many connections to it, all open.
 async fn connected(script: Script, connections: usize) -> (Peer, Client) {
-    let peer = Peer::start(script).await;
+    let mut peer = Peer::start(script).await;
     let client = within(Client::connect(config(&peer, connections)))
         .await
         .unwrap();
     until(|| peer.open() == connections).await;
+    while connections > 1 && connections_in_use(&mut peer, &client, connections).await < connections
+    {
+        // A connection is open before the client has asked what the sheep is.
+        tokio::task::yield_now().await;
+    }
     (peer, client)
 }
 

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sheep_client::error::{Chain, DisconnectReason};
 use sheep_client::unstable::BoxFuture;
 use sheep_client::unstable::{Completion, Request, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress};
-use sheep_proto::Opcode;
+use sheep_proto::{Generation, Opcode};
 
 use crate::peer::Script;
 use crate::{connected, object, read, within};
@@ -30,6 +31,10 @@ impl Transport for Panics {
 
     fn address(&self) -> GatewayAddress {
         "sheep:7000".parse().unwrap()
+    }
+
+    fn generation(&self, _timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
+        Box::pin(std::future::ready(Ok(Generation::V1_0)))
     }
 
     fn switch_gateway(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

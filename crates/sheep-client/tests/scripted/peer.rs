@@ -1,11 +1,11 @@
 //! A scripted sheep on real loopback sockets.
 //!
 //! It reads whole frames and hands them to the test, which sends the responses.
-//! Only to the first query on a connection the peer responds by itself.
+//! Only to the first queries on a connection the peer responds by itself.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use sheep_proto::cluster::ClusterInfoHeader;
 use sheep_proto::header::{ObjectRequest, RequestHeader, ResponseBody, ResponseHeader};
@@ -38,6 +38,12 @@ pub(crate) struct Script {
     pub(crate) receive_buffer: Option<usize>,
     /// Whether the peer leaves the first query without a response.
     pub(crate) is_silent: bool,
+    /// Its internal version, by which its generation is told.
+    pub(crate) proto_ver: u8,
+    /// The length of its epoch records, by which 0.8 and 0.9 are told apart.
+    pub(crate) epoch_record_len: u32,
+    /// Whether the cluster has an epoch.
+    pub(crate) is_formatted: Arc<AtomicBool>,
 }
 
 impl Default for Script {
@@ -48,6 +54,9 @@ impl Default for Script {
             nodes: Vec::new(),
             receive_buffer: None,
             is_silent: false,
+            proto_ver: 0x0a,
+            epoch_record_len: 48,
+            is_formatted: Arc::new(AtomicBool::new(true)),
         }
     }
 }
@@ -188,6 +197,7 @@ async fn serve(
     forward: mpsc::Sender<Received>,
     mut reading: watch::Receiver<bool>,
 ) {
+    let mut detected = false;
     loop {
         let mut header = [0; HEADER_LEN];
         if reading.wait_for(|&reading| reading).await.is_err()
@@ -210,7 +220,11 @@ async fn serve(
             payload,
             wire: Arc::clone(&wire),
         };
-        if request.opcode() != Opcode::ClusterInfo {
+        if !detected && request.opcode() == Opcode::StatCluster {
+            if !script.is_silent {
+                detected = request.answer_probe(&script).await;
+            }
+        } else if request.opcode() != Opcode::ClusterInfo {
             if forward.send(request).await.is_err() {
                 return;
             }
@@ -250,6 +264,29 @@ impl Received {
     pub(crate) fn response(&self, code: ResultCode, len: usize) -> ResponseHeader {
         let len = u32::try_from(len).unwrap();
         ResponseHeader::answer(&self.header, EPOCH, len, ResponseBody::result(code))
+    }
+
+    /// Answers a question for the generation; true when that was the last one.
+    async fn answer_probe(&self, script: &Script) -> bool {
+        if self.header.proto_ver != script.proto_ver {
+            self.respond(ResultCode::VerMismatch, &[]).await;
+            return false;
+        }
+        if !script.is_formatted.load(Ordering::SeqCst) {
+            self.answer_unformatted().await;
+            return false;
+        }
+        let fits = self.header.data_length.get() >= script.epoch_record_len;
+        let len = if fits { script.epoch_record_len } else { 0 };
+        self.answer(&vec![0; usize::try_from(len).unwrap()]).await;
+        fits
+    }
+
+    /// Answers as a cluster without an epoch does.
+    pub(crate) async fn answer_unformatted(&self) {
+        let body = ResponseBody::result(ResultCode::WaitForFormat);
+        let header = ResponseHeader::answer(&self.header, 0, 0, body);
+        self.wire.send(header.as_bytes()).await;
     }
 
     pub(crate) async fn answer(&self, payload: &[u8]) {

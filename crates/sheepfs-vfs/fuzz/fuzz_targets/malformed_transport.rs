@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress};
-use sheep_proto::{ResponseBody, ResponseHeader, ResultCode};
+use sheep_proto::{Generation, ResponseBody, ResponseHeader, ResultCode};
 use sheepfs_vfs::{Tree, TreeConfig};
 
 /// Longest time that an operation may take, in simulated time.
@@ -60,7 +60,7 @@ impl MalformedTransport {
         }
         let len = u32::try_from(payload.len()).expect("as was asked for");
         let mut header =
-            ResponseHeader::answer(&request.header(0), 1, len, ResponseBody::result(code));
+            ResponseHeader::answer(&request.header(Generation::V1_0), 1, len, ResponseBody::result(code));
         header.tail = tail;
         Response {
             operation: request.operation(),
@@ -81,6 +81,10 @@ impl Transport for MalformedTransport {
 
     fn address(&self) -> GatewayAddress {
         SocketAddr::from(([127, 0, 0, 1], 7000)).into()
+    }
+
+    fn generation(&self, _timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
+        Box::pin(std::future::ready(Ok(Generation::V1_0)))
     }
 
     fn switch_gateway(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

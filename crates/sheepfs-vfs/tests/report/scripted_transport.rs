@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use serde_json::Value;
@@ -13,7 +14,9 @@ use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport
 use sheep_client::{Client, ClientError, GatewayAddress, VdiInfo};
 use sheep_proto::header::{ClusterDefaultResponse, NodeResponse};
 use sheep_proto::node::NodeRecord;
-use sheep_proto::{Opcode, RequestBody, ResponseBody, ResponseHeader, ResultCode, VdiName, Vid};
+use sheep_proto::{
+    Generation, Opcode, RequestBody, ResponseBody, ResponseHeader, ResultCode, VdiName, Vid,
+};
 
 const NODE_LEN: usize = 80;
 const EPOCH_HEADER_LEN: usize = 48;
@@ -144,7 +147,7 @@ impl Sheep {
 
     fn answer(&self, request: &Request) -> (ResponseBody, Vec<u8>) {
         let success = ResponseBody::result(ResultCode::Success);
-        match (request.opcode(), request.header(0).body()) {
+        match (request.opcode(), request.header(Generation::V1_0).body()) {
             (Opcode::GetNodeList, _) => (success, self.nodes.clone()),
             (Opcode::ReadVdis, _) => (success, self.used.clone()),
             (Opcode::ReadDelVdis, _) => (success, self.deleted.clone()),
@@ -207,7 +210,12 @@ impl Sheep {
         let len = u32::try_from(payload.len()).unwrap();
         Response {
             operation: request.operation(),
-            header: ResponseHeader::answer(&request.header(0), self.epoch(), len, body),
+            header: ResponseHeader::answer(
+                &request.header(Generation::V1_0),
+                self.epoch(),
+                len,
+                body,
+            ),
             payload: BytesMut::from(&payload[..]),
         }
     }
@@ -249,6 +257,10 @@ impl Transport for Sheep {
 
     fn address(&self) -> GatewayAddress {
         address("127.0.0.1:7000").into()
+    }
+
+    fn generation(&self, _timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
+        Box::pin(std::future::ready(Ok(Generation::V1_0)))
     }
 
     fn switch_gateway(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

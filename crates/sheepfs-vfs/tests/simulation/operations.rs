@@ -81,6 +81,12 @@ impl Cluster {
             RequestBody::Vdi(body) => self.vdi_operation(number, opcode, body, payload).await,
             // The two requests about the cluster that a client sends at its start.
             _ => match opcode {
+                Opcode::StatCluster if header.proto_ver < 0x0a => Err(ResultCode::VerMismatch),
+                Opcode::StatCluster => Ok(Answer {
+                    code: ResultCode::Success,
+                    body: None,
+                    payload: vec![0; 48],
+                }),
                 Opcode::ClusterInfo => Ok(Answer {
                     code: ResultCode::Success,
                     body: None,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use sheep_client::unstable::{BoxFuture, Request};
 use sheep_proto::limits::INODE_HEADER_LEN;
-use sheep_proto::{ObjectKind, Opcode, RequestBody};
+use sheep_proto::{Generation, ObjectKind, Opcode, RequestBody};
 use sheepfs_vfs::BlockDevice as _;
 use tokio::sync::Notify;
 
@@ -37,7 +37,7 @@ impl Hold {
 }
 
 fn is_header_read(request: &Request) -> bool {
-    let RequestBody::Object(body) = request.header(0).body() else {
+    let RequestBody::Object(body) = request.header(Generation::V1_0).body() else {
         return false;
     };
     let kind = request.operation().oid.and_then(|oid| oid.kind());

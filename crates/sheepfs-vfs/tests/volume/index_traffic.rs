@@ -9,7 +9,7 @@ use sheep_client::unstable::{BoxFuture, Request};
 use sheep_client::{Client, VdiSelector};
 use sheep_proto::btree::ROOT_WRITE_OFFSET;
 use sheep_proto::limits::INODE_HEADER_LEN;
-use sheep_proto::{ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, Vid};
+use sheep_proto::{Generation, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, Vid};
 use tokio::sync::Notify;
 
 use crate::model::{KINDS, ModelTest};
@@ -30,7 +30,7 @@ struct Seen {
 impl Seen {
     fn note(&mut self, request: &Request) {
         let oid = request.operation().oid;
-        let RequestBody::Object(body) = request.header(0).body() else {
+        let RequestBody::Object(body) = request.header(Generation::V1_0).body() else {
             return;
         };
         let (offset, start) = (body.offset.get(), u32::try_from(INODE_HEADER_LEN).unwrap());
@@ -138,7 +138,7 @@ async fn check_update(outside: &Client, request: &Request) -> Vec<String> {
         .oid
         .and_then(Oid::vid)
         .expect("an inode's");
-    let RequestBody::Object(body) = request.header(0).body() else {
+    let RequestBody::Object(body) = request.header(Generation::V1_0).body() else {
         panic!("an index update has a place in an object");
     };
     let first = (body.offset.get() - u32::try_from(INODE_HEADER_LEN).unwrap()) / 4;
@@ -260,7 +260,7 @@ async fn read_sends_no_changes() {
 
 /// A write of slots, or of the root of an index tree.
 fn is_slot_or_root_write(request: &Request) -> bool {
-    let header = request.header(0);
+    let header = request.header(Generation::V1_0);
     let RequestBody::Object(body) = header.body() else {
         return false;
     };

@@ -10,7 +10,7 @@ use sheep_client::unstable::Request;
 use sheep_client::{Client, NewVdi, VdiSelector};
 use sheep_proto::inode::SLOT_LEN;
 use sheep_proto::limits::INODE_HEADER_LEN;
-use sheep_proto::{ClusterFlags, ObjectKind, Opcode, RequestBody, VdiName};
+use sheep_proto::{ClusterFlags, Generation, ObjectKind, Opcode, RequestBody, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::oneshot;
 
@@ -224,7 +224,7 @@ fn is_index_read(request: &Request) -> bool {
         .operation()
         .oid
         .is_some_and(|oid| oid.kind() == Some(ObjectKind::Inode));
-    let RequestBody::Object(body) = request.header(0).body() else {
+    let RequestBody::Object(body) = request.header(Generation::V1_0).body() else {
         return false;
     };
     let index = body.offset.get() >= u32::try_from(INODE_HEADER_LEN).unwrap();

@@ -13,7 +13,8 @@ use sheep_client::{Client, ClientConfig, GatewayAddress, NewVdi, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_proto::limits::INODE_HEADER_LEN;
 use sheep_proto::{
-    ClusterFlags, ObjectKind, Oid, Opcode, Redundancy, RequestBody, SnapshotTag, VdiName,
+    ClusterFlags, Generation, ObjectKind, Oid, Opcode, Redundancy, RequestBody, SnapshotTag,
+    VdiName,
 };
 use sheepfs_vfs::{
     BlockDevice as _, FsError, HandleId, Ino, OpenMode, Tree, TreeConfig, Volume, VolumeError,
@@ -325,7 +326,7 @@ pub(crate) fn data_object(request: &Request) -> Option<Oid> {
 
 /// A write of index entries.
 pub(crate) fn is_index_update(request: &Request) -> bool {
-    let header = request.header(0);
+    let header = request.header(Generation::V1_0);
     let RequestBody::Object(body) = header.body() else {
         return false;
     };

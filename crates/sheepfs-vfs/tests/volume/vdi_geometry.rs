@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -11,7 +12,8 @@ use sheep_proto::btree::{LEAF_MAX_ENTRIES, ROOT_WRITE_OFFSET};
 use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN};
 use sheep_proto::{
-    ClusterFlags, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, ResultCode, VdiName, Vid,
+    ClusterFlags, Generation, ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, ResultCode,
+    VdiName, Vid,
 };
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 
@@ -314,7 +316,7 @@ const OBJECT_SHIFT_OFFSET: usize = 555;
 
 impl Transport for OldReleaseTransport {
     fn submit(&self, request: Request, done: Completion) {
-        let header = request.header(0);
+        let header = request.header(Generation::V1_0);
         let is_inode = request.operation().oid.and_then(Oid::kind) == Some(ObjectKind::Inode);
         let RequestBody::Object(body) = header.body() else {
             return self.0.submit(request, done);
@@ -344,6 +346,10 @@ impl Transport for OldReleaseTransport {
 
     fn address(&self) -> GatewayAddress {
         self.0.address()
+    }
+
+    fn generation(&self, timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
+        self.0.generation(timeout)
     }
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
