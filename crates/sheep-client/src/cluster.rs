@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sheep_proto::cluster::{ClusterInfoHeader, EpochRecordHeader};
+use sheep_proto::generation::{Locking, Unsupported};
 use sheep_proto::header::{ClusterDefaultResponse, ClusterRequest, RequestBody, VdiRequest};
 use sheep_proto::inode::STORE_POLICY_HYPERVOLUME;
 use sheep_proto::limits::{CLUSTER_INFO_LEN, DEFAULT_BLOCK_SIZE_SHIFT, MAX_PAYLOAD_LEN};
@@ -68,6 +69,17 @@ pub struct ClusterDefault {
     pub redundancy: Option<Redundancy>,
     /// Object size as a power of two; 0 before the cluster is formatted.
     pub object_shift: u8,
+}
+
+/// Whether the VDIs of a cluster are locked while they are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockSupport {
+    /// They are.
+    Yes,
+    /// Nobody can tell: 0.9.0 and 0.9.1 lock always, and do not say so.
+    Unknown,
+    /// They are not.
+    No,
 }
 
 /// How to format a cluster.
@@ -248,6 +260,23 @@ impl<'a> Cluster<'a> {
         Ok(ClusterInfo { header, nodes })
     }
 
+    /// Whether VDIs are locked while they are in use.
+    ///
+    /// # Errors
+    /// Those of [every request](ClientError#every-request).
+    pub async fn lock_support(self) -> Result<LockSupport, ClientError> {
+        let locking = self.generation().await?.locking();
+        if locking == Locking::Never {
+            return Ok(LockSupport::No);
+        }
+        let flags = self.info().await?.header.flags();
+        Ok(match locking {
+            _ if flags.contains(ClusterFlags::USE_LOCK) => LockSupport::Yes,
+            Locking::Maybe => LockSupport::Unknown,
+            Locking::AsFormatted | Locking::Never => LockSupport::No,
+        })
+    }
+
     /// Status: `Success` while the cluster runs, `WaitForFormat`, `WaitForJoin`, ...
     ///
     /// # Errors
@@ -369,22 +398,27 @@ impl<'a> Cluster<'a> {
         })
     }
 
-    /// Formats the cluster. **This deletes everything on it.**
+    /// Formats the cluster. **This deletes everything on it.** Flags that its sheep do
+    /// not know are left out.
     ///
     /// # Errors
-    /// `Redundancy` or `ObjectSize` for one that no cluster can have, otherwise
-    /// those of [every request](ClientError#every-request).
+    /// `Redundancy` or `ObjectSize` for one that no cluster can have, `Impossible` for
+    /// one that this cannot, otherwise those of [every
+    /// request](ClientError#every-request).
     ///
     /// Source: `MAKE_FS`, protocol 5.5.
     pub async fn format(self, options: &FormatOptions) -> Result<(), ClientError> {
         check_redundancy(options.redundancy)?;
         check_shift(options.object_shift)?;
+        let generation = self.generation().await?;
+        generation.check_redundancy(options.redundancy)?;
+        let block_size_shift = wire_shift(generation, options.object_shift)?;
         let body = ClusterRequest {
             ctime: packed_now().into(),
             copies: options.redundancy.nr_copies(),
             copy_policy: options.redundancy.copy_policy(),
-            cluster_flags: options.flags.bits().into(),
-            block_size_shift: options.object_shift,
+            cluster_flags: (options.flags & generation.cluster_flags()).bits().into(),
+            block_size_shift,
             ..ClusterRequest::default()
         };
         let request = Request::new(Opcode::MakeFs, RequestBody::Cluster(body))
@@ -399,19 +433,32 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// `Refused(VdiExist)` when the name is in use, `TooLarge`, `ObjectSize`,
     /// `HypervolumeObjectSize` and `Redundancy` for what no cluster can hold,
-    /// otherwise those of [every request](ClientError#every-request).
+    /// `Impossible` for what this one cannot, `VidReuse`, otherwise those of [every
+    /// request](ClientError#every-request).
     ///
     /// Source: `NEW_VDI`, protocol 5.2 and 6.2.
     pub async fn create_vdi(self, new: &NewVdi) -> Result<Vid, ClientError> {
+        let generation = self.sender.generation().await?;
         if let Some(redundancy) = new.redundancy {
             check_redundancy(redundancy)?;
+            generation.check_redundancy(redundancy)?;
         }
-        let default = match self.defaults().await?.object_shift {
+        if new.hypervolume && !generation.writes_hypervolumes() {
+            return Err(match generation.has_hypervolumes() {
+                true => Unsupported::HypervolumeChange(generation).into(),
+                false => Unsupported::Hypervolume(generation).into(),
+            });
+        }
+        let default = match generation.has_object_sizes() {
+            true => self.defaults().await?.object_shift,
+            false => DEFAULT_BLOCK_SIZE_SHIFT,
+        };
+        let default = match default {
             // Not formatted; the sheep says so itself.
             0 => DEFAULT_BLOCK_SIZE_SHIFT,
             shift => shift,
         };
-        let shift = new.checked_shift(default)?;
+        let shift = wire_shift(generation, new.checked_shift(default)?)?;
         let body = VdiRequest {
             vdi_size: new.size.into(),
             copies: new.redundancy.map_or(0, Redundancy::nr_copies),
@@ -487,12 +534,21 @@ impl<'a> Cluster<'a> {
     }
 }
 
+/// The object size to send: sheep that know only one read the field as another.
+fn wire_shift(generation: Generation, shift: u8) -> Result<u8, ClientError> {
+    match generation.has_object_sizes() {
+        true => Ok(shift),
+        false if shift == DEFAULT_BLOCK_SIZE_SHIFT => Ok(0),
+        false => Err(Unsupported::ObjectSize(generation).into()),
+    }
+}
+
 fn cluster_status(
     generation: Generation,
     response: &Response,
     nodes_nr: usize,
 ) -> Result<ClusterStatus, ClientError> {
-    let nodes_nr = u32::try_from(nodes_nr).expect("at most 6144");
+    let nodes_nr = u32::try_from(nodes_nr).expect("a cluster has at most 6,144 nodes");
     let status = response.header.result();
     let records = match generation.parse_epoch_log(&response.payload, nodes_nr) {
         Ok(records) => records,

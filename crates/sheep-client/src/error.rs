@@ -142,6 +142,21 @@ pub enum ClientError {
         /// Why it was not sent.
         source: Unsupported,
     },
+    /// Something that the sheep of the cluster do not have.
+    #[error(transparent)]
+    Impossible(#[from] Unsupported),
+    /// A sheep of this generation may give a new VDI the VID of a deleted snapshot.
+    #[error(
+        "{0} cannot be made: this sheep may reuse the id of a deleted snapshot that clones \
+         still need; choose another name"
+    )]
+    VidReuse(VdiName),
+    /// A VDI that was the base of as many others as its inode can list.
+    #[error(
+        "nothing can be made from {0}: sheep before 0.9 allow 1,024 snapshots and clones of one, \
+         deleted ones included"
+    )]
+    TooManyChildren(VdiName),
     /// The sheep sent a response that is none to this request.
     #[error("{operation} got an unusable answer")]
     Malformed {
@@ -314,7 +329,11 @@ impl ClientError {
             Self::TooLarge { .. } => Errno::EFBIG,
             Self::Attribute(_) => Errno::E2BIG,
             Self::IndexFull(_) => Errno::ENOSPC,
-            Self::HypervolumeSnapshot(_) | Self::Unsupported { .. } => Errno::EOPNOTSUPP,
+            Self::HypervolumeSnapshot(_) | Self::Unsupported { .. } | Self::Impossible(_) => {
+                Errno::EOPNOTSUPP
+            }
+            Self::VidReuse(_) => Errno::EPERM,
+            Self::TooManyChildren(_) => Errno::EMLINK,
             Self::ConcurrentSnapshot(_) | Self::UnknownToNode { .. } => Errno::EBUSY,
             Self::BadName(_)
             | Self::Shrink { .. }

@@ -1,6 +1,7 @@
 //! A VDI by its number: its header, its lock, and the slots of a flat index.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use sheep_proto::generation::{Locking, Unsupported};
 use sheep_proto::header::{RequestBody, VdiRequest};
 use sheep_proto::inode::{SLOT_LEN, SNAP_CTIME_OFFSET, TAG_OFFSET, slot_offset};
 use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
@@ -91,10 +92,15 @@ impl<'a> Inode<'a> {
     /// Releases the lock, whichever node holds it. Succeeds also without a lock.
     ///
     /// # Errors
-    /// Those of [every request](ClientError#every-request).
+    /// `Impossible` before 0.9, otherwise those of [every
+    /// request](ClientError#every-request).
     ///
     /// Source: `RELEASE_VDI`, protocol 5.2 and 6.9.
     pub async fn unlock(self) -> Result<(), ClientError> {
+        let generation = self.sender.generation().await?;
+        if generation.locking() == Locking::Never {
+            return Err(Unsupported::Lock(generation).into());
+        }
         let body = VdiRequest {
             base_vdi_id: self.vid.get().into(),
             ..VdiRequest::default()

@@ -103,6 +103,7 @@ mod transport;
 mod tree;
 mod vdi;
 mod vdi_info;
+mod vid_reuse;
 
 pub use address::{BadAddress, GatewayAddress};
 pub use client::Client;

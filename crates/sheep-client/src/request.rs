@@ -52,6 +52,7 @@ pub struct Request {
     recv_buffer: BytesMut,
     retry_policy: RetryPolicy,
     timeout: Option<Duration>,
+    response_timeout: Duration,
     tokens: Vec<InFlightToken>,
 }
 
@@ -68,6 +69,7 @@ impl Request {
             recv_buffer: BytesMut::new(),
             retry_policy: RetryPolicy::Never,
             timeout: None,
+            response_timeout: Duration::ZERO,
             tokens: Vec::new(),
         }
     }
@@ -121,6 +123,14 @@ impl Request {
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// The request with a longer wait for its response than the timeout allows, once
+    /// it was sent: for what a sheep needs long for.
+    #[must_use]
+    pub(crate) fn with_response_timeout(mut self, response_timeout: Duration) -> Self {
+        self.response_timeout = response_timeout;
         self
     }
 
@@ -264,6 +274,11 @@ impl Request {
     /// Its timeout, unless the configured one is shorter.
     pub fn timeout(&self) -> Option<Duration> {
         self.timeout
+    }
+
+    /// How long to wait for its response at least.
+    pub(crate) fn response_timeout(&self) -> Duration {
+        self.response_timeout
     }
 
     /// The header for a sheep of `generation`; the id is 0.

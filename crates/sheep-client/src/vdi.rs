@@ -5,13 +5,17 @@
 //! not to a connection: it survives a crash of the client, and any client can
 //! release it (protocol 6.9).
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use sheep_proto::attribute::Attribute;
+use sheep_proto::generation::{Locking, Unsupported};
 use sheep_proto::header::{RequestBody, VdiRequest};
 use sheep_proto::inode::VDI_SIZE_OFFSET;
 use sheep_proto::limits::ATTRIBUTE_LEN;
 use sheep_proto::{
-    InodeHeader, Malformed, Oid, Opcode, RequestFlags, ResultCode, SnapshotTag, VdiName, Vid,
+    Generation, InodeHeader, Malformed, Oid, Opcode, RequestFlags, ResultCode, SnapshotTag,
+    VdiName, Vid,
 };
 use zerocopy::IntoBytes;
 
@@ -21,7 +25,11 @@ use crate::object::Objects;
 use crate::request::{Request, RetryPolicy};
 use crate::sender::Sender;
 use crate::vdi_info::{VdiInfo, VdiSelector, VdiVersion, check_size};
+use crate::vid_reuse;
 
+/// Longest wait for a server that removes the objects before it answers: a millisecond
+/// each, and a VDI of 4 TiB has a million.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How often a change of the working VDI is tried while others take snapshots.
 const SNAPSHOT_RETRIES: u32 = 5;
 
@@ -89,11 +97,15 @@ impl<'a> Vdi<'a> {
     ///
     /// # Errors
     /// `Refused(VdiLocked)` when any sheep holds it, this one included;
-    /// otherwise as [`Vdi::lookup`].
+    /// `Impossible` before 0.9; otherwise as [`Vdi::lookup`].
     ///
     /// Source: `LOCK_VDI`, protocol 5.2 and 6.9.
     pub async fn lock(self) -> Result<Vid, ClientError> {
         // A sheep that has just joined refuses until it knows all locks.
+        let generation = self.sender.generation().await?;
+        if generation.locking() == Locking::Never {
+            return Err(Unsupported::Lock(generation).into());
+        }
         let request = selector_request(Opcode::LockVdi, self.selector, VdiRequest::default())
             .with_retry_policy(RetryPolicy::OnTransientError);
         self.sender.send(request).await?.vid()
@@ -119,6 +131,8 @@ impl<'a> Vdi<'a> {
         if header.is_hypervolume() {
             return Err(ClientError::HypervolumeSnapshot(name.clone()));
         }
+        let generation = self.sender.generation().await?;
+        let based_on = based_on(generation, name, base, &header)?;
         if inode.is_snapshot().await? {
             // Its tag is another's.
             return Err(ClientError::ConcurrentSnapshot(name.clone()));
@@ -131,10 +145,12 @@ impl<'a> Vdi<'a> {
         }
         let body = VdiRequest {
             snapid: 1.into(),
-            ..based_on(base, &header)
+            ..based_on
         };
         let snapshot = new_vdi(self.sender, name, body).await;
-        if let Err(error @ ClientError::Refused { .. }) = snapshot {
+        if let Err(error @ (ClientError::Refused { .. } | ClientError::TooManyChildren(_))) =
+            snapshot
+        {
             // The VDI stays a working one, which has no tag.
             if let Err(undo) = inode.write_tag(&SnapshotTag::default()).await {
                 tracing::warn!(
@@ -151,7 +167,7 @@ impl<'a> Vdi<'a> {
     ///
     /// # Errors
     /// `Refused(VdiExist)` when the name is in use, `NotSnapshot` for a
-    /// working VDI, otherwise as [`Vdi::lookup`].
+    /// working VDI, `VidReuse`, `TooManyChildren`, otherwise as [`Vdi::lookup`].
     ///
     /// Source: protocol 6.5.
     pub async fn clone_to(self, new_name: &VdiName) -> Result<Vid, ClientError> {
@@ -159,7 +175,9 @@ impl<'a> Vdi<'a> {
         self.check_is_snapshot()?;
         let base = self.lookup().await?;
         let header = Inode::new(self.sender, base).header().await?;
-        new_vdi(self.sender, new_name, based_on(base, &header)).await
+        let generation = self.sender.generation().await?;
+        let based_on = based_on(generation, &self.selector.name, base, &header)?;
+        new_vdi(self.sender, new_name, based_on).await
     }
 
     /// Makes the content of a snapshot the working VDI again; what was written
@@ -178,12 +196,24 @@ impl<'a> Vdi<'a> {
         let base = self.lookup().await?;
         let header = Inode::new(self.sender, base).header().await?;
         let name = &self.selector.name;
+        let generation = self.sender.generation().await?;
+        let based_on = based_on(generation, name, base, &header)?;
         let head = VdiSelector::working(name.clone());
-        match Vdi::new(self.sender, &head).delete().await {
+        let head = Vdi::new(self.sender, &head);
+        if generation.reuses_vids() {
+            // Before the head is deleted, and as if it were.
+            let leaving = match head.lookup().await {
+                Ok(vid) => Some(vid),
+                Err(error) if error.is_missing_vdi() => None,
+                Err(error) => return Err(error),
+            };
+            vid_reuse::check(self.sender, name, leaving).await?;
+        }
+        match head.delete().await {
             Err(error) if error.is_missing_vdi() => {}
             other => other?,
         }
-        new_vdi(self.sender, name, based_on(base, &header)).await
+        new_vdi(self.sender, name, based_on).await
     }
 
     /// Grows the working VDI to `size` bytes.
@@ -221,7 +251,9 @@ impl<'a> Vdi<'a> {
     /// back that no other VDI shares.
     ///
     /// The index is cleared first: a server deletes only what is empty. When it
-    /// fails in between, doing it again finishes the work.
+    /// fails in between, doing it again finishes the work. Servers before 0.9 remove
+    /// the objects themselves, and only those that the index names; they take minutes
+    /// for a large volume.
     ///
     /// # Errors
     /// `ConcurrentSnapshot`, otherwise as [`Vdi::lookup`].
@@ -229,6 +261,7 @@ impl<'a> Vdi<'a> {
     /// Source: protocol 6.7.
     pub async fn delete(self) -> Result<(), ClientError> {
         let selector = self.selector;
+        let deletes_objects = self.sender.generation().await?.deletes_objects();
         for _ in 0..SNAPSHOT_RETRIES {
             let vdi = self.stat().await?;
             let inode = Inode::new(self.sender, vdi.vid);
@@ -236,7 +269,7 @@ impl<'a> Vdi<'a> {
             if of_working && inode.is_snapshot().await? {
                 continue;
             }
-            if !vdi.hypervolume {
+            if !vdi.hypervolume && !deletes_objects {
                 inode.clear_slots().await?;
             }
             let exactly = match selector.version {
@@ -248,7 +281,10 @@ impl<'a> Vdi<'a> {
             };
             // A concurrent snapshot made another working VDI, with a full index.
             if Vdi::new(self.sender, &exactly).lookup().await? == vdi.vid {
-                let request = selector_request(Opcode::DelVdi, &exactly, VdiRequest::default());
+                let mut request = selector_request(Opcode::DelVdi, &exactly, VdiRequest::default());
+                if deletes_objects {
+                    request = request.with_response_timeout(DELETE_TIMEOUT);
+                }
                 return self.sender.send(request).await.map(drop);
             }
         }
@@ -380,9 +416,21 @@ pub(crate) async fn new_vdi(
     name: &VdiName,
     body: VdiRequest,
 ) -> Result<Vid, ClientError> {
+    let generation = sender.generation().await?;
+    if generation.reuses_vids() && body.snapid.get() == 0 {
+        vid_reuse::check(sender, name, None).await?;
+    }
     let field = Bytes::copy_from_slice(&name.to_field());
     let request = Request::new(Opcode::NewVdi, RequestBody::Vdi(body)).with_payload(field);
-    sender.send(request).await?.vid()
+    match sender.send(request).await {
+        Err(ClientError::Refused {
+            code: ResultCode::NoBaseVdi | ResultCode::FullVdi,
+            ..
+        }) if generation.has_child_slots() && body.base_vdi_id.get() != 0 => {
+            Err(ClientError::TooManyChildren(name.clone()))
+        }
+        other => other?.vid(),
+    }
 }
 
 fn attribute_request(
@@ -400,14 +448,29 @@ fn attribute_request(
 
 /// A request for a VDI like `header`'s, which a server does not copy by itself
 /// (protocol trap 8).
-fn based_on(base: Vid, header: &InodeHeader) -> VdiRequest {
-    VdiRequest {
+///
+/// # Errors
+/// `TooManyChildren`.
+fn based_on(
+    generation: Generation,
+    name: &VdiName,
+    base: Vid,
+    header: &InodeHeader,
+) -> Result<VdiRequest, ClientError> {
+    if !generation.has_room_for_child(header) {
+        return Err(ClientError::TooManyChildren(name.clone()));
+    }
+    Ok(VdiRequest {
         vdi_size: header.vdi_size,
         base_vdi_id: base.get().into(),
         copies: header.nr_copies,
         copy_policy: header.copy_policy,
         store_policy: header.store_policy,
-        block_size_shift: header.block_size_shift,
+        block_size_shift: if generation.has_object_sizes() {
+            header.block_size_shift
+        } else {
+            0
+        },
         ..VdiRequest::default()
-    }
+    })
 }

@@ -196,7 +196,7 @@ impl InFlight {
             .iter_mut()
             .filter_map(|(&id, pending)| {
                 let waited = pending.sent_at?.elapsed();
-                if waited < pending.timeout {
+                if waited < pending.timeout.max(pending.request.response_timeout()) {
                     return None;
                 }
                 let completion = pending.completion.take()?;

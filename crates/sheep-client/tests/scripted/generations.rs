@@ -31,6 +31,10 @@ async fn describe(peer: &mut Peer, script: &Script) -> ! {
     }
 }
 
+pub(crate) async fn connect_to(generation: Generation) -> (Peer, Result<Client, ClientError>) {
+    connect(sheep(generation)).await
+}
+
 async fn connect(script: Script) -> (Peer, Result<Client, ClientError>) {
     let mut peer = Peer::start(script.clone()).await;
     let config = config(&peer, 1);

@@ -11,7 +11,7 @@ use sheep_proto::cluster::ClusterInfoHeader;
 use sheep_proto::header::{ObjectRequest, RequestHeader, ResponseBody, ResponseHeader};
 use sheep_proto::limits::{CLUSTER_INFO_LEN, HEADER_LEN, MAX_PAYLOAD_LEN};
 use sheep_proto::node::NodeRecord;
-use sheep_proto::{Opcode, ResultCode};
+use sheep_proto::{Oid, Opcode, ResultCode, VdiResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -254,6 +254,22 @@ impl Received {
     /// The byte offset that a request for an object names.
     pub(crate) fn offset(&self) -> u32 {
         ObjectRequest::from(self.header.tail).offset.get()
+    }
+
+    /// The object that a request for one names.
+    pub(crate) fn oid(&self) -> Oid {
+        Oid::from_raw(ObjectRequest::from(self.header.tail).oid.get())
+    }
+
+    /// Answers with the VID of a VDI.
+    pub(crate) async fn answer_vid(&self, vid: u32) {
+        let body = ResponseBody::Vdi(VdiResponse {
+            result: u32::from(ResultCode::Success).into(),
+            vdi_id: vid.into(),
+            ..VdiResponse::default()
+        });
+        let header = ResponseHeader::answer(&self.header, EPOCH, 0, body);
+        self.wire.send(header.as_bytes()).await;
     }
 
     /// A success header that announces `len` bytes.
