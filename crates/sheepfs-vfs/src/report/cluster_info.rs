@@ -6,7 +6,7 @@ use sheep_client::cluster::{ClusterDefault, ClusterStatus};
 use sheep_client::{Client, ClientError};
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::node::NodeRecord;
-use sheep_proto::{ClusterFlags, ResultCode};
+use sheep_proto::{ClusterFlags, Generation, Redundancy, ResultCode};
 
 use super::json;
 use super::local_time::local_time;
@@ -39,17 +39,31 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
 
 /// Writes the status of a cluster and its epochs, newest first.
 ///
-/// Source: protocol 9.2.
+/// Source: protocol 9.2; what older dogs print is in [`Generation`].
 pub fn format_text(status: &ClusterStatus, zone: &TimeZone) -> Vec<u8> {
-    let mut text = format!("Cluster status: {}\n\n", status_text(status));
+    let shows_vnodes = status.generation.dog_shows_vnodes();
+    let mut text = format!("Cluster status: {}\n", status_text(status));
+    // Where dog shows no vnodes it ends here without epochs.
+    if shows_vnodes || !status.epochs.is_empty() {
+        text += "\n";
+    }
     if let Some(newest) = status.epochs.first() {
         let created = packed_seconds(newest.header.ctime.get());
         text += &format!(
-            "Cluster created at {}\n\nEpoch Time           Version [Host:Port:V-Nodes,,,]\n",
+            "Cluster created at {}\n\nEpoch Time           Version{}\n",
             local_time("%a %b %e %H:%M:%S %Y", created, zone),
+            if shows_vnodes {
+                " [Host:Port:V-Nodes,,,]"
+            } else {
+                ""
+            },
         );
     }
     for epoch in &status.epochs {
+        let member = |node: &NodeRecord| match shows_vnodes {
+            true => format!("{}:{}", host_and_port(node), node.nr_vnodes.get()),
+            false => host_and_port(node),
+        };
         let nodes: Vec<_> = epoch.nodes.iter().map(member).collect();
         text += &format!(
             "{} {:6} [{}]\n",
@@ -61,8 +75,13 @@ pub fn format_text(status: &ClusterStatus, zone: &TimeZone) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn member(node: &NodeRecord) -> String {
-    format!("{}:{}", host_and_port(node), node.nr_vnodes.get())
+/// The generation of the sheep, which cannot be told in all cases before the cluster is
+/// formatted.
+fn generation_name(status: &ClusterStatus) -> String {
+    match status.generation {
+        Generation::V0_8 if status.epochs.is_empty() => "0.8 or 0.9".to_owned(),
+        generation => generation.to_string(),
+    }
 }
 
 fn auto_recovery(status: &ClusterStatus) -> bool {
@@ -92,24 +111,37 @@ pub fn format_json(status: &ClusterStatus, default: ClusterDefault) -> Vec<u8> {
         status: status_text(status),
         status_code: status.status.name(),
         running: status.status == ResultCode::Success,
+        generation: generation_name(status),
         formatted: status.epochs.first().map(|newest| {
             let header = &newest.header;
-            let flags = header.flags();
+            let generation = status.generation;
+            let redundancy = generation.reports_redundancy().then(|| header.redundancy());
+            let flag = |flag| {
+                let known = generation.cluster_flags().contains(flag);
+                let reported = generation.sizes_epoch_records();
+                match (known, reported) {
+                    (true, true) => Some(header.flags().contains(flag)),
+                    (true, false) => None,
+                    (false, _) => generation.reports_redundancy().then_some(false),
+                }
+            };
             Formatted {
                 create_time: packed_seconds(header.ctime.get()),
                 epoch: header.epoch.get(),
                 auto_recovery: auto_recovery(status),
-                store: json::text(header.store()).into_owned(),
-                redundancy: header.redundancy().to_string(),
-                copies: header.redundancy().nr_copies(),
+                store: generation
+                    .reports_redundancy()
+                    .then(|| json::text(header.store()).into_owned()),
+                redundancy: redundancy.map(|redundancy| redundancy.to_string()),
+                copies: redundancy.map(Redundancy::nr_copies),
                 object_size: 1u64.checked_shl(default.object_shift.into()).unwrap_or(0),
                 object_size_shift: default.object_shift,
-                auto_vnodes: flags.contains(ClusterFlags::AUTO_VNODES),
-                disk_vnodes: flags.contains(ClusterFlags::DISK_MODE),
-                strict: flags.contains(ClusterFlags::STRICT),
-                locking: flags.contains(ClusterFlags::USE_LOCK),
-                recycles_vids: flags.contains(ClusterFlags::RECYCLE_VID),
-                avoids_full_disks: flags.contains(ClusterFlags::AVOID_DISK_FULL),
+                auto_vnodes: flag(ClusterFlags::AUTO_VNODES),
+                disk_vnodes: flag(ClusterFlags::DISK_MODE),
+                strict: flag(ClusterFlags::STRICT),
+                locking: flag(ClusterFlags::USE_LOCK),
+                recycles_vids: flag(ClusterFlags::RECYCLE_VID),
+                avoids_full_disks: flag(ClusterFlags::AVOID_DISK_FULL),
             }
         }),
         epochs: status
@@ -129,6 +161,7 @@ struct Document {
     status: &'static str,
     status_code: &'static str,
     running: bool,
+    generation: String,
     /// Missing before the cluster is formatted.
     #[serde(flatten)]
     formatted: Option<Formatted>,
@@ -140,17 +173,18 @@ struct Formatted {
     create_time: u64,
     epoch: u32,
     auto_recovery: bool,
-    store: String,
-    redundancy: String,
-    copies: u8,
+    /// `null`, like what follows, where the sheep do not report it.
+    store: Option<String>,
+    redundancy: Option<String>,
+    copies: Option<u8>,
     object_size: u64,
     object_size_shift: u8,
-    auto_vnodes: bool,
-    disk_vnodes: bool,
-    strict: bool,
-    locking: bool,
-    recycles_vids: bool,
-    avoids_full_disks: bool,
+    auto_vnodes: Option<bool>,
+    disk_vnodes: Option<bool>,
+    strict: Option<bool>,
+    locking: Option<bool>,
+    recycles_vids: Option<bool>,
+    avoids_full_disks: Option<bool>,
 }
 
 #[derive(Serialize)]

@@ -18,8 +18,9 @@ const HEADER: &str = "Id\tSize\tUsed\tAvail\tUse%\n";
 /// The responses of the nodes.
 #[derive(Debug)]
 pub struct NodeInfo {
-    /// The nodes that answered, in the order of the node list.
-    pub answered: Vec<(NodeRecord, StoreSpace)>,
+    /// The nodes that answered, in the order of the node list, and the number that dog
+    /// gives to each.
+    pub answered: Vec<(u32, NodeRecord, StoreSpace)>,
     /// The nodes that did not, and why.
     pub silent: Vec<(NodeRecord, ClientError)>,
     /// Bytes of all working VDIs together; `None` while the cluster waits.
@@ -58,10 +59,12 @@ pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
         .buffered(PARALLEL)
         .collect()
         .await;
-    let (mut answered, mut silent) = (Vec::new(), Vec::new());
+    let counts_silent = client.generation().await?.dog_numbers_silent_nodes();
+    let (mut answered, mut silent, mut id) = (Vec::new(), Vec::new(), 0);
     for (node, answer) in answers {
+        id += u32::from(answer.is_ok() || counts_silent);
         match answer {
-            Ok(space) => answered.push((node, space)),
+            Ok(space) => answered.push((id - 1, node, space)),
             Err(error) => silent.push((node, error)),
         }
     }
@@ -98,7 +101,7 @@ async fn virtual_size(client: &Client) -> Result<u64, ClientError> {
 /// Source: protocol 9.4.
 pub fn format_text(info: &NodeInfo) -> Vec<u8> {
     let mut text = HEADER.to_owned();
-    for (id, (_, space)) in info.answered.iter().enumerate() {
+    for (id, _, space) in &info.answered {
         text += &row(&format!("{id:2}"), *space);
     }
     if let Some(virtual_size) = info.virtual_size {
@@ -141,7 +144,7 @@ fn total(info: &NodeInfo) -> StoreSpace {
     let sum = |part: fn(&StoreSpace) -> u64| {
         info.answered
             .iter()
-            .fold(0, |sum: u64, (_, space)| sum.saturating_add(part(space)))
+            .fold(0, |sum: u64, (_, _, space)| sum.saturating_add(part(space)))
     };
     StoreSpace {
         total: sum(|space| space.total),
@@ -152,10 +155,11 @@ fn total(info: &NodeInfo) -> StoreSpace {
 /// Writes the responses as JSON, with the unresponsive nodes.
 pub fn format_json(info: &NodeInfo) -> Vec<u8> {
     json::document(&Document {
-        nodes: (0..)
-            .zip(&info.answered)
-            .map(|(id, (node, space))| Row {
-                id,
+        nodes: info
+            .answered
+            .iter()
+            .map(|(id, node, space)| Row {
+                id: *id,
                 node: NodeFacts::of(node),
                 usage: Usage::of(*space),
             })

@@ -9,7 +9,7 @@ use sheep_client::error::OperationId;
 use sheep_client::{Client, ClientError, VdiInfo};
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
-use sheep_proto::{Oid, Opcode, ResultCode, Vid};
+use sheep_proto::{Generation, Oid, Opcode, ResultCode, Vid};
 
 use super::human_size::human_size;
 use super::json;
@@ -20,7 +20,8 @@ use crate::error::Chain;
 pub(super) const PARALLEL: usize = 32;
 
 const HEADER: &[u8] =
-    b"  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift\n";
+    b"  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag";
+const OBJECT_SIZE_HEADER: &[u8] = b"   Block Size Shift";
 
 /// A VDI and the space its objects take, in one copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +63,8 @@ impl VdiUsage {
 /// while the cluster goes down.
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
     let vdis = query(client).await?.unwrap_or_default();
-    Ok(format_text(&vdis, &TimeZone::system()))
+    let generation = client.generation().await?;
+    Ok(format_text(&vdis, generation, &TimeZone::system()))
 }
 
 /// The VDIs as JSON; `null` while the cluster waits.
@@ -185,16 +187,20 @@ fn object_size(vdi: &VdiInfo) -> u64 {
 
 /// Writes `vdis`, which are in ascending order of VID.
 ///
-/// Source: protocol 9.5.
-pub fn format_text(vdis: &[VdiUsage], zone: &TimeZone) -> Vec<u8> {
+/// Source: protocol 9.5; what older dogs print is in [`Generation`].
+pub fn format_text(vdis: &[VdiUsage], generation: Generation, zone: &TimeZone) -> Vec<u8> {
     let mut text = HEADER.to_vec();
+    if generation.dog_shows_object_size() {
+        text.extend_from_slice(OBJECT_SIZE_HEADER);
+    }
+    text.push(b'\n');
     for usage in vdis {
-        write_row(&mut text, usage, zone);
+        write_row(&mut text, usage, generation, zone);
     }
     text
 }
 
-fn write_row(text: &mut Vec<u8>, usage: &VdiUsage, zone: &TimeZone) {
+fn write_row(text: &mut Vec<u8>, usage: &VdiUsage, generation: Generation, zone: &TimeZone) {
     let vdi = &usage.vdi;
     let marker = match (vdi.is_snapshot(), usage.is_fresh_clone()) {
         (true, _) => "s ",
@@ -207,7 +213,7 @@ fn write_row(text: &mut Vec<u8>, usage: &VdiUsage, zone: &TimeZone) {
     text.extend_from_slice(name);
     text.resize(text.len() + 8usize.saturating_sub(name.len()), b' ');
     let middle = format!(
-        " {:5} {:>7} {:>7} {:>7} {}  {:7x} {:>6} ",
+        " {:5} {:>7} {:>7} {:>7} {}  {:7x} {:>width$} ",
         usage.id(),
         human_size(vdi.size),
         human_size(usage.used),
@@ -215,11 +221,15 @@ fn write_row(text: &mut Vec<u8>, usage: &VdiUsage, zone: &TimeZone) {
         local_time("%Y-%m-%d %H:%M", packed_seconds(vdi.create_time), zone),
         vdi.vid.get(),
         vdi.redundancy.to_string(),
+        width = generation.dog_copies_width(),
     );
     text.extend_from_slice(middle.as_bytes());
     text.resize(text.len() + 13usize.saturating_sub(tag.len()), b' ');
     text.extend_from_slice(tag);
-    text.extend_from_slice(format!(" {:3}\n", vdi.object_shift).as_bytes());
+    if generation.dog_shows_object_size() {
+        text.extend_from_slice(format!(" {:3}", vdi.object_shift).as_bytes());
+    }
+    text.push(b'\n');
 }
 
 /// Writes `vdis`, which are in ascending order of VID, as JSON.

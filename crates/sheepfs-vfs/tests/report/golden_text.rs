@@ -2,7 +2,7 @@
 
 use jiff::tz::TimeZone;
 use sheep_client::node::StoreSpace;
-use sheep_proto::{Redundancy, SnapshotTag, Vid};
+use sheep_proto::{Generation, Redundancy, SnapshotTag, Vid};
 use sheepfs_vfs::report::node_info::NodeInfo;
 use sheepfs_vfs::report::vdi_list::VdiUsage;
 use sheepfs_vfs::report::{Format, Report, cluster_info, node_info, node_list, vdi_list};
@@ -54,7 +54,7 @@ async fn golden_node_list_is_what_dog_printed() {
 async fn golden_vdi_list_is_what_dog_printed() {
     let vdis = vdi_list::query(&captured()).await.unwrap().unwrap();
     assert_text(
-        &vdi_list::format_text(&vdis, &berlin()),
+        &vdi_list::format_text(&vdis, Generation::V1_0, &berlin()),
         include_bytes!("golden/vdi-list.txt"),
     );
 }
@@ -106,6 +106,7 @@ fn golden_used_percent_is_truncated_like_dog() {
     ] {
         let info = NodeInfo {
             answered: vec![(
+                0,
                 node_record("127.0.0.1:7000", 128, 0),
                 StoreSpace { total, free },
             )],
@@ -149,7 +150,7 @@ c copy1        0  4.0 MB  0.0 MB  4.0 MB 2026-11-23 09:37   e1d3ef      1       
   k            0  4.0 MB  0.0 MB  0.0 MB 2026-11-23 09:37    1fd8a      1                22
 ";
     assert_text(
-        &vdi_list::format_text(&vdis, &TimeZone::UTC),
+        &vdi_list::format_text(&vdis, Generation::V1_0, &TimeZone::UTC),
         expected.as_bytes(),
     );
 }

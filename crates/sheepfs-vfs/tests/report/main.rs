@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cluster_states;
+mod generations;
 mod golden_text;
 mod json;
 mod scripted_transport;

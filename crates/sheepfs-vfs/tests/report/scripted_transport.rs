@@ -12,11 +12,13 @@ use serde_json::Value;
 use sheep_client::node::StoreSpace;
 use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress, VdiInfo};
+use sheep_proto::cluster::EpochRecordHeader;
 use sheep_proto::header::{ClusterDefaultResponse, NodeResponse};
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{
     Generation, Opcode, RequestBody, ResponseBody, ResponseHeader, ResultCode, VdiName, Vid,
 };
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 const NODE_LEN: usize = 80;
 const EPOCH_HEADER_LEN: usize = 48;
@@ -33,6 +35,7 @@ struct Epoch {
 /// Answers questions about a cluster.
 #[derive(Debug)]
 pub(crate) struct Sheep {
+    pub(crate) generation: Generation,
     pub(crate) status: ResultCode,
     /// Node records, one after the other.
     pub(crate) nodes: Vec<u8>,
@@ -52,6 +55,7 @@ impl Sheep {
     /// The only sheep of a running cluster without VDIs or epochs.
     pub(crate) fn new() -> Self {
         Self {
+            generation: Generation::V1_0,
             status: ResultCode::Success,
             nodes: node("127.0.0.1:7000"),
             stores: HashMap::new(),
@@ -68,7 +72,13 @@ impl Sheep {
     /// A sheep in the state that a capture's exchanges `first` to `last` show
     /// (sequence numbers of frames); `path` is relative to this package.
     pub(crate) fn captured(path: &str, first: u64, last: u64) -> Self {
+        Self::captured_of(Generation::V1_0, path, first, last)
+    }
+
+    /// The same, of an older release.
+    pub(crate) fn captured_of(generation: Generation, path: &str, first: u64, last: u64) -> Self {
         let mut sheep = Self::new();
+        sheep.generation = generation;
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         let text = std::fs::read_to_string(path).unwrap();
         let mut requests = HashMap::new();
@@ -102,8 +112,9 @@ impl Sheep {
                 self.status = result;
                 let slots = u32_at(request, 40) as usize;
                 // Without slots it is only asked for the number of epochs.
-                if slots > 0 || self.epochs.is_empty() {
-                    self.epochs = epochs(&payload, slots);
+                let is_whole = slots > 0 || !self.generation.sizes_epoch_records();
+                if is_whole && !payload.is_empty() || self.epochs.is_empty() {
+                    self.epochs = epochs(self.generation, &payload, slots);
                 }
             }
             Opcode::ReadObj if result == ResultCode::Success => {
@@ -180,6 +191,9 @@ impl Sheep {
     }
 
     fn epoch_log(&self, want: u32, slots: usize) -> (ResponseBody, Vec<u8>) {
+        if !self.generation.sizes_epoch_records() {
+            return self.old_epoch_log(want);
+        }
         let most = want as usize / (EPOCH_HEADER_LEN + slots * NODE_LEN);
         let mut payload = Vec::new();
         for epoch in self.epochs.iter().take(most) {
@@ -195,6 +209,18 @@ impl Sheep {
                 payload.extend(&epoch.nodes);
             }
             payload.resize(end, 0);
+        }
+        (ResponseBody::result(self.status), payload)
+    }
+
+    /// Records with all node slots, as many as fit.
+    fn old_epoch_log(&self, want: u32) -> (ResponseBody, Vec<u8>) {
+        let most = want as usize / self.generation.epoch_record_len(0);
+        let mut payload = Vec::new();
+        for epoch in self.epochs.iter().take(most) {
+            let header = EpochRecordHeader::read_from_bytes(&epoch.header[..]).unwrap();
+            let nodes = <[NodeRecord]>::ref_from_bytes(&epoch.nodes).unwrap();
+            self.generation.push_epoch(&header, nodes, 0, &mut payload);
         }
         (ResponseBody::result(self.status), payload)
     }
@@ -260,7 +286,7 @@ impl Transport for Sheep {
     }
 
     fn generation(&self, _timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
-        Box::pin(std::future::ready(Ok(Generation::V1_0)))
+        Box::pin(std::future::ready(Ok(self.generation)))
     }
 
     fn switch_gateway(&self, _address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
@@ -312,7 +338,17 @@ pub(crate) fn vdi(vid: u32, name: &[u8]) -> VdiInfo {
 }
 
 /// The records of an epoch log with `slots` node slots in each.
-fn epochs(payload: &[u8], slots: usize) -> Vec<Epoch> {
+fn epochs(generation: Generation, payload: &[u8], slots: usize) -> Vec<Epoch> {
+    if !generation.sizes_epoch_records() {
+        let log = generation.parse_epoch_log(payload, 0).unwrap();
+        return log
+            .into_iter()
+            .map(|(header, nodes)| Epoch {
+                header: header.as_bytes().to_vec(),
+                nodes: nodes.as_bytes().to_vec(),
+            })
+            .collect();
+    }
     payload
         .chunks_exact(EPOCH_HEADER_LEN + slots * NODE_LEN)
         .map(|record| {
