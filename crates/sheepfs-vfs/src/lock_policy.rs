@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sheep_client::Client;
-use sheep_proto::ClusterFlags;
+use sheep_client::cluster::LockSupport;
 use tokio::time::Instant;
 
 use crate::volume::VolumeError;
@@ -45,7 +45,7 @@ pub enum LockMode {
 pub struct LockPolicy {
     mode: LockMode,
     /// When the cluster was queried, and whether it locks VDIs.
-    capability: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    capability: tokio::sync::Mutex<Option<(Instant, LockSupport)>>,
 }
 
 impl LockPolicy {
@@ -60,13 +60,14 @@ impl LockPolicy {
     /// Whether to lock a VDI that is attached to be written.
     ///
     /// # Errors
-    /// `NoLocking` when locks are required and the cluster was formatted without;
-    /// `Cluster` when it does not answer.
+    /// `NoLocking` when locks are required and the cluster was formatted without, or
+    /// its sheep have none or do not say; `Cluster` when it does not answer.
     pub async fn lock_on_attach(&self, client: &Client) -> Result<bool, VolumeError> {
-        match self.is_locking(client).await? {
-            false if self.mode == LockMode::Require => Err(VolumeError::NoLocking),
-            locking => Ok(locking),
+        let support = self.support(client).await?;
+        if self.mode == LockMode::Require && support != LockSupport::Yes {
+            return Err(VolumeError::NoLocking);
         }
+        Ok(support != LockSupport::No)
     }
 
     /// Whether the cluster was formatted with locking. Without it, lock and unlock have no
@@ -75,22 +76,21 @@ impl LockPolicy {
     /// # Errors
     /// `Cluster` when the cluster does not answer.
     pub async fn is_locking(&self, client: &Client) -> Result<bool, VolumeError> {
+        Ok(self.support(client).await? != LockSupport::No)
+    }
+
+    async fn support(&self, client: &Client) -> Result<LockSupport, VolumeError> {
         if self.mode == LockMode::Off {
-            return Ok(false);
+            return Ok(LockSupport::No);
         }
         let mut capability = self.capability.lock().await;
         match *capability {
-            Some((asked, locks)) if asked.elapsed() < CAPABILITY_TTL => Ok(locks),
+            Some((asked, support)) if asked.elapsed() < CAPABILITY_TTL => Ok(support),
             _ => {
                 let asked = Instant::now();
-                let locks = match client.cluster().info().await {
-                    Ok(info) => info.header.flags().contains(ClusterFlags::USE_LOCK),
-                    // A sheep that is too old to say.
-                    Err(error) if error.code().is_some() => true,
-                    Err(error) => return Err(error.into()),
-                };
-                *capability = Some((asked, locks));
-                Ok(locks)
+                let support = client.cluster().lock_support().await?;
+                *capability = Some((asked, support));
+                Ok(support)
             }
         }
     }

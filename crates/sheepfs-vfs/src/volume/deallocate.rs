@@ -7,10 +7,16 @@
 //!
 //! The index of a hypervolume is no array of references. There DISCARD_OBJ is the
 //! way: nothing is deleted later, and no snapshot can be hit.
+//!
+//! Servers before 0.9 count no references: an object whose slot was cleared would stay
+//! for ever. There DISCARD_OBJ is the way, too, with a look for a snapshot before and
+//! after it.
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
 use sheep_client::{ClientError, VdiInfo};
+use sheep_proto::generation::Reclaim;
 use sheep_proto::{ObjectIndex, Vid};
 use tokio::time::Instant;
 
@@ -28,6 +34,9 @@ use super::revalidate::Revalidator;
 const MAX_BATCH: usize = 128;
 /// Zeros written in one request.
 const MAX_ZEROS: u32 = 1 << 20;
+/// Objects discarded in parallel.
+const PARALLEL_OBJECTS: usize = 16;
+
 #[derive(Debug)]
 pub(super) struct Deallocator {
     head: Arc<Head>,
@@ -91,9 +100,20 @@ impl Deallocator {
             }
         }
         for batch in whole.chunks(MAX_BATCH) {
-            match hypervolume {
-                true => self.discard_objects(batch).await?,
-                false => self.deallocate_objects(batch).await?,
+            match self.head.generation.reclaim() {
+                _ if hypervolume => self.discard_objects(batch).await?,
+                Reclaim::Never => {
+                    let outcomes: Vec<_> = stream::iter(batch.iter().copied())
+                        .map(|index| self.discard_uncounted(index))
+                        .buffer_unordered(PARALLEL_OBJECTS)
+                        .collect()
+                        .await;
+                    // Return only after all have ended, as a write does.
+                    outcomes.into_iter().collect::<Result<(), _>>()?;
+                }
+                Reclaim::BeforeAnswer | Reclaim::AfterAnswer => {
+                    self.deallocate_objects(batch).await?;
+                }
             }
         }
         self.head.touch_mtime();
@@ -142,6 +162,45 @@ impl Deallocator {
             }
         }
         Ok(())
+    }
+
+    /// Removes an object of a flat index and its slot, where the server counts no
+    /// references. An ancestor's object stays.
+    ///
+    /// A snapshot that begins in between hands the slot on to a new head, which then
+    /// names an object that is gone; there it is discarded as well.
+    async fn discard_uncounted(&self, index: ObjectIndex) -> Result<(), VolumeError> {
+        let lock = self.head.lock_object(index).await?;
+        let begun = Instant::now();
+        while begun.elapsed() < RETRY_DEADLINE {
+            let vid = self.head.vid();
+            // Discarded in a snapshot, it would be the head's data that goes.
+            if self.is_frozen(vid, index).await? {
+                self.follower.follow(vid).await?;
+                continue;
+            }
+            if self.head.update(|map| map.unmap(vid, &[index])).is_err() {
+                continue;
+            }
+            match self.committer.discard(vid, index, Arc::clone(&lock)).await {
+                Ok(()) => self.head.update(|map| map.reclaimed(vid, index)),
+                // The answer to an earlier copy of the request was lost.
+                Err(error) if error.is_missing_object() => {
+                    self.head.update(|map| map.reclaimed(vid, index));
+                }
+                Err(error) if error.is_read_only() => {}
+                Err(error) => {
+                    // When the head has moved on, the update cannot reach it.
+                    let _moved = self.head.update(|map| map.mark_in_doubt(vid, index));
+                    return Err(self.abandoned(&[lock], error));
+                }
+            }
+            if self.head.vid() == vid && !self.is_frozen(vid, index).await? {
+                return Ok(());
+            }
+            self.follower.follow(vid).await?;
+        }
+        Err(VolumeError::HeadReadOnly(self.head.selector.to_string()))
     }
 
     /// Clears the slots of some objects, in ascending order, in the head and in every

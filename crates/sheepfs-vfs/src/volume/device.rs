@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sheep_client::unstable::IndexTree;
 use sheep_client::{Client, ClientError, VdiSelector, VdiVersion};
+use sheep_proto::generation::Locking;
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
 use sheep_proto::{ObjectIndex, Vid};
 use tokio::runtime::Handle;
@@ -50,7 +51,7 @@ pub struct VolumeOptions {
     /// Refuse every write.
     pub read_only: bool,
     /// Take the VDI's lock, which only means something in a cluster formatted
-    /// with locking.
+    /// with locking; sheep before 0.9 have no locks.
     pub lock: bool,
 }
 
@@ -113,16 +114,27 @@ impl Device {
         options: VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
         let working = selector.version == VdiVersion::Working;
-        let writable = working && !options.read_only;
-        let leased = options.lock && writable;
-        let (state, tree) = Self::lookup_and_load(&client, &selector, writable, leased).await?;
+        let asked_to_write = working && !options.read_only;
+        let has_locks = client.generation().await?.locking() != Locking::Never;
+        let leased = options.lock && has_locks && asked_to_write;
+        let (state, tree) =
+            Self::lookup_and_load(&client, &selector, asked_to_write, leased).await?;
+        // Before a cluster has an epoch, and so a VDI, it may be uncertain.
+        let generation = client.generation().await?;
+        let is_changeable = !state.info.hypervolume || generation.writes_hypervolumes();
+        if asked_to_write && !is_changeable {
+            tracing::warn!(
+                "{selector} is attached read-only: it is a hypervolume of sheep {generation}"
+            );
+        }
+        let writable = asked_to_write && is_changeable;
         let object_shift = state.info.object_shift;
 
         // Build the layers from the bottom: index commit, head, follow and revalidate.
         let runtime = Handle::current();
         let committer = IndexCommitter::new(client.clone(), tree);
         let recovery = Recovery::new(ObjectIo::new(client.clone()), Arc::clone(&committer));
-        let head = Head::new(client, selector, leased, state);
+        let head = Head::new(client, selector, generation, leased, state);
         let follower = Follower::new(Arc::clone(&head), recovery, runtime.clone());
         let revalidator = Revalidator::new(
             Arc::clone(&head),

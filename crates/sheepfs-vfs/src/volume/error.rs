@@ -39,7 +39,7 @@ pub enum VolumeError {
         size: u64,
     },
     /// Locks are required, and the cluster was formatted without locking.
-    #[error("the cluster was formatted without locking")]
+    #[error("the cluster was formatted without locking, or its sheep have no locks")]
     NoLocking,
     /// A query about the VDI failed.
     #[error(transparent)]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sheep_client::{Client, ClientError, VdiInfo, VdiSelector, VdiVersion};
 use sheep_proto::inode::packed_seconds;
-use sheep_proto::{ObjectIndex, Vid};
+use sheep_proto::{Generation, ObjectIndex, Vid};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
@@ -21,6 +21,8 @@ use crate::poison;
 pub(super) struct Head {
     pub(super) client: Client,
     pub(super) selector: VdiSelector,
+    /// The generation of the cluster's sheep.
+    pub(super) generation: Generation,
     /// Whether this client holds the VDI's cluster lock and must release it.
     pub(super) leased: bool,
     /// One creator per object.
@@ -52,6 +54,7 @@ impl Head {
     pub(super) fn new(
         client: Client,
         selector: VdiSelector,
+        generation: Generation,
         leased: bool,
         state: HeadState,
     ) -> Arc<Self> {
@@ -62,6 +65,7 @@ impl Head {
         Arc::new(Self {
             client,
             selector,
+            generation,
             leased,
             locks: Arc::default(),
             opened: Instant::now(),

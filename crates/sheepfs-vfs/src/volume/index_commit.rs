@@ -245,15 +245,18 @@ impl IndexCommitter {
         index: ObjectIndex,
         lock: SharedObjectLock,
     ) -> Result<(), ClientError> {
-        let tree = self.tree.as_ref();
-        let tree = tree.expect("only objects of a hypervolume are discarded");
         let fence = self.acquire_fence().await?;
-        let mut tree = tree.lock().await;
+        let mut tree = match &self.tree {
+            Some(tree) => Some(tree.lock().await),
+            None => None,
+        };
         let request = Request::discard_object(Oid::data(vid, index))
             .with_token(lock)
             .with_token(fence);
         let outcome = self.client.send(request).await.map(drop);
-        tree.mark_hole(index);
+        if let Some(tree) = &mut tree {
+            tree.mark_hole(index);
+        }
         outcome
     }
 

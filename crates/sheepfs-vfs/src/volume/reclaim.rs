@@ -4,12 +4,13 @@
 //! after it has acknowledged, when the last reference is gone. If the object were
 //! created again before that, the server would delete the new one. So a create waits
 //! for the reclaim of its predecessor. An object that is never deleted is an orphan of
-//! a crash; a create overwrites it.
+//! a crash; a create overwrites it. Only servers since 1.0 delete after the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
+use sheep_proto::generation::Reclaim;
 use sheep_proto::{ObjectIndex, Vid};
 use tokio::time::Instant;
 
@@ -76,8 +77,9 @@ impl Reclaims {
         let suspected = {
             let head = self.head.state();
             let attached_lately = self.head.opened.elapsed() <= RECLAIM_TIMEOUT;
-            head.map.reclaiming_since(vid, index).is_some()
-                || attached_lately && !head.info.hypervolume
+            self.head.generation.reclaim() == Reclaim::AfterAnswer
+                && (head.map.reclaiming_since(vid, index).is_some()
+                    || attached_lately && !head.info.hypervolume)
         };
         if suspected {
             let exists = self.io.exists(vid, index).await;

@@ -8,6 +8,7 @@ mod discard;
 mod erasure_code;
 mod error_mapping;
 mod flush;
+mod generations;
 mod in_doubt;
 mod index_traffic;
 mod locks;
