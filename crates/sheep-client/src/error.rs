@@ -151,6 +151,18 @@ pub enum ClientError {
          still need; choose another name"
     )]
     VidReuse(VdiName),
+    /// Somebody has changed the VDI in the object cache of a sheep before 1.0, and has
+    /// not written that back.
+    #[error(
+        "the object cache of the sheep holds {dirty} changed objects of {name}, not written back: \
+         `dog vdi cache flush {name}` keeps them, `dog vdi cache delete {name}` drops them"
+    )]
+    DirtyCache {
+        /// The VDI.
+        name: VdiName,
+        /// Objects not written back.
+        dirty: u32,
+    },
     /// A VDI that was the base of as many others as its inode can list.
     #[error(
         "nothing can be made from {0}: sheep before 0.9 allow 1,024 snapshots and clones of one, \
@@ -334,7 +346,9 @@ impl ClientError {
             }
             Self::VidReuse(_) => Errno::EPERM,
             Self::TooManyChildren(_) => Errno::EMLINK,
-            Self::ConcurrentSnapshot(_) | Self::UnknownToNode { .. } => Errno::EBUSY,
+            Self::ConcurrentSnapshot(_) | Self::UnknownToNode { .. } | Self::DirtyCache { .. } => {
+                Errno::EBUSY
+            }
             Self::BadName(_)
             | Self::Shrink { .. }
             | Self::ObjectSize { .. }

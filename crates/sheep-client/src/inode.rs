@@ -1,15 +1,17 @@
 //! A VDI by its number: its header, its lock, and the slots of a flat index.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use sheep_proto::cache_info::CacheInfo;
 use sheep_proto::generation::{Locking, Unsupported};
-use sheep_proto::header::{RequestBody, VdiRequest};
+use sheep_proto::header::{ObjectRequest, RequestBody, VdiRequest};
 use sheep_proto::inode::{SLOT_LEN, SNAP_CTIME_OFFSET, TAG_OFFSET, slot_offset};
-use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
-use sheep_proto::{InodeHeader, Malformed, ObjectIndex, Oid, Opcode, SnapshotTag, Vid};
+use sheep_proto::limits::{CACHE_INFO_LEN, FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
+use sheep_proto::{InodeHeader, Malformed, ObjectIndex, Oid, Opcode, SnapshotTag, VdiName, Vid};
 use zerocopy::FromBytes;
 
 use crate::error::ClientError;
 use crate::object::Objects;
+use crate::query::query;
 use crate::request::{InFlightToken, Request, RetryPolicy};
 use crate::sender::Sender;
 use crate::vdi_info::VdiInfo;
@@ -108,6 +110,63 @@ impl<'a> Inode<'a> {
         let request = Request::new(Opcode::ReleaseVdi, RequestBody::Vdi(body))
             .with_retry_policy(RetryPolicy::OnDisconnect);
         self.sender.send(request).await.map(drop)
+    }
+
+    /// Drops what the object caches of all sheep before 1.0 hold of a VDI that is to be
+    /// deleted, as `dog` does: its VID may be used again.
+    ///
+    /// # Errors
+    /// Those of [every request](ClientError#every-request).
+    pub(crate) async fn delete_cache(self) -> Result<(), ClientError> {
+        if !self.sender.generation().await?.has_object_cache() {
+            return Ok(());
+        }
+        let body = ObjectRequest {
+            oid: Oid::inode(self.vid).raw().into(),
+            ..ObjectRequest::default()
+        };
+        let request = Request::new(Opcode::DeleteCache, RequestBody::Object(body))
+            .with_retry_policy(RetryPolicy::Always);
+        self.sender.send(request).await.map(drop)
+    }
+
+    /// Drops what the object cache of a sheep before 1.0 holds of the VDI `name`, which
+    /// could be written back over newer data. Does nothing without such a cache.
+    ///
+    /// # Errors
+    /// `DirtyCache` when that was not written back, otherwise those of [every
+    /// request](ClientError#every-request).
+    ///
+    /// Source: `GET_CACHE_INFO` and `RELEASE_VDI` before 1.0.
+    pub async fn drop_from_cache(self, name: &VdiName) -> Result<(), ClientError> {
+        /// Leaves the lock alone.
+        const SHARED_LOCK: u32 = 1;
+        if !self.sender.generation().await?.has_object_cache() {
+            return Ok(());
+        }
+        let response = self
+            .sender
+            .send(query(Opcode::GetCacheInfo, CACHE_INFO_LEN))
+            .await?;
+        let info =
+            CacheInfo::parse(&response.payload).map_err(|source| response.bad_payload(source))?;
+        match info.of(self.vid) {
+            None => Ok(()),
+            Some(cached) if cached.dirty.get() > 0 => Err(ClientError::DirtyCache {
+                name: name.clone(),
+                dirty: cached.dirty.get(),
+            }),
+            Some(_) => {
+                let body = VdiRequest {
+                    base_vdi_id: self.vid.get().into(),
+                    lock_type: SHARED_LOCK.into(),
+                    ..VdiRequest::default()
+                };
+                let request = Request::new(Opcode::ReleaseVdi, RequestBody::Vdi(body))
+                    .with_retry_policy(RetryPolicy::OnDisconnect);
+                self.sender.send(request).await.map(drop)
+            }
+        }
     }
 
     /// Reads `count` slots of a flat index from object `first` on.

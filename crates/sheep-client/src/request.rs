@@ -336,6 +336,7 @@ impl Request {
             | Opcode::ReadDelVdis
             | Opcode::ClusterInfo
             | Opcode::MdInfo
+            | Opcode::GetCacheInfo
             | Opcode::Stat => false,
             Opcode::GetVdiAttr => self
                 .flags

@@ -281,6 +281,7 @@ impl<'a> Vdi<'a> {
             };
             // A concurrent snapshot made another working VDI, with a full index.
             if Vdi::new(self.sender, &exactly).lookup().await? == vdi.vid {
+                inode.delete_cache().await?;
                 let mut request = selector_request(Opcode::DelVdi, &exactly, VdiRequest::default());
                 if deletes_objects {
                     request = request.with_response_timeout(DELETE_TIMEOUT);

@@ -8,11 +8,13 @@ bitflags::bitflags! {
     pub struct RequestFlags: u16 {
         /// A payload of `data_length` bytes follows the header.
         const WRITE = 0x0001;
-        /// A created object starts as a copy of `cow_oid`.
+        /// A created object starts as a copy of `cow_oid`. On any other request for an
+        /// object: bypass the object cache (servers before 1.0).
         const COW = 0x0002;
         /// Use the object cache (servers before 1.0).
         const CACHE = 0x0004;
-        /// Bypass the object cache (servers before 1.0).
+        /// Write the object cache back and bypass it (servers before 1.0); on a write
+        /// that can bring back old data.
         const DIRECT = 0x0008;
         /// Request and response both carry a payload.
         const PIGGYBACK = 0x0010;

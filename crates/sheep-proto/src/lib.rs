@@ -19,6 +19,7 @@
 
 pub mod attribute;
 pub mod btree;
+pub mod cache_info;
 pub mod cluster;
 pub mod decoder;
 pub mod flags;

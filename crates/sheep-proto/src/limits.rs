@@ -79,6 +79,8 @@ pub const RECOVERY_STATE_LEN: usize = 24;
 pub const MD_INFO_LEN: usize = 263_688;
 /// Disk records in a MD_INFO answer (protocol 8.5).
 pub const MD_MAX_DISKS: usize = 64;
+/// Bytes of a GET_CACHE_INFO answer of 0.7 to 0.9; the buffer must match exactly.
+pub const CACHE_INFO_LEN: usize = 12_312;
 /// Bytes of a STAT answer (protocol 8.5).
 pub const STAT_LEN: usize = 120;
 

@@ -140,13 +140,13 @@ opcodes! {
     FlushNodes = 0xad, "FLUSH_NODES", Plain, Plain, "Obsolete.";
     FlushPeer = 0xae, "FLUSH_PEER", Plain, Plain, "Obsolete.";
     NotifyVdiAdd = 0xaf, "NOTIFY_VDI_ADD", VdiState, Plain, "Between sheep.";
-    DeleteCache = 0xb0, "DELETE_CACHE", Object, Object, "Obsolete; accepted without effect.";
+    DeleteCache = 0xb0, "DELETE_CACHE", Object, Object, "Drop a VDI from the object caches of servers before 1.0.";
     MdInfo = 0xb1, "MD_INFO", Plain, Plain, "Disks of the asked node.";
     MdPlug = 0xb2, "MD_PLUG", Plain, Plain, "Add a disk to the asked node.";
     MdUnplug = 0xb3, "MD_UNPLUG", Plain, Plain, "Take a disk from the asked node.";
     GetHash = 0xb4, "GET_HASH", Object, Hash, "SHA-1 of the asked node's copy of an object.";
     Reweight = 0xb5, "REWEIGHT", Plain, Plain, "Recompute the weight of the nodes.";
-    GetCacheInfo = 0xb6, "GET_CACHE_INFO", Plain, Plain, "Obsolete.";
+    GetCacheInfo = 0xb6, "GET_CACHE_INFO", Plain, Plain, "What the object cache of a sheep before 1.0 holds.";
     CachePurge = 0xb7, "CACHE_PURGE", Plain, Plain, "Obsolete.";
     Stat = 0xb8, "STAT", Plain, Plain, "Request counters of the asked node.";
     GetLogLevel = 0xb9, "GET_LOGLEVEL", Plain, Plain, "The asked node's log level.";

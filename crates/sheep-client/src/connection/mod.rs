@@ -5,6 +5,7 @@
 //! requests, in whatever order the responses arrive. Anything that a sheep would
 //! not send ends the connection.
 
+mod cache_bypass;
 mod codec;
 mod pending;
 mod send_queue;
@@ -15,9 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
+use sheep_proto::cache_info::CacheInfo;
 use sheep_proto::generation::Detection;
-use sheep_proto::{Generation, RequestHeader};
+use sheep_proto::limits::CACHE_INFO_LEN;
+use sheep_proto::{Generation, Opcode, RequestBody, RequestHeader};
 use tokio::io::AsyncRead;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
@@ -72,6 +76,8 @@ pub(crate) struct Shared {
     /// Tells [`Connection::drained`] that requests have ended; only used once
     /// no new ones are accepted.
     completed: Notify,
+    /// Whether the sheep has an object cache.
+    has_cache: OnceLock<bool>,
     /// What the sheep is; only questions about that are sent before it is known.
     detected: OnceLock<Detected>,
 }
@@ -90,6 +96,7 @@ impl Connection {
             accepting: AtomicBool::new(true),
             bytes_in_flight: AtomicUsize::new(0),
             completed: Notify::new(),
+            has_cache: OnceLock::new(),
             detected: OnceLock::new(),
         });
         let writing = Arc::clone(&shared);
@@ -114,14 +121,13 @@ impl Connection {
     #[expect(clippy::result_large_err, reason = "the error is the request itself")]
     pub(crate) fn send(&self, pending: Pending) -> Result<(), Pending> {
         let shared = &*self.shared;
-        let mut header = match shared.checked_header(&pending.request) {
-            Ok(header) => header,
+        let (mut header, payload) = match shared.checked_frame(&pending.request) {
+            Ok(frame) => frame,
             Err(error) => {
                 pending.complete(Err(error));
                 return Ok(());
             }
         };
-        let payload = pending.request.payload().clone();
         let wire_len = pending.request.wire_len();
         {
             let mut in_flight = shared.in_flight();
@@ -189,6 +195,21 @@ impl Connection {
             }
         };
         self.shared.detected.get_or_init(|| detected);
+        if detected.generation().has_object_cache() {
+            self.detect_cache().await?;
+        }
+        Ok(())
+    }
+
+    /// Asks whether the sheep has an object cache. One of a cluster that waits does not
+    /// say; it is taken to have one.
+    async fn detect_cache(&self) -> Result<(), ClientError> {
+        let len = u32::try_from(CACHE_INFO_LEN).expect("the answer has 12,312 bytes");
+        let request = Request::new(Opcode::GetCacheInfo, RequestBody::NONE);
+        let response = self.request(request.with_max_response_len(len)).await?;
+        if let Ok(info) = CacheInfo::parse(&response.payload) {
+            self.shared.has_cache.get_or_init(|| info.is_enabled());
+        }
         Ok(())
     }
 
@@ -252,8 +273,8 @@ impl Shared {
         self.accepting.load(Ordering::Acquire)
     }
 
-    /// The header of a request, if the sheep may get it.
-    fn checked_header(&self, request: &Request) -> Result<RequestHeader, ClientError> {
+    /// Header and payload of a request, if the sheep may get it.
+    fn checked_frame(&self, request: &Request) -> Result<(RequestHeader, Bytes), ClientError> {
         let generation = match self.detected.get() {
             Some(detected) => detected.generation(),
             // A probe is the same for all of them.
@@ -267,7 +288,13 @@ impl Shared {
             }
         };
         request.check(generation)?;
-        Ok(request.header(generation))
+        let (header, payload) = (request.header(generation), request.payload().clone());
+        if !generation.has_object_cache() {
+            return Ok((header, payload));
+        }
+        // One that was not asked, or did not answer, may have a cache.
+        let is_enabled = self.has_cache.get().copied().unwrap_or(true);
+        Ok(cache_bypass::bypass(header, payload, is_enabled))
     }
 
     /// Accepts no more requests from now on.

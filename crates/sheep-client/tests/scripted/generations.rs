@@ -11,7 +11,7 @@ use sheep_proto::{Oid, Opcode, Vid};
 use crate::peer::{Peer, Script};
 use crate::{config, connected, object, within};
 
-fn sheep(generation: Generation) -> Script {
+pub(crate) fn sheep(generation: Generation) -> Script {
     Script {
         proto_ver: generation.internal_proto_ver(),
         epoch_record_len: u32::try_from(generation.epoch_record_len(0)).unwrap(),
@@ -35,7 +35,7 @@ pub(crate) async fn connect_to(generation: Generation) -> (Peer, Result<Client, 
     connect(sheep(generation)).await
 }
 
-async fn connect(script: Script) -> (Peer, Result<Client, ClientError>) {
+pub(crate) async fn connect(script: Script) -> (Peer, Result<Client, ClientError>) {
     let mut peer = Peer::start(script.clone()).await;
     let config = config(&peer, 1);
     let client = tokio::select! {

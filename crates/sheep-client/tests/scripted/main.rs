@@ -8,6 +8,7 @@ mod error_mapping;
 mod generations;
 mod in_flight_tokens;
 mod malformed_response;
+mod object_cache;
 mod old_vdis;
 mod panics;
 mod peer;

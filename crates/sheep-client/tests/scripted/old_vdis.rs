@@ -117,7 +117,11 @@ async fn answer(inodes: &HashMap<u32, InodeHeader>, request: &Received) {
             request.answer(&inode[start..start + len]).await;
         }
         Opcode::NewVdi | Opcode::LockVdi => request.answer_vid(NEW).await,
-        Opcode::GetClusterDefault | Opcode::WriteObj | Opcode::DelVdi | Opcode::ReleaseVdi => {
+        Opcode::GetClusterDefault
+        | Opcode::WriteObj
+        | Opcode::DeleteCache
+        | Opcode::DelVdi
+        | Opcode::ReleaseVdi => {
             request.answer(&[]).await;
         }
         other => panic!("{other} has no business here"),
@@ -226,8 +230,15 @@ async fn delete_before_0_9_leaves_the_index_to_the_sheep() {
             .unwrap();
         let opcodes: Vec<_> = sheep.changes().iter().map(|(opcode, _)| *opcode).collect();
         match generation {
-            Generation::V0_7 | Generation::V0_8 => assert_eq!(opcodes, [Opcode::DelVdi]),
-            _ => assert_eq!(opcodes, [Opcode::WriteObj, Opcode::DelVdi]),
+            // As dog does: without what is cached under a VID that may be used again.
+            Generation::V0_7 | Generation::V0_8 => {
+                assert_eq!(opcodes, [Opcode::DeleteCache, Opcode::DelVdi]);
+            }
+            Generation::V0_9 => assert_eq!(
+                opcodes,
+                [Opcode::WriteObj, Opcode::DeleteCache, Opcode::DelVdi]
+            ),
+            Generation::V1_0 => assert_eq!(opcodes, [Opcode::WriteObj, Opcode::DelVdi]),
         }
     }
 }

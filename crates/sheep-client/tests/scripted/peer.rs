@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use sheep_proto::cluster::ClusterInfoHeader;
 use sheep_proto::header::{ObjectRequest, RequestHeader, ResponseBody, ResponseHeader};
-use sheep_proto::limits::{CLUSTER_INFO_LEN, HEADER_LEN, MAX_PAYLOAD_LEN};
+use sheep_proto::limits::{CACHE_INFO_LEN, CLUSTER_INFO_LEN, HEADER_LEN, MAX_PAYLOAD_LEN};
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{Oid, Opcode, ResultCode, VdiResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -44,6 +44,8 @@ pub(crate) struct Script {
     pub(crate) epoch_record_len: u32,
     /// Whether the cluster has an epoch.
     pub(crate) is_formatted: Arc<AtomicBool>,
+    /// What it says about its object cache when it is first asked; zeros for none.
+    pub(crate) cache_info: Vec<u8>,
 }
 
 impl Default for Script {
@@ -57,6 +59,7 @@ impl Default for Script {
             proto_ver: 0x0a,
             epoch_record_len: 48,
             is_formatted: Arc::new(AtomicBool::new(true)),
+            cache_info: vec![0; CACHE_INFO_LEN],
         }
     }
 }
@@ -197,7 +200,7 @@ async fn serve(
     forward: mpsc::Sender<Received>,
     mut reading: watch::Receiver<bool>,
 ) {
-    let mut detected = false;
+    let (mut detected, mut told_cache) = (false, false);
     loop {
         let mut header = [0; HEADER_LEN];
         if reading.wait_for(|&reading| reading).await.is_err()
@@ -224,6 +227,9 @@ async fn serve(
             if !script.is_silent {
                 detected = request.answer_probe(&script).await;
             }
+        } else if !told_cache && request.opcode() == Opcode::GetCacheInfo {
+            told_cache = true;
+            request.answer(&script.cache_info).await;
         } else if request.opcode() != Opcode::ClusterInfo {
             if forward.send(request).await.is_err() {
                 return;

@@ -232,6 +232,8 @@ impl Device {
             && writable
             && !state.info.is_snapshot()
         {
+            let inode = client.inode(vid);
+            inode.drop_from_cache(&state.info.name).await?;
             prepare_writes(client, &state.info).await?;
         }
         Ok(loaded)

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use nix::errno::Errno;
-use sheep_client::unstable::{BoxFuture, Completion, Request, Transport};
+use sheep_client::unstable::{BoxFuture, Completion, Request, Response, Transport};
 use sheep_client::{Client, ClientError, GatewayAddress, Generation, VdiSelector};
-use sheep_proto::{ClusterFlags, ObjectKind, Opcode};
+use sheep_proto::limits::CACHE_INFO_LEN;
+use sheep_proto::{ClusterFlags, ObjectKind, Opcode, ResponseBody, ResponseHeader, ResultCode};
 use sheepfs_vfs::{BlockDevice as _, LockMode, Tree, TreeConfig};
 use tokio::sync::Notify;
 
@@ -43,6 +45,10 @@ impl Transport for Said {
             of_data: oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Data),
             is_index_update: is_index_update(&request),
         });
+        // Sheep of 1.0 do not have this.
+        if request.opcode() == Opcode::GetCacheInfo {
+            return done(Ok(no_cache(&request)));
+        }
         self.inner.submit(request, done);
     }
 
@@ -60,6 +66,18 @@ impl Transport for Said {
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {
         self.inner.switch_gateway(address)
+    }
+}
+
+/// What a sheep without an object cache says about it.
+fn no_cache(request: &Request) -> Response {
+    let success = ResponseBody::result(ResultCode::Success);
+    let len = request.max_response_len();
+    let header = request.header(Generation::V0_9);
+    Response {
+        operation: request.operation(),
+        header: ResponseHeader::answer(&header, 1, len, success),
+        payload: BytesMut::zeroed(CACHE_INFO_LEN),
     }
 }
 
