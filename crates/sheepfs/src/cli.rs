@@ -110,10 +110,10 @@ pub(crate) struct Cli {
     #[arg(short = 'k', long = "pagecache", help_heading = "Volumes")]
     pub(crate) page_cache: bool,
 
-    /// Ask for the object cache of the sheep
+    /// Accepted without effect, for the sake of scripts
     ///
-    /// Sheep since version 1.0 have none; the option is accepted, and shown in
-    /// config/object_cache, for the sake of scripts.
+    /// Requests bypass the object cache that sheep before version 1.0 may have, which
+    /// is not safe; see config/object_cache, where the option is shown.
     #[arg(short = 'o', long = "objectcache", help_heading = "Volumes")]
     pub(crate) object_cache: bool,
 
