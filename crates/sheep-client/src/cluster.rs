@@ -413,6 +413,7 @@ impl<'a> Cluster<'a> {
         let generation = self.generation().await?;
         generation.check_redundancy(options.redundancy)?;
         let block_size_shift = wire_shift(generation, options.object_shift)?;
+        generation.check_cluster_flags(options.flags)?;
         let body = ClusterRequest {
             ctime: packed_now().into(),
             copies: options.redundancy.nr_copies(),

@@ -108,6 +108,14 @@ impl State {
         }
     }
 
+    /// Lets all connections know the generation of the cluster, once it is certain.
+    fn decide(&self) {
+        if let Some(Detected::Certain(generation)) = self.topology.detected() {
+            let connections = self.nodes.values().flat_map(|node| &node.connections);
+            connections.for_each(|connection| connection.decide(generation));
+        }
+    }
+
     /// Takes a connection out of use; `None` when it was already.
     fn remove(&mut self, connection: &Arc<Shared>) -> Option<Arc<Connection>> {
         let connections = &mut self.nodes.get_mut(&connection.peer())?.connections;
@@ -339,14 +347,19 @@ impl Supervisor {
         self: &Arc<Self>,
         address: &GatewayAddress,
     ) -> Result<(Connection, Membership), ClientError> {
-        let observer = Arc::clone(self) as Arc<dyn ConnectionObserver>;
-        let connection = self.connect(address, Some(observer)).await?;
-        match membership::ask(&connection).await {
-            Ok((membership, epoch)) => {
+        loop {
+            let observer = Arc::clone(self) as Arc<dyn ConnectionObserver>;
+            let connection = self.connect(address, Some(observer)).await?;
+            let (membership, epoch) = membership::ask(&connection)
+                .await
+                .map_err(|error| lost_while_connecting(address, error))?;
+            // The cluster was formatted between the two questions: the first has an
+            // answer now.
+            let is_decidable = epoch != 0 && connection.detected() == Detected::Undecided;
+            if !is_decidable || self.state().topology.detected().is_some() {
                 self.epoch.store(epoch, Ordering::Relaxed);
-                Ok((connection, membership))
+                return Ok((connection, membership));
             }
-            Err(error) => Err(lost_while_connecting(address, error)),
         }
     }
 
@@ -418,18 +431,26 @@ impl Supervisor {
             let mut state = self.state();
             // One that closed before it got here was not found by `closed`, and
             // would stay for ever.
-            let installed = if !connection.is_accepting() || self.closing.is_cancelled() {
+            // So would one that was asked for its generation before the cluster had an
+            // epoch, and leave it open.
+            let is_decidable = self.epoch.load(Ordering::Relaxed) != 0
+                && detected == Detected::Undecided
+                && !matches!(state.topology.detected(), Some(Detected::Certain(_)));
+            let is_outdated =
+                is_decidable || !connection.is_accepting() || self.closing.is_cancelled();
+            let installed = if is_outdated {
                 Err(Rejected::Outdated)
             } else {
                 state
                     .topology
-                    .connected(revision, peer, connection.detected(), membership)
+                    .connected(revision, peer, detected, membership)
             };
             if let Err(rejected) = installed {
                 drop(state);
                 return Err(self.reject(peer, rejected));
             }
             state.install(connection);
+            state.decide();
         }
         self.connected.notify_waiters();
         if is_first {
@@ -488,6 +509,7 @@ impl Supervisor {
             let old = state.remove_all();
             if connection.is_accepting() {
                 state.install(connection);
+                state.decide();
             } else {
                 // It closed just now; the supervising task opens another.
                 state.unreachable_since.get_or_insert_with(Instant::now);

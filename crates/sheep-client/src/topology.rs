@@ -137,9 +137,10 @@ impl Topology {
         self.revision
     }
 
-    /// What the gateway last connected to is; `None` before the first connection.
+    /// The generation of the cluster as far as it is known; `None` before the first
+    /// connection.
     pub(crate) fn detected(&self) -> Option<Detected> {
-        self.detected
+        self.decided.map(Detected::Certain).or(self.detected)
     }
 
     /// Where to look for a gateway, in this order: the last one, the seeds, the
@@ -184,11 +185,13 @@ impl Topology {
         if revision != self.revision {
             return Err(Rejected::Outdated);
         }
+        if let Some(membership) = &membership
+            && membership.is_other_than(&self.cluster)
+        {
+            return Err(Rejected::OtherCluster);
+        }
         self.check_generation(found)?;
         if let Some(membership) = membership {
-            if membership.is_other_than(&self.cluster) {
-                return Err(Rejected::OtherCluster);
-            }
             self.cluster.update(membership);
         }
         self.peer = Some(peer);

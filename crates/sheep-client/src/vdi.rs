@@ -261,9 +261,10 @@ impl<'a> Vdi<'a> {
     /// Source: protocol 6.7.
     pub async fn delete(self) -> Result<(), ClientError> {
         let selector = self.selector;
-        let deletes_objects = self.sender.generation().await?.deletes_objects();
         for _ in 0..SNAPSHOT_RETRIES {
             let vdi = self.stat().await?;
+            // Certain now, because the sheep has answered a request for a VDI.
+            let deletes_objects = self.sender.generation().await?.deletes_objects();
             let inode = Inode::new(self.sender, vdi.vid);
             let of_working = selector.version == VdiVersion::Working;
             if of_working && inode.is_snapshot().await? {

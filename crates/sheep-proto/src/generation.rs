@@ -85,6 +85,12 @@ pub enum Unsupported {
         /// Bytes of the object at most.
         len: u64,
     },
+    /// The sheep has no objects of this kind.
+    #[error("sheep {0} has no such objects")]
+    Object(Generation),
+    /// A flag of the cluster.
+    #[error("sheep {0} does not know all of these cluster flags")]
+    ClusterFlags(Generation),
     /// A number of copies that the sheep cannot store.
     #[error("sheep {generation} stores at most {limit} copies")]
     Copies {
@@ -425,6 +431,19 @@ impl Generation {
         Ok(())
     }
 
+    /// Checks that a cluster of this generation can be formatted with these flags.
+    /// Automatic vnodes, the default, mean fixed ones where they do not exist.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check_cluster_flags(self, flags: ClusterFlags) -> Result<(), Unsupported> {
+        let possible = self.cluster_flags().union(ClusterFlags::AUTO_VNODES);
+        match possible.contains(flags) {
+            true => Ok(()),
+            false => Err(Unsupported::ClusterFlags(self)),
+        }
+    }
+
     /// Checks that a request may be sent to a sheep of this generation: that it has
     /// the operation, that no range reaches past the end of an object, and that no
     /// field has a value which the generation reads as something else.
@@ -441,11 +460,14 @@ impl Generation {
             RequestBody::Object(body) => {
                 let oid = Oid::from_raw(body.oid.get());
                 let end = u64::from(body.offset.get()) + u64::from(len);
+                // One without a kind exists nowhere, which every sheep reports.
+                let kind = oid.kind().is_some();
                 match self.max_object_len(oid) {
                     Some(len) if end > len => Err(Unsupported::PastEnd {
                         generation: self,
                         len,
                     }),
+                    None if kind => Err(Unsupported::Object(self)),
                     _ => Ok(()),
                 }
             }

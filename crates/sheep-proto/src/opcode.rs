@@ -104,7 +104,7 @@ opcodes! {
     GetVdiInfo = 0x14, "GET_VDI_INFO", Vdi, Vdi, "Look a VDI up by name, tag or snapshot id.";
     ReadVdis = 0x15, "READ_VDIS", Plain, Plain, "Bitmap of the VIDs in use.";
     FlushVdi = 0x16, "FLUSH_VDI", Object, Object, "Flush the object cache of servers before 1.0.";
-    DelVdi = 0x17, "DEL_VDI", Vdi, Vdi, "Delete a VDI whose index is already empty.";
+    DelVdi = 0x17, "DEL_VDI", Vdi, Vdi, "Delete a VDI; from 0.9 on its index must be empty.";
     GetClusterDefault = 0x18, "GET_CLUSTER_DEFAULT", Plain, ClusterDefault, "Redundancy and object size of new VDIs.";
     GetNodeList = 0x82, "GET_NODE_LIST", Plain, Node, "The live nodes of the cluster.";
     MakeFs = 0x84, "MAKE_FS", Cluster, Plain, "Format the cluster.";
@@ -121,7 +121,7 @@ opcodes! {
     TraceStatus = 0x95, "TRACE_STATUS", Plain, Plain, "Tracer state.";
     TraceReadBuf = 0x96, "TRACE_READ_BUF", Plain, Plain, "Read the tracer's buffer.";
     StatRecovery = 0x97, "STAT_RECOVERY", Plain, Plain, "Progress of recovery on the asked node.";
-    FlushDelCache = 0x98, "FLUSH_DEL_CACHE", Object, Object, "Obsolete; accepted without effect.";
+    FlushDelCache = 0x98, "FLUSH_DEL_CACHE", Object, Object, "Write back and drop what an object cache has of a VDI; without effect since 1.0.";
     NotifyVdiDel = 0x99, "NOTIFY_VDI_DEL", Vdi, Plain, "Between sheep.";
     KillNode = 0x9a, "KILL_NODE", Plain, Plain, "Stop the asked sheep.";
     TraceEnable = 0x9b, "TRACE_ENABLE", Plain, Plain, "Start a tracer.";
@@ -147,7 +147,7 @@ opcodes! {
     GetHash = 0xb4, "GET_HASH", Object, Hash, "SHA-1 of the asked node's copy of an object.";
     Reweight = 0xb5, "REWEIGHT", Plain, Plain, "Recompute the weight of the nodes.";
     GetCacheInfo = 0xb6, "GET_CACHE_INFO", Plain, Plain, "What the object cache of a sheep before 1.0 holds.";
-    CachePurge = 0xb7, "CACHE_PURGE", Plain, Plain, "Obsolete.";
+    CachePurge = 0xb7, "CACHE_PURGE", Plain, Plain, "Empty the object cache of a sheep before 1.0.";
     Stat = 0xb8, "STAT", Plain, Plain, "Request counters of the asked node.";
     GetLogLevel = 0xb9, "GET_LOGLEVEL", Plain, Plain, "The asked node's log level.";
     SetLogLevel = 0xba, "SET_LOGLEVEL", Plain, Plain, "Set the asked node's log level.";

@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     has_cache: OnceLock<bool>,
     /// What the sheep is; only questions about that are sent before it is known.
     detected: OnceLock<Detected>,
+    /// The generation of its cluster, where `detected` leaves it open.
+    decided: OnceLock<Generation>,
 }
 
 impl Connection {
@@ -98,6 +100,7 @@ impl Connection {
             completed: Notify::new(),
             has_cache: OnceLock::new(),
             detected: OnceLock::new(),
+            decided: OnceLock::new(),
         });
         let writing = Arc::clone(&shared);
         let writer = tokio::spawn(async move { writing.send_queue.write_queued().await });
@@ -222,6 +225,11 @@ impl Connection {
             .expect("a connection is not used before it is known")
     }
 
+    /// Says of which generation the cluster is, for a sheep that left it open.
+    pub(crate) fn decide(&self, generation: Generation) {
+        self.shared.decided.get_or_init(|| generation);
+    }
+
     pub(crate) fn peer(&self) -> SocketAddr {
         self.shared.peer()
     }
@@ -275,11 +283,12 @@ impl Shared {
 
     /// Header and payload of a request, if the sheep may get it.
     fn checked_frame(&self, request: &Request) -> Result<(RequestHeader, Bytes), ClientError> {
-        let generation = match self.detected.get() {
-            Some(detected) => detected.generation(),
+        let generation = match (self.decided.get(), self.detected.get()) {
+            (Some(&decided), _) => decided,
+            (None, Some(detected)) => detected.generation(),
             // A probe is the same for all of them.
-            None if request.is_probe() => Generation::V0_7,
-            None => {
+            (None, None) if request.is_probe() => Generation::V0_7,
+            (None, None) => {
                 return Err(ClientError::Lost {
                     operation: request.operation(),
                     gateway: self.peer,

@@ -4,6 +4,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use sheep_client::cluster::{ClusterDefault, ClusterStatus};
 use sheep_client::{Client, ClientError};
+use sheep_proto::generation::Locking;
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::node::NodeRecord;
 use sheep_proto::{ClusterFlags, Generation, Redundancy, ResultCode};
@@ -117,6 +118,11 @@ pub fn format_json(status: &ClusterStatus, default: ClusterDefault) -> Vec<u8> {
             let generation = status.generation;
             let redundancy = generation.reports_redundancy().then(|| header.redundancy());
             let flag = |flag| {
+                let is_locking = flag == ClusterFlags::USE_LOCK && !header.flags().contains(flag);
+                if is_locking && generation.locking() == Locking::Maybe {
+                    // 0.9.0 and 0.9.1 lock without the flag, too.
+                    return None;
+                }
                 let known = generation.cluster_flags().contains(flag);
                 let reported = generation.sizes_epoch_records();
                 match (known, reported) {

@@ -53,13 +53,13 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
 /// # Errors
 /// As [`text`].
 pub async fn query(client: &Client) -> Result<NodeInfo, ClientError> {
+    let counts_silent = client.generation().await?.dog_numbers_silent_nodes();
     let nodes = member_nodes(client).await?;
     let answers: Vec<_> = stream::iter(nodes)
         .map(|node| async move { (node, client.node(node.address()).store_space().await) })
         .buffered(PARALLEL)
         .collect()
         .await;
-    let counts_silent = client.generation().await?.dog_numbers_silent_nodes();
     let (mut answered, mut silent, mut id) = (Vec::new(), Vec::new(), 0);
     for (node, answer) in answers {
         id += u32::from(answer.is_ok() || counts_silent);

@@ -62,8 +62,8 @@ impl VdiUsage {
 /// [`Index::for_each_slot`](sheep_client::Index::for_each_slot); `Refused`
 /// while the cluster goes down.
 pub async fn text(client: &Client) -> Result<Vec<u8>, ClientError> {
-    let vdis = query(client).await?.unwrap_or_default();
     let generation = client.generation().await?;
+    let vdis = query(client).await?.unwrap_or_default();
     Ok(format_text(&vdis, generation, &TimeZone::system()))
 }
 

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::error::VolumeError;
 use super::extent::{Extent, extents};
-use super::follow::{Follower, MAX_GENERATIONS, RETRY_DEADLINE};
+use super::follow::{Follower, MAX_LINEAGE_LEN, RETRY_DEADLINE};
 use super::head::Head;
 use super::index_commit::IndexCommitter;
 use super::io::ExtentIo;
@@ -270,7 +270,7 @@ impl Deallocator {
     ) -> Result<(), ClientError> {
         let client = &self.head.client;
         let mut snapshot = newest;
-        for _ in 0..MAX_GENERATIONS {
+        for _ in 0..MAX_LINEAGE_LEN {
             let Some(vid) = snapshot else {
                 break;
             };

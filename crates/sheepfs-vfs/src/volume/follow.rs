@@ -42,7 +42,7 @@ const FROZEN_CACHE_TTL: Duration = Duration::from_secs(1);
 /// How long an operation is retried when snapshots follow each other too fast for it.
 pub(super) const RETRY_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest chain of snapshots between the old and the new head.
-pub(super) const MAX_GENERATIONS: u32 = 1024;
+pub(super) const MAX_LINEAGE_LEN: u32 = 1024;
 
 /// Switches a volume to the new head.
 #[derive(Debug)]
@@ -230,7 +230,7 @@ impl Follower {
         }
         let mut line = vec![new.vid];
         let mut parent = new.parent;
-        for _ in 0..MAX_GENERATIONS {
+        for _ in 0..MAX_LINEAGE_LEN {
             match parent {
                 Some(vid) if descendants.contains(&vid) => {
                     descendants.extend(line);

@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sheep_client::{Client, ClientError, VdiInfo, VdiSelector, VdiVersion};
+use sheep_proto::generation::Locking;
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::{Generation, ObjectIndex, Vid};
 use tokio::task::JoinError;
@@ -117,9 +118,11 @@ impl Head {
         self.selector.version == VdiVersion::Working
     }
 
-    /// Whether no other client may change the index, so that the cached one is valid.
+    /// Whether no other client may change the index, so that the cached one is valid. A
+    /// lock guarantees that only where every LOCK_VDI that succeeds has locked the VDI.
     pub(super) fn is_index_exclusive(&self) -> bool {
-        self.leased || !self.is_head_selected()
+        let excludes_others = self.generation.locking() == Locking::AsFormatted;
+        self.leased && excludes_others || !self.is_head_selected()
     }
 
     /// Whether a read may use the cached slot.

@@ -230,33 +230,28 @@ impl IndexCommitter {
         join_all(runs).await.into_iter().collect()
     }
 
-    /// Removes an object of a hypervolume and clears its slot. When that fails
-    /// the object must not be used before it is made again. `lock` is the object's.
+    /// Removes an object and clears its slot. When that fails the object must not be
+    /// used before it is made again. `lock` is the object's.
+    ///
+    /// With a flat index only where the server counts no references: a server that does
+    /// would remove an object that is made again in between.
     ///
     /// # Errors
     /// The error of the cluster.
-    ///
-    /// # Panics
-    /// For a VDI with a flat index, where the server would remove an object that
-    /// is made again in between.
     pub(crate) async fn discard(
         &self,
         vid: Vid,
         index: ObjectIndex,
         lock: SharedObjectLock,
     ) -> Result<(), ClientError> {
-        let fence = self.acquire_fence().await?;
-        let mut tree = match &self.tree {
-            Some(tree) => Some(tree.lock().await),
-            None => None,
+        let request = Request::discard_object(Oid::data(vid, index)).with_token(lock);
+        let Some(tree) = &self.tree else {
+            return self.client.send(request).await.map(drop);
         };
-        let request = Request::discard_object(Oid::data(vid, index))
-            .with_token(lock)
-            .with_token(fence);
-        let outcome = self.client.send(request).await.map(drop);
-        if let Some(tree) = &mut tree {
-            tree.mark_hole(index);
-        }
+        let fence = self.acquire_fence().await?;
+        let mut tree = tree.lock().await;
+        let outcome = self.client.send(request.with_token(fence)).await.map(drop);
+        tree.mark_hole(index);
         outcome
     }
 
