@@ -26,6 +26,7 @@ use crate::limits::{
 use crate::node::NodeRecord;
 use crate::opcode::Opcode;
 use crate::result_code::ResultCode;
+use crate::vdi_state::VdiState;
 use crate::{ClusterFlags, Oid, Redundancy, ResponseHeader};
 
 /// A series of releases that are alike on the wire.
@@ -602,6 +603,157 @@ impl Generation {
     }
 }
 
+/// What a client meets only when it asks for the wrong thing: for servers that stand in
+/// for a generation.
+impl Generation {
+    /// The newest generation.
+    pub const NEWEST: Self = Self::V1_0;
+
+    /// True for an opcode that only later releases of the generation serve.
+    pub const fn gains_opcode(self, opcode: Opcode) -> bool {
+        match self {
+            Self::V0_7 => matches!(opcode, Opcode::GetLogLevel | Opcode::SetLogLevel),
+            Self::V0_9 => matches!(opcode, Opcode::GetRecovery | Opcode::SetRecovery),
+            Self::V0_8 | Self::V1_0 => false,
+        }
+    }
+
+    /// True when a release of the generation ends on an opcode that it lacks.
+    ///
+    /// 0.7.7 reads through a null pointer, and 0.8 past the end of its table.
+    pub const fn dies_of_opcode(self, raw: u8) -> bool {
+        const LAST_OF_0_8: u8 = Opcode::SetLogLevel as u8;
+        match self {
+            Self::V0_7 => true,
+            Self::V0_8 => raw > LAST_OF_0_8,
+            Self::V0_9 | Self::V1_0 => false,
+        }
+    }
+
+    /// True when a release of the generation ends after it has refused a version.
+    pub const fn dies_of_version(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
+    /// True when a read past the end of an object makes the sheep leave the cluster.
+    pub const fn leaves_after_reading_past_end(self) -> bool {
+        matches!(self, Self::V0_7 | Self::V0_8)
+    }
+
+    /// True when GET_HASH of an object that is not there ends the sheep.
+    pub const fn dies_of_absent_digest(self) -> bool {
+        matches!(self, Self::V0_8 | Self::V0_9)
+    }
+
+    /// True when GET_VDI_COPIES answers BUFFER_SMALL instead of writing past the buffer.
+    pub const fn checks_vdi_state_buffer(self) -> bool {
+        matches!(self, Self::V0_9 | Self::V1_0)
+    }
+
+    /// True when flushing an index that was changed in the cache locks the sheep out.
+    pub const fn flush_deadlocks(self) -> bool {
+        matches!(self, Self::V0_9)
+    }
+
+    /// True when the last release of the generation still gives the VID of a deleted VDI
+    /// to a new one.
+    pub const fn keeps_reusing_vids(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
+    /// True when DEL_VDI of a clone gives the slot in its parent back, in the last release.
+    pub const fn frees_child_slots(self) -> bool {
+        matches!(self, Self::V0_8)
+    }
+
+    /// What NEW_VDI answers when the parent has no slot for another child.
+    pub const fn full_parent(self) -> ResultCode {
+        match self {
+            Self::V0_7 => ResultCode::NoBaseVdi,
+            Self::V0_8 | Self::V0_9 | Self::V1_0 => ResultCode::FullVdi,
+        }
+    }
+
+    /// True when READ_OBJ in version 2 cuts blocks of zeros off both ends.
+    pub const fn trims_zeros(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
+    /// True when READ_OBJ answers the number of copies, unless it comes from the cache.
+    pub const fn answers_copies(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
+    /// True when DEL_VDI answers the VID.
+    pub const fn answers_deleted_vid(self) -> bool {
+        matches!(self, Self::V1_0)
+    }
+
+    /// True when DEL_VDI does nothing to a VDI that has index entries, and says success.
+    ///
+    /// 1.0 hides such a VDI.
+    pub const fn deletes_only_empty_vdis(self) -> bool {
+        matches!(self, Self::V0_9)
+    }
+
+    /// True when NEW_VDI has a number of copies of 32 bits and neither policies nor an
+    /// object size.
+    pub const fn has_wide_copies(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
+    /// True when DISCARD_OBJ looks whether the index names an object.
+    pub const fn discards_only_named_objects(self) -> bool {
+        !matches!(self, Self::V0_7)
+    }
+
+    /// True when every record of an epoch log has the time of the format.
+    pub const fn repeats_ctime(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
+    /// Points on the placement ring that a node has by default.
+    pub const fn default_vnodes(self) -> u16 {
+        match self {
+            Self::V0_7 => 64,
+            Self::V0_8 | Self::V0_9 | Self::V1_0 => 128,
+        }
+    }
+
+    /// The payload of GET_STORE_LIST.
+    pub const fn store_list(self) -> &'static [u8] {
+        match self {
+            Self::V0_7 | Self::V0_8 => b"plain \0",
+            Self::V0_9 | Self::V1_0 => b"tree plain \0",
+        }
+    }
+
+    /// Appends a record of GET_VDI_COPIES to a payload.
+    pub fn push_vdi_state(self, state: &VdiState, payload: &mut Vec<u8>) {
+        let bytes = state.as_bytes();
+        let lock = std::mem::offset_of!(VdiState, lock_state);
+        match self {
+            Self::V0_7 | Self::V0_8 => self.push_old_state(state, payload),
+            Self::V0_9 => {
+                self.push_old_state(state, payload);
+                payload.extend_from_slice(&bytes[lock..]);
+            }
+            Self::V1_0 => payload.extend_from_slice(bytes),
+        }
+    }
+
+    /// VID, copies, whether it is a snapshot, and the policy where there is one.
+    fn push_old_state(self, state: &VdiState, payload: &mut Vec<u8>) {
+        let policy = if self.has_erasure_code() {
+            state.copy_policy
+        } else {
+            0
+        };
+        payload.extend_from_slice(state.vid.as_bytes());
+        payload.extend_from_slice(&[state.nr_copies, state.snapshot, policy, 0]);
+    }
+}
+
 /// Prints as the options and reports name it: `0.9`.
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -1009,5 +1161,34 @@ mod tests {
             assert_eq!(generation.to_string().parse(), Ok(generation));
         }
         assert_eq!("0.6".parse::<Generation>(), Err(UnknownGeneration));
+    }
+
+    #[test]
+    fn vdi_states_have_the_length_of_their_generation() {
+        let mut state = <VdiState as zerocopy::FromZeros>::new_zeroed();
+        state.vid = 0x20609.into();
+        (state.nr_copies, state.snapshot, state.copy_policy) = (2, 1, 0x21);
+        state.lock_state = 1.into();
+        for generation in Generation::ALL {
+            let mut payload = Vec::new();
+            generation.push_vdi_state(&state, &mut payload);
+            assert_eq!(payload.len(), generation.vdi_state_len(), "{generation}");
+            assert_eq!(payload[..6], [9, 6, 2, 0, 2, 1], "{generation}");
+        }
+        let mut payload = Vec::new();
+        Generation::V0_9.push_vdi_state(&state, &mut payload);
+        assert_eq!(payload[6..12], [0x21, 0, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn opcodes_gained_later_are_not_counted_on() {
+        for generation in Generation::ALL {
+            for opcode in (0..=u8::MAX).filter_map(|raw| Opcode::try_from(raw).ok()) {
+                assert!(
+                    !generation.gains_opcode(opcode) || !generation.has_opcode(opcode),
+                    "{opcode} on {generation}"
+                );
+            }
+        }
     }
 }
