@@ -229,6 +229,27 @@ impl VdiOperation<'_> {
         Vid::new(expected).filter(|&vid| vid < first)
     }
 
+    /// The VID of a deleted VDI that a new one called `name` gets in releases that use
+    /// them again: they do not ask whether others need its objects.
+    pub(crate) fn reusable_vid(&self, name: &VdiName) -> Option<Vid> {
+        let entries = read(self.entries);
+        let first = first_vid(name.as_bytes());
+        let run: Vec<_> = (first.get()..)
+            .zip(entries.by_vid.range(first..))
+            .take_while(|(expected, (vid, _vdi))| vid.get() == *expected)
+            .map(|(_expected, (_vid, vdi))| vdi)
+            .collect();
+        let mut lowest = None;
+        for vdi in run.into_iter().rev() {
+            match &vdi.read().name {
+                None => lowest = Some(vdi.vid),
+                Some(other) if other == name => break,
+                Some(_other) => {}
+            }
+        }
+        lowest
+    }
+
     /// Locks the states of up to two VDIs for writing, once if they are the same.
     ///
     /// Nothing else locks two states, so two callers cannot wait for each other.

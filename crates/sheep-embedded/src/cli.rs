@@ -45,6 +45,26 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) nosync: bool,
 
+    /// Be like the sheep of these releases.
+    ///
+    /// Older ones lack operations, have other records, and end on some requests: then
+    /// this program ends too, with the exit status 70. Where the releases of a generation
+    /// differ it is like the worst one. A store stays with the generation that formatted it.
+    #[arg(
+        long,
+        value_name = "VERSION",
+        default_value = "1.0",
+        value_parser = ["0.7", "0.8", "0.9", "1.0"],
+    )]
+    pub(crate) generation: String,
+
+    /// Keep an object cache, as `sheep -w` does; only with an older --generation.
+    ///
+    /// It is in the directory `cache` of DIR, and after a start all of it counts as
+    /// not written back.
+    #[arg(long)]
+    pub(crate) object_cache: bool,
+
     /// Wait for `dog cluster format` instead of formatting a new store.
     #[arg(long)]
     pub(crate) unformatted: bool,

@@ -6,7 +6,8 @@ use sheep_proto::limits::{
 };
 use sheep_proto::name::unpad;
 use sheep_proto::{
-    ClusterDefaultResponse, ClusterFlags, ClusterRequest, Redundancy, ResultCode, VdiRequest,
+    ClusterDefaultResponse, ClusterFlags, ClusterRequest, Generation, Redundancy, ResultCode,
+    VdiRequest,
 };
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -34,13 +35,14 @@ pub(crate) struct Cluster {
     copies: u8,
     copy_policy: u8,
     shift: u8,
-    pad: [u8; 3],
+    /// The generation's name; zeros for the newest one.
+    generation: [u8; 3],
     store: [u8; 16],
 }
 
 impl Cluster {
     /// The settings of a store that formats itself: one copy, 4 MiB objects.
-    pub(crate) fn default_config() -> Self {
+    pub(crate) fn default_config(generation: Generation) -> Self {
         let now = now();
         Self {
             magic: MAGIC,
@@ -50,13 +52,16 @@ impl Cluster {
             copies: 1,
             copy_policy: 0,
             shift: DEFAULT_BLOCK_SIZE_SHIFT,
-            pad: [0; 3],
+            generation: generation_field(generation),
             store: store_field(STORES[0]),
         }
     }
 
     /// The settings that a MAKE_FS asks for. VIDs are not recycled, so that flag is refused.
-    pub(crate) fn from_make_fs(request: &Request<'_>) -> Result<Self, ResultCode> {
+    pub(crate) fn from_make_fs(
+        request: &Request<'_>,
+        generation: Generation,
+    ) -> Result<Self, ResultCode> {
         let store = unpad(request.data()?);
         let request = request.cluster_request();
         if !STORES.contains(&store) {
@@ -77,8 +82,12 @@ impl Cluster {
             flags: request.cluster_flags,
             copies: redundancy.nr_copies(),
             copy_policy: redundancy.copy_policy(),
-            shift: checked_shift(request.block_size_shift, DEFAULT_BLOCK_SIZE_SHIFT)?,
-            pad: [0; 3],
+            shift: checked_shift(
+                generation,
+                request.block_size_shift,
+                DEFAULT_BLOCK_SIZE_SHIFT,
+            )?,
+            generation: generation_field(generation),
             store: store_field(store),
         })
     }
@@ -105,6 +114,13 @@ impl Cluster {
         Self::read_from_bytes(record)
             .ok()
             .filter(|cluster| cluster.magic == MAGIC)
+    }
+
+    /// The generation that has formatted the store; `None` for one that is unknown here.
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        Generation::ALL
+            .into_iter()
+            .find(|&generation| generation_field(generation) == self.generation)
     }
 
     pub(crate) fn flags(&self) -> ClusterFlags {
@@ -176,9 +192,23 @@ fn store_field(name: &[u8]) -> [u8; 16] {
     field
 }
 
-/// An object size a cluster can have; 0 stands for `default`.
-pub(crate) fn checked_shift(shift: u8, default: u8) -> Result<u8, ResultCode> {
+fn generation_field(generation: Generation) -> [u8; 3] {
+    let mut field = [0; 3];
+    if generation != Generation::NEWEST {
+        field.copy_from_slice(generation.to_string().as_bytes());
+    }
+    field
+}
+
+/// An object size a cluster of this generation can have; 0 stands for `default`. Older
+/// ones ignore what they are asked for.
+pub(crate) fn checked_shift(
+    generation: Generation,
+    shift: u8,
+    default: u8,
+) -> Result<u8, ResultCode> {
     match shift {
+        _ if !generation.has_object_sizes() => Ok(DEFAULT_BLOCK_SIZE_SHIFT),
         0 => Ok(default),
         MIN_BLOCK_SIZE_SHIFT..=MAX_BLOCK_SIZE_SHIFT => Ok(shift),
         _ => Err(ResultCode::InvalidParms),

@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sheep_proto::Generation;
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
+
+use crate::release::Release;
 
 /// Connections served at once; further ones wait in the listener's queue.
 pub(crate) const MAX_CONNECTIONS: usize = 1024;
@@ -49,6 +52,12 @@ pub struct Config {
     /// Format a store that was never formatted, with one copy and 4 MiB objects,
     /// instead of waiting for MAKE_FS.
     pub format_if_new: bool,
+    /// The releases of sheep that the server is like.
+    pub generation: Generation,
+    /// Be like the worst release of that generation, not like its last one.
+    pub worst_release: bool,
+    /// Give the first node an object cache, as `sheep -w` has one; only before 1.0.
+    pub object_cache: bool,
     /// Bytes of objects a memory store holds before it answers NO_SPACE.
     pub memory_limit: u64,
 }
@@ -61,7 +70,17 @@ impl Config {
             store,
             sync: true,
             format_if_new: true,
+            generation: Generation::NEWEST,
+            worst_release: true,
+            object_cache: false,
             memory_limit: DEFAULT_MEMORY_LIMIT,
+        }
+    }
+
+    pub(crate) fn release(&self) -> Release {
+        Release {
+            generation: self.generation,
+            is_worst: self.worst_release,
         }
     }
 }

@@ -7,14 +7,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::membership::Membership;
-use crate::request::{HandlerResult, Reply, Request};
+use crate::request::{Fate, HandlerResult, Reply, Request};
 use crate::service::{
-    AttributeService, ClusterService, LockService, NodeService, ObjectService, VdiService,
+    AttributeService, CacheService, ClusterService, LockService, NodeService, VdiService,
 };
 
 /// The services, and what is too little for one.
 pub(crate) struct Dispatcher {
-    pub(crate) objects: ObjectService,
+    pub(crate) objects: CacheService,
     pub(crate) vdis: VdiService,
     pub(crate) locks: LockService,
     pub(crate) attributes: AttributeService,
@@ -43,17 +43,29 @@ impl Dispatcher {
             Opcode::ReadObj => self.objects.read(request),
             Opcode::WriteObj => self.objects.write(request, formatted()?),
             Opcode::CreateAndWriteObj => self.objects.create(request, formatted()?),
-            Opcode::RemoveObj => self.objects.remove(request),
+            Opcode::RemoveObj => self.objects.uncached.remove(request),
             Opcode::DiscardObj => self.objects.discard(request),
-            Opcode::Exist => self.objects.exists(request),
-            Opcode::OidsExist => self.objects.missing_oids(request),
+            Opcode::Exist => self.objects.uncached.exists(request),
+            Opcode::OidsExist => self.objects.uncached.missing_oids(request),
 
             // VDIs, their locks and attributes.
-            Opcode::NewVdi => self.vdis.create(request, formatted()?),
-            Opcode::GetVdiInfo => self.vdis.info(request),
+            Opcode::NewVdi => {
+                let flushed = self.objects.flush_base(request)?;
+                if flushed.fate != Fate::Lives {
+                    return Ok(flushed);
+                }
+                self.vdis.create(request, formatted()?)
+            }
+            Opcode::GetVdiInfo => self.objects.as_cached(request, self.vdis.info(request)?),
             Opcode::DelVdi => self.vdis.delete(request),
-            Opcode::LockVdi => self.locks.lock(request, formatted()?),
-            Opcode::ReleaseVdi => self.locks.release(request),
+            Opcode::LockVdi => {
+                let found = self.locks.lock(request, formatted()?)?;
+                self.objects.as_cached(request, found)
+            }
+            Opcode::ReleaseVdi => {
+                self.locks.release(request);
+                self.objects.release(request)
+            }
             Opcode::ReadVdis => self.vdis.used_vids(request),
             Opcode::ReadDelVdis => self.vdis.deleted_vids(request),
             Opcode::GetVdiCopies => self.locks.states(request),
@@ -63,7 +75,7 @@ impl Dispatcher {
             Opcode::GetClusterDefault => ClusterService::defaults(cluster),
             Opcode::StatCluster => self.clusters.status(request, cluster),
             Opcode::ClusterInfo => self.clusters.info(request, cluster),
-            Opcode::GetStoreList => ClusterService::store_list(request),
+            Opcode::GetStoreList => self.clusters.store_list(request),
 
             // This node.
             Opcode::GetNodeList => self.nodes.list(request),
@@ -74,10 +86,16 @@ impl Dispatcher {
             Opcode::Stat => self.nodes.request_counters(request),
             Opcode::GetLogLevel => self.nodes.log_level(request),
             Opcode::SetLogLevel => self.nodes.set_log_level(request),
-            Opcode::GetVnodes => NodeService::vnodes(request),
+            Opcode::GetVnodes => self.nodes.vnodes(request),
+
+            // The object cache.
+            Opcode::FlushVdi => self.objects.flush(request),
+            Opcode::FlushDelCache => self.objects.flush_and_delete(request),
+            Opcode::DeleteCache => self.objects.delete(request),
+            Opcode::CachePurge => self.objects.purge(request),
+            Opcode::GetCacheInfo => self.objects.info(request),
 
             // Operations that end the node, or have no effect on a single one.
-            Opcode::FlushDelCache | Opcode::DeleteCache => Ok(Reply::ok()),
             Opcode::Shutdown => {
                 tracing::info!("a client asked for a shutdown");
                 self.stop.cancel();
@@ -94,7 +112,7 @@ impl Dispatcher {
             Opcode::SetRecovery => self.clusters.set_recovery_throttle(request),
             // The weight of the only node.
             Opcode::Reweight => Ok(Reply::ok()),
-            Opcode::GetHash => self.objects.digest(request),
+            Opcode::GetHash => self.objects.uncached.digest(request),
             Opcode::SetVnodes => Err(ResultCode::InvalidVnodesStrategy),
 
             // Peer operations of an older epoch: there are no peers, and clients do not
@@ -115,7 +133,6 @@ impl Dispatcher {
             | Opcode::ReadPeer
             | Opcode::WritePeer
             | Opcode::RemovePeer
-            | Opcode::FlushVdi
             | Opcode::ForceRecover
             | Opcode::Snapshot
             | Opcode::Restore
@@ -135,8 +152,6 @@ impl Dispatcher {
             | Opcode::NotifyVdiAdd
             | Opcode::MdPlug
             | Opcode::MdUnplug
-            | Opcode::GetCacheInfo
-            | Opcode::CachePurge
             | Opcode::NfsCreate
             | Opcode::NfsDelete
             | Opcode::AlterVdiCopy

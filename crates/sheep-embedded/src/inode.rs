@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use sheep_proto::inode::{SNAP_CTIME_OFFSET, max_volume_size};
-use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN, INODE_LEN, NAME_FIELD_LEN};
-use sheep_proto::{InodeHeader, Oid, ResultCode, Vid};
+use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN, NAME_FIELD_LEN};
+use sheep_proto::{Generation, InodeHeader, Oid, ResultCode, Vid};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::catalogue::{Vdi, VdiState};
@@ -15,11 +15,20 @@ use crate::store::{NewObject, Store, StoreError};
 pub(crate) struct Inodes {
     store: Arc<dyn Store>,
     references: Arc<References>,
+    generation: Generation,
 }
 
 impl Inodes {
-    pub(crate) fn new(store: Arc<dyn Store>, references: Arc<References>) -> Self {
-        Self { store, references }
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        references: Arc<References>,
+        generation: Generation,
+    ) -> Self {
+        Self {
+            store,
+            references,
+            generation,
+        }
     }
 
     /// Makes the inode of a new VDI. It starts with the index of `base`, or else
@@ -32,12 +41,14 @@ impl Inodes {
         base: Option<Vid>,
     ) -> Result<(), StoreError> {
         let inode = NewObject {
-            len: INODE_LEN as u64,
+            len: self.generation.inode_len() as u64,
             source: base.map(Oid::inode),
             writes: &[(0, header.as_bytes()), (INODE_HEADER_LEN as u64, root)],
         };
         self.store.create(Oid::inode(vid), inode)?;
-        if let Some(base) = base {
+        if let Some(base) = base
+            && self.counts_references()
+        {
             self.references.copy(base, vid);
         }
         Ok(())
@@ -100,6 +111,24 @@ impl Inodes {
         Ok(())
     }
 
+    /// Overwrites parts of an inode with what a cache has, whatever was done to it since.
+    pub(crate) fn overwrite(&self, vdi: &Vdi, parts: &[(u64, Vec<u8>)]) -> Result<(), ResultCode> {
+        let mut state = vdi.write();
+        let header_len = INODE_HEADER_LEN as u64;
+        for (offset, data) in parts {
+            let in_header = usize::try_from(header_len.saturating_sub(*offset))
+                .expect("a header has 4,664 bytes");
+            let (header, rest) = data.split_at(data.len().min(in_header));
+            if !header.is_empty() {
+                self.store.write(Oid::inode(vdi.vid), *offset, header)?;
+                self.store.sync(Oid::inode(vdi.vid))?;
+            }
+            self.write_after_header(vdi, offset + header.len() as u64, rest)?;
+        }
+        state.tag = self.read_header(vdi)?.tag();
+        Ok(())
+    }
+
     /// The caller has locked the VDI's state.
     fn write_after_header(&self, vdi: &Vdi, offset: u64, data: &[u8]) -> Result<(), ResultCode> {
         if data.is_empty() {
@@ -133,6 +162,11 @@ impl Inodes {
         data: &[u8],
     ) -> Result<(), ResultCode> {
         let store = self.store.as_ref();
+        if !self.counts_references() {
+            let inode = Oid::inode(vdi.vid);
+            store.write(inode, offset, data)?;
+            return Ok(store.sync(inode)?);
+        }
         let pending = self.references.write_index(store, vdi.vid, offset, data)?;
         match store.sync(Oid::inode(vdi.vid)) {
             Ok(()) => self.references.free_unreferenced(store, pending),
@@ -142,6 +176,10 @@ impl Inodes {
             }
         }
         Ok(())
+    }
+
+    fn counts_references(&self) -> bool {
+        !self.generation.deletes_objects()
     }
 
     /// Writes the mark of a snapshot. The caller has locked the VDI's state for writing.

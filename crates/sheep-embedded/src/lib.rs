@@ -11,7 +11,9 @@
 //!                                                 store: directory or memory
 //! ```
 //!
-//! It speaks to any client of the 1.0 series: dog, tgt, the original sheepfs.
+//! It speaks to any client of the 1.0 series: dog, tgt, the original sheepfs; or, when
+//! it is told so, to those of 0.7, 0.8 or 0.9, as the worst release of them does
+//! (`release.rs`).
 //! One copy of everything is kept, whatever redundancy a VDI asks for. What it
 //! does better than the original is said where it is done: a snapshot loses no
 //! write (`service/vdi.rs`), a deletion frees what the client left behind
@@ -32,18 +34,21 @@ mod cluster;
 mod config;
 mod counters;
 mod dispatch;
+mod family;
 pub mod faults;
 mod hypervolume;
 mod inode;
 mod lock;
 mod membership;
 mod node_record;
+mod object_cache;
 mod payload;
 mod poison;
 mod reclaim;
 mod recovery;
 mod recovery_settings;
 mod references;
+mod release;
 mod request;
 mod server;
 mod service;

@@ -55,7 +55,10 @@ impl Membership {
         let mut epochs = write(&self.0);
         let mut nodes = epochs.current.nodes.clone();
         nodes.retain(|other| *other != node);
-        epochs.change(nodes);
+        // It may have left before it ended.
+        if nodes.len() < epochs.current.nodes.len() {
+            epochs.change(nodes);
+        }
     }
 
     /// The number of the current epoch.
@@ -65,6 +68,11 @@ impl Membership {
 
     pub(crate) fn nodes(&self) -> Vec<SocketAddr> {
         read(&self.0).current.nodes.clone()
+    }
+
+    /// True when every node has left: nothing is stored any more.
+    pub(crate) fn is_empty(&self) -> bool {
+        read(&self.0).current.nodes.is_empty()
     }
 
     /// All epochs with their numbers, newest first.

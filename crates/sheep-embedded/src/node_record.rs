@@ -2,16 +2,12 @@
 
 use std::net::SocketAddr;
 
-use sheep_proto::limits::NODE_RECORD_LEN;
+use sheep_proto::Generation;
 use sheep_proto::node::NodeRecord;
 use sheep_proto::vdi_state::NodeId;
-use zerocopy::IntoBytes;
 
 use crate::request::Request;
 use crate::store::Space;
-
-/// Points on the placement ring; the number a sheep has by default.
-pub(crate) const VNODES: u16 = 128;
 
 /// How many nodes there are, as it travels.
 pub(crate) fn node_count(nodes: &[SocketAddr]) -> u32 {
@@ -19,12 +15,15 @@ pub(crate) fn node_count(nodes: &[SocketAddr]) -> u32 {
 }
 
 /// The records of some nodes, which all have this space.
-pub(crate) fn node_records(request: &Request<'_>, nodes: &[SocketAddr], space: Space) -> Vec<u8> {
-    let mut records = Vec::with_capacity(nodes.len() * NODE_RECORD_LEN);
-    for &node in nodes {
-        records.extend_from_slice(record(request.reachable(node), space).as_bytes());
-    }
-    records
+pub(crate) fn node_records(
+    request: &Request<'_>,
+    nodes: &[SocketAddr],
+    space: Space,
+    generation: Generation,
+) -> Vec<NodeRecord> {
+    let vnodes = generation.default_vnodes();
+    let record = |&node| record(request.reachable(node), vnodes, space);
+    nodes.iter().map(record).collect()
 }
 
 /// The address of a node in the state of a lock.
@@ -39,8 +38,8 @@ pub(crate) fn node_id(request: &Request<'_>, node: SocketAddr) -> NodeId {
     }
 }
 
-fn record(address: SocketAddr, space: Space) -> NodeRecord {
-    let mut record = NodeRecord::new(address, VNODES, 0, space.size);
+fn record(address: SocketAddr, vnodes: u16, space: Space) -> NodeRecord {
+    let mut record = NodeRecord::new(address, vnodes, 0, space.size);
     // As a sheep that was given no zone: the end of its address.
     let [.., a, b, c, d] = record.addr;
     record.zone = u32::from_le_bytes([a, b, c, d]).into();

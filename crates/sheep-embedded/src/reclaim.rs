@@ -65,7 +65,7 @@ impl Reclaimer {
         }))
     }
 
-    fn has_entries(&self, vdi: &Vdi) -> Result<bool, StoreError> {
+    pub(crate) fn has_entries(&self, vdi: &Vdi) -> Result<bool, StoreError> {
         let after_header = INODE_HEADER_LEN as u64..INODE_LEN as u64;
         let inode = Oid::inode(vdi.vid);
         for extent in self.store.extents(inode, after_header)? {

@@ -14,15 +14,17 @@
 
 use std::sync::Arc;
 
-use sheep_proto::{InodeHeader, Oid, Vid};
+use sheep_proto::{Generation, InodeHeader, Oid, Vid};
 use zerocopy::IntoBytes;
 
 use crate::catalogue::{Catalogue, Vdi, VdiOperation};
 use crate::clock::now;
 use crate::cluster::Cluster;
+use crate::family::Families;
 use crate::inode::Inodes;
 use crate::reclaim::Reclaimer;
 use crate::references::References;
+use crate::release::Release;
 use crate::store::{Store, StoreError};
 
 /// Why a store's content cannot be served.
@@ -38,6 +40,9 @@ pub enum LoadError {
     /// An inode is damaged.
     #[error("the inode of VDI {0} is damaged")]
     DamagedInode(Vid),
+    /// Another generation has formatted the store.
+    #[error("the store is one of sheep {0}: start with --generation {0}, or on an empty directory")]
+    OtherGeneration(Generation),
 }
 
 /// A store, and what its content says.
@@ -49,16 +54,22 @@ pub(crate) struct Loaded {
     pub(crate) references: Arc<References>,
     pub(crate) inodes: Arc<Inodes>,
     pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) families: Arc<Families>,
 }
 
 impl Loaded {
     /// Formats a store if it is new and that is wanted, else reads what is in
     /// it and completes what a crash interrupted.
-    pub(crate) fn load(store: Arc<dyn Store>, format_if_new: bool) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        store: Arc<dyn Store>,
+        release: Release,
+        format_if_new: bool,
+    ) -> Result<Self, LoadError> {
+        let generation = release.generation;
         let cluster = match store.cluster_record()? {
-            Some(record) => Some(Cluster::parse(&record).ok_or(LoadError::DamagedRecord)?),
+            Some(record) => Some(parse_record(&record, generation)?),
             None if format_if_new => {
-                let cluster = Cluster::default_config();
+                let cluster = Cluster::default_config(generation);
                 store.format(cluster.as_bytes())?;
                 Some(cluster)
             }
@@ -68,19 +79,28 @@ impl Loaded {
         let loaded = Self {
             cluster,
             vdis: Arc::default(),
-            inodes: Arc::new(Inodes::new(Arc::clone(&store), Arc::clone(&references))),
+            inodes: Arc::new(Inodes::new(
+                Arc::clone(&store),
+                Arc::clone(&references),
+                generation,
+            )),
+            families: Arc::new(Families::new(
+                Arc::clone(&store),
+                release.frees_child_slots(),
+            )),
             reclaimer: Arc::new(Reclaimer::new(Arc::clone(&store), Arc::clone(&references))),
             references,
             store,
         };
         if loaded.cluster.is_some() {
-            loaded.load_vdis()?;
+            loaded.load_vdis(generation)?;
         }
         Ok(loaded)
     }
 
     /// Fills the tables from the inodes of the store. Runs before anything else does.
-    fn load_vdis(&self) -> Result<(), LoadError> {
+    fn load_vdis(&self, generation: Generation) -> Result<(), LoadError> {
+        let counts_references = !generation.deletes_objects();
         let operation = self.vdis.begin_operation();
         for vid in self.store.vids()? {
             let mut header = InodeHeader::zeroed();
@@ -90,14 +110,14 @@ impl Loaded {
                 other => other?,
             }
             let vdi = Vdi::from_header(vid, &header).ok_or(LoadError::DamagedInode(vid))?;
-            if header.name().is_some() && !vdi.hypervolume {
+            if counts_references && header.name().is_some() && !vdi.hypervolume {
                 self.references.load(self.store.as_ref(), vid)?;
             }
             operation.insert(Arc::new(vdi));
         }
         self.complete_snapshots(&operation)?;
         for vdi in self.vdis.all() {
-            if vdi.read().name.is_none() {
+            if counts_references && vdi.read().name.is_none() {
                 self.reclaimer.resume(&vdi)?;
             }
         }
@@ -121,6 +141,16 @@ impl Loaded {
     }
 }
 
+/// The settings that a store kept, if they are of this generation.
+fn parse_record(record: &[u8], generation: Generation) -> Result<Cluster, LoadError> {
+    let cluster = Cluster::parse(record).ok_or(LoadError::DamagedRecord)?;
+    match cluster.generation() {
+        Some(found) if found == generation => Ok(cluster),
+        Some(found) => Err(LoadError::OtherGeneration(found)),
+        None => Err(LoadError::DamagedRecord),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -134,6 +164,14 @@ mod tests {
 
     fn open(directory: &Path) -> Arc<dyn Store> {
         Arc::new(DirectoryStore::open(directory, false).unwrap())
+    }
+
+    fn load(directory: &Path) -> Result<Loaded, LoadError> {
+        let release = Release {
+            generation: Generation::NEWEST,
+            is_worst: true,
+        };
+        Loaded::load(open(directory), release, true)
     }
 
     fn vid(raw: u32) -> Vid {
@@ -167,12 +205,12 @@ mod tests {
     #[test]
     fn recovery_completes_interrupted_snapshot() {
         let directory = tempfile::tempdir().unwrap();
-        let loaded = Loaded::load(open(directory.path()), true).unwrap();
+        let loaded = load(directory.path()).unwrap();
         create_vdi(loaded.store.as_ref(), 5, 1, 5);
         create_vdi(loaded.store.as_ref(), 6, 2, 5);
         drop(loaded);
         for _start in 0..2 {
-            let loaded = Loaded::load(open(directory.path()), true).unwrap();
+            let loaded = load(directory.path()).unwrap();
             let name = VdiName::new("demo").unwrap();
             let operation = loaded.vdis.begin_operation();
             assert_eq!(operation.head(&name).unwrap().vid, vid(6));
@@ -185,7 +223,7 @@ mod tests {
     #[test]
     fn recovery_completes_interrupted_deletion() {
         let directory = tempfile::tempdir().unwrap();
-        let loaded = Loaded::load(open(directory.path()), true).unwrap();
+        let loaded = load(directory.path()).unwrap();
         create_vdi(loaded.store.as_ref(), 5, 1, 5);
         create_vdi(loaded.store.as_ref(), 6, 2, 5);
         let nameless = [0; NAME_FIELD_LEN];
@@ -194,7 +232,7 @@ mod tests {
             .write(Oid::inode(vid(6)), 0, &nameless)
             .unwrap();
         drop(loaded);
-        let loaded = Loaded::load(open(directory.path()), true).unwrap();
+        let loaded = load(directory.path()).unwrap();
         let exists = |raw| {
             let oid = Oid::data(vid(raw), ObjectIndex(0));
             loaded.store.exists(oid).unwrap()
@@ -212,14 +250,14 @@ mod tests {
     #[test]
     fn recovery_reports_a_damaged_inode() {
         let directory = tempfile::tempdir().unwrap();
-        let loaded = Loaded::load(open(directory.path()), true).unwrap();
+        let loaded = load(directory.path()).unwrap();
         create_vdi(loaded.store.as_ref(), 5, 1, 5);
         loaded
             .store
             .write(Oid::inode(vid(5)), 560, &[9; 4])
             .unwrap();
         drop(loaded);
-        let error = Loaded::load(open(directory.path()), true).map(drop);
+        let error = load(directory.path()).map(drop);
         assert!(matches!(error, Err(LoadError::DamagedInode(vid)) if vid.get() == 5));
     }
 }

@@ -289,7 +289,7 @@ fn remove_referenced(
 }
 
 /// Calls `visit` with every entry of a flat index that is not 0.
-fn for_each_entry(
+pub(crate) fn for_each_entry(
     store: &dyn Store,
     referrer: Vid,
     mut visit: impl FnMut(ObjectIndex, Vid),

@@ -36,6 +36,21 @@ pub(crate) type HandlerResult = Result<Reply, ResultCode>;
 pub(crate) struct Reply {
     pub(crate) body: ResponseBody,
     pub(crate) payload: Payload,
+    pub(crate) fate: Fate,
+}
+
+/// What a request does besides being answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Nothing.
+    #[default]
+    Lives,
+    /// The node ends without an answer, because of this.
+    Dies(&'static str),
+    /// There is never an answer.
+    Hangs,
+    /// The node ends when it has answered, because of this.
+    DiesAfterAnswer(&'static str),
 }
 
 impl Reply {
@@ -62,6 +77,15 @@ impl Reply {
         Self {
             body,
             payload: Payload::default(),
+            fate: Fate::default(),
+        }
+    }
+
+    /// No answer: the node ends, because of this.
+    pub(crate) fn death(reason: &'static str) -> Self {
+        Self {
+            fate: Fate::Dies(reason),
+            ..Self::error(ResultCode::SystemError)
         }
     }
 }

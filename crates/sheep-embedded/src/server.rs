@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::{fmt, io};
 
-use sheep_proto::RequestHeader;
+use sheep_proto::{Generation, RequestHeader};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,9 @@ pub enum StartError {
     /// What is in the store cannot be served.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The releases to be like have no object cache.
+    #[error("sheep {0} has no object cache")]
+    NoObjectCache(Generation),
     /// The runtime ended.
     #[error("the runtime ended while the store was read")]
     Runtime,
@@ -76,8 +79,14 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let listener = listen(config.listen).await?;
         let format_if_new = config.format_if_new;
+        let release = config.release();
         let sheep = tokio::task::spawn_blocking(move || -> Result<Sheep, StartError> {
-            Ok(Sheep::load(open(&config)?, format_if_new)?)
+            Ok(Sheep::load(
+                open(&config)?,
+                open_cache(&config)?,
+                release,
+                format_if_new,
+            )?)
         })
         .await
         .map_err(|_ended| StartError::Runtime)??;
@@ -108,6 +117,7 @@ impl Server {
             faults: Faults::default(),
             limits: ServerLimits::new(),
             abort: CancellationToken::new(),
+            death: Arc::default(),
         };
         let accepting = tokio::spawn(listener::accept(
             listener,
@@ -138,9 +148,15 @@ impl Server {
         self.node.faults.clear();
     }
 
-    /// Waits until a client has asked for a shutdown.
+    /// Waits until a client has asked for a shutdown, or a request has ended the node.
     pub async fn shutdown_requested(&self) {
         self.node.stop.cancelled().await;
+    }
+
+    /// Why a request has ended the node, as it ends a sheep of its generation. Such a
+    /// node is gone: its connections are closed, and nothing listens on its address.
+    pub fn death(&self) -> Option<String> {
+        self.node.death.get().cloned()
     }
 
     /// Stops: takes no more requests, answers those in flight (for at most
@@ -195,6 +211,20 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address)
         .await
         .map_err(|error| StartError::Listen(address, error))
+}
+
+/// The store of the object cache, beside the objects.
+fn open_cache(config: &Config) -> Result<Option<Arc<dyn Store>>, StartError> {
+    if !config.object_cache {
+        return Ok(None);
+    }
+    if !config.generation.has_object_cache() {
+        return Err(StartError::NoObjectCache(config.generation));
+    }
+    Ok(Some(match &config.store {
+        StoreKind::Memory => Arc::new(MemoryStore::new(config.memory_limit)),
+        StoreKind::Directory(path) => Arc::new(DirectoryStore::open(&path.join("cache"), false)?),
+    }))
 }
 
 fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {

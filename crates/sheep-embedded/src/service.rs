@@ -5,6 +5,7 @@
 //! accepted under, see [`crate::sheep`].
 
 mod attribute;
+mod cache;
 mod cluster;
 mod lock;
 mod node;
@@ -12,6 +13,7 @@ mod object;
 mod vdi;
 
 pub(crate) use attribute::AttributeService;
+pub(crate) use cache::CacheService;
 pub(crate) use cluster::ClusterService;
 pub(crate) use lock::LockService;
 pub(crate) use node::NodeService;

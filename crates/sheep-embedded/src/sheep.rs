@@ -5,16 +5,17 @@
 //! 1. the cluster's settings, here: shared while a request runs, and exclusively
 //!    to change them. Handlers are given the settings and cannot lock them.
 //! 2. [`VdiOperation`](crate::catalogue::VdiOperation): one at a time
-//! 3. the state of a [`Vdi`](crate::catalogue::Vdi); that of a second one only
+//! 3. the content of an object cache
+//! 4. the state of a [`Vdi`](crate::catalogue::Vdi); that of a second one only
 //!    within a `VdiOperation`
-//! 4. the locks inside the other types, which are private to them and held for a
+//! 5. the locks inside the other types, which are private to them and held for a
 //!    moment
 
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 
 use sheep_proto::limits::PUBLIC_PROTO_VER;
-use sheep_proto::{Generation, Opcode, RequestHeader, ResponseHeader, ResultCode};
+use sheep_proto::{Opcode, RequestHeader, ResponseHeader, ResultCode};
 use tokio_util::sync::CancellationToken;
 use zerocopy::IntoBytes;
 
@@ -24,13 +25,16 @@ use crate::counters::Counters;
 use crate::dispatch::Dispatcher;
 use crate::lock::Locks;
 use crate::membership::Membership;
+use crate::object_cache::ObjectCache;
 use crate::payload::Payload;
 use crate::poison::{read, write};
 use crate::recovery::{LoadError, Loaded};
 use crate::references::References;
-use crate::request::{HandlerResult, Origin, Reply, Request};
+use crate::release::Release;
+use crate::request::{Fate, HandlerResult, Origin, Reply, Request};
 use crate::service::{
-    AttributeService, ClusterService, LockService, NodeService, ObjectService, VdiService,
+    AttributeService, CacheService, ClusterService, LockService, NodeService, ObjectService,
+    VdiService,
 };
 use crate::store::{Store, StoreError};
 
@@ -45,12 +49,21 @@ pub(crate) struct Sheep {
     members: Arc<Membership>,
     counters: Arc<Counters>,
     dispatcher: Dispatcher,
+    release: Release,
+    /// That of the first node.
+    cache: Option<Arc<ObjectCache>>,
     stop: CancellationToken,
 }
 
 impl Sheep {
     /// Takes a store into service, see [`Loaded::load`].
-    pub(crate) fn load(store: Arc<dyn Store>, format_if_new: bool) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        store: Arc<dyn Store>,
+        cache: Option<Arc<dyn Store>>,
+        release: Release,
+        format_if_new: bool,
+    ) -> Result<Self, LoadError> {
+        let generation = release.generation;
         // State that survives a restart, read from the store.
         let Loaded {
             store,
@@ -59,19 +72,27 @@ impl Sheep {
             references,
             inodes,
             reclaimer,
-        } = Loaded::load(store, format_if_new)?;
-        // State that ends with this process.
+            families,
+        } = Loaded::load(store, release, format_if_new)?;
+        // State that ends with this process, but for the cache of a directory.
         let locks: Arc<Locks> = Arc::default();
         let members: Arc<Membership> = Arc::default();
         let counters: Arc<Counters> = Arc::default();
+        let cache = cache.map(ObjectCache::load).transpose()?.map(Arc::new);
         let stop = CancellationToken::new();
         // Each service gets only the state that its operations need.
+        let objects = ObjectService {
+            store: Arc::clone(&store),
+            vdis: Arc::clone(&vdis),
+            inodes: Arc::clone(&inodes),
+            locks: Arc::clone(&locks),
+            members: Arc::clone(&members),
+            release,
+        };
         let dispatcher = Dispatcher {
-            objects: ObjectService {
-                store: Arc::clone(&store),
-                vdis: Arc::clone(&vdis),
-                inodes: Arc::clone(&inodes),
-                locks: Arc::clone(&locks),
+            objects: CacheService {
+                uncached: objects,
+                cache: cache.clone(),
             },
             attributes: AttributeService {
                 store: Arc::clone(&store),
@@ -82,17 +103,21 @@ impl Sheep {
                 vdis: Arc::clone(&vdis),
                 inodes,
                 reclaimer,
+                families,
                 locks: Arc::clone(&locks),
+                release,
             },
             locks: LockService {
                 vdis: Arc::clone(&vdis),
                 locks: Arc::clone(&locks),
+                generation,
             },
-            clusters: ClusterService::new(Arc::clone(&store), Arc::clone(&members)),
+            clusters: ClusterService::new(Arc::clone(&store), Arc::clone(&members), generation),
             nodes: NodeService::new(
                 Arc::clone(&store),
                 Arc::clone(&members),
                 Arc::clone(&counters),
+                generation,
             ),
             members: Arc::clone(&members),
             stop: stop.clone(),
@@ -106,6 +131,8 @@ impl Sheep {
             members,
             counters,
             dispatcher,
+            release,
+            cache,
             stop,
         })
     }
@@ -113,6 +140,9 @@ impl Sheep {
     /// Adds a node; returns what stops it, alone or with all others.
     pub(crate) fn join(&self, node: SocketAddr) -> CancellationToken {
         self.members.join(node);
+        if let Some(cache) = &self.cache {
+            cache.give_to(node);
+        }
         self.stop.child_token()
     }
 
@@ -131,9 +161,17 @@ impl Sheep {
         }
     }
 
-    /// True when no request waits for a disk.
-    pub(crate) fn is_in_memory(&self) -> bool {
-        self.store.is_memory()
+    /// True when no request waits for a disk, or ends the node.
+    pub(crate) fn runs_inline(&self) -> bool {
+        self.store.is_memory() && !self.release.is_mortal()
+    }
+
+    /// How the log and the user are told of a node that has ended because of `reason`.
+    pub(crate) fn obituary(&self, reason: &str) -> String {
+        format!(
+            "ended, as sheep {} does, by {reason}",
+            self.release.generation
+        )
     }
 
     /// Makes everything durable.
@@ -141,13 +179,13 @@ impl Sheep {
         self.store.sync_all()
     }
 
-    /// Answers one request; blocks as long as the store does.
+    /// Answers one request, and says what it does besides; blocks as long as the store does.
     pub(crate) fn handle(
         &self,
         header: &RequestHeader,
         payload: &[u8],
         origin: &Origin,
-    ) -> (ResponseHeader, Payload) {
+    ) -> (ResponseHeader, Payload, Fate) {
         let _counted = self.counters.begin(header);
         let request = Request {
             header,
@@ -155,38 +193,73 @@ impl Sheep {
             origin,
         };
         let (formatted, result) = self.run(&request);
-        let Reply { body, payload } = result.unwrap_or_else(Reply::error);
+        let Reply {
+            body,
+            payload,
+            fate,
+        } = result.unwrap_or_else(Reply::error);
         let epoch = if formatted { self.members.epoch() } else { 0 };
         let len =
             u32::try_from(payload.len()).expect("a response is at most MAX_PAYLOAD_LEN bytes");
-        (ResponseHeader::answer(header, epoch, len, body), payload)
+        (
+            ResponseHeader::answer(header, epoch, len, body),
+            payload,
+            fate,
+        )
     }
 
     /// Checks version, opcode and status, in this order (protocol 1.6 and 1.10),
     /// and runs the operation. Also returns whether the cluster is formatted then.
     fn run(&self, request: &Request<'_>) -> (bool, HandlerResult) {
-        let opcode = check_version(request.header).and_then(|()| {
-            Opcode::try_from(request.header.opcode).map_err(|_unknown| ResultCode::InvalidParms)
-        });
-        if let Ok(opcode @ (Opcode::MakeFs | Opcode::AlterClusterCopy)) = opcode {
+        if let Err(code) = self.check_version(request.header) {
+            let mut reply = Reply::error(code);
+            if self.release.dies_of_version() {
+                reply.fate = Fate::DiesAfterAnswer("a version of another generation");
+            }
+            return (read(&self.cluster).is_some(), Ok(reply));
+        }
+        let opcode = match Opcode::try_from(request.header.opcode) {
+            Ok(opcode) if self.release.serves(opcode) => opcode,
+            _absent if self.release.dies_of_opcode(request.header.opcode) => {
+                let reply = Reply::death("an operation that it does not have");
+                return (false, Ok(reply));
+            }
+            _absent => {
+                return (read(&self.cluster).is_some(), Err(ResultCode::InvalidParms));
+            }
+        };
+        if let Some(reason) = self.release.death_by(opcode, request.header) {
+            return (false, Ok(Reply::death(reason)));
+        }
+        if matches!(opcode, Opcode::MakeFs | Opcode::AlterClusterCopy) {
             return self.change_cluster(opcode, request);
         }
         let cluster = read(&self.cluster);
-        let result = opcode.and_then(|opcode| {
-            if cluster.is_none() && !opcode.is_forced() {
-                Err(ResultCode::WaitForFormat)
-            } else {
-                self.dispatcher.dispatch(opcode, request, cluster.as_ref())
-            }
-        });
+        let result = if cluster.is_none() && !opcode.is_forced() {
+            Err(ResultCode::WaitForFormat)
+        } else if self.is_halted() && opcode.is_public() && !opcode.is_forced() {
+            Err(match opcode {
+                Opcode::NewVdi => ResultCode::VdiWrite,
+                _needs_a_node => ResultCode::Halt,
+            })
+        } else {
+            self.dispatcher.dispatch(opcode, request, cluster.as_ref())
+        };
         (cluster.is_some(), result)
+    }
+
+    /// True when every node has left because of a read past the end of an object.
+    fn is_halted(&self) -> bool {
+        self.release.generation.leaves_after_reading_past_end() && self.members.is_empty()
     }
 
     /// MAKE_FS and ALTER_CLUSTER_COPY, with no other request running.
     fn change_cluster(&self, opcode: Opcode, request: &Request<'_>) -> (bool, HandlerResult) {
         let mut current = write(&self.cluster);
         let result = if opcode == Opcode::MakeFs {
-            Cluster::from_make_fs(request).and_then(|cluster| self.format(&mut current, cluster))
+            let generation = self.release.generation;
+            Cluster::from_make_fs(request, generation)
+                .and_then(|cluster| self.format(&mut current, cluster))
         } else {
             Cluster::altered(current.as_ref(), &request.cluster_request()).and_then(|cluster| {
                 self.store.save_record(cluster.as_bytes())?;
@@ -204,23 +277,26 @@ impl Sheep {
         self.references.clear();
         self.locks.clear();
         self.members.reset();
+        if let Some(cache) = &self.cache {
+            cache.lock().clear(None);
+        }
         self.store.format(cluster.as_bytes())?;
         *current = Some(cluster);
         tracing::info!("formatted");
         Ok(Reply::ok())
     }
-}
 
-fn check_version(header: &RequestHeader) -> Result<(), ResultCode> {
-    const FIRST_INTERNAL: u8 = 0x80;
-    let accepted = if header.opcode < FIRST_INTERNAL {
-        header.proto_ver <= PUBLIC_PROTO_VER
-    } else {
-        header.proto_ver == Generation::V1_0.internal_proto_ver()
-    };
-    if accepted {
-        Ok(())
-    } else {
-        Err(ResultCode::VerMismatch)
+    fn check_version(&self, header: &RequestHeader) -> Result<(), ResultCode> {
+        const FIRST_INTERNAL: u8 = 0x80;
+        let accepted = if header.opcode < FIRST_INTERNAL {
+            header.proto_ver <= PUBLIC_PROTO_VER
+        } else {
+            header.proto_ver == self.release.generation.internal_proto_ver()
+        };
+        if accepted {
+            Ok(())
+        } else {
+            Err(ResultCode::VerMismatch)
+        }
     }
 }

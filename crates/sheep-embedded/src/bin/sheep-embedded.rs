@@ -15,6 +15,9 @@ mod cli;
 
 use cli::Cli;
 
+/// Exit status of a program that ended as a sheep of its generation does.
+const DIED: u8 = 70;
+
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -24,7 +27,11 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(death)) => {
+            eprintln!("sheep-embedded: {death}");
+            ExitCode::from(DIED)
+        }
         Err(error) => {
             eprintln!("sheep-embedded: {error:#}");
             ExitCode::FAILURE
@@ -32,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn settings(cli: Cli) -> Config {
+fn settings(cli: Cli) -> anyhow::Result<Config> {
     let store = match cli.dir {
         Some(directory) => StoreKind::Directory(directory),
         None => {
@@ -46,7 +53,9 @@ fn settings(cli: Cli) -> Config {
     config.listen = cli.listen;
     config.sync = !cli.nosync;
     config.format_if_new = !cli.unformatted;
-    config
+    config.generation = cli.generation.parse()?;
+    config.object_cache = cli.object_cache;
+    Ok(config)
 }
 
 /// As many connections as the server serves need more descriptors than most
@@ -57,11 +66,11 @@ fn raise_descriptor_limit() -> nix::Result<()> {
 }
 
 #[tokio::main]
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<Option<String>> {
     raise_descriptor_limit().context("cannot raise the limit of open files")?;
     let mut terminated = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let server = Server::start(settings(cli)).await?;
+    let server = Server::start(settings(cli)?).await?;
     let address = server.local_address();
     if !address.ip().is_loopback() {
         tracing::warn!(
@@ -72,7 +81,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminated.recv() => tracing::info!("stopping on SIGTERM"),
         _ = interrupted.recv() => tracing::info!("stopping on SIGINT"),
-        () = server.shutdown_requested() => tracing::info!("stopping as a client asked"),
+        () = server.shutdown_requested() => match server.death() {
+            Some(death) => return Ok(Some(death)),
+            None => tracing::info!("stopping as a client asked"),
+        },
     }
-    server.shutdown().await.context("the last sync failed")
+    server.shutdown().await.context("the last sync failed")?;
+    Ok(None)
 }

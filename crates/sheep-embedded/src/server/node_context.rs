@@ -1,7 +1,7 @@
 //! What the connections of a node share.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
@@ -20,4 +20,19 @@ pub(crate) struct NodeContext {
     pub(crate) stop: CancellationToken,
     /// Cancelled when the node must not wait for the requests in flight.
     pub(crate) abort: CancellationToken,
+    /// Why a request has ended the node, if one has.
+    pub(crate) death: Arc<OnceLock<String>>,
+}
+
+impl NodeContext {
+    /// Ends the node as a crash would.
+    pub(crate) fn die(&self, reason: &str) {
+        let obituary = self.sheep.obituary(reason);
+        tracing::error!("{} {obituary}", self.local_address);
+        // The first one counts; others may have been in flight.
+        let _first = self.death.set(obituary);
+        self.sheep.leave(self.local_address);
+        self.abort.cancel();
+        self.stop.cancel();
+    }
 }

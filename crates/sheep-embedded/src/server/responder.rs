@@ -19,7 +19,7 @@ use super::node_context::NodeContext;
 use crate::faults::Fault;
 use crate::payload::Payload;
 use crate::poison::lock;
-use crate::request::Origin;
+use crate::request::{Fate, Origin};
 
 /// A request that was read, with its permits.
 pub(crate) struct Frame {
@@ -50,6 +50,8 @@ struct ReorderFault {
 pub(crate) struct Response {
     header: ResponseHeader,
     payload: Payload,
+    /// Ends the node when this is written.
+    death: Option<&'static str>,
     _permits: Option<Permits>,
 }
 
@@ -186,6 +188,7 @@ impl Responder {
                 let response = Response {
                     header: ResponseHeader::answer(&frame.header, self.node.sheep.epoch(), 0, body),
                     payload: Payload::default(),
+                    death: None,
                     _permits: Some(frame.permits),
                 };
                 self.write(response).await?;
@@ -212,13 +215,23 @@ impl Responder {
             drop((payload, running));
             response
         };
-        let (header, payload) = tokio::task::spawn_blocking(work).await.map_err(|error| {
+        let (header, payload, fate) = tokio::task::spawn_blocking(work).await.map_err(|error| {
             tracing::error!("a request failed: {error}");
             ConnectionError::Aborted
         })?;
+        let death = match fate {
+            Fate::Lives => None,
+            Fate::DiesAfterAnswer(reason) => Some(reason),
+            Fate::Hangs => std::future::pending().await,
+            Fate::Dies(reason) => {
+                self.node.die(reason);
+                return Err(ConnectionError::Aborted);
+            }
+        };
         Ok(Response {
             header,
             payload,
+            death,
             _permits: Some(permits),
         })
     }
@@ -231,7 +244,7 @@ impl Responder {
         );
         is_object_io
             && header.data_length.get() as usize <= max_len
-            && self.node.sheep.is_in_memory()
+            && self.node.sheep.runs_inline()
             && !self.node.faults.is_any()
     }
 
@@ -242,10 +255,12 @@ impl Responder {
         payload: &[u8],
         permits: Option<Permits>,
     ) -> Response {
-        let (header, payload) = self.node.sheep.handle(header, payload, &self.origin);
+        // A sheep that requests can end runs none of them here.
+        let (header, payload, _lives) = self.node.sheep.handle(header, payload, &self.origin);
         Response {
             header,
             payload,
+            death: None,
             _permits: permits,
         }
     }
@@ -303,9 +318,18 @@ impl Responder {
         drop(permits);
     }
 
+    /// Writes a response, and ends the node if that was its last one.
     async fn write(&self, response: Response) -> Result<(), ConnectionError> {
         let writer = Arc::clone(&self.writer).lock_owned().await;
-        write_from(writer, &[response], 0).await
+        let death = response.death;
+        write_from(writer, &[response], 0).await?;
+        match death {
+            None => Ok(()),
+            Some(reason) => {
+                self.node.die(reason);
+                Err(ConnectionError::Aborted)
+            }
+        }
     }
 
     /// Runs `work` unless the node aborts; closes the connection when it fails.

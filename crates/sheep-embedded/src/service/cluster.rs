@@ -4,9 +4,7 @@
 use std::sync::Arc;
 
 use sheep_proto::cluster::{ClusterInfoHeader, EpochRecordHeader};
-use sheep_proto::limits::{
-    CLUSTER_INFO_LEN, EPOCH_RECORD_HEADER_LEN, NODE_RECORD_LEN, STORE_LIST_LEN,
-};
+use sheep_proto::limits::CLUSTER_INFO_LEN;
 use sheep_proto::statistics::RecoveryThrottle;
 use sheep_proto::{ClusterFlags, Generation, ResponseBody, ResultCode};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -20,23 +18,26 @@ use crate::store::Store;
 
 /// The epoch of a format; its time is kept with the settings.
 const FIRST_EPOCH: u32 = 1;
-/// GET_STORE_LIST, as a sheep prints it.
-const STORE_LIST: &[u8] = b"tree plain \0";
-const _: () = assert!(STORE_LIST.len() <= STORE_LIST_LEN);
 
 /// See the module.
 pub(crate) struct ClusterService {
     store: Arc<dyn Store>,
     members: Arc<Membership>,
     recovery: RecoverySettings,
+    generation: Generation,
 }
 
 impl ClusterService {
-    pub(crate) fn new(store: Arc<dyn Store>, members: Arc<Membership>) -> Self {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        members: Arc<Membership>,
+        generation: Generation,
+    ) -> Self {
         Self {
             store,
             members,
             recovery: RecoverySettings::default(),
+            generation,
         }
     }
 
@@ -50,14 +51,16 @@ impl ClusterService {
     /// room for, newest first (protocol 8.3).
     pub(crate) fn status(&self, request: &Request<'_>, cluster: Option<&Cluster>) -> HandlerResult {
         let cluster = cluster.ok_or(ResultCode::WaitForFormat)?;
-        let slots = request.cluster_request().nodes_nr.get() as usize;
         let max_len = request.max_response_len().unwrap_or(0);
-        let record_len = slots
-            .checked_mul(NODE_RECORD_LEN)
-            .and_then(|nodes| nodes.checked_add(EPOCH_RECORD_HEADER_LEN));
-        let Some(record_len) = record_len.filter(|&len| len <= max_len) else {
-            return Ok(Reply::ok());
+        let slots = if self.generation.sizes_epoch_records() {
+            request.cluster_request().nodes_nr.get() as usize
+        } else {
+            self.generation.max_nodes()
         };
+        if slots > max_len || self.generation.epoch_record_len(slots) > max_len {
+            return Ok(Reply::ok());
+        }
+        let record_len = self.generation.epoch_record_len(slots);
         let mut payload = Vec::new();
         let mut record = cluster.newest_record();
         record.disable_recovery = self.recovery.is_disabled().into();
@@ -67,20 +70,20 @@ impl ClusterService {
                 FIRST_EPOCH => cluster.epoch_time().into(),
                 _ => epoch.time.into(),
             };
-            let end = payload.len() + record_len;
+            let mut nodes = Vec::new();
             if slots > 0 {
                 if epoch.nodes.len() > slots {
                     return Err(ResultCode::BufferSmall);
                 }
                 record.nr_nodes = node_count(&epoch.nodes).into();
-            }
-            payload.extend_from_slice(record.as_bytes());
-            if slots > 0 {
                 let space = self.store.space()?;
-                payload.extend_from_slice(&node_records(request, &epoch.nodes, space));
+                nodes = node_records(request, &epoch.nodes, space, self.generation);
             }
-            payload.resize(end, 0);
-            record = EpochRecordHeader::new_zeroed();
+            self.generation
+                .push_epoch(&record, &nodes, slots, &mut payload);
+            if !self.generation.repeats_ctime() {
+                record = EpochRecordHeader::new_zeroed();
+            }
         }
         Ok(Reply::payload(payload))
     }
@@ -91,28 +94,29 @@ impl ClusterService {
         const WAITING: u8 = 2;
         let mut payload = Vec::with_capacity(CLUSTER_INFO_LEN);
         let mut info = cluster.map_or_else(ClusterInfoHeader::new_zeroed, Cluster::info);
-        info.proto_ver = Generation::V1_0.internal_proto_ver();
         info.disable_recovery = self.recovery.is_disabled().into();
         if cluster.is_some() {
             let nodes = self.members.nodes();
             info.nr_nodes = u16::try_from(nodes.len()).unwrap_or(u16::MAX).into();
             info.epoch = self.members.epoch().into();
             info.status = RUNNING;
-            payload.extend_from_slice(info.as_bytes());
-            payload.extend_from_slice(&node_records(request, &nodes, self.store.space()?));
+            payload.extend_from_slice(self.generation.cluster_info_bytes(info).as_bytes());
+            for node in node_records(request, &nodes, self.store.space()?, self.generation) {
+                self.generation.push_node(&node, &mut payload);
+            }
         } else {
             // dog compares this with what it is about to send.
             info.flags = ClusterFlags::AUTO_VNODES.bits().into();
             info.status = WAITING;
-            payload.extend_from_slice(info.as_bytes());
+            payload.extend_from_slice(self.generation.cluster_info_bytes(info).as_bytes());
         }
         payload.resize(CLUSTER_INFO_LEN, 0);
         request.reply_with(payload)
     }
 
     /// GET_STORE_LIST.
-    pub(crate) fn store_list(request: &Request<'_>) -> HandlerResult {
-        request.reply_with(STORE_LIST.to_vec())
+    pub(crate) fn store_list(&self, request: &Request<'_>) -> HandlerResult {
+        request.reply_with(self.generation.store_list().to_vec())
     }
 
     /// ENABLE_RECOVER and DISABLE_RECOVER.

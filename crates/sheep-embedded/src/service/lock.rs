@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use sheep_proto::limits::VDI_STATE_LEN;
+use sheep_proto::generation::Locking;
 use sheep_proto::vdi_state::VdiState;
-use sheep_proto::{ClusterFlags, ResultCode, Vid};
-use zerocopy::{FromZeros, IntoBytes};
+use sheep_proto::{ClusterFlags, Generation, ResultCode, Vid};
+use zerocopy::FromZeros;
 
 use super::vdi::vdi_reply;
 use crate::catalogue::{Catalogue, Vdi};
@@ -18,6 +18,7 @@ use crate::request::{HandlerResult, Reply, Request};
 pub(crate) struct LockService {
     pub(crate) vdis: Arc<Catalogue>,
     pub(crate) locks: Arc<Locks>,
+    pub(crate) generation: Generation,
 }
 
 impl LockService {
@@ -27,17 +28,18 @@ impl LockService {
         let wanted = request.vdi();
         let operation = self.vdis.begin_operation();
         let vdi = operation.lookup(&name, &tag, wanted.snapid.get())?;
-        if cluster.flags().contains(ClusterFlags::USE_LOCK) {
+        let locks = self.generation.locking() != Locking::Never;
+        if locks && cluster.flags().contains(ClusterFlags::USE_LOCK) {
             let lock_type =
                 LockType::from_wire(wanted.lock_type.get()).ok_or(ResultCode::VdiLocked)?;
             self.locks
                 .acquire(vdi.vid, lock_type, request.origin.node)?;
         }
-        Ok(vdi_reply(&vdi))
+        Ok(vdi_reply(&vdi, self.generation))
     }
 
     /// RELEASE_VDI: succeeds whatever there was to release.
-    pub(crate) fn release(&self, request: &Request<'_>) -> HandlerResult {
+    pub(crate) fn release(&self, request: &Request<'_>) {
         let wanted = request.vdi();
         let _operation = self.vdis.begin_operation();
         if let (Some(vid), Some(lock_type)) = (
@@ -46,18 +48,22 @@ impl LockService {
         ) {
             self.locks.release(vid, lock_type, request.origin.node);
         }
-        Ok(Reply::ok())
     }
 
     /// GET_VDI_COPIES: the state of every VDI, deleted ones included (protocol 8.6).
     pub(crate) fn states(&self, request: &Request<'_>) -> HandlerResult {
         let vdis = self.vdis.all();
-        if vdis.len() * VDI_STATE_LEN > request.max_response_len()? {
+        let len = vdis.len() * self.generation.vdi_state_len();
+        if len > request.max_response_len()? {
+            if !self.generation.checks_vdi_state_buffer() {
+                return Ok(Reply::death("VDI states that do not fit into the buffer"));
+            }
             return Err(ResultCode::BufferSmall);
         }
-        let mut payload = Vec::with_capacity(vdis.len() * VDI_STATE_LEN);
+        let mut payload = Vec::with_capacity(len);
         for vdi in vdis {
-            payload.extend_from_slice(self.state_of(request, &vdi).as_bytes());
+            let state = self.state_of(request, &vdi);
+            self.generation.push_vdi_state(&state, &mut payload);
         }
         request.reply_with(payload)
     }

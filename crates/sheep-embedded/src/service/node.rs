@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use sheep_proto::limits::MD_INFO_LEN;
 use sheep_proto::statistics::{MdInfo, RecoveryState};
-use sheep_proto::{NodeResponse, ResponseBody, ResultCode};
+use sheep_proto::{Generation, NodeResponse, ResponseBody, ResultCode};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::counters::Counters;
 use crate::membership::Membership;
-use crate::node_record::{VNODES, node_count, node_records};
+use crate::node_record::{node_count, node_records};
 use crate::request::{HandlerResult, Reply, Request};
 use crate::store::Store;
 
@@ -25,6 +25,7 @@ pub(crate) struct NodeService {
     members: Arc<Membership>,
     counters: Arc<Counters>,
     log_level: AtomicI32,
+    generation: Generation,
 }
 
 impl NodeService {
@@ -32,19 +33,24 @@ impl NodeService {
         store: Arc<dyn Store>,
         members: Arc<Membership>,
         counters: Arc<Counters>,
+        generation: Generation,
     ) -> Self {
         Self {
             store,
             members,
             counters,
             log_level: AtomicI32::new(INITIAL_LOG_LEVEL),
+            generation,
         }
     }
 
     /// GET_NODE_LIST.
     pub(crate) fn list(&self, request: &Request<'_>) -> HandlerResult {
         let nodes = self.members.nodes();
-        let records = node_records(request, &nodes, self.store.space()?);
+        let mut records = Vec::with_capacity(nodes.len() * self.generation.node_record_len());
+        for node in node_records(request, &nodes, self.store.space()?, self.generation) {
+            self.generation.push_node(&node, &mut records);
+        }
         let mut reply = request.reply_with(records)?;
         reply.body = ResponseBody::Node(NodeResponse {
             nr_nodes: node_count(&nodes).into(),
@@ -112,7 +118,11 @@ impl NodeService {
     }
 
     /// GET_VNODES.
-    pub(crate) fn vnodes(request: &Request<'_>) -> HandlerResult {
-        request.reply_with(i32::from(VNODES).to_le_bytes().to_vec())
+    pub(crate) fn vnodes(&self, request: &Request<'_>) -> HandlerResult {
+        request.reply_with(
+            i32::from(self.generation.default_vnodes())
+                .to_le_bytes()
+                .to_vec(),
+        )
     }
 }

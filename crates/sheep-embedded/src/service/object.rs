@@ -11,10 +11,11 @@ use sha1::{Digest, Sha1};
 use sheep_proto::inode::{SLOT_LEN, slot_offset};
 use sheep_proto::limits::{
     ATTRIBUTE_LEN, BTREE_NODE_LEN, FLAT_INDEX_SLOTS, HYPERVOLUME_MAX_SIZE, INODE_GREF_OFFSET,
-    INODE_HEADER_LEN, INODE_LEN,
+    INODE_HEADER_LEN, PUBLIC_PROTO_VER,
 };
 use sheep_proto::{
-    HashResponse, ObjectIndex, ObjectKind, Oid, RequestFlags, ResponseBody, ResultCode,
+    HashResponse, ObjectIndex, ObjectKind, ObjectResponse, Oid, RequestFlags, ResponseBody,
+    ResultCode,
 };
 use zerocopy::IntoBytes;
 
@@ -23,33 +24,49 @@ use crate::cluster::Cluster;
 use crate::hypervolume::discard_in_tree;
 use crate::inode::Inodes;
 use crate::lock::Locks;
+use crate::membership::Membership;
+use crate::payload::Payload;
+use crate::release::Release;
 use crate::request::{HandlerResult, Reply, Request};
-use crate::store::{NewObject, Store};
+use crate::store::{NewObject, Store, StoreError};
 
 /// Bytes of an object that are digested at once: an object can have 2 GiB.
 const DIGEST_BUFFER_LEN: usize = 1 << 20;
+/// Blocks of zeros that a READ_OBJ of old releases leaves out.
+const TRIM_LEN: usize = 4096;
 
 /// The object a request is about.
-struct Target {
-    oid: Oid,
-    kind: ObjectKind,
-    len: u64,
+pub(super) struct Target {
+    pub(super) oid: Oid,
+    pub(super) kind: ObjectKind,
+    pub(super) len: u64,
     /// `None` for attributes, which belong to a name and not to a VDI.
-    vdi: Option<Arc<Vdi>>,
+    pub(super) vdi: Option<Arc<Vdi>>,
 }
 
 impl Target {
     /// The VDI of anything but an attribute.
-    fn vdi(&self) -> Result<&Vdi, ResultCode> {
+    pub(super) fn vdi(&self) -> Result<&Vdi, ResultCode> {
         self.vdi.as_deref().ok_or(ResultCode::InvalidParms)
     }
 
     /// A range of the object, `len` bytes from `offset` on.
-    fn check_range(&self, offset: u32, len: usize) -> Result<u64, ResultCode> {
+    pub(super) fn check_range(&self, offset: u32, len: usize) -> Result<u64, ResultCode> {
         let offset = u64::from(offset);
         match offset.checked_add(len as u64) {
             Some(end) if end <= self.len => Ok(offset),
             _ => Err(ResultCode::InvalidParms),
+        }
+    }
+
+    /// Data is not written to a snapshot, nor in a cluster that cannot store it as often
+    /// as asked.
+    pub(super) fn check_writable(&self, cluster: &Cluster) -> Result<(), ResultCode> {
+        match &self.vdi {
+            Some(vdi) if self.kind == ObjectKind::Data => {
+                require_writable(cluster, vdi, vdi.read().is_snapshot)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -74,6 +91,8 @@ pub(crate) struct ObjectService {
     pub(crate) vdis: Arc<Catalogue>,
     pub(crate) inodes: Arc<Inodes>,
     pub(crate) locks: Arc<Locks>,
+    pub(crate) members: Arc<Membership>,
+    pub(crate) release: Release,
 }
 
 impl ObjectService {
@@ -81,7 +100,7 @@ impl ObjectService {
     ///
     /// # Errors
     /// `InvalidParms` for an id that no object can have, `NoObj` for one of an unknown VDI.
-    fn target(&self, raw: u64) -> Result<Target, ResultCode> {
+    pub(super) fn target(&self, raw: u64) -> Result<Target, ResultCode> {
         let oid = Oid::from_raw(raw);
         let kind = oid.kind().ok_or(ResultCode::InvalidParms)?;
         let vid = oid.vid().ok_or(ResultCode::InvalidParms)?;
@@ -97,8 +116,11 @@ impl ObjectService {
             return Err(ResultCode::InvalidParms);
         }
         let vdi = self.vdis.get(vid).ok_or(ResultCode::NoObj)?;
+        if self.release.generation.max_object_len(oid).is_none() {
+            return Err(ResultCode::InvalidParms);
+        }
         let len = match kind {
-            ObjectKind::Inode => INODE_LEN as u64,
+            ObjectKind::Inode => self.release.generation.inode_len() as u64,
             ObjectKind::BtreeNode | ObjectKind::Ledger => BTREE_NODE_LEN as u64,
             ObjectKind::Data | ObjectKind::VmState | ObjectKind::Attribute => 1 << vdi.shift,
         };
@@ -111,7 +133,7 @@ impl ObjectService {
     }
 
     /// As [`Self::target`], for I/O of a client that may share a lock (protocol 6.9).
-    fn io_target(&self, request: &Request<'_>) -> Result<Target, ResultCode> {
+    pub(super) fn io_target(&self, request: &Request<'_>) -> Result<Target, ResultCode> {
         /// Header and index: all that an inode had until 0.7, and what tgt reads.
         const REFRESH_LEN: usize = INODE_GREF_OFFSET;
         let wanted = request.object();
@@ -132,10 +154,26 @@ impl ObjectService {
         let wanted = request.object();
         let target = self.io_target(request)?;
         let len = request.max_response_len()?;
-        let offset = target.check_range(wanted.offset.get(), len)?;
-        Ok(Reply::payload(
-            self.store.read_payload(target.oid, offset, len)?,
-        ))
+        let generation = self.release.generation;
+        let range = target.check_range(wanted.offset.get(), len);
+        if range.is_err() && generation.leaves_after_reading_past_end() {
+            tracing::warn!("a read past the end of {}: leaving the cluster", target.oid);
+            self.members.leave(request.origin.node);
+            return Err(ResultCode::Halt);
+        }
+        let mut reply = Reply::payload(self.store.read_payload(target.oid, range?, len)?);
+        let mut body = ObjectResponse::default();
+        if generation.answers_copies() {
+            let vdi = target.oid.vid().and_then(|vid| self.vdis.get(vid));
+            body.copies = vdi.map_or(0, |vdi| vdi.redundancy.nr_copies());
+        }
+        if generation.trims_zeros() && request.header.proto_ver == PUBLIC_PROTO_VER {
+            let (front, trimmed) = trim_zeros(&reply.payload);
+            body.offset = front.into();
+            reply.payload = trimmed.into();
+        }
+        reply.body = ResponseBody::Object(body);
+        Ok(reply)
     }
 
     /// WRITE_OBJ: the object must exist.
@@ -247,6 +285,9 @@ impl ObjectService {
         let vdi = target.vdi()?;
         target.check_number(vdi)?;
         let index = ObjectIndex(target.oid.number());
+        if self.release.generation.deletes_objects() && !vdi.hypervolume {
+            return self.discard_uncounted(&target, vdi, index);
+        }
         if vdi.hypervolume {
             discard_in_tree(self.store.as_ref(), vdi, index)?;
             return Ok(Reply::ok());
@@ -262,6 +303,25 @@ impl ObjectService {
         self.inodes
             .write_index(vdi, offset.into(), &[0; SLOT_LEN as usize])?;
         Ok(Reply::ok())
+    }
+
+    /// DISCARD_OBJ without reference counts: the object of that id goes, also that of a
+    /// snapshot.
+    fn discard_uncounted(&self, target: &Target, vdi: &Vdi, index: ObjectIndex) -> HandlerResult {
+        let _state = vdi.read();
+        let offset = slot_offset(index).ok_or(ResultCode::InvalidParms)?;
+        let mut slot = [0; SLOT_LEN as usize];
+        self.store
+            .read(Oid::inode(vdi.vid), offset.into(), &mut slot)?;
+        if slot == [0; SLOT_LEN as usize] && self.release.generation.discards_only_named_objects() {
+            return Ok(Reply::ok());
+        }
+        self.inodes
+            .write_index(vdi, offset.into(), &[0; SLOT_LEN as usize])?;
+        match self.store.remove(target.oid) {
+            Ok(()) | Err(StoreError::NotFound) => Ok(Reply::ok()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// EXIST: whether the object is in this node's store.
@@ -293,7 +353,14 @@ impl ObjectService {
 
     /// GET_HASH, which dog compares between nodes: the SHA-1 of a whole object.
     pub(crate) fn digest(&self, request: &Request<'_>) -> HandlerResult {
-        let target = self.target(request.object().oid.get())?;
+        let wanted = request.object();
+        let target = self.target(wanted.oid.get())?;
+        if self.release.generation.dies_of_absent_digest()
+            && wanted.tgt_epoch.get() == 0
+            && !self.store.exists(target.oid)?
+        {
+            return Ok(Reply::death("a GET_HASH of an object that is not there"));
+        }
         let len = usize::try_from(target.len).map_err(|_too_long| ResultCode::NoMem)?;
         let mut digest = Sha1::new();
         let mut buffer = vec![0; len.min(DIGEST_BUFFER_LEN)];
@@ -307,6 +374,30 @@ impl ObjectService {
             ..HashResponse::default()
         })))
     }
+}
+
+/// Cuts blocks of zeros off both ends; returns how many bytes went in front.
+///
+/// As in the original the last block may be a part of one, and what is shorter than a
+/// block stays.
+fn trim_zeros(payload: &Payload) -> (u64, Vec<u8>) {
+    let bytes: Vec<u8> = payload.slices().flatten().copied().collect();
+    let is_zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
+    let mut rest = bytes.as_slice();
+    while let Some((block, behind)) = rest.split_at_checked(TRIM_LEN)
+        && is_zero(block)
+    {
+        rest = behind;
+    }
+    let front = bytes.len() - rest.len();
+    while rest.len() >= TRIM_LEN {
+        let start = (rest.len() - 1) / TRIM_LEN * TRIM_LEN;
+        if !is_zero(&rest[start..]) {
+            break;
+        }
+        rest = &rest[..start];
+    }
+    (front as u64, rest.to_vec())
 }
 
 /// Data is not written to a snapshot, nor in a cluster that cannot store it as often as asked.

@@ -3,18 +3,21 @@
 use std::sync::Arc;
 
 use sheep_proto::inode::{STORE_POLICY_HYPERVOLUME, max_volume_size};
-use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, VID_BITMAP_LEN};
+use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, NAME_FIELD_LEN, VID_BITMAP_LEN};
 use sheep_proto::{
-    InodeHeader, Redundancy, ResponseBody, ResultCode, VdiName, VdiRequest, VdiResponse, Vid,
+    Generation, InodeHeader, Redundancy, ResponseBody, ResultCode, VdiName, VdiRequest,
+    VdiResponse, Vid,
 };
 
 use crate::catalogue::{Catalogue, Vdi, VdiOperation};
 use crate::clock::now;
 use crate::cluster::{Cluster, checked_shift};
+use crate::family::Families;
 use crate::hypervolume::empty_root;
 use crate::inode::Inodes;
 use crate::lock::Locks;
 use crate::reclaim::Reclaimer;
+use crate::release::Release;
 use crate::request::{HandlerResult, Reply, Request};
 
 /// What NEW_VDI asks for, checked.
@@ -34,9 +37,12 @@ impl NewVdi {
         request: &VdiRequest,
         cluster: &Cluster,
         base: Option<&Vdi>,
+        generation: Generation,
     ) -> Result<Self, ResultCode> {
         let hypervolume = match request.store_policy {
             0 => false,
+            // There the byte is part of the number of copies.
+            _ if generation.has_wide_copies() => false,
             STORE_POLICY_HYPERVOLUME => true,
             _ => return Err(ResultCode::InvalidParms),
         };
@@ -48,9 +54,13 @@ impl NewVdi {
         let new = Self {
             name,
             size: request.vdi_size.get(),
-            redundancy: cluster.redundancy_of(request)?,
+            redundancy: if generation.has_wide_copies() {
+                wide_redundancy(cluster, request)?
+            } else {
+                cluster.redundancy_of(request)?
+            },
             hypervolume,
-            shift: checked_shift(request.block_size_shift, default_shift)?,
+            shift: checked_shift(generation, request.block_size_shift, default_shift)?,
         };
         if new.size > max_volume_size(hypervolume, new.shift) {
             return Err(ResultCode::InvalidParms);
@@ -83,12 +93,38 @@ impl NewVdi {
     }
 }
 
+/// The number of copies of a generation that has 32 bits for it, of which an inode keeps
+/// the lowest eight.
+fn wide_redundancy(cluster: &Cluster, request: &VdiRequest) -> Result<Redundancy, ResultCode> {
+    let wide = [
+        request.copies,
+        request.copy_policy,
+        request.store_policy,
+        request.block_size_shift,
+    ];
+    match (wide, request.copies) {
+        ([0, 0, 0, 0], _) => cluster.redundancy_of(request),
+        // It keeps an inode without copies.
+        (_, 0) => Ok(Redundancy::from_wire(0, 0)),
+        (_, copies) => {
+            let narrow = VdiRequest {
+                copies,
+                copy_policy: 0,
+                ..*request
+            };
+            cluster.redundancy_of(&narrow)
+        }
+    }
+}
+
 /// See the module.
 pub(crate) struct VdiService {
     pub(crate) vdis: Arc<Catalogue>,
     pub(crate) inodes: Arc<Inodes>,
     pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) families: Arc<Families>,
     pub(crate) locks: Arc<Locks>,
+    pub(crate) release: Release,
 }
 
 impl VdiService {
@@ -129,13 +165,17 @@ impl VdiService {
                 return Err(ResultCode::InvalidParms);
             }
         }
-        let new = NewVdi::check(name, &wanted, cluster, base.as_deref())?;
+        let generation = self.release.generation;
+        let new = NewVdi::check(name, &wanted, cluster, base.as_deref(), generation)?;
         if cluster.requires_halt(new.redundancy.nr_copies()) {
             return Err(ResultCode::VdiWrite);
         }
         let vdi = self.create_vdi(&operation, &new, base.as_deref(), replaced.as_deref())?;
         tracing::info!("made VDI {} of {}", vdi.vid, new.name);
-        Ok(vdi_reply(&vdi))
+        if generation.has_wide_copies() && wanted.copies == 0 && wanted.block_size_shift != 0 {
+            return Ok(wide_copies_reply(&vdi, &wanted));
+        }
+        Ok(vdi_reply(&vdi, generation))
     }
 
     fn base(&self, raw: u32) -> Result<Arc<Vdi>, ResultCode> {
@@ -154,7 +194,14 @@ impl VdiService {
         replaced: Option<&Vdi>,
     ) -> Result<Arc<Vdi>, ResultCode> {
         // Allocate the VID and the next snapshot id of the name.
-        let vid = operation.free_vid(&new.name).ok_or(ResultCode::FullVdi)?;
+        let reused = if replaced.is_none() && self.release.reuses_vids() {
+            operation.reusable_vid(&new.name)
+        } else {
+            None
+        };
+        let vid = reused
+            .or_else(|| operation.free_vid(&new.name))
+            .ok_or(ResultCode::FullVdi)?;
         let relatives = operation.versions_of(&new.name);
         let newest = relatives.iter().map(|vdi| vdi.snap_id).max();
         let snap_id = newest.unwrap_or(0).saturating_add(1);
@@ -170,6 +217,12 @@ impl VdiService {
             Vec::new()
         };
         let base = base.map(|base| base.vid);
+        if let Some(base) = base
+            && self.release.generation.has_child_slots()
+            && !self.families.add_child(base, vid)?
+        {
+            return Err(self.release.generation.full_parent());
+        }
         self.inodes.create(vid, &header, &root, base)?;
         let vdi = Arc::new(vdi);
         operation.insert(Arc::clone(&vdi));
@@ -190,16 +243,31 @@ impl VdiService {
     pub(crate) fn info(&self, request: &Request<'_>) -> HandlerResult {
         let (name, tag) = request.name_and_tag()?;
         let operation = self.vdis.begin_operation();
+        if self.release.is_mortal() && dies_of_lookup(request, &operation, &name) {
+            return Ok(Reply::death(DEATH_BY_LOOKUP));
+        }
         let vdi = operation.lookup(&name, &tag, request.vdi().snapid.get())?;
-        Ok(vdi_reply(&vdi))
+        Ok(vdi_reply(&vdi, self.release.generation))
     }
 
     /// DEL_VDI.
     pub(crate) fn delete(&self, request: &Request<'_>) -> HandlerResult {
         let (name, tag) = request.name_and_tag()?;
         let operation = self.vdis.begin_operation();
+        if self.release.is_mortal() && dies_of_lookup(request, &operation, &name) {
+            return Ok(Reply::death(DEATH_BY_LOOKUP));
+        }
         let vdi = operation.lookup(&name, &tag, request.vdi().snapid.get())?;
-        {
+        let generation = self.release.generation;
+        if generation.deletes_objects() {
+            let mut state = vdi.write();
+            self.families.delete(vdi.vid)?;
+            state.name = None;
+            operation.remove_name(&name, vdi.vid);
+        } else if generation.deletes_only_empty_vdis() && self.reclaimer.has_entries(&vdi)? {
+            tracing::info!("VDI {} of {name} has objects and stays", vdi.vid);
+            return Ok(Reply::ok());
+        } else {
             let mut state = vdi.write();
             self.inodes.erase_header(&vdi)?;
             state.name = None;
@@ -211,6 +279,9 @@ impl VdiService {
             }
         }
         tracing::info!("deleted VDI {} of {name}", vdi.vid);
+        if !generation.answers_deleted_vid() {
+            return Ok(Reply::ok());
+        }
         Ok(Reply::body(ResponseBody::Vdi(VdiResponse {
             vdi_id: vdi.vid.get().into(),
             ..VdiResponse::default()
@@ -235,12 +306,46 @@ impl VdiService {
     }
 }
 
-/// The reply that names a VDI, its redundancy and object size.
-pub(crate) fn vdi_reply(vdi: &Vdi) -> Reply {
+const DEATH_BY_LOOKUP: &str = "a look-up of a snapshot by its id, without a tag in the payload";
+
+/// True for a look-up of a name alone, with the id of a snapshot, when there is one with a
+/// tag: the sheep compares that with what is behind the payload.
+pub(super) fn dies_of_lookup(
+    request: &Request<'_>,
+    operation: &VdiOperation<'_>,
+    name: &VdiName,
+) -> bool {
+    let has_tag = |vdi: &Arc<Vdi>| {
+        let state = vdi.read();
+        state.is_snapshot && !state.tag.is_empty()
+    };
+    request.payload.len() == NAME_FIELD_LEN
+        && request.vdi().snapid.get() != 0
+        && operation.versions_of(name).iter().any(has_tag)
+}
+
+/// The reply that names a VDI, its redundancy and, where there is more than one, object size.
+pub(super) fn vdi_reply(vdi: &Vdi, generation: Generation) -> Reply {
     Reply::body(ResponseBody::Vdi(VdiResponse {
         vdi_id: vdi.vid.get().into(),
         copies: vdi.redundancy.nr_copies(),
-        block_size_shift: vdi.shift,
+        block_size_shift: if generation.has_object_sizes() {
+            vdi.shift
+        } else {
+            0
+        },
         ..VdiResponse::default()
     }))
+}
+
+/// The reply of a server that has taken an object size for a part of the number of copies.
+fn wide_copies_reply(vdi: &Vdi, request: &VdiRequest) -> Reply {
+    let mut body = VdiResponse {
+        vdi_id: vdi.vid.get().into(),
+        copies: request.copies,
+        block_size_shift: request.copy_policy,
+        ..VdiResponse::default()
+    };
+    body.pad[..2].copy_from_slice(&[request.store_policy, request.block_size_shift]);
+    Reply::body(ResponseBody::Vdi(body))
 }

@@ -4,6 +4,7 @@
 //! lock                              held while a server uses the directory
 //! cluster                           settings of the formatted cluster
 //! objects/76d396/0076d39600000003   one file per object, in a directory per VID
+//! cache/                            the same once more, for an object cache
 //! new/                              objects being made
 //! old/                              objects of a cluster formatted away
 //! ```

@@ -86,6 +86,18 @@ impl Sheep {
         self.server.as_ref().unwrap()
     }
 
+    /// Waits until a request has ended the node; returns why.
+    pub(crate) fn wait_for_end(&self) -> String {
+        let server = self.server();
+        let ended = async {
+            tokio::time::timeout(TIMEOUT, server.shutdown_requested())
+                .await
+                .unwrap();
+            server.death().unwrap()
+        };
+        self.runtime.block_on(ended)
+    }
+
     /// Another node on the same store.
     pub(crate) fn add_node(&self) -> Self {
         self.add_node_at((Ipv4Addr::LOCALHOST, 0).into())
@@ -209,6 +221,18 @@ impl Client {
         )
     }
 
+    /// As [`Self::request`], with flags.
+    pub(crate) fn request_with_flags(
+        &mut self,
+        opcode: Opcode,
+        flags: RequestFlags,
+        want: usize,
+        body: RequestBody,
+    ) -> Response {
+        let want = u32::try_from(want).unwrap();
+        self.call(RequestHeader::new(opcode, flags, want, body), &[])
+    }
+
     /// A request with a payload.
     pub(crate) fn write_request(
         &mut self,
@@ -234,7 +258,12 @@ impl Client {
     }
 
     pub(crate) fn read(&mut self, oid: Oid, offset: u32, want: usize) -> Response {
-        self.request(Opcode::ReadObj, want, object(oid, offset))
+        let want = u32::try_from(want).unwrap();
+        let body = object(oid, offset);
+        let mut header = RequestHeader::new(Opcode::ReadObj, RequestFlags::empty(), want, body);
+        // In the version after this one 0.7 leaves zeros out.
+        header.proto_ver = 1;
+        self.call(header, &[])
     }
 
     /// The bytes of a range that must be there.

@@ -4,6 +4,7 @@
 mod client;
 mod crash_consistency;
 mod fault_injection;
+mod generations;
 mod lock;
 mod malformed_request;
 mod operations;
@@ -11,4 +12,5 @@ mod persistence;
 mod process_exit;
 mod program;
 mod replay;
+mod replay_generations;
 mod vdi_model;

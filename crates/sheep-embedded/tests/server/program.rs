@@ -15,9 +15,14 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(directory: &Path) -> Self {
+        Self::start_with(directory, &[])
+    }
+
+    pub(crate) fn start_with(directory: &Path, options: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sheep-embedded"))
             .args(["--listen", "127.0.0.1:0", "--dir"])
             .arg(directory)
+            .args(options)
             .env("RUST_LOG", "info")
             .stderr(Stdio::piped())
             .spawn()
