@@ -342,6 +342,16 @@ impl Generation {
         !self.has_child_slots() || slots.chunks_exact(4).any(|slot| slot == [0; 4])
     }
 
+    /// True for an inode that is an access list of the fork of 2026, and so no volume:
+    /// it must be neither listed nor attached.
+    ///
+    /// The fork has the version byte of 1.0. Older releases have the VID of a child where
+    /// it keeps the mark.
+    pub fn is_access_list(self, header: &InodeHeader) -> bool {
+        const ACCESS_LIST: u32 = 1;
+        self == Self::V1_0 && header.fork_flags() & ACCESS_LIST != 0
+    }
+
     /// Bytes of the whole inode object.
     pub const fn inode_len(self) -> usize {
         match self {
@@ -1152,6 +1162,22 @@ mod tests {
             assert_eq!(generation.has_room_for_child(&header), !is_limited);
             header.as_mut_bytes()[4660..].fill(0);
             assert!(generation.has_room_for_child(&header));
+        }
+    }
+
+    #[test]
+    fn access_lists_are_told_from_children() {
+        let mut bytes = [0; size_of::<InodeHeader>()];
+        // A child with an odd VID, or the mark of an access list.
+        bytes[592] = 1;
+        let marked = InodeHeader::read_from_bytes(&bytes).unwrap();
+        bytes[592] = 2;
+        let other = InodeHeader::read_from_bytes(&bytes).unwrap();
+        for generation in Generation::ALL {
+            let is_list = generation.is_access_list(&marked);
+            assert_eq!(is_list, generation == Generation::V1_0, "{generation}");
+            assert!(!generation.is_access_list(&other), "{generation}");
+            assert!(!generation.is_access_list(&InodeHeader::zeroed()));
         }
     }
 

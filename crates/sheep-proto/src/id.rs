@@ -204,6 +204,16 @@ mod tests {
     }
 
     #[test]
+    fn oid_of_data_has_nothing_in_its_upper_byte() {
+        let data = Oid::data(Vid::new(0xff_ffff).unwrap(), ObjectIndex(u32::MAX));
+        assert_eq!(data.kind(), Some(ObjectKind::Data));
+        for bit in 56..64 {
+            let other = Oid::from_raw(data.raw() | 1 << bit);
+            assert_ne!(other.kind(), Some(ObjectKind::Data), "bit {bit}");
+        }
+    }
+
+    #[test]
     fn oid_with_two_kinds_has_no_kind() {
         assert_eq!(Oid::from_raw(0xc000_0001_0000_0000).kind(), None);
         assert_eq!(Oid::from_raw(0x0100_0001_0000_0000).kind(), None);

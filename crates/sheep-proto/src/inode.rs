@@ -87,6 +87,9 @@ const fn field(offset: usize) -> u32 {
     offset as u32
 }
 
+/// Offset of the flags that the fork of 2026 has in the inode object.
+const FORK_FLAGS_OFFSET: usize = 592;
+
 /// Bytes of one slot of a flat index.
 pub const SLOT_LEN: u32 = 4;
 
@@ -121,6 +124,14 @@ impl InodeHeader {
     /// The VDI's own VID; `None` when the bytes are damaged.
     pub fn vid(&self) -> Option<Vid> {
         Vid::new(self.vdi_id.get())
+    }
+
+    /// The word in which the fork of 2026 says what is no volume. Releases before 0.9
+    /// have the VID of a child there, see
+    /// [`Generation::is_access_list`](crate::Generation::is_access_list).
+    pub(crate) fn fork_flags(&self) -> u32 {
+        let bytes = &self.as_bytes()[FORK_FLAGS_OFFSET..];
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
     /// The VID of the VDI this one was made from.

@@ -152,7 +152,7 @@ pub(crate) fn encode_again(kind: Kind, bytes: &[u8]) -> Vec<u8> {
         }
         Kind::VdiStates => {
             let states = VdiState::parse_list(bytes).unwrap();
-            for state in states {
+            for state in &states {
                 let redundancy = Redundancy::from_wire(state.nr_copies, state.copy_policy);
                 assert_eq!(redundancy.nr_copies(), state.nr_copies);
                 assert!(!matches!(state.lock_state(), LockState::Other(_)));
