@@ -11,6 +11,7 @@ mod flush;
 mod generations;
 mod in_doubt;
 mod index_traffic;
+mod inode_bytes;
 mod locks;
 mod model;
 mod multi_client;
