@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
+use crate::generation::generation;
 use crate::process::{send_signal, wait_for_exit};
 use crate::program::spawn;
 use crate::wait::{free_ports, wait_until};
@@ -27,6 +28,7 @@ pub struct EmbeddedSheep {
     port: u16,
     directory: PathBuf,
     log: PathBuf,
+    generation: String,
     child: Child,
 }
 
@@ -49,14 +51,28 @@ impl EmbeddedSheep {
     }
 
     fn start_with(directory: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::launch_in(directory, &generation(), arguments)
+    }
+
+    /// As [`EmbeddedSheep::start`], like the sheep of these releases, whatever
+    /// [`GENERATION_VARIABLE`](crate::GENERATION_VARIABLE) says.
+    ///
+    /// # Errors
+    /// As [`EmbeddedSheep::start`].
+    pub fn start_as(directory: &Path, generation: &str) -> anyhow::Result<Self> {
+        Self::launch_in(directory, generation, &[])
+    }
+
+    fn launch_in(directory: &Path, generation: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let port = free_ports(1)?[0];
         let log = directory.join("sheep-embedded.log");
         let data = directory.join("data");
-        let child = launch(port, &data, &log, arguments)?;
+        let child = launch(port, &data, &log, generation, arguments)?;
         let mut sheep = Self {
             port,
             directory: data,
             log,
+            generation: generation.to_owned(),
             child,
         };
         sheep.wait_until_it_answers()?;
@@ -112,7 +128,7 @@ impl EmbeddedSheep {
     /// # Errors
     /// As [`EmbeddedSheep::start`].
     pub fn start_again(&mut self) -> anyhow::Result<()> {
-        self.child = launch(self.port, &self.directory, &self.log, &[])?;
+        self.child = launch(self.port, &self.directory, &self.log, &self.generation, &[])?;
         self.wait_until_it_answers()
     }
 
@@ -152,7 +168,13 @@ impl Drop for EmbeddedSheep {
     }
 }
 
-fn launch(port: u16, directory: &Path, log: &Path, arguments: &[&str]) -> anyhow::Result<Child> {
+fn launch(
+    port: u16,
+    directory: &Path,
+    log: &Path,
+    generation: &str,
+    arguments: &[&str],
+) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
     let mut command = Command::new(sheep_embedded_binary()?);
     if !arguments.contains(&"--memory") {
@@ -161,6 +183,7 @@ fn launch(port: u16, directory: &Path, log: &Path, arguments: &[&str]) -> anyhow
     spawn(
         command
             .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--generation", generation])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -8,7 +8,7 @@
 //!
 //! A test runs against the cluster that `SHEEPFS_TEST_SHEEP` names (one for
 //! all tests, so each test uses [`TestCluster::unique_name`] for its VDIs), or
-//! starts a `sheep-embedded` of its own. A test that needs something this
+//! starts a `sheep-embedded` of its own, like the releases of [`GENERATION_VARIABLE`]. A test that needs something this
 //! machine lacks fails and names it.
 //!
 //! Knows the binaries and what they promise, and no crate of the workspace.
@@ -21,6 +21,7 @@ mod file_handle;
 mod file_system;
 mod file_tree;
 mod fio;
+mod generation;
 mod iscsi_target;
 mod load;
 mod loop_device;
@@ -46,6 +47,7 @@ pub use file_handle::FileHandle;
 pub use file_system::FileSystem;
 pub use file_tree::{TreeShape, assert_same_tree, make_tree};
 pub use fio::Fio;
+pub use generation::{GENERATION_VARIABLE, NEWEST_GENERATION, generation};
 pub use iscsi_target::IscsiTarget;
 pub use load::{Acknowledged, Progress, under_load};
 pub use loop_device::LoopDevice;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use crate::generation::supported_options;
 use crate::mounts::is_mounted;
 use crate::process::{self, send_signal, wait_for_exit};
 use crate::program::{run_within, spawn};
@@ -127,10 +128,12 @@ impl Mounted {
 
     /// Creates a VDI and attaches it; `size_and_options` as for `vdi/create`.
     ///
+    /// An object size is left out where a cluster has only one.
+    ///
     /// # Errors
     /// When either is refused.
     pub fn create(&self, name: &str, size_and_options: &str) -> anyhow::Result<PathBuf> {
-        let line = format!("{name} {size_and_options}");
+        let line = format!("{name} {}", supported_options(size_and_options));
         self.command("vdi/create", &line)
             .with_context(|| format!("vdi/create: {line}"))?;
         self.attach(name)

@@ -56,6 +56,36 @@ impl RealSheep {
         ensure!(dog.is_file(), "there is no {}", dog.display());
         Ok(Some(Self { sheep, dog }))
     }
+
+    /// The releases it belongs to: `0.7`, `0.8`, `0.9` or `1.0`.
+    ///
+    /// # Errors
+    /// When the daemon does not say its version.
+    pub fn generation(&self) -> anyhow::Result<String> {
+        // "Sheepdog daemon version 0.8.3", or "1.0_173_g3ebe5ea7"
+        let text = run_within(DOG_LIMIT, Command::new(&self.sheep).arg("--version"))?;
+        let text = String::from_utf8(text).context("sheep prints text")?;
+        let version = text
+            .lines()
+            .next()
+            .and_then(|line| line.split(' ').next_back())
+            .with_context(|| format!("{} says no version", self.sheep.display()))?;
+        let mut numbers = version.split(['.', '_']);
+        let (major, minor) = (numbers.next(), numbers.next());
+        match (major, minor) {
+            (Some(major), Some(minor)) => Ok(format!("{major}.{minor}")),
+            _ => bail!("{}: `{version}` is no version", self.sheep.display()),
+        }
+    }
+
+    /// What keeps the daemon in the foreground, with its log on standard output.
+    fn foreground_options(&self) -> anyhow::Result<&'static [&'static str]> {
+        Ok(match self.generation()?.as_str() {
+            "0.7" => &["--foreground", "--stdout"],
+            "0.8" | "0.9" => &["--log", "dst=stdout"],
+            _ => &["--foreground"],
+        })
+    }
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
@@ -247,7 +277,8 @@ impl RealCluster {
         let zone = (node > 0).then(|| format!("--zone={node}"));
         spawn(
             Command::new(&self.programs.sheep)
-                .args(["--foreground", "--nosync"])
+                .args(self.programs.foreground_options()?)
+                .arg("--nosync")
                 .args(["--bindaddr", "127.0.0.1", "--myaddr", "127.0.0.1"])
                 .args(["--port", &port.to_string()])
                 .args(zone)

@@ -67,6 +67,11 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
+    /// True after a signal: nothing more is to be run.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
     fn wait(&self, command: &mut Command, servers: &[u32]) -> anyhow::Result<ExitStatus> {
         let mut child = command.spawn().context("cannot start cargo")?;
         let waited_for = [servers, &[child.id()]].concat();
@@ -76,7 +81,7 @@ impl<'a> Runner<'a> {
                 return Ok(status);
             }
             ensure!(Instant::now() < deadline, "still running after {LIMIT:?}");
-            if self.interrupted.load(Ordering::Relaxed) {
+            if self.is_interrupted() {
                 bail!("interrupted");
             }
             reap_orphans(&waited_for);
