@@ -125,12 +125,12 @@ impl Dispatcher {
             {
                 Err(ResultCode::OldNodeVer)
             }
+            Opcode::ReadPeer => self.objects.uncached.read_as_peer(request),
 
             // These need the whole server for themselves and never get here.
             Opcode::MakeFs
             | Opcode::AlterClusterCopy
             | Opcode::CreateAndWritePeer
-            | Opcode::ReadPeer
             | Opcode::WritePeer
             | Opcode::RemovePeer
             | Opcode::ForceRecover

@@ -14,7 +14,7 @@ use sheep_proto::limits::{
     INODE_HEADER_LEN, PUBLIC_PROTO_VER,
 };
 use sheep_proto::{
-    HashResponse, ObjectIndex, ObjectKind, ObjectResponse, Oid, RequestFlags, ResponseBody,
+    HashResponse, ObjectIndex, ObjectKind, ObjectResponse, Oid, Opcode, RequestFlags, ResponseBody,
     ResultCode,
 };
 use zerocopy::IntoBytes;
@@ -174,6 +174,14 @@ impl ObjectService {
         }
         reply.body = ResponseBody::Object(body);
         Ok(reply)
+    }
+
+    /// READ_PEER, with which the `dog` of releases without EXIST looks for an object.
+    pub(crate) fn read_as_peer(&self, request: &Request<'_>) -> HandlerResult {
+        if self.release.serves(Opcode::Exist) {
+            return Err(ResultCode::InvalidParms);
+        }
+        self.read(request)
     }
 
     /// WRITE_OBJ: the object must exist.

@@ -728,3 +728,26 @@ fn read_in_version_2_leaves_zeros_out() {
         assert_eq!((front, len), expected, "{generation}");
     }
 }
+
+#[test]
+fn read_peer_is_served_where_dog_needs_it() {
+    for generation in Generation::ALL {
+        let sheep = sheep_of(generation);
+        let mut client = sheep.connect();
+        let vid = client.new_vdi("demo");
+        client.first_write(vid, 0, b"data");
+        let body = object(data_oid(vid, 0), 0);
+        let mut header = header_of(generation, Opcode::ReadPeer, 4, body);
+        header.epoch = 1.into();
+        let expected = match generation {
+            Generation::V0_7 | Generation::V0_8 => (ResultCode::Success, &b"data"[..]),
+            Generation::V0_9 | Generation::V1_0 => (ResultCode::InvalidParms, &b""[..]),
+        };
+        let answer = client.call(header, &[]);
+        assert_eq!(
+            (answer.result(), &answer.payload[..]),
+            expected,
+            "{generation}"
+        );
+    }
+}
