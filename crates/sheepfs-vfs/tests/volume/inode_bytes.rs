@@ -16,7 +16,7 @@ use sheep_proto::inode::{
     BTREE_COUNTER_OFFSET, SLOT_LEN, SNAP_CTIME_OFFSET, TAG_OFFSET, VDI_SIZE_OFFSET,
 };
 use sheep_proto::limits::{INODE_GREF_OFFSET, INODE_HEADER_LEN, NAME_FIELD_LEN};
-use sheep_proto::{ObjectKind, Oid, Opcode, RequestBody, VdiName, Vid};
+use sheep_proto::{Generation, ObjectKind, Oid, Opcode, RequestBody, VdiName, Vid};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 
 use crate::support::{Cluster, delay_until, pattern, tag, unique_name};
@@ -53,7 +53,7 @@ impl Written {
     fn note(&self, request: &Request) {
         let is_inode =
             request.operation().oid.and_then(|oid| oid.kind()) == Some(ObjectKind::Inode);
-        if let RequestBody::Object(body) = request.header(0).body()
+        if let RequestBody::Object(body) = request.header(Generation::NEWEST).body()
             && is_inode
             && request.opcode() == Opcode::WriteObj
         {
