@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sheep_proto::Generation;
+use sheep_proto::generation::Detected;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -28,7 +29,7 @@ use crate::connector::Connector;
 use crate::error::{Chain, ClientError, DisconnectReason};
 use crate::membership;
 use crate::poison;
-use crate::topology::{Detected, Membership, Rejected, Revision, Topology};
+use crate::topology::{Membership, Rejected, Revision, Topology};
 
 /// Longest wait for a TCP connection, the lookup of its name included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,8 +64,8 @@ struct State {
     unreachable_since: Option<Instant>,
     /// When the gateway last got its first connection.
     reachable_since: Instant,
-    /// The sheep that was last found unusable, and why.
-    last_rejected: Option<(SocketAddr, Rejected)>,
+    /// Why sheep were last found unusable.
+    rejected: HashMap<SocketAddr, Rejected>,
 }
 
 /// What is known of one node.
@@ -101,6 +102,7 @@ impl State {
 
     /// Takes a connection into use.
     fn install(&mut self, connection: Connection) {
+        self.rejected.remove(&connection.peer());
         let node = self.nodes.entry(connection.peer()).or_default();
         node.connections.push(Arc::new(connection));
         if self.gateway_connections() > 0 && self.unreachable_since.take().is_some() {
@@ -166,7 +168,7 @@ impl Supervisor {
                 nodes: HashMap::new(),
                 unreachable_since: Some(Instant::now()),
                 reachable_since: Instant::now(),
-                last_rejected: None,
+                rejected: HashMap::new(),
             }),
             connected: Notify::new(),
             incomplete: Notify::new(),
@@ -393,7 +395,8 @@ impl Supervisor {
                 source,
             })?;
         match connection.detect().await {
-            Ok(()) => Ok(connection),
+            Ok(true) => Ok(connection),
+            Ok(false) => Err(self.reject(connection.peer(), Rejected::UnknownGeneration)),
             Err(error) => Err(lost_while_connecting(address, error)),
         }
     }
@@ -461,11 +464,9 @@ impl Supervisor {
 
     /// The error for a sheep that cannot be the gateway, which is logged once.
     fn reject(&self, peer: SocketAddr, rejected: Rejected) -> ClientError {
-        let is_new = {
-            let mut state = self.state();
-            state.last_rejected.replace((peer, rejected)) != Some((peer, rejected))
-        };
-        if is_new && rejected != Rejected::Outdated {
+        let is_new = rejected != Rejected::Outdated
+            && self.state().rejected.insert(peer, rejected) != Some(rejected);
+        if is_new {
             tracing::warn!(%peer, "not used: {rejected}");
         }
         ClientError::Connect {

@@ -1,10 +1,10 @@
 //! What is known of the cluster: where to look for a sheep, which one is the
 //! gateway, and which cluster it belongs to. No I/O.
 
-use std::fmt;
 use std::net::SocketAddr;
 
 use sheep_proto::Generation;
+use sheep_proto::generation::Detected;
 use sheep_proto::node::NodeRecord;
 
 use crate::address::GatewayAddress;
@@ -43,43 +43,6 @@ pub(crate) struct Membership {
     nodes: Vec<SocketAddr>,
 }
 
-/// The generation of a sheep, as far as its answers tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Detected {
-    /// This one.
-    Certain(Generation),
-    /// 0.8 or 0.9, which cannot be told apart before the cluster is formatted.
-    Undecided,
-}
-
-impl Detected {
-    /// The generation to assume: all that 0.8 has is the same in 0.9.
-    pub(crate) fn generation(self) -> Generation {
-        match self {
-            Self::Certain(generation) => generation,
-            Self::Undecided => Generation::V0_8,
-        }
-    }
-
-    /// True unless the sheep is certainly of another generation.
-    pub(crate) fn may_be(self, generation: Generation) -> bool {
-        match self {
-            Self::Certain(certain) => certain == generation,
-            Self::Undecided => matches!(generation, Generation::V0_8 | Generation::V0_9),
-        }
-    }
-}
-
-/// Prints as an error names it: `0.9`.
-impl fmt::Display for Detected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Certain(generation) => generation.fmt(f),
-            Self::Undecided => f.write_str("0.8 or 0.9"),
-        }
-    }
-}
-
 /// Why a sheep cannot be the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rejected {
@@ -89,6 +52,9 @@ pub(crate) enum Rejected {
     /// The sheep is up, but in another cluster.
     #[error("this sheep belongs to another cluster")]
     OtherCluster,
+    /// Not a sheep, or one of releases that are not known.
+    #[error("it is no sheep of 0.7 to 1.0: it refuses the versions of all of them")]
+    UnknownGeneration,
     /// The sheep is of another generation than the cluster it claims to be of.
     #[error(
         "this is sheep {found} and the cluster is {expected}: a cluster of both destroys data, \

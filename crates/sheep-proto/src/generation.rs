@@ -868,6 +868,53 @@ impl Detection {
     }
 }
 
+/// The generation of a sheep, as far as its answers tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    /// This one.
+    Certain(Generation),
+    /// 0.8 or 0.9, which cannot be told apart before the cluster is formatted.
+    Undecided,
+}
+
+impl Detected {
+    /// What a sheep that is taken for one of `generation` has told, when its cluster
+    /// has, or has not, an epoch.
+    pub fn from_assumed(generation: Generation, has_epoch: bool) -> Self {
+        if generation == Self::Undecided.generation() && !has_epoch {
+            Self::Undecided
+        } else {
+            Self::Certain(generation)
+        }
+    }
+
+    /// The generation to assume: all that 0.8 has is the same in 0.9.
+    pub const fn generation(self) -> Generation {
+        match self {
+            Self::Certain(generation) => generation,
+            Self::Undecided => Generation::V0_8,
+        }
+    }
+
+    /// True unless the sheep is certainly of another generation.
+    pub fn may_be(self, generation: Generation) -> bool {
+        match self {
+            Self::Certain(certain) => certain == generation,
+            Self::Undecided => matches!(generation, Generation::V0_8 | Generation::V0_9),
+        }
+    }
+}
+
+/// Prints as reports and errors name it: `0.9`.
+impl fmt::Display for Detected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certain(generation) => generation.fmt(f),
+            Self::Undecided => f.write_str("0.8 or 0.9"),
+        }
+    }
+}
+
 /// One epoch record of 0.9 without nodes. It holds no record of 0.8.
 const SHORT_PROBE: u32 = 48;
 /// One epoch record of 0.8, and no whole number of the short ones.

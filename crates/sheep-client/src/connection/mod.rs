@@ -10,7 +10,6 @@ mod codec;
 mod pending;
 mod send_queue;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -19,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use sheep_proto::cache_info::CacheInfo;
-use sheep_proto::generation::Detection;
+use sheep_proto::generation::{Detected, Detection};
 use sheep_proto::limits::CACHE_INFO_LEN;
 use sheep_proto::{Generation, Opcode, RequestBody, RequestHeader};
 use tokio::io::AsyncRead;
@@ -32,7 +31,6 @@ use crate::connector::ByteStream;
 use crate::error::{ClientError, DisconnectReason};
 use crate::poison;
 use crate::request::{Request, Response};
-use crate::topology::Detected;
 use crate::transport::Completion;
 use codec::{Completed, ResponseCodec};
 use pending::InFlight;
@@ -168,16 +166,16 @@ impl Connection {
         }))
     }
 
-    /// Learns the generation of the sheep; other requests may be sent after that.
+    /// Learns the generation of the sheep; other requests may be sent after that. False
+    /// for a sheep of no known generation, which gets no other request.
     ///
     /// One question at a time, in ascending order of version: some sheep die of a
     /// version that is newer than their own. A remembered answer is not used, since
     /// another daemon may listen at the address by now.
     ///
     /// # Errors
-    /// `Connect` for a sheep of no known generation, otherwise as
-    /// [`Connection::request`].
-    pub(crate) async fn detect(&self) -> Result<(), ClientError> {
+    /// As [`Connection::request`].
+    pub(crate) async fn detect(&self) -> Result<bool, ClientError> {
         let mut detection = Detection::START;
         let detected = loop {
             match detection {
@@ -187,21 +185,14 @@ impl Connection {
                 }
                 Detection::Known(generation) => break Detected::Certain(generation),
                 Detection::Undecided => break Detected::Undecided,
-                Detection::Unknown => {
-                    return Err(ClientError::Connect {
-                        gateway: self.peer().into(),
-                        source: io::Error::other(
-                            "it is no sheep of 0.7 to 1.0: it refuses the versions of all of them",
-                        ),
-                    });
-                }
+                Detection::Unknown => return Ok(false),
             }
         };
         self.shared.detected.get_or_init(|| detected);
         if detected.generation().has_object_cache() {
             self.detect_cache().await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Asks whether the sheep has an object cache. One of a cluster that waits does not

@@ -1,15 +1,19 @@
 //! What is sent to sheep of each generation, and which sheep are not used.
 
+use std::fmt;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use sheep_client::error::Chain;
 use sheep_client::unstable::Request;
-use sheep_client::{Client, ClientError, Generation};
+use sheep_client::{Client, ClientConfig, ClientError, Generation};
 use sheep_proto::header::RequestBody;
 use sheep_proto::{Oid, Opcode, Vid};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::peer::{Peer, Script};
-use crate::{config, connected, object, within};
+use crate::{config, connected, object, until, within};
 
 pub(crate) fn sheep(generation: Generation) -> Script {
     Script {
@@ -31,13 +35,17 @@ async fn describe(peer: &mut Peer, script: &Script) -> ! {
     }
 }
 
-pub(crate) async fn connect_to(generation: Generation) -> (Peer, Result<Client, ClientError>) {
-    connect(sheep(generation)).await
+pub(crate) async fn connect(script: Script) -> (Peer, Result<Client, ClientError>) {
+    connect_with(script, |_config| ()).await
 }
 
-pub(crate) async fn connect(script: Script) -> (Peer, Result<Client, ClientError>) {
+pub(crate) async fn connect_with(
+    script: Script,
+    change: impl FnOnce(&mut ClientConfig),
+) -> (Peer, Result<Client, ClientError>) {
     let mut peer = Peer::start(script.clone()).await;
-    let config = config(&peer, 1);
+    let mut config = config(&peer, 1);
+    change(&mut config);
     let client = tokio::select! {
         client = within(Client::connect(config)) => client,
         _ = describe(&mut peer, &script) => unreachable!(),
@@ -145,6 +153,82 @@ async fn unknown_generation_is_refused_in_words() {
             "{text}"
         );
     }
+}
+
+/// Keeps the text of all warnings.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    fn count(&self, text: &str) -> usize {
+        let all = self.0.lock().unwrap();
+        all.iter().filter(|warning| warning.contains(text)).count()
+    }
+}
+
+impl Visit for Warnings {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+}
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::WARN
+    }
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+    fn new_span(&self, _span: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _span: &span::Id, _values: &span::Record<'_>) {}
+    fn record_follows_from(&self, _span: &span::Id, _follows: &span::Id) {}
+    fn enter(&self, _span: &span::Id) {}
+    fn exit(&self, _span: &span::Id) {}
+}
+
+#[tokio::test]
+async fn failover_warns_once_of_each_gateway_that_is_not_used() {
+    const UNKNOWN: &str = "it refuses the versions of all of them";
+    const OTHER: &str = "this is sheep 0.9 and the cluster is 1.0";
+    let unknown = Peer::start(Script {
+        proto_ver: 11,
+        ..Script::default()
+    })
+    .await;
+    let other = Peer::start(sheep(Generation::V0_9)).await;
+    let script = Script {
+        nodes: vec![unknown.address, other.address],
+        ..Script::default()
+    };
+    let (first, client) = connected(script.clone(), 1).await;
+    let warnings = Warnings::default();
+    let _logging = tracing::subscriber::set_default(warnings.clone());
+    let address = first.stop().await;
+    // Several rounds, in which both are tried again.
+    until(|| unknown.accepted() >= 3 && other.accepted() >= 3).await;
+    let mut again = Peer::start(Script { address, ..script }).await;
+    let (read, ()) = tokio::join!(within(client.objects().read(object(), 0, 1)), async {
+        again.request().await.answer(&[7]).await
+    });
+    read.unwrap();
+    assert_eq!((warnings.count(UNKNOWN), warnings.count(OTHER)), (1, 1));
+}
+
+#[tokio::test]
+async fn query_of_a_member_of_another_generation_is_refused() {
+    let mut other = Peer::start(sheep(Generation::V0_9)).await;
+    let (_peer, client) = connected(Script::default(), 1).await;
+    let asked = within(client.node(other.address).store_space()).await;
+    let text = Chain(&asked.unwrap_err()).to_string();
+    assert!(
+        text.contains("this is sheep 0.9 and the cluster is 1.0"),
+        "{text}"
+    );
+    assert!(other.arrived().is_none(), "nothing but its generation");
 }
 
 #[tokio::test]

@@ -2,8 +2,11 @@
 //! them sends, and what is refused.
 
 use std::collections::HashMap;
+use std::pin::pin;
+use std::time::Duration;
 
 use sheep_client::cluster::LockSupport;
+use sheep_client::config::DEFAULT_RETRY_FOR;
 use sheep_client::{Chain, Client, ClientError, Generation, NewVdi, SnapshotTag, VdiSelector};
 use sheep_proto::hash::first_vid;
 use sheep_proto::header::VdiRequest;
@@ -11,9 +14,9 @@ use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{InodeHeader, Opcode, Redundancy, ResultCode, VdiName, Vid};
 use zerocopy::IntoBytes as _;
 
-use crate::generations::connect_to;
+use crate::generations::{connect_with, sheep};
 use crate::peer::{Peer, Received};
-use crate::within;
+use crate::{object, within};
 
 /// The VID that NEW_VDI makes.
 const NEW: u32 = 0x12_3456;
@@ -29,7 +32,14 @@ struct Vdis {
 
 impl Vdis {
     async fn new(generation: Generation) -> Self {
-        let (peer, client) = connect_to(generation).await;
+        Self::with_timeout(generation, DEFAULT_RETRY_FOR).await
+    }
+
+    async fn with_timeout(generation: Generation, timeout: Duration) -> Self {
+        let (peer, client) = connect_with(sheep(generation), |config| {
+            config.retry_for = timeout;
+        })
+        .await;
         Self {
             peer,
             client: client.unwrap(),
@@ -240,6 +250,49 @@ async fn delete_before_0_9_leaves_the_index_to_the_sheep() {
             ),
             Generation::V1_0 => assert_eq!(opcodes, [Opcode::WriteObj, Opcode::DelVdi]),
         }
+    }
+}
+
+#[tokio::test]
+async fn delete_outwaits_other_requests_where_the_sheep_removes_objects() {
+    for generation in Generation::ALL {
+        let mut sheep = Vdis::with_timeout(generation, Duration::from_millis(300)).await;
+        sheep.add("v", 0, "v");
+        let selector = VdiSelector::working(name("v"));
+        let Vdis {
+            peer,
+            client,
+            inodes,
+            ..
+        } = &mut sheep;
+        let handle = client.vdi(&selector);
+        let mut deleting = pin!(within(handle.delete()));
+        let arriving = async {
+            loop {
+                let request = peer.request().await;
+                if request.opcode() == Opcode::DelVdi {
+                    return request;
+                }
+                answer(inodes, &request).await;
+            }
+        };
+        let request = tokio::select! {
+            _ = &mut deleting => panic!("it is not answered"),
+            request = arriving => request,
+        };
+        if !matches!(generation, Generation::V0_7 | Generation::V0_8) {
+            let unanswered = deleting.await;
+            assert!(matches!(unanswered, Err(ClientError::Unreachable { .. })));
+            continue;
+        }
+        let objects = client.objects();
+        let timed_out = tokio::select! {
+            read = within(objects.read(object(), 0, 1)) => read,
+            deleted = &mut deleting => panic!("it has ended with {deleted:?}"),
+        };
+        assert!(matches!(timed_out, Err(ClientError::Unreachable { .. })));
+        request.answer(&[]).await;
+        deleting.await.unwrap();
     }
 }
 

@@ -70,6 +70,7 @@ pub(crate) struct Peer {
     requests: mpsc::Receiver<Received>,
     reading: watch::Sender<bool>,
     open: Arc<AtomicUsize>,
+    accepted: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
     stop: DropGuard,
 }
@@ -109,13 +110,14 @@ impl Peer {
         let (forward, requests) = mpsc::channel(4096);
         let reading = watch::Sender::new(true);
         let open = Arc::new(AtomicUsize::new(0));
+        let accepted = Arc::new(AtomicUsize::new(0));
         let stop = CancellationToken::new();
         let accept = accept(
             listener,
             Arc::new(script),
             forward,
             reading.subscribe(),
-            Arc::clone(&open),
+            [Arc::clone(&open), Arc::clone(&accepted)],
             stop.clone(),
         );
         let accept = stop.clone().run_until_cancelled_owned(accept);
@@ -125,6 +127,7 @@ impl Peer {
             requests,
             reading,
             open,
+            accepted,
             accepting,
             stop: stop.drop_guard(),
         }
@@ -153,6 +156,11 @@ impl Peer {
         self.reading.send_replace(reading);
     }
 
+    /// Connections there have been.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+
     /// Connections that are open now.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
@@ -164,7 +172,7 @@ async fn accept(
     script: Arc<Script>,
     forward: mpsc::Sender<Received>,
     reading: watch::Receiver<bool>,
-    open: Arc<AtomicUsize>,
+    [open, accepted]: [Arc<AtomicUsize>; 2],
     stop: CancellationToken,
 ) {
     for number in 0.. {
@@ -184,6 +192,7 @@ async fn accept(
         );
         let open = Arc::clone(&open);
         open.fetch_add(1, Ordering::SeqCst);
+        accepted.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move {
             wire.close.run_until_cancelled(serve).await;
             wire.shut_down().await;

@@ -4,10 +4,10 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use sheep_client::cluster::{ClusterDefault, ClusterStatus};
 use sheep_client::{Client, ClientError};
-use sheep_proto::generation::Locking;
+use sheep_proto::generation::{Detected, Locking};
 use sheep_proto::inode::packed_seconds;
 use sheep_proto::node::NodeRecord;
-use sheep_proto::{ClusterFlags, Generation, Redundancy, ResultCode};
+use sheep_proto::{ClusterFlags, Redundancy, ResultCode};
 
 use super::json;
 use super::local_time::local_time;
@@ -40,7 +40,7 @@ pub async fn json(client: &Client) -> Result<Vec<u8>, ClientError> {
 
 /// Writes the status of a cluster and its epochs, newest first.
 ///
-/// Source: protocol 9.2; what older dogs print is in [`Generation`].
+/// Source: protocol 9.2; what older dogs print is in [`Generation`](sheep_proto::Generation).
 pub fn format_text(status: &ClusterStatus, zone: &TimeZone) -> Vec<u8> {
     let shows_vnodes = status.generation.dog_shows_vnodes();
     let mut text = format!("Cluster status: {}\n", status_text(status));
@@ -79,10 +79,7 @@ pub fn format_text(status: &ClusterStatus, zone: &TimeZone) -> Vec<u8> {
 /// The generation of the sheep, which cannot be told in all cases before the cluster is
 /// formatted.
 fn generation_name(status: &ClusterStatus) -> String {
-    match status.generation {
-        Generation::V0_8 if status.epochs.is_empty() => "0.8 or 0.9".to_owned(),
-        generation => generation.to_string(),
-    }
+    Detected::from_assumed(status.generation, !status.epochs.is_empty()).to_string()
 }
 
 fn auto_recovery(status: &ClusterStatus) -> bool {
