@@ -11,10 +11,10 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use sheep_proto::limits::CACHE_INFO_LEN;
 use sheep_proto::{Oid, Vid};
 
 use crate::poison::lock;
-use crate::release::CACHE_INFO_LEN;
 use crate::store::{NewObject, Store, StoreError};
 
 /// Blocks of an object that are written back together.

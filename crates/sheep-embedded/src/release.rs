@@ -1,5 +1,6 @@
 //! Which releases of sheep this server is like.
 
+use sheep_proto::generation::Locking;
 use sheep_proto::{Generation, Opcode, RequestHeader};
 
 /// A generation, as its worst release or as its last one.
@@ -35,6 +36,19 @@ impl Release {
         self.is_worst && self.generation.dies_of_opcode(raw)
     }
 
+    pub(crate) fn dies_of_opcode_in_any_version(self, raw: u8) -> bool {
+        self.is_worst && self.generation.dies_of_opcode_in_any_version(raw)
+    }
+
+    /// True when VDIs are locked in a cluster that was, or was not, formatted with locking.
+    pub(crate) fn locks(self, is_formatted_with_locking: bool) -> bool {
+        match self.generation.locking() {
+            Locking::Never => false,
+            Locking::Maybe => is_formatted_with_locking || self.is_worst,
+            Locking::AsFormatted => is_formatted_with_locking,
+        }
+    }
+
     /// True for a server with the faults of a generation. The newest one is served
     /// without: it answers with a code where a sheep ends.
     pub(crate) fn is_mortal(self) -> bool {
@@ -43,7 +57,7 @@ impl Release {
 
     /// Why a request of which only the header matters ends such a sheep.
     pub(crate) fn death_by(self, opcode: Opcode, header: &RequestHeader) -> Option<&'static str> {
-        use sheep_proto::limits::{CLUSTER_INFO_LEN, MD_INFO_LEN};
+        use sheep_proto::limits::{CACHE_INFO_LEN, CLUSTER_INFO_LEN, MD_INFO_LEN};
         use sheep_proto::statistics::{RecoveryState, RequestCounters};
         if !self.is_mortal() {
             return None;
@@ -51,9 +65,6 @@ impl Release {
         let room = header.data_length.get() as usize;
         let is_small = |needed: usize| room < needed;
         match opcode {
-            Opcode::GetNodeList if is_small(self.generation.node_record_len()) => {
-                Some("a node list that does not fit into the buffer")
-            }
             Opcode::StatRecovery if is_small(size_of::<RecoveryState>()) => {
                 Some("a recovery state that does not fit into the buffer")
             }
@@ -77,9 +88,6 @@ impl Release {
         }
     }
 }
-
-/// Bytes of a GET_CACHE_INFO answer.
-pub(crate) const CACHE_INFO_LEN: usize = 12_312;
 
 /// False for a NEW_VDI that asks for an erasure code without parity strips.
 fn has_parity(header: &RequestHeader) -> bool {

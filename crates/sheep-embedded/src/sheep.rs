@@ -38,6 +38,9 @@ use crate::service::{
 };
 use crate::store::{Store, StoreError};
 
+/// Why some sheep end on an opcode.
+const ABSENT_OPCODE: &str = "an operation that it does not have";
+
 /// See the module.
 pub(crate) struct Sheep {
     /// `None` until the store is formatted.
@@ -110,7 +113,7 @@ impl Sheep {
             locks: LockService {
                 vdis: Arc::clone(&vdis),
                 locks: Arc::clone(&locks),
-                generation,
+                release,
             },
             clusters: ClusterService::new(Arc::clone(&store), Arc::clone(&members), generation),
             nodes: NodeService::new(
@@ -211,6 +214,10 @@ impl Sheep {
     /// Checks version, opcode and status, in this order (protocol 1.6 and 1.10),
     /// and runs the operation. Also returns whether the cluster is formatted then.
     fn run(&self, request: &Request<'_>) -> (bool, HandlerResult) {
+        let raw = request.header.opcode;
+        if self.release.dies_of_opcode_in_any_version(raw) {
+            return (false, Ok(Reply::death(ABSENT_OPCODE)));
+        }
         if let Err(code) = self.check_version(request.header) {
             let mut reply = Reply::error(code);
             if self.release.dies_of_version() {
@@ -218,11 +225,10 @@ impl Sheep {
             }
             return (read(&self.cluster).is_some(), Ok(reply));
         }
-        let opcode = match Opcode::try_from(request.header.opcode) {
+        let opcode = match Opcode::try_from(raw) {
             Ok(opcode) if self.release.serves(opcode) => opcode,
-            _absent if self.release.dies_of_opcode(request.header.opcode) => {
-                let reply = Reply::death("an operation that it does not have");
-                return (false, Ok(reply));
+            _absent if self.release.dies_of_opcode(raw) => {
+                return (false, Ok(Reply::death(ABSENT_OPCODE)));
             }
             _absent => {
                 return (read(&self.cluster).is_some(), Err(ResultCode::InvalidParms));

@@ -640,6 +640,13 @@ impl Generation {
         }
     }
 
+    /// True when a release of the generation ends on an opcode that it lacks before it
+    /// has looked at the version of the request.
+    pub const fn dies_of_opcode_in_any_version(self, raw: u8) -> bool {
+        const FATAL_TO_0_8: u8 = Opcode::ReadDelVdis as u8;
+        matches!((self, raw), (Self::V0_8, FATAL_TO_0_8))
+    }
+
     /// True when a release of the generation ends after it has refused a version.
     pub const fn dies_of_version(self) -> bool {
         matches!(self, Self::V0_7)

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use sheep_proto::generation::Locking;
 use sheep_proto::vdi_state::VdiState;
-use sheep_proto::{ClusterFlags, Generation, ResultCode, Vid};
+use sheep_proto::{ClusterFlags, ResultCode, Vid};
 use zerocopy::FromZeros;
 
 use super::vdi::vdi_reply;
@@ -12,13 +11,14 @@ use crate::catalogue::{Catalogue, Vdi};
 use crate::cluster::Cluster;
 use crate::lock::{LockOwners, LockType, Locks};
 use crate::node_record::node_id;
+use crate::release::Release;
 use crate::request::{HandlerResult, Reply, Request};
 
 /// See the module.
 pub(crate) struct LockService {
     pub(crate) vdis: Arc<Catalogue>,
     pub(crate) locks: Arc<Locks>,
-    pub(crate) generation: Generation,
+    pub(crate) release: Release,
 }
 
 impl LockService {
@@ -28,14 +28,14 @@ impl LockService {
         let wanted = request.vdi();
         let operation = self.vdis.begin_operation();
         let vdi = operation.lookup(&name, &tag, wanted.snapid.get())?;
-        let locks = self.generation.locking() != Locking::Never;
-        if locks && cluster.flags().contains(ClusterFlags::USE_LOCK) {
+        let flag = cluster.flags().contains(ClusterFlags::USE_LOCK);
+        if self.release.locks(flag) {
             let lock_type =
                 LockType::from_wire(wanted.lock_type.get()).ok_or(ResultCode::VdiLocked)?;
             self.locks
                 .acquire(vdi.vid, lock_type, request.origin.node)?;
         }
-        Ok(vdi_reply(&vdi, self.generation))
+        Ok(vdi_reply(&vdi, self.release.generation))
     }
 
     /// RELEASE_VDI: succeeds whatever there was to release.
@@ -52,10 +52,11 @@ impl LockService {
 
     /// GET_VDI_COPIES: the state of every VDI, deleted ones included (protocol 8.6).
     pub(crate) fn states(&self, request: &Request<'_>) -> HandlerResult {
+        let generation = self.release.generation;
         let vdis = self.vdis.all();
-        let len = vdis.len() * self.generation.vdi_state_len();
+        let len = vdis.len() * generation.vdi_state_len();
         if len > request.max_response_len()? {
-            if !self.generation.checks_vdi_state_buffer() {
+            if !generation.checks_vdi_state_buffer() {
                 return Ok(Reply::death("VDI states that do not fit into the buffer"));
             }
             return Err(ResultCode::BufferSmall);
@@ -63,7 +64,7 @@ impl LockService {
         let mut payload = Vec::with_capacity(len);
         for vdi in vdis {
             let state = self.state_of(request, &vdi);
-            self.generation.push_vdi_state(&state, &mut payload);
+            generation.push_vdi_state(&state, &mut payload);
         }
         request.reply_with(payload)
     }

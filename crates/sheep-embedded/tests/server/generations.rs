@@ -143,6 +143,41 @@ fn opcode_unknown_is_refused_or_ends_sheep() {
 }
 
 #[test]
+fn opcode_of_deleted_vids_ends_0_8_in_any_version() {
+    for proto_ver in [0, 8, 9, 10] {
+        let sheep = sheep_of(Generation::V0_8);
+        let mut header = header_of(
+            Generation::V0_8,
+            Opcode::ReadDelVdis,
+            2 << 20,
+            RequestBody::NONE,
+        );
+        header.proto_ver = proto_ver;
+        assert_ends(&sheep, header, &[]);
+    }
+    // Another one that it lacks is refused for its version first.
+    let sheep = sheep_of(Generation::V0_8);
+    let mut header = header_of(Generation::V0_8, Opcode::ClusterInfo, 48, RequestBody::NONE);
+    header.proto_ver = 10;
+    let answer = sheep.connect().call(header, &[]);
+    assert_eq!(answer.result(), ResultCode::VerMismatch);
+    assert_lives(&sheep);
+}
+
+#[test]
+fn node_list_longer_than_buffer_ends_old_sheep() {
+    for generation in OLD {
+        let sheep = sheep_of(generation);
+        let _other = sheep.add_node();
+        let want = 2 * generation.node_record_len();
+        let ask = |want| header_of(generation, Opcode::GetNodeList, want, RequestBody::NONE);
+        let answer = sheep.connect().call(ask(want), &[]);
+        assert_eq!(answer.payload.len(), want);
+        assert_ends(&sheep, ask(want - 1), &[]);
+    }
+}
+
+#[test]
 fn buffer_too_small_ends_old_sheep() {
     for generation in OLD {
         for (opcode, want) in [
@@ -701,6 +736,30 @@ fn lock_is_lookup_before_0_9() {
                 vid
             );
         }
+    }
+}
+
+#[test]
+fn lock_is_always_taken_by_worst_0_9() {
+    for (is_worst, again) in [(true, ResultCode::VdiLocked), (false, ResultCode::Success)] {
+        let sheep = Sheep::start(None, |config| {
+            config.generation = Generation::V0_9;
+            config.worst_release = is_worst;
+        });
+        let mut client = sheep.connect();
+        let vid = client.new_vdi("demo");
+        let lock = |client: &mut Client| client.vdi_request(Opcode::LockVdi, "demo", "", 0);
+        assert_eq!(lock(&mut client).vid(), vid);
+        assert_eq!(lock(&mut client).result(), again);
+        // The cluster does not say so.
+        let header = header_of(
+            Generation::V0_9,
+            Opcode::ClusterInfo,
+            491_568,
+            RequestBody::NONE,
+        );
+        let info = client.call(header, &[]).payload;
+        assert_eq!(info[16] & 0x08, 0);
     }
 }
 
