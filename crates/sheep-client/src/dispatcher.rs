@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheep_proto::Generation;
+use sheep_proto::{Generation, Opcode};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -96,7 +96,7 @@ impl Dispatcher {
         let timeout = timeout.min(self.retry_for);
         let mut pending = Pending::new(request, timeout, completion);
         let budget = Arc::clone(&self.budget);
-        let unsent = match budget.try_acquire_many_owned(permits(&pending.request)) {
+        let unsent = match budget.try_acquire_many_owned(self.permits(&pending.request)) {
             Ok(permit) => {
                 pending.permit = Some(permit);
                 self.send(pending)
@@ -151,9 +151,9 @@ impl Dispatcher {
                 // Others may use its share while this waits.
                 pending.permit = None;
                 let admitted = supervisor.until_closed(dispatcher.admit(
+                    &pending.request,
                     pending.timeout,
                     pending.attempts.fence(),
-                    permits(&pending.request),
                 ));
                 pending.permit = match admitted.await {
                     Some(Ok(permit)) => Some(permit),
@@ -171,20 +171,35 @@ impl Dispatcher {
     /// Waits for a sheep, for the fence, and for a share of the budget.
     async fn admit(
         &self,
+        request: &Request,
         timeout: Duration,
         fence: Option<Fence>,
-        permits: u32,
     ) -> Result<OwnedSemaphorePermit, ClientError> {
         self.supervisor.wait_connected(timeout).await?;
         if let Some(fence) = fence {
             self.wait_for_fence(fence).await;
             self.supervisor.wait_connected(timeout).await?;
         }
+        // Now that it is known to which sheep it goes.
+        let permits = self.permits(request);
         let budget = Arc::clone(&self.budget).acquire_many_owned(permits);
         match tokio::time::timeout(timeout, budget).await {
             Ok(permit) => Ok(permit.expect("the budget is never closed")),
             Err(_elapsed) => Err(self.supervisor.unreachable(timeout)),
         }
+    }
+
+    /// The permits of the budget that a request takes.
+    fn permits(&self, request: &Request) -> u32 {
+        // Only these may be sent with more bytes than they have.
+        let gateway = match request.opcode() {
+            Opcode::CreateAndWriteObj => self.supervisor.connection_to(None),
+            _ => None,
+        };
+        let len = gateway.map_or(request.wire_len(), |gateway| gateway.wire_len(request));
+        let charge = len.clamp(MIN_CHARGE, BUDGET_BYTES);
+        u32::try_from(charge.div_ceil(PERMIT_LEN))
+            .expect("a charge is at most the budget, which fits in 32 bits")
     }
 
     async fn wait_for_fence(&self, fence: Fence) {
@@ -223,20 +238,13 @@ impl RequestOwner for Dispatcher {
     }
 }
 
-/// The permits of the budget that a request takes.
-fn permits(request: &Request) -> u32 {
-    let charge = request.wire_len().clamp(MIN_CHARGE, BUDGET_BYTES);
-    u32::try_from(charge.div_ceil(PERMIT_LEN))
-        .expect("a charge is at most the budget, which fits in 32 bits")
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
     use sheep_proto::cluster::ClusterInfoHeader;
     use sheep_proto::limits::HEADER_LEN;
-    use sheep_proto::{Oid, Opcode, RequestHeader, ResponseBody, ResponseHeader, ResultCode};
+    use sheep_proto::{Oid, RequestHeader, ResponseBody, ResponseHeader, ResultCode};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::oneshot;

@@ -251,6 +251,19 @@ impl Request {
         }
     }
 
+    /// The object of the request and where in it, for a request for an object.
+    pub(crate) fn object_body(&self) -> Option<&ObjectRequest> {
+        match &self.body {
+            RequestBody::Object(body) => Some(body),
+            _ => None,
+        }
+    }
+
+    /// True for a create that copies nothing.
+    pub(crate) fn is_create_without_source(&self) -> bool {
+        self.opcode == Opcode::CreateAndWriteObj && !self.flags.contains(RequestFlags::COW)
+    }
+
     /// The operation.
     pub fn opcode(&self) -> Opcode {
         self.opcode

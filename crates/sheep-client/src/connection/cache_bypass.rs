@@ -6,10 +6,14 @@
 //! it becomes one with a source that is overwritten as a whole, and never read. Without
 //! that the sheep dies of a create of an object that is in its cache.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use sheep_proto::header::{ObjectRequest, RequestHeader};
 use sheep_proto::limits::{BTREE_NODE_LEN, DEFAULT_BLOCK_SIZE_SHIFT};
 use sheep_proto::{ObjectKind, Oid, Opcode, RequestFlags};
+
+use crate::request::Request;
 
 /// Bytes of an object before 1.0.
 const OBJECT_LEN: usize = 1 << DEFAULT_BLOCK_SIZE_SHIFT;
@@ -34,22 +38,35 @@ pub(super) fn bypass(
     }
 }
 
+/// Bytes that [`bypass`] adds to the payload of a request; `is_enabled` unless the sheep
+/// has no cache.
+pub(super) fn fill_len(request: &Request, is_enabled: bool) -> usize {
+    let len = request.payload().len();
+    let range = request
+        .object_body()
+        .filter(|_| is_enabled && request.is_create_without_source())
+        .and_then(|body| payload_range(body, len));
+    range.map_or(0, |_range| OBJECT_LEN - len)
+}
+
+/// Where the payload of a create is in the whole object; `None` for an object that is
+/// not sent whole.
+fn payload_range(body: &ObjectRequest, len: usize) -> Option<Range<usize>> {
+    let kind = Oid::from_raw(body.oid.get()).kind()?;
+    let start = body.offset.get() as usize;
+    let end = start.checked_add(len)?;
+    let is_whole = matches!(kind, ObjectKind::Data | ObjectKind::BtreeNode) && end <= OBJECT_LEN;
+    is_whole.then_some(start..end)
+}
+
 /// A create with all bytes of the object, those around the payload zero.
 fn whole_object(mut header: RequestHeader, payload: Bytes) -> (RequestHeader, Bytes) {
     let mut body = ObjectRequest::from(header.tail);
-    let start = body.offset.get() as usize;
-    let kind = Oid::from_raw(body.oid.get()).kind();
-    let Some(end) = start
-        .checked_add(payload.len())
-        .filter(|&end| end <= OBJECT_LEN)
-    else {
+    let Some(range) = payload_range(&body, payload.len()) else {
         return (header, payload);
     };
-    if !matches!(kind, Some(ObjectKind::Data | ObjectKind::BtreeNode)) {
-        return (header, payload);
-    }
     let mut whole = BytesMut::zeroed(OBJECT_LEN);
-    whole[start..end].copy_from_slice(&payload);
+    whole[range].copy_from_slice(&payload);
     body.cow_oid = body.oid;
     body.offset = 0.into();
     header.tail = body.into();
@@ -65,7 +82,6 @@ mod tests {
     use sheep_proto::{Generation, ObjectIndex, Vid};
 
     use super::*;
-    use crate::request::Request;
 
     fn bypassed(request: &Request, is_enabled: bool) -> (RequestHeader, Bytes) {
         let header = request.header(Generation::V0_9);
@@ -105,12 +121,17 @@ mod tests {
         assert_eq!((body.oid.get(), body.offset.get()), (oid.raw(), 0));
         assert_eq!(header.data_length.get() as usize, payload.len());
         assert_eq!(payload.len(), OBJECT_LEN);
+        let fill = fill_len(&create, true);
+        assert_eq!(create.payload().len() + fill, payload.len());
         assert_eq!(&payload[..8], b"\0\0\0data\0");
 
         let copy = Request::create_object(oid, 3, b"data"[..].into(), Some(oid));
         let (header, payload) = bypassed(&copy, true);
         assert_eq!(header.tail, copy.header(Generation::V0_9).tail);
         assert_eq!(&payload[..], b"data");
+        for (request, is_enabled) in [(&create, false), (&copy, true)] {
+            assert_eq!(fill_len(request, is_enabled), 0);
+        }
     }
 
     #[test]

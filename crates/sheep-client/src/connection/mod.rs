@@ -230,6 +230,17 @@ impl Connection {
         self.shared.is_accepting()
     }
 
+    /// Bytes of a request on the wire, both ways, as it is sent here.
+    pub(crate) fn wire_len(&self, request: &Request) -> usize {
+        let fill = match self.shared.generation() {
+            Some(generation) if generation.has_object_cache() => {
+                cache_bypass::fill_len(request, self.shared.may_have_cache())
+            }
+            _ => 0,
+        };
+        request.wire_len() + fill
+    }
+
     /// Bytes of the requests in flight, both ways.
     pub(crate) fn bytes_in_flight(&self) -> usize {
         self.shared.bytes_in_flight.load(Ordering::Relaxed)
@@ -272,14 +283,25 @@ impl Shared {
         self.accepting.load(Ordering::Acquire)
     }
 
+    /// The generation of the sheep, or what to assume; `None` before it is known.
+    fn generation(&self) -> Option<Generation> {
+        let decided = self.decided.get().copied();
+        decided.or_else(|| self.detected.get().map(|detected| detected.generation()))
+    }
+
+    /// False for a sheep that has no object cache. One that was not asked, or did not
+    /// answer, may have one.
+    fn may_have_cache(&self) -> bool {
+        self.has_cache.get().copied().unwrap_or(true)
+    }
+
     /// Header and payload of a request, if the sheep may get it.
     fn checked_frame(&self, request: &Request) -> Result<(RequestHeader, Bytes), ClientError> {
-        let generation = match (self.decided.get(), self.detected.get()) {
-            (Some(&decided), _) => decided,
-            (None, Some(detected)) => detected.generation(),
+        let generation = match self.generation() {
+            Some(generation) => generation,
             // A probe is the same for all of them.
-            (None, None) if request.is_probe() => Generation::V0_7,
-            (None, None) => {
+            None if request.is_probe() => Generation::V0_7,
+            None => {
                 return Err(ClientError::Lost {
                     operation: request.operation(),
                     gateway: self.peer,
@@ -292,9 +314,7 @@ impl Shared {
         if !generation.has_object_cache() {
             return Ok((header, payload));
         }
-        // One that was not asked, or did not answer, may have a cache.
-        let is_enabled = self.has_cache.get().copied().unwrap_or(true);
-        Ok(cache_bypass::bypass(header, payload, is_enabled))
+        Ok(cache_bypass::bypass(header, payload, self.may_have_cache()))
     }
 
     /// Accepts no more requests from now on.

@@ -1,8 +1,14 @@
 //! How much is in flight at the same time.
 
-use sheep_client::Client;
-use sheep_client::unstable::Request;
+use std::time::Duration;
 
+use sheep_client::unstable::Request;
+use sheep_client::{Client, Generation};
+use sheep_proto::cache_info::CacheInfo;
+use sheep_proto::{ObjectIndex, Oid, Vid};
+use zerocopy::{FromZeros as _, IntoBytes as _};
+
+use crate::generations::{connect, sheep};
 use crate::peer::{Peer, Received, Script};
 use crate::{connected, object, until};
 
@@ -57,6 +63,40 @@ async fn admission_bounds_the_bytes_in_flight() {
     arrived[0].answer(&[0]).await;
     peer.request().await;
     assert!(peer.arrived().is_none());
+}
+
+#[tokio::test]
+async fn admission_counts_objects_that_a_cache_needs_whole() {
+    for (has_cache, at_once) in [(true, 15), (false, 20)] {
+        let mut cache = CacheInfo::new_zeroed();
+        cache.size = u64::from(has_cache).into();
+        let script = Script {
+            cache_info: cache.as_bytes().to_vec(),
+            ..sheep(Generation::V0_9)
+        };
+        let (mut peer, client) = connect(script).await;
+        let client = client.unwrap();
+        for number in 0..20 {
+            let oid = Oid::data(Vid::new(7).unwrap(), ObjectIndex(number));
+            let create = Request::create_object(oid, 0, b"data"[..].into(), None);
+            client.submit(create, Box::new(|outcome| drop(outcome.unwrap())));
+        }
+        let mut arrived = Vec::new();
+        until(|| {
+            arrived.extend(peer.arrived());
+            arrived.len() == at_once
+        })
+        .await;
+        let len = if has_cache { 4 << 20 } else { 4 };
+        assert!(arrived.iter().all(|request| request.payload.len() == len));
+        if has_cache {
+            // One more, which takes a while to arrive, would ignore the budget.
+            let more = tokio::time::timeout(Duration::from_millis(300), peer.request()).await;
+            assert!(more.is_err());
+            arrived[0].answer(&[]).await;
+            peer.request().await;
+        }
+    }
 }
 
 #[tokio::test]
