@@ -55,7 +55,7 @@ impl<'a> Inode<'a> {
         Self { sender, vid }
     }
 
-    /// The facts of a VDI; `None` when it was deleted.
+    /// The facts of a VDI; `None` when it was deleted, or is an access list.
     ///
     /// # Errors
     /// `Refused(NoObj)` when there never was such a VDI, `Malformed` for an
@@ -63,7 +63,9 @@ impl<'a> Inode<'a> {
     /// request](ClientError#every-request).
     pub async fn stat(self) -> Result<Option<VdiInfo>, ClientError> {
         let header = self.header().await?;
-        VdiInfo::from_header(self.vid, &header).map_err(|source| inode_error(self.vid, source))
+        let generation = self.sender.generation().await?;
+        VdiInfo::from_header(self.vid, &header, generation)
+            .map_err(|source| inode_error(self.vid, source))
     }
 
     /// The first 4,664 bytes of an inode.

@@ -6,7 +6,7 @@ use sheep_proto::inode::{InodeHeader, max_volume_size, object_count, pack_time};
 use sheep_proto::limits::{
     DEFAULT_BLOCK_SIZE_SHIFT, MAX_BLOCK_SIZE_SHIFT, MAX_COPIES, MIN_BLOCK_SIZE_SHIFT,
 };
-use sheep_proto::{Malformed, Redundancy, SnapshotTag, VdiName, Vid};
+use sheep_proto::{Generation, Malformed, Redundancy, SnapshotTag, VdiName, Vid};
 
 use crate::error::ClientError;
 
@@ -106,14 +106,22 @@ pub struct VdiInfo {
 
 impl VdiInfo {
     /// Reads the facts from the header of `vid`'s inode; `None` when the VDI
-    /// was deleted.
+    /// was deleted, and for an [access list](Generation::is_access_list), which is no
+    /// volume.
     ///
     /// # Errors
     /// [`Malformed`] for an object size no cluster can have.
-    pub fn from_header(vid: Vid, header: &InodeHeader) -> Result<Option<Self>, Malformed> {
+    pub fn from_header(
+        vid: Vid,
+        header: &InodeHeader,
+        generation: Generation,
+    ) -> Result<Option<Self>, Malformed> {
         let Some(name) = header.name() else {
             return Ok(None);
         };
+        if generation.is_access_list(header) {
+            return Ok(None);
+        }
         let object_shift = header.object_shift().ok_or(Malformed {
             what: "inode",
             why: "its object size is not 2^20 to 2^31",

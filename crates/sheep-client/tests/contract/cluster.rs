@@ -1,8 +1,9 @@
 //! Questions about the cluster, and formatting it.
 
+use bytes::Bytes;
 use sheep_client::cluster::FormatOptions;
 use sheep_client::{ClientError, NewVdi};
-use sheep_proto::{Redundancy, ResultCode};
+use sheep_proto::{Generation, Oid, Redundancy, ResultCode};
 
 use crate::{MIB, assert_refused, embedded, for_each_backend, refusal, working};
 
@@ -45,6 +46,39 @@ async fn node_query_is_answered_by_that_node() {
         }
     })
     .await;
+}
+
+/// The mark that the fork of 2026 makes in the inode of an access list.
+#[tokio::test]
+async fn access_list_is_neither_listed_nor_found() {
+    for (generation, is_list) in [(Generation::V1_0, true), (Generation::V0_9, false)] {
+        embedded(
+            |config| config.generation = generation,
+            async |fixture| {
+                let client = &fixture.client;
+                let (volume, _) = fixture.volume("volume", 16 * MIB).await;
+                let (list, vid) = fixture.volume("list", 16 * MIB).await;
+                let mark = Bytes::from_static(&[1, 0, 0, 0]);
+                client
+                    .objects()
+                    .write(Oid::inode(vid), 592, mark)
+                    .await
+                    .unwrap();
+                let mut names = client.cluster().list_names().await.unwrap();
+                names.retain(|name| *name != volume);
+                let found = client.vdi(&working(&list)).stat().await;
+                if is_list {
+                    assert_eq!(names, []);
+                    assert_eq!(client.inode(vid).stat().await.unwrap(), None);
+                    assert_eq!(refusal(found), ResultCode::NoVdi);
+                } else {
+                    assert_eq!(names, [list]);
+                    assert_eq!(found.unwrap().vid, vid);
+                }
+            },
+        )
+        .await;
+    }
 }
 
 #[tokio::test]

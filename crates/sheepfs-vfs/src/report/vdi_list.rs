@@ -134,7 +134,7 @@ fn is_corrupt(error: &ClientError) -> bool {
     error.is_malformed() || error.is_missing_object()
 }
 
-/// The header of a VDI; `None` when it was deleted.
+/// The facts of a VDI; `None` when it was deleted, or is an access list.
 ///
 /// Some servers make VDIs with objects of any size. No volume can be opened on
 /// them, but dog lists them.
@@ -145,7 +145,9 @@ pub(super) async fn facts(client: &Client, vid: Vid) -> Result<Option<VdiInfo>, 
     if odd_shift {
         header.block_size_shift = DEFAULT_BLOCK_SIZE_SHIFT;
     }
-    let vdi = VdiInfo::from_header(vid, &header).map_err(|source| ClientError::Malformed {
+    let generation = client.generation().await?;
+    let vdi = VdiInfo::from_header(vid, &header, generation);
+    let vdi = vdi.map_err(|source| ClientError::Malformed {
         operation: OperationId {
             opcode: Opcode::ReadObj,
             oid: Some(Oid::inode(vid)),
