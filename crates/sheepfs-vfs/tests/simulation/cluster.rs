@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sheep_client::unstable::{BoxFuture, ByteStream, Connector, WriteHalf as _};
-use sheep_proto::cluster::ClusterInfoHeader;
+use sheep_proto::cluster::{ClusterInfoHeader, EpochRecordHeader};
 use sheep_proto::limits::HEADER_LEN;
 use sheep_proto::node::NodeRecord;
-use sheep_proto::{RequestHeader, ResponseBody, ResponseHeader};
+use sheep_proto::{Generation, RequestHeader, ResponseBody, ResponseHeader};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,9 @@ use crate::operations::Answer;
 use crate::sim_rng::SimRng;
 use crate::store::Store;
 
+/// When the cluster was formatted.
+const CTIME: u64 = 7;
+
 /// The cluster. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct Cluster(Arc<Shared>);
@@ -30,6 +33,7 @@ pub(crate) struct Cluster(Arc<Shared>);
 /// State that all sheep share.
 pub(crate) struct Shared {
     pub(crate) rng: SimRng,
+    pub(crate) generation: Generation,
     store: Mutex<Store>,
     /// Cluster operations run one after another.
     pub(crate) cluster_operation: tokio::sync::Mutex<()>,
@@ -65,10 +69,11 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn start(rng: SimRng, sheep: u8) -> Self {
+    pub(crate) fn start(rng: SimRng, sheep: u8, generation: Generation) -> Self {
         let slowest = Duration::from_micros([200, 3_000, 50_000][rng.up_to(2)]);
         Self(Arc::new(Shared {
             rng,
+            generation,
             store: Mutex::default(),
             cluster_operation: tokio::sync::Mutex::default(),
             sheep: (1..=sheep)
@@ -258,11 +263,30 @@ impl Cluster {
     /// The membership as every sheep reports it.
     pub(crate) fn membership(&self) -> Vec<u8> {
         let mut header = ClusterInfoHeader::new_zeroed();
-        header.ctime = 7.into();
+        header.ctime = CTIME.into();
         header.nr_nodes = u16::try_from(self.0.sheep.len()).expect("few sheep").into();
-        let mut payload = header.as_bytes().to_vec();
+        let header = self.0.generation.cluster_info_bytes(header);
+        [header.as_bytes(), &self.node_list()].concat()
+    }
+
+    /// The records of all sheep.
+    pub(crate) fn node_list(&self) -> Vec<u8> {
+        let mut payload = Vec::new();
         for sheep in &self.0.sheep {
-            payload.extend_from_slice(NodeRecord::new(sheep.address, 128, 0, 0).as_bytes());
+            let node = NodeRecord::new(sheep.address, 128, 0, 0);
+            self.0.generation.push_node(&node, &mut payload);
+        }
+        payload
+    }
+
+    /// The only epoch, without its nodes, if there is room for it.
+    pub(crate) fn epoch(&self, slots: usize, room: usize) -> Vec<u8> {
+        let mut payload = Vec::new();
+        if self.0.generation.epoch_record_len(slots) <= room {
+            let mut header = EpochRecordHeader::new_zeroed();
+            (header.ctime, header.epoch) = (CTIME.into(), 1.into());
+            let generation = self.0.generation;
+            generation.push_epoch(&header, &[], slots, &mut payload);
         }
         payload
     }

@@ -14,6 +14,8 @@ pub(crate) const BEFORE: usize = 2;
 pub(crate) struct Layout {
     pub(crate) objects: usize,
     pub(crate) hypervolume: bool,
+    /// Whether the cluster has only objects of the default size.
+    pub(crate) default_objects: bool,
 }
 
 impl Layout {
@@ -23,7 +25,7 @@ impl Layout {
 
     /// Bytes of each object.
     pub(crate) fn object_size(&self) -> u64 {
-        1 << if self.hypervolume {
+        1 << if self.hypervolume || self.default_objects {
             DEFAULT_BLOCK_SIZE_SHIFT
         } else {
             20

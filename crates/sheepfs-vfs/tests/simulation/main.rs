@@ -22,9 +22,13 @@ use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard};
 
+use sheep_proto::Generation;
+
 pub(crate) const SEED_VARIABLE: &str = "SHEEPFS_SIMULATION_SEED";
 const RUNS_VARIABLE: &str = "SHEEPFS_SIMULATION_RUNS";
 const RUNS: u64 = 500;
+/// Of each older generation.
+const OLD_RUNS: u64 = 60;
 
 /// Locks state of the simulation; a run ends with the first panic.
 fn locked<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -41,19 +45,22 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-#[test]
-fn simulation_loses_no_acknowledged_write() {
+/// Runs as many seeds, unless a variable names one or another number.
+fn simulate(generation: Generation, runs: u64) {
     if let Some(seed) = number(SEED_VARIABLE) {
-        println!("{:?}", run::run(seed));
+        println!("{:?}", run::run(seed, generation));
         return;
     }
     let first = fastrand::u64(..);
-    let runs = number(RUNS_VARIABLE).unwrap_or(RUNS);
+    let runs = number(RUNS_VARIABLE).unwrap_or(runs);
     // Not captured by the test harness, so that an aborted run can be repeated, too.
-    let _ = writeln!(std::io::stderr(), "{runs} runs from seed {first}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "{runs} runs of sheep {generation} from seed {first}"
+    );
     let mut totals = run::Totals::default();
     for seed in (0..runs).map(|run| first.wrapping_add(run)) {
-        match catch_unwind(AssertUnwindSafe(|| run::run(seed))) {
+        match catch_unwind(AssertUnwindSafe(|| run::run(seed, generation))) {
             Ok(run) => totals.add(&run),
             Err(_said) => panic!("repeat this run with {SEED_VARIABLE}={seed}"),
         }
@@ -66,10 +73,30 @@ fn simulation_loses_no_acknowledged_write() {
 }
 
 #[test]
+fn simulation_loses_no_acknowledged_write() {
+    simulate(Generation::NEWEST, RUNS);
+}
+
+#[test]
+fn simulation_of_0_7_loses_no_acknowledged_write() {
+    simulate(Generation::V0_7, OLD_RUNS);
+}
+
+#[test]
+fn simulation_of_0_8_loses_no_acknowledged_write() {
+    simulate(Generation::V0_8, OLD_RUNS);
+}
+
+#[test]
+fn simulation_of_0_9_loses_no_acknowledged_write() {
+    simulate(Generation::V0_9, OLD_RUNS);
+}
+
+#[test]
 fn simulation_is_determined_by_its_seed() {
-    for seed in 0..10 {
+    for (seed, generation) in (0..12).zip(Generation::ALL.into_iter().cycle()) {
         let traces = [(); 2].map(|()| {
-            std::thread::spawn(move || run::run(seed).trace)
+            std::thread::spawn(move || run::run(seed, generation).trace)
                 .join()
                 .unwrap()
         });

@@ -3,8 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sheep_proto::generation::Reclaim;
 use sheep_proto::header::{ClusterDefaultResponse, ObjectRequest, VdiRequest, VdiResponse};
-use sheep_proto::inode::STORE_POLICY_HYPERVOLUME;
+use sheep_proto::inode::{STORE_POLICY_HYPERVOLUME, slot_offset};
+use sheep_proto::limits::{CACHE_INFO_LEN, DEFAULT_BLOCK_SIZE_SHIFT};
 use sheep_proto::name::unpad;
 use sheep_proto::{
     ObjectIndex, ObjectKind, Oid, Opcode, RequestBody, RequestFlags, RequestHeader, ResponseBody,
@@ -39,6 +41,14 @@ fn done() -> Outcome {
     })
 }
 
+fn payload_of(payload: Vec<u8>) -> Outcome {
+    Ok(Answer {
+        code: ResultCode::Success,
+        body: None,
+        payload,
+    })
+}
+
 fn vdi(vid: Vid) -> Outcome {
     let body = VdiResponse {
         vdi_id: vid.get().into(),
@@ -62,6 +72,11 @@ impl Cluster {
         payload: &[u8],
     ) -> Option<Answer> {
         let opcode = Opcode::try_from(header.opcode).expect("a client sends operations that exist");
+        let generation = self.shared().generation;
+        assert!(
+            generation.has_opcode(opcode),
+            "{opcode} is sent to {generation}"
+        );
         self.shared()
             .rng
             .note((number, opcode as u8, header.id.get(), header.tail));
@@ -79,19 +94,20 @@ impl Cluster {
             }
             // A cluster operation runs to its end even if its sheep dies.
             RequestBody::Vdi(body) => self.vdi_operation(number, opcode, body, payload).await,
-            // The two requests about the cluster that a client sends at its start.
+            RequestBody::Cluster(_) if header.proto_ver != generation.internal_proto_ver() => {
+                Err(ResultCode::VerMismatch)
+            }
+            RequestBody::Cluster(body) if opcode == Opcode::StatCluster => {
+                let slots = usize::try_from(body.nodes_nr.get()).expect("few nodes");
+                let room = usize::try_from(header.data_length.get()).expect("32 bits");
+                payload_of(self.epoch(slots, room))
+            }
+            // The requests about the cluster that a client sends at its start.
             _ => match opcode {
-                Opcode::StatCluster if header.proto_ver < 0x0a => Err(ResultCode::VerMismatch),
-                Opcode::StatCluster => Ok(Answer {
-                    code: ResultCode::Success,
-                    body: None,
-                    payload: vec![0; 48],
-                }),
-                Opcode::ClusterInfo => Ok(Answer {
-                    code: ResultCode::Success,
-                    body: None,
-                    payload: self.membership(),
-                }),
+                Opcode::ClusterInfo => payload_of(self.membership()),
+                Opcode::GetNodeList => payload_of(self.node_list()),
+                Opcode::GetCacheInfo => payload_of(vec![0; CACHE_INFO_LEN]),
+                Opcode::ReadVdis => payload_of(self.shared().store().used_vids()),
                 Opcode::GetClusterDefault => {
                     let body = ClusterDefaultResponse {
                         copies: 1,
@@ -195,8 +211,16 @@ impl Cluster {
         };
         let before = shared.store().before(oid, slots)?;
         shared.pause().await;
-        let dropped = shared.store().write_slots(oid, offset, data, &before)?;
+        let reclaim = shared.generation.reclaim();
+        let dropped = shared
+            .store()
+            .write_slots(oid, offset, data, &before, reclaim)?;
         for reference in dropped {
+            if reclaim == Reclaim::BeforeAnswer {
+                shared.pause().await;
+                self.drop_reference(reference);
+                continue;
+            }
             let cluster = self.clone();
             let wait = shared.rng.pause(RECLAIM_TIME);
             let drop = async move {
@@ -208,17 +232,31 @@ impl Cluster {
         done()
     }
 
-    /// Clears a slot of a hypervolume, then removes its object.
+    /// Clears a slot, then removes its object.
     async fn discard(&self, number: usize, oid: Oid) -> Outcome {
         let shared = self.shared();
         let vid = oid.vid().ok_or(ResultCode::InvalidParms)?;
-        let read = shared.store().read_slot(vid, ObjectIndex(oid.number()))?;
-        let Some(slot) = read else {
-            return done();
-        };
-        shared.pause().await;
-        self.awake(number).await;
-        shared.store().clear_slot(slot)?;
+        let index = ObjectIndex(oid.number());
+        // Volumes that are no hypervolumes are discarded this way only by some.
+        if shared.generation.reclaim() == Reclaim::Never {
+            if shared.store().object(Oid::inode(vid))?.owner(index.0) == 0 {
+                return done();
+            }
+            shared.pause().await;
+            self.awake(number).await;
+            let offset = slot_offset(index).ok_or(ResultCode::InvalidParms)?;
+            shared
+                .store()
+                .write(Oid::inode(vid), offset as usize, &[0; 4])?;
+        } else {
+            let read = shared.store().read_slot(vid, index)?;
+            let Some(slot) = read else {
+                return done();
+            };
+            shared.pause().await;
+            self.awake(number).await;
+            shared.store().clear_slot(slot)?;
+        }
         shared.pause().await;
         self.awake(number).await;
         shared.store().remove(oid);
@@ -281,7 +319,11 @@ impl Cluster {
 
     async fn new_vdi(&self, name: &[u8], body: VdiRequest) -> Outcome {
         let shared = self.shared();
-        let (size, shift) = (body.vdi_size.get(), body.block_size_shift);
+        let size = body.vdi_size.get();
+        let shift = match body.block_size_shift {
+            0 => DEFAULT_BLOCK_SIZE_SHIFT,
+            shift => shift,
+        };
         let snapshot = body.snapid.get() != 0;
         let head = shared.store().find(name, b"", 0);
         match (snapshot, head) {
@@ -302,7 +344,8 @@ impl Cluster {
         let mut inode = shared.store().read_base(base)?;
         // Index updates that arrive now are overwritten.
         shared.pause().await;
-        shared.store().write_base(base, &mut inode, snapshot);
+        let whole = shared.generation.reclaim() != Reclaim::Never;
+        shared.store().write_base(base, &mut inode, snapshot, whole);
         shared.pause().await;
         vdi(shared.store().make(name, size, shift, Some((base, &inode))))
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sheep_client::unstable::Pool;
 use sheep_client::{Client, ClientConfig, NewVdi, VdiSelector};
-use sheep_proto::{ResultCode, SnapshotTag, VdiName};
+use sheep_proto::{Generation, ResultCode, SnapshotTag, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::RwLock;
 
@@ -90,29 +90,30 @@ struct Simulation {
 }
 
 /// Runs one seed to its end.
-pub(crate) fn run(seed: u64) -> Totals {
+pub(crate) fn run(seed: u64, generation: Generation) -> Totals {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(LIMIT, Simulation::run(seed))
+        tokio::time::timeout(LIMIT, Simulation::run(seed, generation))
             .await
             .expect("every operation ends")
     })
 }
 
 impl Simulation {
-    async fn run(seed: u64) -> Totals {
+    async fn run(seed: u64, generation: Generation) -> Totals {
         // The seed decides the kind of VDI, and what happens to it.
         let rng = SimRng::new(seed);
-        let cluster = Cluster::start(rng.clone(), SHEEP);
+        let cluster = Cluster::start(rng.clone(), SHEEP, generation);
         let streams = rng.one_in(4);
-        let hypervolume = rng.one_in(4);
+        let hypervolume = rng.one_in(4) && generation.writes_hypervolumes();
         let layout = Layout {
             objects: OBJECTS + if streams { STREAM } else { 0 } + OTHER_HOST,
             hypervolume,
+            default_objects: !generation.has_object_sizes(),
         };
         let snapshots = !hypervolume && !rng.one_in(3);
         let simulation = Arc::new(Self {
@@ -231,6 +232,8 @@ impl Simulation {
         let new = NewVdi::new(name.clone(), self.layout.size());
         if self.layout.hypervolume {
             new.with_hypervolume()
+        } else if self.layout.default_objects {
+            new
         } else {
             new.with_object_shift(20)
         }

@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sheep_proto::generation::Reclaim;
 use sheep_proto::hash::first_vid;
 use sheep_proto::inode::{InodeHeader, STORE_POLICY_HYPERVOLUME};
 use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
 use sheep_proto::name::unpad;
+use sheep_proto::vid_bitmap::VidBitmap;
 use sheep_proto::{ObjectIndex, ObjectKind, Oid, ResultCode, Vid};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -184,11 +186,18 @@ impl Store {
         offset: usize,
         data: &[u8],
         before: &[Before],
+        reclaim: Reclaim,
     ) -> Result<Vec<Dropped>, ResultCode> {
         let inode = self.objects.get_mut(&oid.raw()).ok_or(ResultCode::NoObj)?;
         inode.write(offset, data);
         let mut dropped = Vec::new();
+        if reclaim == Reclaim::Never {
+            return Ok(dropped);
+        }
         for &(index, owner, (generation, count)) in before {
+            if reclaim == Reclaim::BeforeAnswer && inode.owner(index) == owner {
+                continue;
+            }
             inode.set_reference(index, 0, 0);
             if let Some(owner) = Vid::new(owner)
                 && inode.owner(index) != owner.get()
@@ -278,14 +287,33 @@ impl Store {
         Ok(inode)
     }
 
-    /// Writes the inode of a base back, as it was read.
-    pub(crate) fn write_base(&mut self, base: Vid, inode: &mut Object, becomes_snapshot: bool) {
+    /// Writes the inode of a base back as it was read, `whole` or only its header.
+    pub(crate) fn write_base(
+        &mut self,
+        base: Vid,
+        inode: &mut Object,
+        becomes_snapshot: bool,
+        whole: bool,
+    ) {
         if becomes_snapshot {
             let mut header = inode.header();
             header.snap_ctime = self.now().into();
             inode.set_header(&header);
         }
-        self.objects.insert(Oid::inode(base).raw(), inode.clone());
+        let stored = self.objects.entry(Oid::inode(base).raw()).or_default();
+        if whole {
+            *stored = inode.clone();
+        } else {
+            stored.set_header(&inode.header());
+        }
+    }
+
+    /// The payload of READ_VDIS.
+    pub(crate) fn used_vids(&self) -> Vec<u8> {
+        let mut used = VidBitmap::empty();
+        let vids = self.used.iter().copied().filter_map(Vid::new);
+        vids.for_each(|vid| used.insert(vid));
+        used.as_bytes().to_vec()
     }
 
     /// Makes a VDI, from a base or from nothing.

@@ -17,7 +17,8 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread")]
 async fn write_failed_in_part_leaves_nothing_in_flight() {
     let cluster = Cluster::start().await;
-    let name = cluster.create("part", 4 * MIB).await;
+    let object = cluster.object_len();
+    let name = cluster.create("part", 4 * object).await;
     let release = Arc::new(Notify::new());
     let wait = Arc::clone(&release);
     let mut armed = true;
@@ -38,17 +39,17 @@ async fn write_failed_in_part_leaves_nothing_in_flight() {
         })
         .await;
     let volume = open(&client, &name).await;
-    let mut first = Box::pin(volume.write_at(MIB - 4096, pattern(1, 8192)));
+    let mut first = Box::pin(volume.write_at(object - 4096, pattern(1, 8192)));
     assert!(futures_util::poll!(&mut first).is_pending());
     let second = tokio::spawn({
         let volume = Arc::clone(&volume);
-        async move { volume.write_at(MIB + 65536, pattern(2, 4096)).await }
+        async move { volume.write_at(object + 65536, pattern(2, 4096)).await }
     });
     release.notify_one();
     assert_eq!(first.await.unwrap_err().errno(), nix::errno::Errno::ENOSPC);
     second.await.unwrap().unwrap();
-    assert_eq!(byte_at(&cluster, &name, MIB + 65536).await, 2);
-    assert_eq!(byte_at(&cluster, &name, MIB).await, 1);
+    assert_eq!(byte_at(&cluster, &name, object + 65536).await, 2);
+    assert_eq!(byte_at(&cluster, &name, object).await, 1);
 }
 
 /// A volume with one request that times out, and is executed after the signal.
@@ -81,18 +82,19 @@ const LONG: Duration = Duration::from_secs(600);
 #[tokio::test(flavor = "multi_thread")]
 async fn timeout_of_lock_holder_limits_other_writers() {
     let cluster = Cluster::start().await;
+    let object = cluster.object_len();
     for pick in [
         |request: &Request| request.opcode() == Opcode::CreateAndWriteObj,
         is_index_update,
     ] {
-        let name = cluster.create("held-up", 4 * MIB).await;
+        let name = cluster.create("held-up", 4 * object).await;
         let short = Duration::from_millis(50);
         let (volume, release) = timing_out(&cluster, &name, pick, short).await;
         volume.write_at(0, pattern(1, 4096)).await.unwrap_err();
         let refused = volume.write_at(65536, pattern(2, 4096)).await.unwrap_err();
         assert_eq!(refused.errno(), nix::errno::Errno::EIO, "{refused}");
         // Other objects are not affected.
-        volume.write_at(MIB, pattern(3, 4096)).await.unwrap();
+        volume.write_at(object, pattern(3, 4096)).await.unwrap();
         release.notify_one();
         while volume.write_at(65536, pattern(2, 4096)).await.is_err() {}
         assert_eq!(byte_at(&cluster, &name, 65536).await, 2);
@@ -121,13 +123,15 @@ async fn timeout_late_create_overwrites_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn timeout_late_discard_removes_nothing() {
     let cluster = Cluster::start().await;
-    let name = cluster.create("late-hole", 4 * MIB).await;
+    let object = cluster.object_len();
+    let name = cluster.create("late-hole", 4 * object).await;
     let clear = |request: &Request| {
-        is_index_update(request) && request.payload().iter().all(|&byte| byte == 0)
+        let clears = request.payload().iter().all(|&byte| byte == 0);
+        request.opcode() == Opcode::DiscardObj || is_index_update(request) && clears
     };
     let (volume, release) = timing_out(&cluster, &name, clear, LONG).await;
     volume.write_at(0, pattern(1, 4096)).await.unwrap();
-    volume.discard(0, MIB).await.unwrap_err();
+    volume.discard(0, object).await.unwrap_err();
     write_after_late_request(&volume, &release).await;
     assert_eq!(byte_at(&cluster, &name, 65536).await, 2);
 }

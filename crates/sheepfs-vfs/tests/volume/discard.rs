@@ -14,22 +14,24 @@ use sheepfs_vfs::BlockDevice as _;
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_deallocates_objects_and_zeroes_parts() {
     let cluster = Cluster::start().await;
-    let name = cluster.create("hole", 5 * MIB + 7).await;
+    let object = cluster.object_len();
+    let len = |objects| cluster.objects_len(objects);
+    let name = cluster.create("hole", 5 * object + 7).await;
     let volume = open(&cluster.client, &name).await;
-    volume.write_at(0, pattern(9, 6 << 20)).await.unwrap();
-    assert_eq!(volume.allocated(), 6 * MIB);
-    volume.discard(MIB - 10, 3 * MIB).await.unwrap();
-    assert_eq!(volume.allocated(), 4 * MIB);
-    volume.discard(4 * MIB, 100 * MIB).await.unwrap();
-    assert_eq!(volume.allocated(), 2 * MIB);
+    volume.write_at(0, pattern(9, len(6))).await.unwrap();
+    assert_eq!(volume.allocated(), 6 * object);
+    volume.discard(object - 10, 3 * object).await.unwrap();
+    assert_eq!(volume.allocated(), 4 * object);
+    volume.discard(4 * object, 100 * object).await.unwrap();
+    assert_eq!(volume.allocated(), 2 * object);
 
-    let mut expected = vec![0; (5 << 20) + 7];
-    expected[..(1 << 20) - 10].fill(9);
-    expected[(4 << 20) - 10..4 << 20].fill(9);
+    let mut expected = vec![0; len(5) + 7];
+    expected[..len(1) - 10].fill(9);
+    expected[len(4) - 10..len(4)].fill(9);
     assert!(read_all(&volume).await == expected);
     let again = open(&cluster.client, &name).await;
     assert!(read_all(&again).await == expected);
-    assert_eq!(again.allocated(), 2 * MIB);
+    assert_eq!(again.allocated(), 2 * object);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,9 +60,11 @@ async fn discard_in_head_keeps_snapshot_data() {
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_clears_error_of_missing_object() {
     let cluster = Cluster::start().await;
-    let name = cluster.create("lost", 2 * MIB).await;
+    let object = cluster.object_len();
+    let len = |objects| cluster.objects_len(objects);
+    let name = cluster.create("lost", 2 * object).await;
     let volume = open(&cluster.client, &name).await;
-    volume.write_at(0, pattern(9, 2 << 20)).await.unwrap();
+    volume.write_at(0, pattern(9, len(2))).await.unwrap();
     let lost = Oid::data(volume.info().vid, ObjectIndex(0));
     cluster.client.objects().remove(lost).await.unwrap();
     for volume in [&volume, &open(&cluster.client, &name).await] {
@@ -69,11 +73,11 @@ async fn discard_clears_error_of_missing_object() {
         let error = volume.write_at(5, pattern(8, 10)).await.unwrap_err();
         assert_eq!(error.errno(), Errno::EIO, "{error}");
     }
-    volume.discard(0, MIB).await.unwrap();
+    volume.discard(0, object).await.unwrap();
     assert_eq!(volume.read_at(0, 10).await.unwrap(), pattern(0, 10));
     volume.write_at(5, pattern(8, 10)).await.unwrap();
-    let mut expected = vec![9; 2 << 20];
-    expected[..1 << 20].fill(0);
+    let mut expected = vec![9; len(2)];
+    expected[..len(1)].fill(0);
     expected[5..15].fill(8);
     assert!(read_all(&open(&cluster.client, &name).await).await == expected);
 }

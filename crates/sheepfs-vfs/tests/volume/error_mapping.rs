@@ -8,7 +8,7 @@ use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
 use sheep_proto::{Opcode, ResultCode};
 
-use crate::support::{Cluster, MIB, data_object, is_index_update, open, pattern};
+use crate::support::{Cluster, data_object, is_index_update, open, pattern};
 use sheepfs_vfs::BlockDevice as _;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,8 @@ async fn error_mapping_refusal_fails_once_and_loses_nothing() {
 }
 
 async fn refuse_everything(cluster: Arc<Cluster>, code: ResultCode) {
-    let name = cluster.create("codes", 2 * MIB).await;
+    let object = cluster.object_len();
+    let name = cluster.create("codes", 2 * object).await;
     let refuse: Arc<Mutex<Option<Kind>>> = Arc::default();
     let plan = Arc::clone(&refuse);
     let client = cluster
@@ -78,7 +79,7 @@ async fn refuse_everything(cluster: Arc<Cluster>, code: ResultCode) {
             Kind::Read => volume.read_at(0, 1000).await.map(drop),
             Kind::Overwrite => volume.write_at(500, pattern(2, 10)).await.map(drop),
             Kind::Create | Kind::IndexUpdate => {
-                volume.write_at(MIB, pattern(3, 10)).await.map(drop)
+                volume.write_at(object, pattern(3, 10)).await.map(drop)
             }
         };
         *refuse.lock().unwrap() = None;
@@ -88,8 +89,11 @@ async fn refuse_everything(cluster: Arc<Cluster>, code: ResultCode) {
         assert!(error.to_string().contains(volume), "{error}");
     }
     assert_eq!(volume.read_at(0, 1000).await.unwrap(), pattern(1, 1000));
-    volume.write_at(MIB + 5, pattern(4, 10)).await.unwrap();
-    assert_eq!(volume.read_at(MIB + 5, 10).await.unwrap(), pattern(4, 10));
+    volume.write_at(object + 5, pattern(4, 10)).await.unwrap();
+    assert_eq!(
+        volume.read_at(object + 5, 10).await.unwrap(),
+        pattern(4, 10)
+    );
     volume.close().await.unwrap();
     let again = open(&cluster.client, &name).await;
     assert_eq!(again.read_at(0, 1000).await.unwrap(), pattern(1, 1000));

@@ -102,7 +102,7 @@ fn discards(sent: &Mutex<Vec<Sent>>) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_before_0_9_removes_objects_itself() {
     for generation in Generation::ALL {
-        let cluster = Cluster::start().await;
+        let cluster = Cluster::newest().await;
         let name = cluster.create("uncounted", 4 * MIB).await;
         let (client, sent) = client_of(&cluster, generation).await;
         let volume = open(&client, &name).await;
@@ -126,7 +126,7 @@ async fn discard_before_0_9_removes_objects_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_before_0_9_keeps_snapshot_data() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::newest().await;
     let name = cluster.create("uncounted-snap", 2 * MIB).await;
     let (client, _sent) = client_of(&cluster, Generation::V0_7).await;
     let volume = open(&client, &name).await;
@@ -145,7 +145,7 @@ async fn discard_before_0_9_keeps_snapshot_data() {
 /// DISCARD_OBJ reaches the VDI after it has become a snapshot.
 #[tokio::test(flavor = "multi_thread")]
 async fn discard_before_0_9_that_races_with_a_snapshot_leaves_no_dangling_slot() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::newest().await;
     let name = cluster.create("uncounted-race", 2 * MIB).await;
     let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (tell, wait) = (Arc::clone(&held), Arc::clone(&release));
@@ -188,7 +188,7 @@ async fn discard_before_0_9_that_races_with_a_snapshot_leaves_no_dangling_slot()
 #[tokio::test(flavor = "multi_thread")]
 async fn write_after_discard_waits_for_the_object_only_since_1_0() {
     for generation in Generation::ALL {
-        let cluster = Cluster::start().await;
+        let cluster = Cluster::newest().await;
         let name = cluster.create("late", MIB).await;
         let (client, sent) = client_of(&cluster, generation).await;
         let volume = open(&client, &name).await;
@@ -206,7 +206,7 @@ async fn write_after_discard_waits_for_the_object_only_since_1_0() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hypervolume_of_0_8_is_read_only() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::newest().await;
     let name = cluster
         .create_kind("hyper", |new| (new.size, new.hypervolume) = (8 * MIB, true))
         .await;

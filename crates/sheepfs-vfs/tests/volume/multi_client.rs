@@ -14,7 +14,7 @@ use sheep_proto::{ClusterFlags, Generation, ObjectKind, Opcode, RequestBody, Vdi
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeError, VolumeOptions};
 use tokio::sync::oneshot;
 
-use crate::model::KINDS;
+use crate::model::kinds;
 use crate::support::{
     Cluster, MIB, byte_at, delay_until, formatted, open, open_reader, pattern, tag,
 };
@@ -41,7 +41,7 @@ async fn read(volume: &Arc<Volume>, offset: u64, len: u32) -> Result<Bytes, Volu
 #[tokio::test(flavor = "multi_thread")]
 async fn multi_client_reads_show_writes_into_holes() {
     for cluster in Cluster::each().await {
-        for (what, kind) in KINDS {
+        for (what, kind) in kinds(&cluster) {
             let name = cluster.create_kind("holes", kind).await;
             let (here, there) = (
                 elsewhere(&cluster, &name).await,
@@ -136,6 +136,10 @@ async fn multi_client_reads_fail_once_vdi_is_deleted() {
 async fn multi_client_allocation_shows_within_a_second() {
     for hyper in [false, true] {
         let cluster = Cluster::start().await;
+        if hyper && !cluster.generation.writes_hypervolumes() {
+            println!("there are no hypervolumes on sheep {}", cluster.generation);
+            continue;
+        }
         let name = cluster
             .create_kind("allocation", |new: &mut NewVdi| {
                 (new.size, new.hypervolume) = (64 * MIB, hyper);
@@ -267,8 +271,8 @@ async fn lock_holder_trusts_cached_index() {
 /// Two hosts that take turns, at random, on holes and clones and after snapshots.
 #[tokio::test(flavor = "multi_thread")]
 async fn multi_client_turns_match_a_model() {
-    for cluster in Cluster::each().await {
-        for (what, kind) in KINDS {
+    for cluster in Cluster::each_generation().await {
+        for (what, kind) in kinds(&cluster) {
             let seed = fastrand::u64(..);
             println!("{what}, seed {seed}");
             let name = cluster.create_kind("turns", kind).await;

@@ -1,5 +1,6 @@
 //! A cluster to test volumes on: a private sheep in memory, or the real one
-//! that `SHEEPFS_TEST_SHEEP` names.
+//! that `SHEEPFS_TEST_SHEEP` names. `SHEEPFS_TEST_GENERATION` makes the private one like
+//! older releases.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::{BoxFuture, Pool, Request, Transport};
 use sheep_client::{Client, ClientConfig, GatewayAddress, NewVdi, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
-use sheep_proto::limits::INODE_HEADER_LEN;
+use sheep_proto::limits::{DEFAULT_BLOCK_SIZE_SHIFT, INODE_HEADER_LEN};
 use sheep_proto::{
     ClusterFlags, Generation, ObjectKind, Oid, Opcode, Redundancy, RequestBody, SnapshotTag,
     VdiName,
@@ -28,6 +29,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// A cluster, and a client of it.
 pub(crate) struct Cluster {
     pub(crate) client: Client,
+    pub(crate) generation: Generation,
     address: GatewayAddress,
     _server: Option<Server>,
     _directory: Option<TempDir>,
@@ -40,8 +42,13 @@ impl Cluster {
                 let address = address.parse().expect("SHEEPFS_TEST_SHEEP is HOST:PORT");
                 Self::at(address, None, None).await
             }
-            Err(_) => Self::private(Config::new(StoreKind::Memory), None).await,
+            Err(_) => Self::private(private_config(StoreKind::Memory), None).await,
         }
+    }
+
+    /// A private sheep in memory of the newest generation.
+    pub(crate) async fn newest() -> Self {
+        Self::private(Config::new(StoreKind::Memory), None).await
     }
 
     /// The clusters to test on: the real one, else a sheep in memory and one with a
@@ -50,11 +57,40 @@ impl Cluster {
         let mut clusters = vec![Self::start().await];
         if clusters[0]._server.is_some() {
             let directory = TempDir::with_prefix("sheepfs-test-volume-").expect("a directory");
-            let mut config = Config::new(StoreKind::Directory(directory.path().join("data")));
+            let mut config = private_config(StoreKind::Directory(directory.path().join("data")));
             config.sync = false;
             clusters.push(Self::private(config, Some(directory)).await);
         }
         clusters
+    }
+
+    /// The same, and private sheep in memory of all older generations.
+    pub(crate) async fn each_generation() -> Vec<Self> {
+        let mut clusters = Self::each().await;
+        if clusters[0]._server.is_some() && clusters[0].generation == Generation::NEWEST {
+            for generation in Generation::ALL {
+                if generation != Generation::NEWEST {
+                    let mut config = Config::new(StoreKind::Memory);
+                    config.generation = generation;
+                    clusters.push(Self::private(config, None).await);
+                }
+            }
+        }
+        clusters
+    }
+
+    /// Bytes of the objects of the VDIs that [`Self::create`] makes.
+    pub(crate) fn object_len(&self) -> u64 {
+        if self.generation.has_object_sizes() {
+            MIB
+        } else {
+            1 << DEFAULT_BLOCK_SIZE_SHIFT
+        }
+    }
+
+    /// Bytes of as many of these objects.
+    pub(crate) fn objects_len(&self, objects: u64) -> usize {
+        usize::try_from(objects * self.object_len()).expect("a few objects")
     }
 
     async fn private(config: Config, directory: Option<TempDir>) -> Self {
@@ -70,8 +106,10 @@ impl Cluster {
         let client = Client::connect(config(&address))
             .await
             .expect("the sheep answers");
+        let generation = client.generation().await;
         Self {
             client,
+            generation: generation.expect("the sheep answers"),
             address,
             _server: server,
             _directory: directory,
@@ -122,11 +160,15 @@ impl Cluster {
         (client, held, release)
     }
 
-    /// Creates a VDI of some kind with a unique name.
+    /// Creates a VDI of some kind with a unique name, with objects of another size where
+    /// there is only one.
     pub(crate) async fn create_kind(&self, stem: &str, kind: impl FnOnce(&mut NewVdi)) -> VdiName {
         let name = unique_name(stem);
         let mut new = NewVdi::new(name.clone(), 0);
         kind(&mut new);
+        if !self.generation.has_object_sizes() {
+            new.object_shift = None;
+        }
         self.client
             .cluster()
             .create_vdi(&new)
@@ -135,16 +177,10 @@ impl Cluster {
         name
     }
 
-    /// Creates a VDI with objects of a mebibyte and a unique name.
+    /// Creates a VDI with the smallest objects there are and a unique name.
     pub(crate) async fn create(&self, stem: &str, size: u64) -> VdiName {
-        let name = unique_name(stem);
-        let new = NewVdi::new(name.clone(), size).with_object_shift(20);
-        self.client
-            .cluster()
-            .create_vdi(&new)
-            .await
-            .expect("the name is new");
-        name
+        let kind = |new: &mut NewVdi| (new.size, new.object_shift) = (size, Some(20));
+        self.create_kind(stem, kind).await
     }
 
     /// Takes a snapshot of the head of a VDI.
@@ -167,6 +203,17 @@ impl Cluster {
             .expect("the name is new");
         clone
     }
+}
+
+/// Settings of a private sheep of the generation to test.
+fn private_config(store: StoreKind) -> Config {
+    let mut config = Config::new(store);
+    if let Ok(generation) = std::env::var("SHEEPFS_TEST_GENERATION") {
+        config.generation = generation
+            .parse()
+            .expect("SHEEPFS_TEST_GENERATION is a generation");
+    }
+    config
 }
 
 fn config(address: &GatewayAddress) -> ClientConfig {

@@ -14,7 +14,7 @@ use sheepfs_vfs::{AllocateMode, BlockDevice as _, FsError, HandleId, Ino, OpenMo
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::model::{KINDS, Kind};
+use crate::model::{Kind, kinds};
 use crate::support::{Cluster, MIB, attached, data_object, open, pattern, read_all, write_file};
 
 const STEPS: usize = 60;
@@ -212,7 +212,7 @@ async fn compare_with_plain_file(cluster: &Cluster, (what, kind): Kind, cached: 
 #[tokio::test(flavor = "multi_thread")]
 async fn truncated_handle_reads_as_plain_file() {
     let cluster = Cluster::start().await;
-    for kind in KINDS {
+    for kind in kinds(&cluster) {
         for cached in [false, true] {
             compare_with_plain_file(&cluster, kind, cached).await;
         }

@@ -69,16 +69,17 @@ async fn geometry_every_object_size_reads_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn geometry_flat_index_reaches_last_slot() {
     let cluster = Cluster::start().await;
-    let limit = TIB;
-    let name = cluster.create("limit", limit - MIB - 1).await;
+    let object = cluster.object_len();
+    let limit = TIB * (object / MIB);
+    let name = cluster.create("limit", limit - object - 1).await;
     let volume = open(&cluster.client, &name).await;
     volume
-        .write_at(limit - MIB - 8, pattern(1, 7))
+        .write_at(limit - object - 8, pattern(1, 7))
         .await
         .unwrap();
     volume.set_size(limit).await.unwrap();
     volume
-        .write_at(limit - MIB - 1, pattern(2, 3))
+        .write_at(limit - object - 1, pattern(2, 3))
         .await
         .unwrap();
     assert_eq!(volume.write_at(limit - 3, pattern(3, 9)).await.unwrap(), 3);
@@ -93,15 +94,15 @@ async fn geometry_flat_index_reaches_last_slot() {
     assert_eq!(again.size(), limit);
     expect(
         &again,
-        limit - MIB - 9,
+        limit - object - 9,
         &[0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0],
     )
     .await;
     expect(&again, limit - 4, &[0, 3, 3, 3]).await;
-    assert_eq!(again.seek_data(0).unwrap(), limit - 2 * MIB);
-    again.discard(limit - MIB, MIB).await.unwrap();
+    assert_eq!(again.seek_data(0).unwrap(), limit - 2 * object);
+    again.discard(limit - object, object).await.unwrap();
     expect(&again, limit - 4, &[0; 4]).await;
-    assert_eq!(again.allocated(), MIB);
+    assert_eq!(again.allocated(), object);
 }
 
 #[tokio::test(flavor = "multi_thread")]
