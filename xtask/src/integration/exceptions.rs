@@ -27,12 +27,32 @@ const EXCEPTIONS: &[Exception] = &[
         why: "it has no erasure code",
     },
     Exception {
-        test: "report_equals_output_of_dog",
-        generations: &["0.7"],
-        why: "it has no erasure code",
+        test: "index_leaf_split_by_dog_is_repaired",
+        generations: &["0.7", "0.8"],
+        why: NO_HYPERVOLUMES,
     },
     Exception {
-        test: "index_leaf_split_by_dog_is_repaired",
+        test: "inode_bytes::inode_changes_only_in_the_fields_of_the_operation",
+        generations: &["0.7", "0.8", "0.9"],
+        why: "it looks at objects of 1 MiB, and before 0.9 the sheep have bytes of their own there",
+    },
+    Exception {
+        test: "inode_bytes::inode_of_a_hypervolume_changes_only_in_its_tree",
+        generations: &["0.7", "0.8"],
+        why: NO_HYPERVOLUMES,
+    },
+    Exception {
+        test: "vdi_geometry::hypervolume_is_written_past_flat_index_limit",
+        generations: &["0.7", "0.8"],
+        why: NO_HYPERVOLUMES,
+    },
+    Exception {
+        test: "vdi_geometry::hypervolume_index_grows_level_under_load",
+        generations: &["0.7", "0.8"],
+        why: NO_HYPERVOLUMES,
+    },
+    Exception {
+        test: "vdi_geometry::hypervolume_repairs_tree_split_by_c_programs",
         generations: &["0.7", "0.8"],
         why: NO_HYPERVOLUMES,
     },

@@ -9,7 +9,7 @@ use sheep_proto::{Generation, ObjectKind, Opcode, RequestBody};
 use sheepfs_vfs::BlockDevice as _;
 use tokio::sync::Notify;
 
-use crate::support::{Cluster, MIB, delay_until, is_index_update, open, pattern};
+use crate::support::{Cluster, delay_until, is_index_update, open, pattern};
 
 /// One request that waits from now on.
 #[derive(Default)]
@@ -49,7 +49,8 @@ fn is_header_read(request: &Request) -> bool {
 #[tokio::test]
 async fn flush_checks_write_begun_during_another_flush() {
     let cluster = Cluster::start().await;
-    let name = cluster.create("flushes", 4 * MIB).await;
+    let object = cluster.object_len();
+    let name = cluster.create("flushes", 4 * object).await;
     let (check, commit): (Arc<Hold>, Arc<Hold>) = Default::default();
     let checks: Arc<AtomicUsize> = Arc::default();
     let (holds, counter) = (
@@ -84,7 +85,7 @@ async fn flush_checks_write_begun_during_another_flush() {
     // A write begins, and commits only after the check of the first flush.
     commit.arm();
     let writer = Arc::clone(&volume);
-    let write = tokio::spawn(async move { writer.write_at(MIB, pattern(2, 512)).await });
+    let write = tokio::spawn(async move { writer.write_at(object, pattern(2, 512)).await });
     commit.held.notified().await;
     check.release.notify_one();
     first.await.unwrap();

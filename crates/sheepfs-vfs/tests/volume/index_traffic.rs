@@ -57,10 +57,13 @@ async fn index_commit_writes_changed_slots_once_in_runs() {
     // A clone inherits all its objects, so each first write of an object commits a slot.
     let base = cluster.create("wire-base", OBJECTS * len).await;
     let volume = open(&cluster.client, &base).await;
-    volume
-        .write_at(0, pattern(1, cluster.objects_len(OBJECTS)))
-        .await
-        .unwrap();
+    for half in 0..2 {
+        let data = pattern(1, cluster.objects_len(OBJECTS / 2));
+        volume
+            .write_at(half * OBJECTS / 2 * len, data)
+            .await
+            .unwrap();
+    }
     let name = cluster.snapshot_and_clone(&base, "s").await;
     let selector = VdiSelector::working(name.clone());
     let vid = cluster.client.vdi(&selector).lookup().await.unwrap().get();

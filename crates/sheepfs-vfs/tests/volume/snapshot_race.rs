@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use sheep_client::VdiSelector;
 use sheep_client::testing::{Fault, FaultTransport};
 use sheep_client::unstable::Request;
+use sheep_proto::generation::Locking;
 use sheep_proto::{ClusterFlags, Opcode, ResultCode, VdiName};
 use sheepfs_vfs::{BlockDevice as _, Volume, VolumeOptions};
 use tokio::sync::Notify;
@@ -114,8 +115,10 @@ async fn snapshots_at(cluster: &Cluster, before: Before, step: WriteStep, count:
         assert!(!(there && matches!(step, WriteStep::Data)), "{case}");
     }
     volume.close().await.unwrap();
-    let lock = cluster.client.vdi(&selector).lock().await;
-    cluster.client.inode(lock.unwrap()).unlock().await.unwrap();
+    if cluster.generation.locking() != Locking::Never {
+        let lock = cluster.client.vdi(&selector).lock().await;
+        cluster.client.inode(lock.unwrap()).unlock().await.unwrap();
+    }
 }
 
 async fn snapshots_at_every_step(cluster: &Cluster) {

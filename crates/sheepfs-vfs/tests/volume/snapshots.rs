@@ -63,9 +63,10 @@ async fn snapshot_under_writer_loses_no_acknowledged_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshot_followed_before_index_commit_migrates_object() {
     let cluster = Cluster::start().await;
-    let name = cluster.create("later", 2 * MIB).await;
+    let object = cluster.object_len();
+    let name = cluster.create("later", 2 * object).await;
     let before = open(&cluster.client, &name).await;
-    before.write_at(MIB, pattern(1, 10)).await.unwrap();
+    before.write_at(object, pattern(1, 10)).await.unwrap();
     let (client, held, release) = cluster.client_held_at(is_index_update).await;
     let volume = open(&client, &name).await;
     let writer = tokio::spawn({
@@ -75,12 +76,12 @@ async fn snapshot_followed_before_index_commit_migrates_object() {
     held.notified().await;
     cluster.snapshot(&name, "between").await;
     // Another write is refused and follows the head.
-    volume.write_at(MIB, pattern(2, 10)).await.unwrap();
+    volume.write_at(object, pattern(2, 10)).await.unwrap();
     release.notify_one();
     writer.await.unwrap().unwrap();
     let head = open(&cluster.client, &name).await;
     assert_eq!(head.read_at(100, 5000).await.unwrap(), pattern(7, 5000));
-    assert_eq!(head.read_at(MIB, 10).await.unwrap(), pattern(2, 10));
+    assert_eq!(head.read_at(object, 10).await.unwrap(), pattern(2, 10));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,23 +111,27 @@ async fn snapshot_overwriting_index_commit_is_reconciled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshot_is_read_only_with_fixed_end() {
     let cluster = Cluster::start().await;
-    let name = cluster.create("edges", MIB + 10).await;
+    let object = cluster.object_len();
+    let name = cluster.create("edges", object + 10).await;
     let volume = open(&cluster.client, &name).await;
-    assert_eq!(volume.write_at(MIB, pattern(1, 100)).await.unwrap(), 10);
+    assert_eq!(volume.write_at(object, pattern(1, 100)).await.unwrap(), 10);
     assert!(matches!(
-        volume.write_at(MIB + 10, pattern(1, 1)).await,
+        volume.write_at(object + 10, pattern(1, 1)).await,
         Err(VolumeError::EndOfDevice(_))
     ));
-    assert_eq!(volume.read_at(MIB + 10, 5).await.unwrap().len(), 0);
-    assert_eq!(volume.read_at(MIB + 5, 500).await.unwrap(), pattern(1, 5));
-    assert_eq!(volume.seek_data(0).unwrap(), MIB);
+    assert_eq!(volume.read_at(object + 10, 5).await.unwrap().len(), 0);
+    assert_eq!(
+        volume.read_at(object + 5, 500).await.unwrap(),
+        pattern(1, 5)
+    );
+    assert_eq!(volume.seek_data(0).unwrap(), object);
     assert_eq!(volume.seek_hole(0).unwrap(), 0);
-    assert_eq!(volume.seek_hole(MIB).unwrap(), MIB + 10);
+    assert_eq!(volume.seek_hole(object).unwrap(), object + 10);
     assert!(matches!(
-        volume.seek_data(MIB + 10),
+        volume.seek_data(object + 10),
         Err(VolumeError::NoMoreData(_))
     ));
-    assert_eq!(volume.allocated(), MIB);
+    assert_eq!(volume.allocated(), object);
 
     cluster.snapshot(&name, "ro").await;
     let snapshot = open_snapshot(&cluster.client, &name, "ro").await;

@@ -360,7 +360,7 @@ impl Transport for OldReleaseTransport {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn geometry_old_inode_has_4_mib_objects() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::newest().await;
     let name = cluster
         .create_kind("before", |new| {
             (new.size, new.object_shift) = (4 * TIB, Some(22));
