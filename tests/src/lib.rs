@@ -47,7 +47,7 @@ pub use file_handle::FileHandle;
 pub use file_system::FileSystem;
 pub use file_tree::{TreeShape, assert_same_tree, make_tree};
 pub use fio::Fio;
-pub use generation::{GENERATION_VARIABLE, NEWEST_GENERATION, generation};
+pub use generation::{GENERATION_VARIABLE, NEWEST_GENERATION, exists, generation};
 pub use iscsi_target::IscsiTarget;
 pub use load::{Acknowledged, Progress, under_load};
 pub use loop_device::LoopDevice;

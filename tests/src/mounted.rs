@@ -133,10 +133,18 @@ impl Mounted {
     /// # Errors
     /// When either is refused.
     pub fn create(&self, name: &str, size_and_options: &str) -> anyhow::Result<PathBuf> {
-        let line = format!("{name} {}", supported_options(size_and_options));
-        self.command("vdi/create", &line)
-            .with_context(|| format!("vdi/create: {line}"))?;
+        self.create_unattached(name, size_and_options)
+            .with_context(|| format!("vdi/create: {name} {size_and_options}"))?;
         self.attach(name)
+    }
+
+    /// The same without attaching it.
+    ///
+    /// # Errors
+    /// As [`Self::command`].
+    pub fn create_unattached(&self, name: &str, size_and_options: &str) -> std::io::Result<()> {
+        let line = format!("{name} {}", supported_options(size_and_options));
+        self.command("vdi/create", line)
     }
 
     /// Attaches `NAME` or `NAME@TAG` and returns its file.

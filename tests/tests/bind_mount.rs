@@ -137,7 +137,7 @@ fn bind_mount_never_leads_to_another_name() -> anyhow::Result<()> {
         let bound = BindMount::of(&path)?;
         write(&bound.path(), b"one")?;
         let number = fs::metadata(&path)?.ino();
-        mounted.command("vdi/create", format!("{other} 4M object_size=1M"))?;
+        mounted.create_unattached(&other, "4M object_size=1M")?;
 
         when_closed(mounted, "vdi/unmount", name)?;
         let path = mounted.attach(&other)?;

@@ -25,7 +25,7 @@ fn loses_nothing(arguments: &[&str], acknowledge: AckPolicy) -> anyhow::Result<(
     let cluster = TestCluster::start()?;
     let administrator = Mounted::start(&cluster, &[])?;
     let name = cluster.unique_name("killed");
-    administrator.command("vdi/create", format!("{name} 16M object_size=1M"))?;
+    administrator.create_unattached(&name, "16M object_size=1M")?;
     let writers = DurabilityChecker::new(4, 1024);
     let mut random = seeded();
     for kill in 0..KILLS {

@@ -117,8 +117,7 @@ fn load_of_200_volumes_leaks_nothing() -> anyhow::Result<()> {
     let mut before = None;
     // All volumes exist before the first round.
     in_parallel(VOLUMES, |number| {
-        let line = format!("{} 3M object_size=1M", name(number));
-        Ok(mounted.command("vdi/create", line)?)
+        Ok(mounted.create_unattached(&name(number), "3M object_size=1M")?)
     })?;
     for round in 0..2 {
         // Attaches and opens all volumes.
@@ -217,8 +216,7 @@ fn load_survives_attach_and_detach_during_reads() -> anyhow::Result<()> {
     // Volumes that are attached, written, read and detached in turns, by a thread each.
     let prefix = cluster.unique_name("turns");
     for number in 0..VOLUMES {
-        let line = format!("{prefix}-{number} 2M object_size=1M");
-        mounted.command("vdi/create", line)?;
+        mounted.create_unattached(&format!("{prefix}-{number}"), "2M object_size=1M")?;
     }
     let attach_and_detach = |times: usize| {
         thread::scope(|scope| {

@@ -10,7 +10,7 @@ use std::thread;
 use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
 use serde_json::Value;
-use tests::{Mounted, TestCluster, detach, errno, run};
+use tests::{Mounted, TestCluster, detach, errno, exists, run};
 
 #[test]
 fn tree_has_all_files_of_original() -> anyhow::Result<()> {
@@ -275,12 +275,16 @@ fn vdi_create_checks_options() -> anyhow::Result<()> {
         "4M prealloc",
         "2G copies=1 object_size=16M",
     ] {
-        // Invalid ones create nothing.
+        // An object size is left out where there is only one.
+        if options.contains("hyper") && !exists(options) {
+            continue;
+        }
         let name = cluster.unique_name("options");
         mounted.create(&name, options)?;
         mounted.command("vdi/unmount", &name)?;
         mounted.command("vdi/delete", &name)?;
     }
+    // Invalid ones create nothing.
     let name = cluster.unique_name("refused");
     for options in [
         "",
