@@ -201,7 +201,7 @@ fn tree_walk_by_programs_finds_no_error() -> anyhow::Result<()> {
     let mounted = Mounted::start(&cluster, &[])?;
     walk(&mounted).context("nothing attached")?;
     let name = cluster.unique_name("walk");
-    fs::write(mounted.create(&name, "8M object_size=1M")?, "data")?;
+    fs::write(mounted.create(&name, "8M object_size=4M")?, "data")?;
     mounted.command("vdi/snapshot", format!("{name} tag"))?;
     mounted.attach(&format!("{name}@tag"))?;
     let listed = walk(&mounted).context("two volumes")?;
@@ -211,7 +211,7 @@ fn tree_walk_by_programs_finds_no_error() -> anyhow::Result<()> {
     let used = run(Command::new("du")
         .args(["--block-size=1"])
         .arg(mounted.volume(&name)))?;
-    ensure!(used.starts_with(b"1048576\t"), "{}", used.escape_ascii());
+    ensure!(used.starts_with(b"4194304\t"), "{}", used.escape_ascii());
     Ok(())
 }
 

@@ -118,7 +118,7 @@ enum Cluster {
 impl Cluster {
     /// Starts one in `directory`, which is made.
     fn start(subject: &Subject, directory: &Path) -> anyhow::Result<Self> {
-        fs::create_dir(directory)?;
+        fs::create_dir_all(directory)?;
         let Some(programs) = &subject.programs else {
             let embedded = EmbeddedSheep::start_as(directory, &subject.generation)?;
             return Ok(Self::Embedded(embedded));
@@ -208,16 +208,23 @@ fn run_on(subject: &Subject, directory: &Path, runner: &Runner<'_>) -> anyhow::R
         own.extend(&skipped);
         own_clusters = runner.cargo(&own, &environment, &[]);
     }
-    // All other tests share one cluster.
-    let cluster = Cluster::start(subject, directory)?;
-    let mut all = vec!["test", "--release", "--no-fail-fast"];
-    all.extend(PACKAGES);
-    all.extend(&skipped);
-    environment.push((SHEEP_VARIABLE, cluster.address()));
-    let shared_cluster = runner.cargo(&all, &environment, &cluster.process_ids());
-    drop(cluster);
+    // All other tests of a package share a cluster, which fills a disk with what they
+    // leave, and of which a test may end a sheep.
+    let mut shared_clusters = Ok(());
+    for (number, package) in PACKAGES.iter().enumerate() {
+        let directory = directory.join(number.to_string());
+        let cluster = Cluster::start(subject, &directory)?;
+        let mut all = vec!["test", "--release", "--no-fail-fast", package];
+        all.extend(&skipped);
+        let address = [(SHEEP_VARIABLE, cluster.address())];
+        let environment = [&environment[..], &address].concat();
+        let outcome = runner.cargo(&all, &environment, &cluster.process_ids());
+        shared_clusters = shared_clusters.and(outcome);
+        drop(cluster);
+        fs::remove_dir_all(&directory)?;
+    }
     // The second failure is seen too: cargo has printed both.
-    own_clusters.and(shared_cluster)
+    own_clusters.and(shared_clusters)
 }
 
 #[cfg(test)]
