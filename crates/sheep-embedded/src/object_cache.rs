@@ -3,12 +3,13 @@
 //!
 //! It holds whole objects, and of each one which blocks were written back and which are
 //! dirty. Nothing tells it what other gateways write: what is in it is what this
-//! gateway answers. A store in a directory keeps it there, so that a start finds it
-//! again; then all of it counts as dirty, as in a sheep.
+//! gateway answers. A node that starts again has it still, and so has a server whose store
+//! is a directory; then all of it counts as dirty, as in a sheep.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use sheep_proto::limits::CACHE_INFO_LEN;
@@ -32,6 +33,8 @@ const MAX_INFO_VDIS: usize = 1024;
 pub(crate) struct ObjectCache {
     /// The node whose cache it is: the first one.
     node: OnceLock<SocketAddr>,
+    was_started: AtomicBool,
+    is_running: AtomicBool,
     copies: Arc<dyn Store>,
     /// Dirty blocks by object.
     dirty: Mutex<BTreeMap<Oid, u64>>,
@@ -51,14 +54,34 @@ impl ObjectCache {
         }
         Ok(Self {
             node: OnceLock::new(),
+            was_started: AtomicBool::new(false),
+            is_running: AtomicBool::new(false),
             copies,
             dirty: Mutex::new(dirty),
         })
     }
 
-    /// Gives the cache to a node, unless it has one.
-    pub(crate) fn give_to(&self, node: SocketAddr) {
-        let _owner = self.node.get_or_init(|| node);
+    /// Notes the start of a node. The first one gets the cache.
+    pub(crate) fn note_start(&self, node: SocketAddr) {
+        if *self.node.get_or_init(|| node) == node {
+            let is_again = self.was_started.swap(true, Ordering::AcqRel);
+            if is_again {
+                self.lock().mark_all_dirty();
+            }
+            self.is_running.store(true, Ordering::Release);
+        }
+    }
+
+    /// Notes the end of a node.
+    pub(crate) fn note_end(&self, node: SocketAddr) {
+        if self.is_of(node) {
+            self.is_running.store(false, Ordering::Release);
+        }
+    }
+
+    /// True while its node runs.
+    pub(crate) fn is_running(&self) -> bool {
+        self.is_running.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_of(&self, node: SocketAddr) -> bool {
@@ -160,6 +183,13 @@ impl Copies<'_> {
     pub(crate) fn mark_clean(&mut self, oid: Oid) {
         if let Some(blocks) = self.dirty.get_mut(&oid) {
             *blocks = 0;
+        }
+    }
+
+    /// Makes every object count as dirty.
+    fn mark_all_dirty(&mut self) {
+        for blocks in self.dirty.values_mut() {
+            *blocks = ALL_DIRTY;
         }
     }
 

@@ -144,7 +144,7 @@ impl Sheep {
     pub(crate) fn join(&self, node: SocketAddr) -> CancellationToken {
         self.members.join(node);
         if let Some(cache) = &self.cache {
-            cache.give_to(node);
+            cache.note_start(node);
         }
         self.stop.child_token()
     }
@@ -153,6 +153,9 @@ impl Sheep {
     pub(crate) fn leave(&self, node: SocketAddr) {
         self.members.leave(node);
         self.locks.leave(node);
+        if let Some(cache) = &self.cache {
+            cache.note_end(node);
+        }
     }
 
     /// The epoch in every answer, 0 before a format.

@@ -209,9 +209,11 @@ impl CacheService {
         }
     }
 
-    /// DELETE_CACHE: through any node it drops the copies, dirty ones too.
+    /// DELETE_CACHE: through any node it drops the copies of those that run, dirty ones
+    /// too.
     pub(crate) fn delete(&self, request: &Request<'_>) -> HandlerResult {
         if let Some(cache) = &self.cache
+            && cache.is_running()
             && let Some(vid) = vid_of(request.object().oid.get())
         {
             cache.lock().clear(Some(vid));
