@@ -13,9 +13,11 @@ use crate::index::Index;
 use crate::inode::Inode;
 use crate::node::Node;
 use crate::object::Objects;
+use crate::object_cache::ObjectCache;
 use crate::pool::Pool;
 use crate::request::{Request, Response};
 use crate::sender::Sender;
+use crate::session::Session;
 use crate::transport::{Completion, Transport};
 use crate::vdi::Vdi;
 use crate::vdi_info::{VdiInfo, VdiSelector};
@@ -90,6 +92,16 @@ impl Client {
     /// A VDI by its number.
     pub fn inode(&self, vid: Vid) -> Inode<'_> {
         Inode::new(&self.sender, vid)
+    }
+
+    /// What the object caches of sheep before 1.0 hold of a VDI.
+    pub fn object_cache(&self, vid: Vid) -> ObjectCache<'_> {
+        ObjectCache::new(&self.sender, vid)
+    }
+
+    /// The session with the sheep in use; also while none is connected.
+    pub fn session(&self) -> Session {
+        self.sender.transport.session()
     }
 
     /// The index of a VDI: which VID owns each data object.

@@ -472,7 +472,7 @@ impl<'a> Cluster<'a> {
             block_size_shift: shift,
             ..VdiRequest::default()
         };
-        new_vdi(self.sender, &new.name, body).await
+        new_vdi(self.sender, &new.name, body, None).await
     }
 
     /// The VIDs of all VDIs that were not deleted, in ascending order. Before 1.0

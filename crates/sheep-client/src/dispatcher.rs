@@ -16,11 +16,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::connection::{Pending, RequestOwner};
+use crate::connection::{Connection, Pending, RequestOwner};
 use crate::error::{Chain, ClientError};
 use crate::request::{Request, Response};
 use crate::retry::{self, Decision, Fence};
-use crate::supervisor::Supervisor;
+use crate::supervisor::{SessionEnded, Supervisor};
 use crate::transport::Completion;
 
 /// The unit of the budget, in bytes.
@@ -130,11 +130,60 @@ impl Dispatcher {
     /// Sends on the best connection, or gives the request back.
     #[expect(clippy::result_large_err, reason = "the error is the request itself")]
     fn send(self: &Arc<Self>, pending: Pending) -> Result<(), Pending> {
-        let node = self.policy.preferred_node(&pending.request);
-        match self.supervisor.connection_to(node) {
-            Some(connection) => connection.send(pending.owned_by(Arc::clone(self) as _)),
-            None => Err(pending),
+        match self.connection_for(&pending.request) {
+            // A task asks first.
+            Ok(Some(connection)) if connection.must_ask_for_cache(&pending.request) => Err(pending),
+            found => self.send_on(found, pending),
         }
+    }
+
+    /// Sends on a connection, or gives the request back without one.
+    #[expect(clippy::result_large_err, reason = "the error is the request itself")]
+    fn send_on(
+        self: &Arc<Self>,
+        connection: Result<Option<Arc<Connection>>, ClientError>,
+        pending: Pending,
+    ) -> Result<(), Pending> {
+        match connection {
+            Ok(Some(connection)) => connection.send(pending.owned_by(Arc::clone(self) as _)),
+            Ok(None) => Err(pending),
+            Err(ended) => {
+                pending.complete(Err(ended));
+                Ok(())
+            }
+        }
+    }
+
+    /// The best connection for a request. An error when it is for a session that has
+    /// ended.
+    fn connection_for(&self, request: &Request) -> Result<Option<Arc<Connection>>, ClientError> {
+        match request.session() {
+            None => {
+                let node = self.policy.preferred_node(request);
+                Ok(self.supervisor.connection_to(node))
+            }
+            Some(session) => {
+                let found = self.supervisor.connection_in(session);
+                found.map_err(|SessionEnded| ClientError::SessionEnded {
+                    operation: request.operation(),
+                })
+            }
+        }
+    }
+
+    /// The same; a sheep that could not say whether it has an object cache is asked again.
+    async fn asked_connection_for(
+        &self,
+        request: &Request,
+    ) -> Result<Option<Arc<Connection>>, ClientError> {
+        let found = self.connection_for(request)?;
+        if let Some(connection) = &found
+            && connection.must_ask_for_cache(request)
+            && let Err(error) = connection.detect_cache().await
+        {
+            tracing::debug!("cannot ask for the object cache: {}", Chain(&error));
+        }
+        Ok(found)
     }
 
     /// Sends a request after `delay`, when its fence has ended, a sheep is
@@ -160,7 +209,8 @@ impl Dispatcher {
                     Some(Err(error)) => return pending.complete(Err(error)),
                     None => return pending.complete(Err(ClientError::Closed)),
                 };
-                match dispatcher.send(pending) {
+                let connection = dispatcher.asked_connection_for(&pending.request).await;
+                match dispatcher.send_on(connection, pending) {
                     Ok(()) => return,
                     Err(unsent) => pending = unsent,
                 }
@@ -224,9 +274,14 @@ impl RequestOwner for Dispatcher {
             pending.timeout,
             now,
         );
+        let is_session_over =
+            pending.request.session().is_some() && matches!(outcome, Err(ClientError::Lost { .. }));
         let Decision::RetryAfter { delay, fence } = decision else {
             return pending.complete(outcome);
         };
+        if is_session_over {
+            return pending.complete(outcome);
+        }
         pending.attempts.record(now, fence);
         match &outcome {
             Ok(response) => {

@@ -115,6 +115,12 @@ pub enum ClientError {
         #[source]
         why: Arc<DisconnectReason>,
     },
+    /// The request was not sent: it was for a gateway that was lost.
+    #[error("{operation} was not sent: the sheep that it was for was lost")]
+    SessionEnded {
+        /// The request.
+        operation: OperationId,
+    },
     /// The client was closed before the request was sent.
     #[error("the connections to the cluster were closed")]
     Closed,
@@ -290,6 +296,11 @@ impl ClientError {
         matches!(self, Self::Unreachable { .. })
     }
 
+    /// True when the gateway was lost that the request was sent to, or was for.
+    pub fn is_gateway_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::SessionEnded { .. })
+    }
+
     /// True when the VDI is a snapshot, which takes no writes.
     pub fn is_read_only(&self) -> bool {
         self.code() == Some(ResultCode::ReadOnly)
@@ -335,7 +346,10 @@ impl ClientError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Connect { .. } | Self::Unreachable { .. } | Self::Closed => Errno::EHOSTUNREACH,
-            Self::Lost { .. } | Self::Malformed { .. } | Self::Panicked { .. } => Errno::EIO,
+            Self::Lost { .. }
+            | Self::SessionEnded { .. }
+            | Self::Malformed { .. }
+            | Self::Panicked { .. } => Errno::EIO,
             Self::Refused { code, .. } => errno_of(*code),
             Self::BadName(BadName::TooLong(_)) => Errno::ENAMETOOLONG,
             Self::TooLarge { .. } => Errno::EFBIG,

@@ -1,18 +1,18 @@
 //! A VDI by its number: its header, its lock, and the slots of a flat index.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use sheep_proto::cache_info::CacheInfo;
 use sheep_proto::generation::{Locking, Unsupported};
-use sheep_proto::header::{ObjectRequest, RequestBody, VdiRequest};
+use sheep_proto::header::{RequestBody, VdiRequest};
 use sheep_proto::inode::{SLOT_LEN, SNAP_CTIME_OFFSET, TAG_OFFSET, slot_offset};
-use sheep_proto::limits::{CACHE_INFO_LEN, FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
+use sheep_proto::limits::{FLAT_INDEX_SLOTS, INODE_HEADER_LEN};
 use sheep_proto::{InodeHeader, Malformed, ObjectIndex, Oid, Opcode, SnapshotTag, VdiName, Vid};
 use zerocopy::FromBytes;
 
 use crate::error::ClientError;
 use crate::object::Objects;
-use crate::query::query;
+use crate::object_cache::ObjectCache;
 use crate::request::{InFlightToken, Request, RetryPolicy};
+use crate::retry::VERIFIED_ATTEMPTS;
 use crate::sender::Sender;
 use crate::vdi_info::VdiInfo;
 
@@ -96,8 +96,8 @@ impl<'a> Inode<'a> {
     /// Releases the lock, whichever node holds it. Succeeds also without a lock.
     ///
     /// # Errors
-    /// `Impossible` before 0.9, otherwise those of [every
-    /// request](ClientError#every-request).
+    /// `Impossible` before 0.9, `DirtyCache` when the gateway's object cache holds changes,
+    /// otherwise those of [every request](ClientError#every-request).
     ///
     /// Source: `RELEASE_VDI`, protocol 5.2 and 6.9.
     pub async fn unlock(self) -> Result<(), ClientError> {
@@ -111,62 +111,22 @@ impl<'a> Inode<'a> {
         };
         let request = Request::new(Opcode::ReleaseVdi, RequestBody::Vdi(body))
             .with_retry_policy(RetryPolicy::OnDisconnect);
-        self.sender.send(request).await.map(drop)
-    }
-
-    /// Drops what the object caches of all sheep before 1.0 hold of a VDI that is to be
-    /// deleted, as `dog` does: its VID may be used again.
-    ///
-    /// # Errors
-    /// Those of [every request](ClientError#every-request).
-    pub(crate) async fn delete_cache(self) -> Result<(), ClientError> {
-        if !self.sender.generation().await?.has_object_cache() {
-            return Ok(());
-        }
-        let body = ObjectRequest {
-            oid: Oid::inode(self.vid).raw().into(),
-            ..ObjectRequest::default()
-        };
-        let request = Request::new(Opcode::DeleteCache, RequestBody::Object(body))
-            .with_retry_policy(RetryPolicy::Always);
-        self.sender.send(request).await.map(drop)
-    }
-
-    /// Drops what the object cache of a sheep before 1.0 holds of the VDI `name`, which
-    /// could be written back over newer data. Does nothing without such a cache.
-    ///
-    /// # Errors
-    /// `DirtyCache` when that was not written back, otherwise those of [every
-    /// request](ClientError#every-request).
-    ///
-    /// Source: `GET_CACHE_INFO` and `RELEASE_VDI` before 1.0.
-    pub async fn drop_from_cache(self, name: &VdiName) -> Result<(), ClientError> {
-        /// Leaves the lock alone.
-        const SHARED_LOCK: u32 = 1;
-        if !self.sender.generation().await?.has_object_cache() {
-            return Ok(());
-        }
-        let response = self
-            .sender
-            .send(query(Opcode::GetCacheInfo, CACHE_INFO_LEN))
-            .await?;
-        let info =
-            CacheInfo::parse(&response.payload).map_err(|source| response.bad_payload(source))?;
-        match info.of(self.vid) {
-            None => Ok(()),
-            Some(cached) if cached.dirty.get() > 0 => Err(ClientError::DirtyCache {
-                name: name.clone(),
-                dirty: cached.dirty.get(),
-            }),
-            Some(_) => {
-                let body = VdiRequest {
-                    base_vdi_id: self.vid.get().into(),
-                    lock_type: SHARED_LOCK.into(),
-                    ..VdiRequest::default()
+        let cache = ObjectCache::new(self.sender, self.vid);
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let unlocked = async {
+                // It also writes back what the gateway's cache holds.
+                let session = cache.checked_session(async || self.name().await).await?;
+                let request = match session {
+                    Some(session) => request.clone().with_session(session),
+                    None => request.clone(),
                 };
-                let request = Request::new(Opcode::ReleaseVdi, RequestBody::Vdi(body))
-                    .with_retry_policy(RetryPolicy::OnDisconnect);
                 self.sender.send(request).await.map(drop)
+            };
+            match unlocked.await {
+                Err(error) if error.is_gateway_lost() && attempts < VERIFIED_ATTEMPTS => {}
+                other => return other,
             }
         }
     }
@@ -298,6 +258,19 @@ impl<'a> Inode<'a> {
         Objects::new(self.sender)
             .write(Oid::inode(self.vid), TAG_OFFSET, field)
             .await
+    }
+
+    async fn name(self) -> Result<VdiName, ClientError> {
+        let name = self.stat().await?.map(|info| info.name);
+        name.ok_or_else(|| {
+            inode_error(
+                self.vid,
+                Malformed {
+                    what: "inode",
+                    why: "the VDI was deleted",
+                },
+            )
+        })
     }
 
     async fn read(self, offset: u32, len: u32) -> Result<Bytes, ClientError> {

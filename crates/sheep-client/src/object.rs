@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use sheep_proto::Oid;
+use sheep_proto::{Oid, RequestFlags};
 
 use crate::connection::READ_BUFFER;
 use crate::error::ClientError;
 use crate::poison;
 use crate::request::{Request, Response};
 use crate::sender::{Sender, wake};
+use crate::session::Session;
 use crate::split_io::{FanOut, MAX_IO_LEN, check_range, join, split_io};
 use crate::transport::Completion;
 
@@ -34,11 +35,39 @@ use crate::transport::Completion;
 #[derive(Clone, Copy, Debug)]
 pub struct Objects<'a> {
     pub(crate) sender: &'a Sender,
+    cached_in: Option<Session>,
 }
 
 impl<'a> Objects<'a> {
     pub(crate) fn new(sender: &'a Sender) -> Self {
-        Self { sender }
+        Self {
+            sender,
+            cached_in: None,
+        }
+    }
+
+    /// The same, with reads and writes that go through the object cache of the gateway
+    /// of `session`, which must have one. A write is only in that cache when it is
+    /// acknowledged; see [`ObjectCache::flush`](crate::ObjectCache::flush).
+    ///
+    /// They fail with [`ClientError::Lost`] or [`ClientError::SessionEnded`] when the
+    /// session ends.
+    #[must_use]
+    pub fn through_cache(self, session: Session) -> Self {
+        Self {
+            cached_in: Some(session),
+            ..self
+        }
+    }
+
+    /// A read or a write, as this handle sends it.
+    fn prepared(self, request: Request) -> Request {
+        match self.cached_in {
+            Some(session) => request
+                .with_flags(RequestFlags::CACHE)
+                .with_session(session),
+            None => request,
+        }
     }
 
     /// Reads `len` bytes at byte `offset` of an object and runs `on_complete` with
@@ -62,7 +91,8 @@ impl<'a> Objects<'a> {
         }
         if len <= MAX_IO_LEN {
             check_range(offset, len);
-            let request = Request::read_object(oid, offset, len).with_recv_buffer(recv_buffer);
+            let request = self.prepared(Request::read_object(oid, offset, len));
+            let request = request.with_recv_buffer(recv_buffer);
             let completion: Completion = Box::new(move |outcome| {
                 let bytes = outcome.and_then(|response| response.object_bytes(len));
                 on_complete(bytes.map(BytesMut::freeze));
@@ -74,7 +104,8 @@ impl<'a> Objects<'a> {
             .map(|(offset, len)| {
                 let rest = recv_buffer.split_off(recv_buffer.capacity().min(len as usize));
                 let recv_buffer = std::mem::replace(&mut recv_buffer, rest);
-                Request::read_object(oid, offset, len).with_recv_buffer(recv_buffer)
+                let request = self.prepared(Request::read_object(oid, offset, len));
+                request.with_recv_buffer(recv_buffer)
             })
             .collect();
         self.submit_split(
@@ -105,7 +136,7 @@ impl<'a> Objects<'a> {
         let len = u32::try_from(data.len()).expect("an object has less than 4 GiB");
         if len <= MAX_IO_LEN {
             check_range(offset, len);
-            let request = Request::write_object(oid, offset, data);
+            let request = self.prepared(Request::write_object(oid, offset, data));
             let completion: Completion = Box::new(move |outcome| {
                 on_complete(outcome.and_then(Response::into_result).map(drop))
             });
@@ -114,7 +145,8 @@ impl<'a> Objects<'a> {
         let requests = split_io(offset, len)
             .map(|(at, len)| {
                 let from = (at - offset) as usize;
-                Request::write_object(oid, at, data.slice(from..from + len as usize))
+                let part = data.slice(from..from + len as usize);
+                self.prepared(Request::write_object(oid, at, part))
             })
             .collect();
         self.submit_split(

@@ -14,6 +14,7 @@ use crate::dispatcher::{Dispatcher, GatewayOnly};
 use crate::error::ClientError;
 use crate::request::Request;
 use crate::retry::FENCE_INTERVAL;
+use crate::session::Session;
 use crate::supervisor::Supervisor;
 use crate::transport::{BoxFuture, Completion, Transport};
 
@@ -90,6 +91,10 @@ impl Transport for Pool {
 
     fn generation(&self, timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
         Box::pin(self.dispatcher.generation(timeout))
+    }
+
+    fn session(&self) -> Session {
+        self.dispatcher.supervisor().session()
     }
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

@@ -14,6 +14,7 @@ use sheep_proto::{
 };
 
 use crate::error::{ClientError, OperationId};
+use crate::session::Session;
 
 /// Protocol version of a READ_OBJ. From 2 on, servers 0.5.3 to 0.7 trim zeros
 /// from the response, which then looks like one that is too short (protocol 7.2).
@@ -53,6 +54,7 @@ pub struct Request {
     retry_policy: RetryPolicy,
     timeout: Option<Duration>,
     response_timeout: Duration,
+    session: Option<Session>,
     tokens: Vec<InFlightToken>,
 }
 
@@ -70,6 +72,7 @@ impl Request {
             retry_policy: RetryPolicy::Never,
             timeout: None,
             response_timeout: Duration::ZERO,
+            session: None,
             tokens: Vec::new(),
         }
     }
@@ -132,6 +135,19 @@ impl Request {
     pub(crate) fn with_response_timeout(mut self, response_timeout: Duration) -> Self {
         self.response_timeout = response_timeout;
         self
+    }
+
+    /// The request bound to a session: it is sent to that gateway, while the session
+    /// lasts, and nowhere else. Once its connection ends it is not sent again.
+    #[must_use]
+    pub(crate) fn with_session(mut self, session: Session) -> Self {
+        self.session = Some(session);
+        self
+    }
+
+    /// The session that it is bound to.
+    pub(crate) fn session(&self) -> Option<Session> {
+        self.session
     }
 
     /// The request with one more token, which it pins until it can no longer be
@@ -262,6 +278,11 @@ impl Request {
     /// True for a create that copies nothing.
     pub(crate) fn is_create_without_source(&self) -> bool {
         self.opcode == Opcode::CreateAndWriteObj && !self.flags.contains(RequestFlags::COW)
+    }
+
+    /// True for an operation on one object.
+    pub(crate) fn is_of_object(&self) -> bool {
+        matches!(self.body, RequestBody::Object(_))
     }
 
     /// The operation.

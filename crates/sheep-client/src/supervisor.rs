@@ -29,6 +29,7 @@ use crate::connector::Connector;
 use crate::error::{Chain, ClientError, DisconnectReason};
 use crate::membership;
 use crate::poison;
+use crate::session::Session;
 use crate::topology::{Membership, Rejected, Revision, Topology};
 
 /// Longest wait for a TCP connection, the lookup of its name included.
@@ -64,9 +65,13 @@ struct State {
     unreachable_since: Option<Instant>,
     /// When the gateway last got its first connection.
     reachable_since: Instant,
+    session: Session,
     /// Why sheep were last found unusable.
     rejected: HashMap<SocketAddr, Rejected>,
 }
+
+/// A session is over.
+pub(crate) struct SessionEnded;
 
 /// What is known of one node.
 #[derive(Default)]
@@ -131,6 +136,7 @@ impl State {
 
     /// Takes every connection out of use.
     fn remove_all(&mut self) -> Vec<Arc<Connection>> {
+        self.session = self.session.next();
         let nodes = self.nodes.values_mut();
         nodes
             .flat_map(|node| std::mem::take(&mut node.connections))
@@ -168,6 +174,7 @@ impl Supervisor {
                 nodes: HashMap::new(),
                 unreachable_since: Some(Instant::now()),
                 reachable_since: Instant::now(),
+                session: Session::default(),
                 rejected: HashMap::new(),
             }),
             connected: Notify::new(),
@@ -220,6 +227,26 @@ impl Supervisor {
         let state = self.state();
         let preferred = node.and_then(|node| state.nodes.get(&node)?.least_loaded());
         preferred.or_else(|| state.gateway()?.least_loaded())
+    }
+
+    /// The session with the gateway.
+    pub(crate) fn session(&self) -> Session {
+        self.state().session
+    }
+
+    /// The least loaded connection to the gateway, in `session`.
+    ///
+    /// # Errors
+    /// When the session has ended.
+    pub(crate) fn connection_in(
+        &self,
+        session: Session,
+    ) -> Result<Option<Arc<Connection>>, SessionEnded> {
+        let state = self.state();
+        if state.session != session {
+            return Err(SessionEnded);
+        }
+        Ok(state.gateway().and_then(Node::least_loaded))
     }
 
     /// Waits until the gateway has a connection, at most until it had none for
@@ -604,6 +631,11 @@ impl ConnectionObserver for Supervisor {
         let (removed, is_unreachable) = {
             let mut state = self.state();
             let removed = state.remove(connection);
+            if removed.is_some() {
+                // Also if others are still open: the sheep may have ended, and those
+                // will be found closed later than one that has replaced it is.
+                state.session = state.session.next();
+            }
             let is_gateway = state.topology.gateway_node() == Some(connection.peer());
             (removed, is_gateway && state.gateway_connections() == 0)
         };

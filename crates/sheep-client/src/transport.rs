@@ -11,6 +11,7 @@ use sheep_proto::Generation;
 use crate::address::GatewayAddress;
 use crate::error::ClientError;
 use crate::request::{Request, Response};
+use crate::session::Session;
 
 /// Runs once with the outcome of a request: a response, whatever its result code,
 /// or the reason why there is none.
@@ -45,6 +46,11 @@ pub trait Transport: Debug + Send + Sync {
     /// The generation of the sheep in use: what requests mean to it. Waits for a
     /// connection at most for `timeout`.
     fn generation(&self, timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>>;
+
+    /// The session with the gateway; one that has ended is never the same again.
+    fn session(&self) -> Session {
+        Session::default()
+    }
 
     /// Checks that a sheep answers at `address`, then sends every later request
     /// there. Requests in flight complete on their old connections.

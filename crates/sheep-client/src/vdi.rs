@@ -22,8 +22,11 @@ use zerocopy::IntoBytes;
 use crate::error::{Chain, ClientError};
 use crate::inode::Inode;
 use crate::object::Objects;
+use crate::object_cache::ObjectCache;
 use crate::request::{Request, RetryPolicy};
+use crate::retry::VERIFIED_ATTEMPTS;
 use crate::sender::Sender;
+use crate::session::Session;
 use crate::vdi_info::{VdiInfo, VdiSelector, VdiVersion, check_size};
 use crate::vid_reuse;
 
@@ -116,7 +119,8 @@ impl<'a> Vdi<'a> {
     ///
     /// # Errors
     /// `Refused(VdiExist)` when the tag is in use, `NoTag` for an empty tag,
-    /// `HypervolumeSnapshot`, `ConcurrentSnapshot`, otherwise as [`Vdi::lookup`].
+    /// `HypervolumeSnapshot`, `ConcurrentSnapshot`, `DirtyCache` when the gateway's object
+    /// cache holds changes, otherwise as [`Vdi::lookup`].
     ///
     /// Source: protocol 6.3.
     pub async fn snapshot(self, tag: &SnapshotTag) -> Result<Vid, ClientError> {
@@ -147,7 +151,7 @@ impl<'a> Vdi<'a> {
             snapid: 1.into(),
             ..based_on
         };
-        let snapshot = new_vdi(self.sender, name, body).await;
+        let snapshot = self.freeze(name, base, body).await;
         if let Err(error @ (ClientError::Refused { .. } | ClientError::TooManyChildren(_))) =
             snapshot
         {
@@ -161,6 +165,21 @@ impl<'a> Vdi<'a> {
             return Err(error);
         }
         snapshot
+    }
+
+    /// Sends the NEW_VDI of a snapshot, before which the sheep writes back what its cache
+    /// holds of the base.
+    async fn freeze(self, name: &VdiName, base: Vid, body: VdiRequest) -> Result<Vid, ClientError> {
+        let cache = ObjectCache::new(self.sender, base);
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let session = cache.checked_session(async || Ok(name.clone())).await?;
+            match new_vdi(self.sender, name, body, session).await {
+                Err(ClientError::SessionEnded { .. }) if attempts < VERIFIED_ATTEMPTS => {}
+                other => return other,
+            }
+        }
     }
 
     /// Makes the working VDI `new_name` with the content of a snapshot.
@@ -177,7 +196,7 @@ impl<'a> Vdi<'a> {
         let header = Inode::new(self.sender, base).header().await?;
         let generation = self.sender.generation().await?;
         let based_on = based_on(generation, &self.selector.name, base, &header)?;
-        new_vdi(self.sender, new_name, based_on).await
+        new_vdi(self.sender, new_name, based_on, None).await
     }
 
     /// Makes the content of a snapshot the working VDI again; what was written
@@ -213,7 +232,7 @@ impl<'a> Vdi<'a> {
             Err(error) if error.is_missing_vdi() => {}
             other => other?,
         }
-        new_vdi(self.sender, name, based_on).await
+        new_vdi(self.sender, name, based_on, None).await
     }
 
     /// Grows the working VDI to `size` bytes.
@@ -270,6 +289,9 @@ impl<'a> Vdi<'a> {
             if of_working && inode.is_snapshot().await? {
                 continue;
             }
+            // As `dog` does it: nothing of it may be written back later, to objects that
+            // are gone or to those of another VDI that was given the VID.
+            ObjectCache::new(self.sender, vdi.vid).delete().await?;
             if !vdi.hypervolume && !deletes_objects {
                 inode.clear_slots().await?;
             }
@@ -282,7 +304,6 @@ impl<'a> Vdi<'a> {
             };
             // A concurrent snapshot made another working VDI, with a full index.
             if Vdi::new(self.sender, &exactly).lookup().await? == vdi.vid {
-                inode.delete_cache().await?;
                 let mut request = selector_request(Opcode::DelVdi, &exactly, VdiRequest::default());
                 if deletes_objects {
                     request = request.with_response_timeout(DELETE_TIMEOUT);
@@ -412,18 +433,23 @@ pub(crate) fn lookup_request(selector: &VdiSelector) -> Request {
         .with_retry_policy(RetryPolicy::Always)
 }
 
-/// Sends NEW_VDI, which creates, snapshots and clones.
+/// Sends NEW_VDI, which creates, snapshots and clones; in a session if it has to be that
+/// gateway.
 pub(crate) async fn new_vdi(
     sender: &Sender,
     name: &VdiName,
     body: VdiRequest,
+    session: Option<Session>,
 ) -> Result<Vid, ClientError> {
     let generation = sender.generation().await?;
     if generation.reuses_vids() && body.snapid.get() == 0 {
         vid_reuse::check(sender, name, None).await?;
     }
     let field = Bytes::copy_from_slice(&name.to_field());
-    let request = Request::new(Opcode::NewVdi, RequestBody::Vdi(body)).with_payload(field);
+    let mut request = Request::new(Opcode::NewVdi, RequestBody::Vdi(body)).with_payload(field);
+    if let Some(session) = session {
+        request = request.with_session(session);
+    }
     match sender.send(request).await {
         Err(ClientError::Refused {
             code: ResultCode::NoBaseVdi | ResultCode::FullVdi,

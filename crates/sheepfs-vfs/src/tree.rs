@@ -4,9 +4,10 @@
 //!
 //! ```text
 //! Tree ─┬► OpenFiles ─┬► CommandRunner ──► Attachments ─┬► Handles
-//!       │             ├► Settings                       ├► KernelCache
-//!       │             └► ReportFiles ──► Outage         └► VolumeTable
-//!       └► Namespace ─────────────────────────────────────►┘
+//!       │             │                                 ├► KernelCache
+//!       │             ├► Settings ──────────────────────┴► VolumeTable
+//!       │             └► ReportFiles ──► Outage            ▲
+//!       └► Namespace ──────────────────────────────────────┘
 //! ```
 
 mod attachments;
@@ -61,7 +62,8 @@ pub struct TreeConfig {
     /// Whether a write to a volume with page cache is on the cluster when it is
     /// acknowledged, as without.
     pub write_through: bool,
-    /// Shown in `config/object_cache`; sheep since 1.0 have no object cache.
+    /// Whether files are opened with the object cache that sheep before 1.0 may have,
+    /// see [`Volume::use_object_cache`](crate::Volume::use_object_cache).
     pub object_cache: bool,
     /// Refuse every change to the cluster.
     pub read_only: bool,
@@ -165,6 +167,7 @@ impl Tree {
             client.clone(),
             Arc::clone(&outage),
             Arc::clone(&lock_policy),
+            Arc::clone(&volumes),
             config.page_cache,
             config.object_cache,
         ));

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | L0 | `extent` `object_map` `flush_tracker` `sequential` `dirty_buffer` `block_device` `memory_device` `error` | pure, no I/O |
 //! | L1 | `object_io` `object_lock` `index_commit` | one request on one VID; no retry, no head |
-//! | L2 | `head_state` `head` `recovery` `follow` `revalidate` `slot_query` `reclaim` | the head: follow, reconcile, revalidate, reclaim |
+//! | L2 | `data_io` `head_state` `head` `recovery` `follow` `revalidate` `slot_query` `reclaim` | the head: follow, reconcile, revalidate, reclaim; the object cache |
 //! | L3 | `allocate` `io` `deallocate` | one extent: retries, first writes, discards |
 //! | L4 | `device` | fan-out over extents, flush, open and close |
 //! | L5 | `preallocate` | the next object of a sequential writer |
@@ -20,6 +20,7 @@
 
 mod allocate;
 mod block_device;
+mod data_io;
 mod deallocate;
 mod device;
 mod dirty_buffer;

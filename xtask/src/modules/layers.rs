@@ -32,6 +32,7 @@ pub(super) const FOLDERS: [Folder<'_>; 1] = [Folder {
         ],
         &["index_commit", "object_io", "object_lock"],
         &[
+            "data_io",
             "follow",
             "head",
             "head_state",

@@ -5,6 +5,9 @@
 //! every release, with and without a cache. A create without a source has no such flag:
 //! it becomes one with a source that is overwritten as a whole, and never read. Without
 //! that the sheep dies of a create of an object that is in its cache.
+//!
+//! Requests that say that they are for the cache go there, see
+//! [`Objects::through_cache`](crate::Objects::through_cache).
 
 use std::ops::Range;
 
@@ -28,6 +31,9 @@ pub(super) fn bypass(
 ) -> (RequestHeader, Bytes) {
     let flags = header.flags();
     let is_cow = flags.contains(RequestFlags::COW);
+    if flags.contains(RequestFlags::CACHE) {
+        return (header, payload);
+    }
     match Opcode::try_from(header.opcode) {
         Ok(Opcode::ReadObj | Opcode::WriteObj) => {
             header.flags = (flags | RequestFlags::COW).bits().into();
@@ -137,7 +143,11 @@ mod tests {
     #[test]
     fn bypass_leaves_other_requests_alone() {
         let oid = Oid::data(Vid::new(7).unwrap(), ObjectIndex(1));
-        for request in [Request::discard_object(oid), Request::remove_object(oid)] {
+        for request in [
+            Request::discard_object(oid),
+            Request::remove_object(oid),
+            Request::read_object(oid, 0, 8).with_flags(RequestFlags::CACHE),
+        ] {
             let before = request.header(Generation::V0_9);
             assert_eq!(bypassed(&request, true), (before, Bytes::new()));
         }

@@ -20,7 +20,7 @@ use futures_util::StreamExt as _;
 use sheep_proto::cache_info::CacheInfo;
 use sheep_proto::generation::{Detected, Detection};
 use sheep_proto::limits::CACHE_INFO_LEN;
-use sheep_proto::{Generation, Opcode, RequestBody, RequestHeader};
+use sheep_proto::{Generation, Opcode, RequestBody, RequestHeader, ResultCode, Retry};
 use tokio::io::AsyncRead;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
@@ -74,7 +74,7 @@ pub(crate) struct Shared {
     /// Tells [`Connection::drained`] that requests have ended; only used once
     /// no new ones are accepted.
     completed: Notify,
-    /// Whether the sheep has an object cache.
+    /// Whether the sheep has an object cache, once it has said so.
     has_cache: OnceLock<bool>,
     /// What the sheep is; only questions about that are sent before it is known.
     detected: OnceLock<Detected>,
@@ -196,15 +196,27 @@ impl Connection {
     }
 
     /// Asks whether the sheep has an object cache. One of a cluster that waits does not
-    /// say; it is taken to have one.
-    async fn detect_cache(&self) -> Result<(), ClientError> {
+    /// say; it is taken to have one, and asked again.
+    pub(crate) async fn detect_cache(&self) -> Result<(), ClientError> {
         let len = u32::try_from(CACHE_INFO_LEN).expect("the answer has 12,312 bytes");
         let request = Request::new(Opcode::GetCacheInfo, RequestBody::NONE);
         let response = self.request(request.with_max_response_len(len)).await?;
-        if let Ok(info) = CacheInfo::parse(&response.payload) {
-            self.shared.has_cache.get_or_init(|| info.is_enabled());
-        }
+        let code = response.header.result();
+        match CacheInfo::parse(&response.payload) {
+            Ok(info) => self.shared.has_cache.get_or_init(|| info.is_enabled()),
+            Err(_refused) if code == ResultCode::WaitForFormat || code.retry() == Retry::Later => {
+                return Ok(());
+            }
+            // It will not say.
+            Err(_refused) => self.shared.has_cache.get_or_init(|| true),
+        };
         Ok(())
+    }
+
+    /// True when the sheep has to be asked for its object cache before it gets `request`.
+    pub(crate) fn must_ask_for_cache(&self, request: &Request) -> bool {
+        let is_unknown = self.shared.has_cache.get().is_none();
+        is_unknown && request.is_of_object() && self.detected().generation().has_object_cache()
     }
 
     /// What the sheep is.

@@ -13,6 +13,7 @@ use crate::address::GatewayAddress;
 use crate::error::{ClientError, DisconnectReason, OperationId};
 use crate::poison;
 use crate::request::{Request, Response};
+use crate::session::Session;
 use crate::transport::{BoxFuture, Completion, Transport};
 
 /// What happens to a request.
@@ -225,6 +226,10 @@ impl Transport for FaultTransport {
 
     fn generation(&self, timeout: Duration) -> BoxFuture<'_, Result<Generation, ClientError>> {
         self.inner.generation(timeout)
+    }
+
+    fn session(&self) -> Session {
+        self.inner.session()
     }
 
     fn switch_gateway(&self, address: GatewayAddress) -> BoxFuture<'_, Result<(), ClientError>> {

@@ -240,13 +240,14 @@ async fn delete_before_0_9_leaves_the_index_to_the_sheep() {
             .unwrap();
         let opcodes: Vec<_> = sheep.changes().iter().map(|(opcode, _)| *opcode).collect();
         match generation {
-            // As dog does: without what is cached under a VID that may be used again.
+            // As dog does, first: nothing is written back to objects that are gone, or under
+            // a VID that is used again.
             Generation::V0_7 | Generation::V0_8 => {
                 assert_eq!(opcodes, [Opcode::DeleteCache, Opcode::DelVdi]);
             }
             Generation::V0_9 => assert_eq!(
                 opcodes,
-                [Opcode::WriteObj, Opcode::DeleteCache, Opcode::DelVdi]
+                [Opcode::DeleteCache, Opcode::WriteObj, Opcode::DelVdi]
             ),
             Generation::V1_0 => assert_eq!(opcodes, [Opcode::WriteObj, Opcode::DelVdi]),
         }

@@ -44,7 +44,8 @@ pub(crate) struct Script {
     pub(crate) epoch_record_len: u32,
     /// Whether the cluster has an epoch.
     pub(crate) is_formatted: Arc<AtomicBool>,
-    /// What it says about its object cache when it is first asked; zeros for none.
+    /// What it says about its object cache when it is first asked; zeros for none,
+    /// nothing while its cluster waits for nodes.
     pub(crate) cache_info: Vec<u8>,
 }
 
@@ -238,7 +239,10 @@ async fn serve(
             }
         } else if !told_cache && request.opcode() == Opcode::GetCacheInfo {
             told_cache = true;
-            request.answer(&script.cache_info).await;
+            match &script.cache_info[..] {
+                [] => request.respond(ResultCode::WaitForJoin, &[]).await,
+                info => request.answer(info).await,
+            }
         } else if request.opcode() != Opcode::ClusterInfo {
             if forward.send(request).await.is_err() {
                 return;

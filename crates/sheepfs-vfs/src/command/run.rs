@@ -63,13 +63,17 @@ impl CommandRunner {
                 let head = VdiSelector::working(VdiName::new(name)?);
                 let tag = SnapshotTag::new(tag)?;
                 // The snapshot shall have all buffered writes.
-                self.attachments.flush_dirty(&head).await;
-                client.vdi(&head).snapshot(&tag).await?;
-                Ok(())
+                self.attachments
+                    .with_caches_flushed(&head, async {
+                        Ok(client.vdi(&head).snapshot(&tag).await.map(drop)?)
+                    })
+                    .await
             }
             Command::Clone => {
                 let (base, name) = split_two_words(line, "NAME@TAG NEWNAME")?;
                 let base = self.snapshot_selector(base).await?;
+                let head = VdiSelector::working(base.name.clone());
+                self.attachments.flush_caches(&head).await?;
                 client.vdi(&base).clone_to(&VdiName::new(name)?).await?;
                 Ok(())
             }

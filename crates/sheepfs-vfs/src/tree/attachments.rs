@@ -255,17 +255,55 @@ impl Attachments {
         Ok(())
     }
 
-    /// Drains the write-back caches of a VDI's volumes. The handles report the errors.
-    pub(crate) async fn flush_dirty(&self, selector: &VdiSelector) {
+    /// Makes the replicas have what was written to a VDI's volumes. The handles report the
+    /// errors of write-back.
+    pub(crate) async fn flush_caches(&self, selector: &VdiSelector) -> Result<(), FsError> {
         for (_, volume) in self.volumes.of(selector) {
-            volume.flush_dirty().await;
+            volume.flush_caches().await?;
         }
+        Ok(())
     }
 
-    /// Drains the write-back caches of all volumes.
+    /// Runs `snapshot` when the replicas have what was written to the VDI's volumes. A
+    /// sheep that is writing its object cache back when the snapshot freezes the VDI ends
+    /// itself, so the volumes do not use that meanwhile.
+    pub(crate) async fn with_caches_flushed(
+        &self,
+        selector: &VdiSelector,
+        snapshot: impl Future<Output = Result<(), FsError>>,
+    ) -> Result<(), FsError> {
+        self.flush_caches(selector).await?;
+        let mut using = Vec::new();
+        let mut outcome = Ok(());
+        for (_, volume) in self.volumes.of(selector) {
+            if outcome.is_ok() && volume.uses_object_cache() {
+                outcome = volume.stop_object_cache().await;
+                using.push(volume);
+            }
+        }
+        let taken = match outcome {
+            Ok(()) => snapshot.await,
+            Err(error) => Err(error.into()),
+        };
+        for volume in using {
+            if let Err(error) = volume.use_object_cache().await {
+                tracing::warn!(
+                    "{}: the object cache of the sheep is no longer used: {}",
+                    volume.selector(),
+                    Chain(&error)
+                );
+            }
+        }
+        taken
+    }
+
+    /// Drains the caches of all volumes. [`Self::close`] reports the errors.
     pub async fn flush_all_dirty(&self) {
         let volumes = self.volumes.all();
-        join_all(volumes.iter().map(|volume| volume.flush_dirty())).await;
+        let flushed = join_all(volumes.iter().map(|volume| volume.flush_caches())).await;
+        for error in flushed.into_iter().filter_map(Result::err) {
+            tracing::debug!("not flushed: {}", Chain(&error));
+        }
     }
 }
 

@@ -72,6 +72,9 @@ impl OpenFiles {
                     return Err(read_only(&volume));
                 }
                 volume.revalidate().await?;
+                if !self.write_through {
+                    self.settings.apply_object_cache(&volume).await;
+                }
                 OpenFile::Volume(Arc::new(OpenVolume {
                     ino,
                     volume,

@@ -139,9 +139,10 @@ impl IoMode {
     pub(crate) async fn flush(&self, volume: &Volume) -> Result<(), FsError> {
         volume.flush_unless_offline().await;
         match self {
-            Self::Direct => Ok(()),
-            Self::Buffered(writer) => Ok(writer.check()?),
+            Self::Direct => {}
+            Self::Buffered(writer) => writer.check()?,
         }
+        Ok(volume.check_loss()?)
     }
 
     /// Waits until what was written is as durable as the cluster makes it.

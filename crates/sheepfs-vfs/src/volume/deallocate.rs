@@ -10,7 +10,8 @@
 //!
 //! Servers before 0.9 count no references: an object whose slot was cleared would stay
 //! for ever. There DISCARD_OBJ is the way, too, with a look for a snapshot before and
-//! after it.
+//! after it. So it is for a volume that uses the object cache of a sheep before 1.0, from
+//! which DISCARD_OBJ drops the object, too.
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use sheep_proto::generation::Reclaim;
 use sheep_proto::{ObjectIndex, Vid};
 use tokio::time::Instant;
 
+use super::data_io::DataIo;
 use super::error::VolumeError;
 use super::extent::{Extent, extents};
 use super::follow::{Follower, MAX_LINEAGE_LEN, RETRY_DEADLINE};
@@ -42,6 +44,7 @@ pub(super) struct Deallocator {
     head: Arc<Head>,
     io: Arc<ExtentIo>,
     object: ObjectIo,
+    data: Arc<DataIo>,
     committer: Arc<IndexCommitter>,
     follower: Arc<Follower>,
     revalidator: Arc<Revalidator>,
@@ -57,6 +60,7 @@ impl Deallocator {
     ) -> Arc<Self> {
         Arc::new(Self {
             object: ObjectIo::new(head.client.clone()),
+            data: Arc::clone(&io.data),
             head,
             io,
             committer,
@@ -102,7 +106,8 @@ impl Deallocator {
         for batch in whole.chunks(MAX_BATCH) {
             match self.head.generation.reclaim() {
                 _ if hypervolume => self.discard_objects(batch).await?,
-                Reclaim::Never => {
+                // Also where a cache would keep its copy of an object that is gone.
+                reclaim if reclaim == Reclaim::Never || self.data.uses_cache() => {
                     let outcomes: Vec<_> = stream::iter(batch.iter().copied())
                         .map(|index| self.discard_uncounted(index))
                         .buffer_unordered(PARALLEL_OBJECTS)
@@ -111,9 +116,7 @@ impl Deallocator {
                     // Return only after all have ended, as a write does.
                     outcomes.into_iter().collect::<Result<(), _>>()?;
                 }
-                Reclaim::BeforeAnswer | Reclaim::AfterAnswer => {
-                    self.deallocate_objects(batch).await?;
-                }
+                _ => self.deallocate_objects(batch).await?,
             }
         }
         self.head.touch_mtime();
@@ -160,12 +163,13 @@ impl Deallocator {
                 lock.abandon(&error);
                 return Err(self.head.io_error(error));
             }
+            self.data.forget(vid, index);
         }
         Ok(())
     }
 
     /// Removes an object of a flat index and its slot, where the server counts no
-    /// references. An ancestor's object stays.
+    /// references, and in the gateway's object cache. An ancestor's object stays.
     ///
     /// A snapshot that begins in between hands the slot on to a new head, which then
     /// names an object that is gone; there it is discarded as well.
@@ -195,6 +199,7 @@ impl Deallocator {
                     return Err(self.abandoned(&[lock], error));
                 }
             }
+            self.data.forget(vid, index);
             if self.head.vid() == vid && !self.is_frozen(vid, index).await? {
                 return Ok(());
             }

@@ -14,13 +14,14 @@ use sheep_client::unstable::IndexTree;
 use sheep_client::{Client, ClientError, VdiSelector, VdiVersion};
 use sheep_proto::generation::Locking;
 use sheep_proto::limits::MAX_PAYLOAD_LEN;
-use sheep_proto::{ObjectIndex, Vid};
+use sheep_proto::{ObjectIndex, Redundancy, Vid};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::allocate::Allocator;
 use super::block_device::{BlockDevice, BlockStatus};
+use super::data_io::{DataIo, Flushed};
 use super::deallocate::Deallocator;
 use super::error::VolumeError;
 use super::extent::{Extent, extents};
@@ -84,6 +85,7 @@ pub struct Device {
     head: Arc<Head>,
     revalidator: Arc<Revalidator>,
     follower: Arc<Follower>,
+    data: Arc<DataIo>,
     io: Arc<ExtentIo>,
     allocator: Arc<Allocator>,
     deallocator: Arc<Deallocator>,
@@ -133,9 +135,20 @@ impl Device {
         // Build the layers from the bottom: index commit, head, follow and revalidate.
         let runtime = Handle::current();
         let committer = IndexCommitter::new(client.clone(), tree);
-        let recovery = Recovery::new(ObjectIo::new(client.clone()), Arc::clone(&committer));
+        let (name, vid) = (selector.name.clone(), state.info.vid);
+        let data = DataIo::new(client.clone(), generation, name, vid);
+        let recovery = Recovery::new(
+            ObjectIo::new(client.clone()),
+            Arc::clone(&data),
+            Arc::clone(&committer),
+        );
         let head = Head::new(client, selector, generation, leased, state);
-        let follower = Follower::new(Arc::clone(&head), recovery, runtime.clone());
+        let follower = Follower::new(
+            Arc::clone(&head),
+            Arc::clone(&data),
+            recovery,
+            runtime.clone(),
+        );
         let revalidator = Revalidator::new(
             Arc::clone(&head),
             Arc::clone(&follower),
@@ -154,6 +167,7 @@ impl Device {
         ));
         let io = ExtentIo::new(
             Arc::clone(&head),
+            Arc::clone(&data),
             Arc::clone(&revalidator),
             Arc::clone(&follower),
             queries,
@@ -170,6 +184,7 @@ impl Device {
             head,
             revalidator,
             follower,
+            data,
             io,
             allocator,
             deallocator,
@@ -190,11 +205,20 @@ impl Device {
         leased: bool,
     ) -> Result<(HeadState, Option<IndexTree>), VolumeError> {
         for _ in 0..OPEN_RETRIES {
-            let vid = if leased {
-                client.vdi(selector).lock().await?
-            } else {
-                client.vdi(selector).lookup().await?
-            };
+            let mut vid = client.vdi(selector).lookup().await?;
+            if writable {
+                // Before the lock: nobody has to release that when this is refused.
+                let cache = client.object_cache(vid);
+                cache.drop_clean(&selector.name).await?;
+            }
+            if leased {
+                let checked = vid;
+                vid = client.vdi(selector).lock().await?;
+                if vid != checked {
+                    client.inode(vid).unlock().await?;
+                    continue;
+                }
+            }
             let loaded = Self::load(client, vid, writable).await;
             let working = selector.version == VdiVersion::Working;
             match loaded {
@@ -232,8 +256,6 @@ impl Device {
             && writable
             && !state.info.is_snapshot()
         {
-            let inode = client.inode(vid);
-            inode.drop_from_cache(&state.info.name).await?;
             prepare_writes(client, &state.info).await?;
         }
         Ok(loaded)
@@ -268,7 +290,90 @@ impl Device {
         }
         self.reclaims.drain().await;
         self.quiesce().await?;
+        match self.stop_object_cache().await {
+            Ok(()) | Err(VolumeError::Stale(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.take_loss()?;
         self.release_lock().await
+    }
+
+    /// Reads and writes the head's objects through the object cache of the gateway from
+    /// now on. Does nothing without such a cache, when the volume is read-only, and for
+    /// erasure-coded objects, which such a cache may spoil.
+    ///
+    /// # Errors
+    /// `Cluster` when the cache holds changes of another client, or the cluster does not
+    /// answer; the cache is not used then.
+    pub(super) async fn use_object_cache(&self) -> Result<(), VolumeError> {
+        let is_replicated = matches!(self.head.info().redundancy, Redundancy::Replicated(_));
+        if !self.writable || !is_replicated || !self.head.generation.has_object_cache() {
+            return Ok(());
+        }
+        Ok(self.data.start().await?)
+    }
+
+    /// Flushes and drops what the object cache of the gateway has of the volume, and goes
+    /// past all such caches from now on. Writes that were lost with a gateway are for the
+    /// next [`BlockDevice::flush`] to report.
+    ///
+    /// # Errors
+    /// `Io`, `Stale`; the cache stays in use then.
+    pub(super) async fn stop_object_cache(&self) -> Result<(), VolumeError> {
+        loop {
+            let stopped = self.data.stop().await;
+            match stopped.map_err(|error| self.head.io_error(error))? {
+                Flushed::Done => return Ok(()),
+                Flushed::Frozen(vid) => self.follower.follow(vid).await?,
+            }
+        }
+    }
+
+    /// Whether the volume uses an object cache.
+    pub(super) fn uses_object_cache(&self) -> bool {
+        self.data.uses_cache()
+    }
+
+    /// Flushes what the object cache of the gateway has of the volume. Writes that were
+    /// lost with a gateway are for the next [`BlockDevice::flush`] to report.
+    ///
+    /// # Errors
+    /// `Io`, `Stale`.
+    pub(super) async fn flush_object_cache(&self) -> Result<(), VolumeError> {
+        if !self.data.uses_cache() {
+            return Ok(());
+        }
+        self.writes.flush_barrier().await;
+        loop {
+            let flushed = self.data.flush().await;
+            match flushed.map_err(|error| self.head.io_error(error))? {
+                Flushed::Done => return Ok(()),
+                Flushed::Frozen(vid) => self.follower.follow(vid).await?,
+            }
+        }
+    }
+
+    /// What the next flush reports of writes that were lost with a gateway.
+    ///
+    /// # Errors
+    /// `CacheLost`.
+    pub(super) fn check_loss(&self) -> Result<(), VolumeError> {
+        self.data
+            .loss()
+            .map_or(Ok(()), |source| Err(self.loss_error(source)))
+    }
+
+    fn take_loss(&self) -> Result<(), VolumeError> {
+        self.data
+            .take_loss()
+            .map_or(Ok(()), |source| Err(self.loss_error(source)))
+    }
+
+    fn loss_error(&self, source: Arc<ClientError>) -> VolumeError {
+        VolumeError::CacheLost {
+            volume: self.head.selector.to_string(),
+            source,
+        }
     }
 
     /// Releases the VDI's lock, if there is one.
@@ -449,8 +554,7 @@ impl Device {
             return completion(Ok(zeros(extent.len)));
         };
         let device = Arc::clone(self);
-        self.io
-            .object
+        self.data
             .submit_read(owner, extent, move |read| match read {
                 Ok(bytes) => completion(Ok(bytes)),
                 // The task revalidates the slot and retries.
@@ -515,14 +619,17 @@ impl Device {
         let marked = DirtyMark::take(&self.dirty);
         self.writes.flush_barrier().await;
         let Some(marked) = marked else {
-            return Ok(());
+            return self.take_loss();
         };
         // A snapshot may have overwritten a commit; revalidation follows and reconciles it.
         let asked = Instant::now();
         self.revalidator.revalidate_header().await?;
         self.head.update(|map| map.retire_commits(asked));
+        // After that: what is in the cache of a VDI that has become a snapshot would be
+        // thrown away.
+        self.flush_object_cache().await?;
         marked.clear();
-        Ok(())
+        self.take_loss()
     }
 }
 
@@ -646,8 +753,7 @@ impl BlockDevice for Device {
             return self.spawn_write(offset, data, token, completion);
         };
         let (device, retry_data) = (Arc::clone(self), data.clone());
-        self.io
-            .object
+        self.data
             .submit_write(view.head, extent, data, move |written| {
                 let failed = match written {
                     Ok(()) if device.head.vid() == view.head => {
@@ -688,7 +794,8 @@ impl BlockDevice for Device {
     }
 
     /// A sheep acknowledges durable writes (protocol 7.7), so this waits for those in
-    /// flight and checks that no snapshot has overtaken one of them.
+    /// flight and checks that no snapshot has overtaken one of them. What is in the object
+    /// cache of a gateway is written back.
     async fn flush(self: &Arc<Self>) -> Result<(), VolumeError> {
         self.flush_writes().await
     }

@@ -52,6 +52,15 @@ pub enum VolumeError {
         /// What happened.
         source: Arc<ClientError>,
     },
+    /// Writes were acknowledged by the object cache of a sheep, and lost with it before
+    /// a flush.
+    #[error("{volume}: writes since the last fsync were lost with the object cache of the sheep")]
+    CacheLost {
+        /// The volume.
+        volume: String,
+        /// How the sheep was lost.
+        source: Arc<ClientError>,
+    },
     /// A task of this process panicked, which is a bug; the outcome of the operation is
     /// unknown.
     #[error("{0}: a task of this process panicked; report this with the log")]
@@ -67,7 +76,7 @@ impl VolumeError {
             Self::NoMoreData(_) => Errno::ENXIO,
             Self::Stale(_) => Errno::ESTALE,
             Self::TooLarge { .. } | Self::NoLocking => Errno::EINVAL,
-            Self::HeadReadOnly(_) | Self::TaskPanicked(_) => Errno::EIO,
+            Self::HeadReadOnly(_) | Self::CacheLost { .. } | Self::TaskPanicked(_) => Errno::EIO,
             Self::Cluster(error) => error.errno(),
             Self::Io { source, .. } => match source.errno() {
                 errno @ (Errno::ENOSPC | Errno::ENOMEM) => errno,

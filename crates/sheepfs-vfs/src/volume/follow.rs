@@ -27,6 +27,7 @@ use sheep_proto::Vid;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use super::data_io::DataIo;
 use super::error::VolumeError;
 use super::head::Head;
 use super::head_state::{prepare_writes, read_index};
@@ -48,6 +49,7 @@ pub(super) const MAX_LINEAGE_LEN: u32 = 1024;
 #[derive(Debug)]
 pub(super) struct Follower {
     head: Arc<Head>,
+    data: Arc<DataIo>,
     recovery: Recovery,
     runtime: Handle,
     /// Serialises switches. The time at which the last one found the head frozen.
@@ -57,9 +59,15 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    pub(super) fn new(head: Arc<Head>, recovery: Recovery, runtime: Handle) -> Arc<Self> {
+    pub(super) fn new(
+        head: Arc<Head>,
+        data: Arc<DataIo>,
+        recovery: Recovery,
+        runtime: Handle,
+    ) -> Arc<Self> {
         Arc::new(Self {
             head,
+            data,
             recovery,
             runtime,
             following: tokio::sync::Mutex::default(),
@@ -116,6 +124,9 @@ impl Follower {
                 continue;
             }
             let switched = self.switch_head(old, info, &mut descendants).await;
+            if matches!(switched, Ok(true)) {
+                self.data.release_former().await;
+            }
             if self.head.leased {
                 // Exactly one of the two stays locked: the head in use.
                 let unused = if matches!(switched, Ok(true)) {

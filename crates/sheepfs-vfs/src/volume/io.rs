@@ -21,6 +21,7 @@ use sheep_proto::ResultCode;
 use tokio::time::Instant;
 
 use super::allocate::Allocator;
+use super::data_io::DataIo;
 use super::error::VolumeError;
 use super::extent::{Extent, extents};
 use super::follow::{Follower, RETRY_DEADLINE};
@@ -46,7 +47,8 @@ enum WroteTo {
 #[derive(Debug)]
 pub(super) struct ExtentIo {
     head: Arc<Head>,
-    pub(super) object: ObjectIo,
+    object: ObjectIo,
+    pub(super) data: Arc<DataIo>,
     revalidator: Arc<Revalidator>,
     follower: Arc<Follower>,
     pub(super) queries: Arc<SlotQueries>,
@@ -56,6 +58,7 @@ pub(super) struct ExtentIo {
 impl ExtentIo {
     pub(super) fn new(
         head: Arc<Head>,
+        data: Arc<DataIo>,
         revalidator: Arc<Revalidator>,
         follower: Arc<Follower>,
         queries: Arc<SlotQueries>,
@@ -63,6 +66,7 @@ impl ExtentIo {
     ) -> Arc<Self> {
         Arc::new(Self {
             object: ObjectIo::new(head.client.clone()),
+            data,
             head,
             revalidator,
             follower,
@@ -116,7 +120,7 @@ impl ExtentIo {
         };
         let read = match seen.owner {
             None => Ok(zeros(extent.len)),
-            Some(owner) => self.object.read(owner, extent).await,
+            Some(owner) => self.data.read(owner, extent).await,
         };
         Ok((seen, read))
     }
@@ -228,7 +232,7 @@ impl ExtentIo {
         extent: Extent,
         data: Bytes,
     ) -> Result<WroteTo, ClientError> {
-        self.object.write(seen.head, extent, data).await?;
+        self.data.write(seen.head, extent, data).await?;
         Ok(match self.head.vid() == seen.head {
             true => WroteTo::Head,
             false => WroteTo::FormerHead,

@@ -10,9 +10,14 @@
 //! none is missing: switch the object map to the new head, under its lock
 //! ```
 //!
+//! In the same way it saves what was written to the old head and is only in the object
+//! cache of its gateway, which throws that away when it shall write it back: such objects
+//! are read from that cache and made in the new head as a whole.
+//!
 //! Nothing here retries: if a further snapshot interrupts it, `follow.rs` starts again
 //! with the next head.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -20,6 +25,8 @@ use futures_util::{StreamExt as _, stream};
 use sheep_client::{ClientError, VdiInfo};
 use sheep_proto::{ObjectIndex, Vid};
 
+use super::data_io::{DataIo, Unflushed};
+use super::extent::Extent;
 use super::head_state::HeadState;
 use super::index_commit::{CommitOutcome, IndexCommitter};
 use super::object_io::ObjectIo;
@@ -39,6 +46,17 @@ pub(super) enum RecoveryError {
     Locked(Duration),
 }
 
+/// What has become of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Migrated {
+    /// The new head has it.
+    Done,
+    /// The unflushed writes to it were lost, or discarded.
+    Nothing,
+    /// The new head has become a snapshot.
+    Frozen,
+}
+
 /// Redoes commits in the new head.
 #[derive(Debug)]
 pub(super) struct Recovery {
@@ -47,12 +65,14 @@ pub(super) struct Recovery {
     /// the same objects in the old head, so those cannot be used here.
     locks: Arc<ObjectLocks>,
     committer: Arc<IndexCommitter>,
+    data: Arc<DataIo>,
 }
 
 impl Recovery {
-    pub(super) fn new(io: ObjectIo, committer: Arc<IndexCommitter>) -> Self {
+    pub(super) fn new(io: ObjectIo, data: Arc<DataIo>, committer: Arc<IndexCommitter>) -> Self {
         Self {
             io,
+            data,
             locks: Arc::default(),
             committer,
         }
@@ -64,8 +84,8 @@ impl Recovery {
     }
 
     /// Migrates every object that was committed to `old` and is missing in `owners`, the
-    /// index of the VDI of `info`. Then makes that VDI the head in `state`. False if it
-    /// has become a snapshot itself.
+    /// index of the VDI of `info`, or that has unflushed writes. Then makes that VDI the
+    /// head in `state`. False if it has become a snapshot itself.
     ///
     /// # Errors
     /// If an object could not be migrated; the old head stays.
@@ -77,65 +97,115 @@ impl Recovery {
         mut owners: Owners,
     ) -> Result<bool, RecoveryError> {
         let to = info.vid;
+        let object_len = u32::try_from(info.object_size()).unwrap_or(u32::MAX);
         let mut recommitted = Vec::new();
+        let mut saved = Unflushed::new();
         loop {
-            // Compare the recent commits with the new index; switch if none is missing.
-            let missing = {
+            // Compare the recent commits with the new index, and the writes with those that
+            // were saved; switch if none is missing.
+            let objects = {
                 let mut head = poison::write(state);
                 let missing = head.map.missing_in(&owners);
-                if missing.is_empty() {
+                let is_owned = |index| head.map.owner(index) == Some(old);
+                if missing.is_empty() && self.data.switch_head(to, &saved, is_owned) {
                     // Under the same lock, or a commit in between would be lost.
                     head.info = info;
                     head.map.switch_head(to, owners, recommitted);
                     return Ok(true);
                 }
-                missing
+                let mut unflushed = self.data.unflushed(old);
+                unflushed
+                    .retain(|&index, number| saved.get(&index) != Some(number) && is_owned(index));
+                let missing = missing.into_iter().map(|(index, _before)| (index, None));
+                let unflushed = unflushed.into_iter().map(|(index, n)| (index, Some(n)));
+                missing.chain(unflushed).collect::<BTreeMap<_, _>>()
             };
             tracing::info!(
                 "{}: redoing {} writes that raced with a snapshot",
                 info.name,
-                missing.len()
+                objects.len()
             );
-            // Copy the missing objects and commit them in the new head.
-            let outcomes: Vec<_> = stream::iter(missing.clone())
-                .map(|(index, _)| self.recommit_object(old, to, index))
+            // Copy the objects and commit them in the new head.
+            let outcomes: Vec<_> = stream::iter(objects)
+                .map(|(index, number)| {
+                    let len = number.map(|_| object_len);
+                    let owner = owners.get(index);
+                    let is_others = owner == Some(to) && !saved.contains_key(&index);
+                    async move {
+                        let done = match is_others {
+                            // Another client has written it in the new head.
+                            true => Ok(Migrated::Done),
+                            false => self.migrate(old, to, index, len, owner != Some(to)).await,
+                        };
+                        done.map(|done| (index, number, done))
+                    }
+                })
                 .buffered(PARALLEL_OBJECTS)
                 .collect()
                 .await;
             // Return only after all have ended: none may be in flight after that.
             for outcome in outcomes {
-                if !outcome? {
-                    return Ok(false);
+                let (index, number, migrated) = outcome?;
+                match migrated {
+                    Migrated::Frozen => return Ok(false),
+                    // The next round compares again.
+                    Migrated::Nothing => continue,
+                    Migrated::Done => {}
+                }
+                saved.extend(number.map(|number| (index, number)));
+                let before = owners.get(index);
+                if before != Some(to) {
+                    owners.set(index, Some(to));
+                    recommitted.push((index, before));
                 }
             }
-            // They are in the index now; the next round compares again.
-            for &(index, _) in &missing {
-                owners.set(index, Some(to));
-            }
-            recommitted.extend(missing);
         }
     }
 
-    /// False when `to` has become a snapshot.
+    /// Makes an object of `to` as `old` has it, or as the cache has that, of `unflushed`
+    /// bytes, and commits it there.
     ///
     /// No other task creates the object: until the switch all use the old head.
-    async fn recommit_object(
+    async fn migrate(
         &self,
         old: Vid,
         to: Vid,
         index: ObjectIndex,
-    ) -> Result<bool, RecoveryError> {
+        unflushed: Option<u32>,
+        commit: bool,
+    ) -> Result<Migrated, RecoveryError> {
         let lock = self
             .locks
             .lock(index)
             .await
             .map_err(RecoveryError::Locked)?;
-        match self.io.copy(old, to, index, &lock).await {
-            Ok(()) => {}
-            Err(error) if error.is_read_only() => return Ok(false),
+        let cluster = |error| RecoveryError::Cluster(Arc::new(error));
+        let created = match unflushed {
+            None => self.io.copy(old, to, index, &lock).await,
+            Some(len) => {
+                let whole = Extent {
+                    index,
+                    offset: 0,
+                    len,
+                };
+                let Some(data) = self
+                    .data
+                    .read_unflushed(old, whole)
+                    .await
+                    .map_err(cluster)?
+                else {
+                    return Ok(Migrated::Nothing);
+                };
+                self.io.create(to, None, whole, data, &lock).await
+            }
+        };
+        match created {
+            Ok(()) if commit => {}
+            Ok(()) => return Ok(Migrated::Done),
+            Err(error) if error.is_read_only() => return Ok(Migrated::Frozen),
             Err(error) => {
                 lock.abandon(&error);
-                return Err(RecoveryError::Cluster(Arc::new(error)));
+                return Err(cluster(error));
             }
         }
         let committed = self
@@ -143,7 +213,8 @@ impl Recovery {
             .commit_slot(to, index, Arc::clone(&lock))
             .await;
         match committed {
-            Ok(outcome) => Ok(outcome == CommitOutcome::Head),
+            Ok(CommitOutcome::Head) => Ok(Migrated::Done),
+            Ok(CommitOutcome::Frozen) => Ok(Migrated::Frozen),
             Err(error) => {
                 lock.abandon(&error);
                 Err(RecoveryError::Cluster(error))

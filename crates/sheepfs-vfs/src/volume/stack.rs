@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use sheep_client::error::Chain;
 use sheep_client::{Client, VdiInfo, VdiSelector};
 
 use super::block_device::{BlockDevice, BlockStatus};
@@ -173,14 +174,61 @@ impl Volume {
         self.device().seek_hole(offset)
     }
 
+    /// Reads and writes through the object cache of the gateway from now on, if it has
+    /// one, as sheep before 1.0 may. An acknowledged write is in that cache only; a flush
+    /// makes it durable, or returns `CacheLost` once when it was lost with that sheep.
+    ///
+    /// # Errors
+    /// `Cluster` when the cache holds changes of another client, or the cluster does not
+    /// answer; the cache is not used then.
+    pub async fn use_object_cache(&self) -> Result<(), VolumeError> {
+        self.device().use_object_cache().await
+    }
+
+    /// Flushes and drops what the object cache of the gateway has of the volume, and goes
+    /// past all such caches from now on. Writes that were lost with a sheep are for the
+    /// next flush to report.
+    ///
+    /// # Errors
+    /// `Io` when the cluster does not answer, `Stale`; the cache stays in use then.
+    pub async fn stop_object_cache(&self) -> Result<(), VolumeError> {
+        self.cache.flush_dirty().await;
+        self.device().stop_object_cache().await
+    }
+
+    /// Whether the volume uses an object cache.
+    pub fn uses_object_cache(&self) -> bool {
+        self.device().uses_object_cache()
+    }
+
+    /// Drains the write-back cache, and the object cache of the gateway if it is used; so
+    /// the replicas have every write that was acknowledged. Writes that were lost are
+    /// reported by the writers' `sync` and by `flush`, not here.
+    ///
+    /// # Errors
+    /// `Io` when the cluster does not answer, `Stale`.
+    pub async fn flush_caches(&self) -> Result<(), VolumeError> {
+        self.cache.flush_dirty().await;
+        self.device().flush_object_cache().await
+    }
+
+    /// The writes that were lost with the object cache of a sheep, which the next flush
+    /// reports.
+    ///
+    /// # Errors
+    /// `CacheLost`.
+    pub fn check_loss(&self) -> Result<(), VolumeError> {
+        self.device().check_loss()
+    }
+
     /// Drains the write-back cache. Errors are reported by the writers' `sync` and by
     /// `flush`, not here.
     pub async fn flush_dirty(&self) {
         self.cache.flush_dirty().await;
     }
 
-    /// Drains the write-back cache and preallocation, as close(2) does; returns early if
-    /// no sheep is reachable. Every exec(2) closes files, that of a restarting sheep, too,
+    /// Drains the write-back cache, preallocation and the object cache of the gateway, as
+    /// close(2) does; returns early if no sheep is reachable. Every exec(2) closes files, that of a restarting sheep, too,
     /// so close(2) must not wait for one.
     pub async fn flush_unless_offline(&self) {
         let offline = async {
@@ -191,6 +239,9 @@ impl Volume {
         let flush = async {
             self.cache.flush_dirty().await;
             self.cache.device().drain().await;
+            if let Err(error) = self.device().flush_object_cache().await {
+                tracing::debug!("not flushed at close: {}", Chain(&error));
+            }
         };
         tokio::select! {
             biased;

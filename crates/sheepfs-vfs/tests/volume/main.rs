@@ -15,6 +15,7 @@ mod inode_bytes;
 mod locks;
 mod model;
 mod multi_client;
+mod object_cache;
 mod preallocation;
 mod races;
 mod snapshot_race;
