@@ -15,7 +15,7 @@ json\t'One JSON object per line'"
 complete -c sheepfs -l pidfile -d 'Write the process id to FILE once mounted, remove it at the end' -r -F
 complete -c sheepfs -l attach-all -d 'Attach all volumes of the cluster before mounting'
 complete -c sheepfs -s k -l pagecache -d 'Use the kernel\'s page cache for volumes'
-complete -c sheepfs -s o -l objectcache -d 'Accepted without effect, for the sake of scripts'
+complete -c sheepfs -s o -l objectcache -d 'Use the object cache of a sheep before version 1.0'
 complete -c sheepfs -l read-only -d 'Mount without write permission'
 complete -c sheepfs -l allow-other -d 'Let all users access the mount, as far as file permissions allow'
 complete -c sheepfs -l allow-root -d 'Let root access the mount besides the mounting user [default where permitted]'

@@ -110,10 +110,10 @@ pub(crate) struct Cli {
     #[arg(short = 'k', long = "pagecache", help_heading = "Volumes")]
     pub(crate) page_cache: bool,
 
-    /// Accepted without effect, for the sake of scripts
+    /// Use the object cache of a sheep before version 1.0
     ///
-    /// Requests bypass the object cache that sheep before version 1.0 may have, which
-    /// is not safe; see config/object_cache, where the option is shown.
+    /// Writes return when the gateway's cache has them, and are on the replicas when
+    /// fsync(2) returns; see config/object_cache. No effect without such a cache.
     #[arg(short = 'o', long = "objectcache", help_heading = "Volumes")]
     pub(crate) object_cache: bool,
 
