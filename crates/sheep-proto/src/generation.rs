@@ -258,6 +258,12 @@ impl Generation {
         !matches!(self, Self::V1_0)
     }
 
+    /// True when each replica of a new object that is a copy reads its source through the
+    /// object cache of its own node, which may be old.
+    pub const fn copies_through_caches(self) -> bool {
+        matches!(self, Self::V0_7)
+    }
+
     /// The settings of a cluster that the generation knows; 0.7 has none on the wire.
     pub const fn cluster_flags(self) -> ClusterFlags {
         match self {

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sheep_client::unstable::{InFlightToken, Request};
 use sheep_client::{Client, ClientError};
+use sheep_proto::limits::DEFAULT_BLOCK_SIZE_SHIFT;
 use sheep_proto::{ObjectIndex, Oid, Vid};
 
 use super::extent::Extent;
@@ -80,7 +81,8 @@ impl ObjectIo {
     }
 
     /// Creates an object of `vid`, as a copy-up of the object of `source` if there is one,
-    /// and writes to it. Returns when the request cannot be executed any more. After
+    /// and writes to it. Before 0.8 the object is read here instead of there, past caches
+    /// that may be old. Returns when the request cannot be executed any more. After
     /// `Unreachable` it still can; then the request itself pins `lock`.
     pub(super) async fn create(
         &self,
@@ -90,6 +92,13 @@ impl ObjectIo {
         data: Bytes,
         lock: &Arc<ObjectLockGuard>,
     ) -> Result<(), ClientError> {
+        let (source, extent, data) = match source {
+            Some(owner) if self.client.generation().await?.copies_through_caches() => {
+                let (whole, data) = self.merged(owner, extent, data).await?;
+                (None, whole, data)
+            }
+            source => (source, extent, data),
+        };
         let source = source.map(|owner| Oid::data(owner, extent.index));
         let oid = Oid::data(vid, extent.index);
         let request = Request::create_object(oid, extent.offset, data, source);
@@ -102,6 +111,24 @@ impl ObjectIo {
             self.client.fence().await;
         }
         created.map(drop)
+    }
+
+    /// An object of `owner` as a whole, with `data` in `extent`.
+    async fn merged(
+        &self,
+        owner: Vid,
+        extent: Extent,
+        data: Bytes,
+    ) -> Result<(Extent, Bytes), ClientError> {
+        let whole = Extent {
+            offset: 0,
+            len: 1 << DEFAULT_BLOCK_SIZE_SHIFT,
+            ..extent
+        };
+        let mut object = BytesMut::from(self.read(owner, whole).await?);
+        let start = extent.offset as usize;
+        object[start..start + data.len()].copy_from_slice(&data);
+        Ok((whole, object.freeze()))
     }
 
     /// Copies object `index` from `from` to `to`.
