@@ -11,7 +11,13 @@ use crate::step::{cargo, root, run_cargo};
 mod seeds;
 
 /// Crates with a `fuzz` directory, which is a workspace of its own.
-const CRATES: [&str; 4] = ["sheep-proto", "sheep-embedded", "sheepfs-vfs", "sheepfs"];
+const CRATES: [&str; 5] = [
+    "sheep-proto",
+    "sheep-embedded",
+    "sheep-nbd",
+    "sheepfs-vfs",
+    "sheepfs",
+];
 
 /// What to run, and for how long.
 #[derive(Debug, Args)]
