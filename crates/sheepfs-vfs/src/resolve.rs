@@ -73,7 +73,11 @@ pub async fn resolve_snapshot(
     }
 }
 
-async fn find_snapshot(
+/// The snapshot of a name with a tag or, when none has it, with that number.
+///
+/// # Errors
+/// As [`resolve`].
+pub async fn find_snapshot(
     client: &Client,
     (name, tag): NameAndTag,
 ) -> Result<VdiSelector, ClientError> {

@@ -4,8 +4,8 @@
 //!
 //! | layer | files | job |
 //! |---|---|---|
-//! | L0 | `extent` `object_map` `flush_tracker` `sequential` `dirty_buffer` `block_device` `memory_device` `error` | pure, no I/O |
-//! | L1 | `object_io` `object_lock` `index_commit` | one request on one VID; no retry, no head |
+//! | L0 | `extent` `extent_map` `object_map` `flush_tracker` `sequential` `dirty_buffer` `block_device` `memory_device` `error` | pure, no I/O |
+//! | L1 | `lineage` `object_io` `object_lock` `index_commit` | one request on one VID; no retry, no head |
 //! | L2 | `data_io` `head_state` `head` `recovery` `follow` `revalidate` `slot_query` `reclaim` | the head: follow, reconcile, revalidate, reclaim; the object cache |
 //! | L3 | `allocate` `io` `deallocate` | one extent: retries, first writes, discards |
 //! | L4 | `device` | fan-out over extents, flush, open and close |
@@ -26,12 +26,14 @@ mod device;
 mod dirty_buffer;
 mod error;
 mod extent;
+mod extent_map;
 mod flush_tracker;
 mod follow;
 mod head;
 mod head_state;
 mod index_commit;
 mod io;
+mod lineage;
 mod memory_device;
 mod object_io;
 mod object_lock;
@@ -48,6 +50,9 @@ mod write_back;
 pub use self::block_device::{BlockDevice, BlockStatus};
 pub use self::device::VolumeOptions;
 pub use self::error::VolumeError;
+pub use self::extent_map::{ChangedExtent, ExtentMap, OwnedExtent};
+pub use self::head_state::load_extent_map;
+pub use self::lineage::Lineage;
 pub use self::memory_device::MemoryDevice;
 pub use self::stack::{Volume, VolumeWriter};
 pub use self::write_back::{Opener, WriteBack};

@@ -1,9 +1,11 @@
 //! The header and the object map of the head.
 
 use sheep_client::unstable::IndexTree;
-use sheep_client::{Client, ClientError, VdiInfo};
+use sheep_client::{Client, ClientError, VdiInfo, VdiSelector};
 use sheep_proto::{ObjectIndex, Redundancy, Vid};
 
+use super::error::VolumeError;
+use super::extent_map::ExtentMap;
 use super::object_map::{ObjectMap, Owners};
 
 /// The head, and its index. One lock guards both, so that they are of one VDI.
@@ -47,6 +49,27 @@ pub(super) async fn prepare_writes(client: &Client, info: &VdiInfo) -> Result<()
                 .await
         }
     }
+}
+
+/// Reads the index of a VDI without attaching it.
+///
+/// # Errors
+/// `Cluster` when there is no such VDI or the cluster does not answer, `Stale` when
+/// it was deleted while it was read.
+pub async fn load_extent_map(
+    client: &Client,
+    selector: &VdiSelector,
+) -> Result<ExtentMap, VolumeError> {
+    let vid = client.vdi(selector).lookup().await?;
+    let Some(info) = client.inode(vid).stat().await? else {
+        return Err(VolumeError::Stale(selector.to_string()));
+    };
+    let mut owners = Owners::default();
+    client
+        .index(&info)
+        .for_each_slot(|index, owner| owners.set(index, Some(owner)))
+        .await?;
+    Ok(ExtentMap::new(info.size, info.object_shift, owners))
 }
 
 /// Reads a flat index.

@@ -248,6 +248,36 @@ impl Revalidator {
         (begun, answer)
     }
 
+    /// Revalidates header and index as [`Self::revalidate`] does. Concurrent callers
+    /// share the requests.
+    ///
+    /// # Errors
+    /// As [`Self::revalidate`].
+    pub(super) async fn revalidate_shared(self: &Arc<Self>) -> Result<(), VolumeError> {
+        self.head.ensure_live()?;
+        match self.revalidate_since_now(Scope::Header).await {
+            // A head that cannot be written can be read.
+            Ok(()) | Err(VolumeError::HeadReadOnly(_)) => {}
+            Err(error) => return Err(error),
+        }
+        match self.head.is_index_exclusive() {
+            true => Ok(()),
+            false => self.revalidate_since_now(Scope::Index).await,
+        }
+    }
+
+    /// Waits for a revalidation that starts after this call.
+    async fn revalidate_since_now(self: &Arc<Self>, scope: Scope) -> Result<(), VolumeError> {
+        let began = Instant::now();
+        loop {
+            let (since, answer) = self.join_revalidation(scope);
+            answer.await?;
+            if since >= began {
+                return Ok(());
+            }
+        }
+    }
+
     /// Revalidates header and index now, for close-to-open consistency.
     ///
     /// # Errors

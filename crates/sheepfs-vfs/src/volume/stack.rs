@@ -1,15 +1,18 @@
 //! The stack that a frontend attaches: write-back over preallocation over the device.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use sheep_client::error::Chain;
 use sheep_client::{Client, VdiInfo, VdiSelector};
+use sheep_proto::ObjectIndex;
 
 use super::block_device::{BlockDevice, BlockStatus};
 use super::device::{Device, VolumeOptions};
 use super::error::VolumeError;
+use super::extent_map::{ChangedExtent, ExtentMap, ExtentView, OwnedExtent};
 use super::preallocate::Preallocate;
 use super::write_back::{Opener, WriteBack};
 
@@ -137,6 +140,48 @@ impl Volume {
     pub async fn revalidate(&self) -> Result<(), VolumeError> {
         self.cache.device().drain().await;
         self.device().revalidator().revalidate().await
+    }
+
+    /// Revalidates the header, the index and the in-doubt slots of a range now, after
+    /// writing back dirty data. Concurrent callers share the requests.
+    ///
+    /// # Errors
+    /// As [`Self::revalidate`].
+    pub async fn revalidate_extents(&self, range: Range<u64>) -> Result<(), VolumeError> {
+        self.cache.flush_dirty().await;
+        self.device().revalidator().revalidate_shared().await?;
+        let shift = self.device().head().state().info.object_shift;
+        let index = |byte: u64| ObjectIndex(u32::try_from(byte >> shift).unwrap_or(u32::MAX));
+        let objects = index(range.start)..=index(range.end.saturating_sub(1).max(range.start));
+        self.device().revalidator().resolve_in_doubt(objects).await
+    }
+
+    /// At most `max` extents of a range, by owner, as last seen and as far as the
+    /// volume goes, in ascending order without gaps.
+    pub fn owned_extents(&self, range: Range<u64>, max: usize) -> Vec<OwnedExtent> {
+        self.with_extents(|now| now.owned(range).take(max).collect())
+    }
+
+    /// At most `max` extents of a range that may or may not differ from `since`, as
+    /// last seen and as far as the volume goes, in ascending order without gaps.
+    /// Bytes past the end of `since` differ.
+    pub fn changed_extents(
+        &self,
+        since: &ExtentMap,
+        range: Range<u64>,
+        max: usize,
+    ) -> Vec<ChangedExtent> {
+        let since = since.view();
+        self.with_extents(|now| now.changed_since(since, range).take(max).collect())
+    }
+
+    fn with_extents<T>(&self, read: impl FnOnce(ExtentView<'_>) -> T) -> T {
+        let head = self.device().head().state();
+        read(ExtentView {
+            size: head.info.size,
+            object_shift: head.info.object_shift,
+            owners: head.map.owners(),
+        })
     }
 
     /// Grows the VDI to `size` bytes; a smaller size is accepted and ignored, as on
