@@ -9,13 +9,18 @@ use crate::step::cargo_metadata;
 /// The members that a member's normal and build dependencies may name.
 ///
 /// A member that is not listed may name none.
-const MAY_USE: [(&str, &[&str]); 7] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("sheep-client", &["sheep-proto"]),
     ("sheepfs-vfs", &["sheep-client", "sheep-proto"]),
     ("sheepfs-fuse", &["sheepfs-vfs"]),
     (
+        "sheep-cli",
+        &["sheepfs-vfs", "sheep-client", "sheep-proto", "sheep-embedded"],
+    ),
+    (
         "sheepfs",
         &[
+            "sheep-cli",
             "sheepfs-fuse",
             "sheepfs-vfs",
             "sheep-client",
@@ -23,24 +28,40 @@ const MAY_USE: [(&str, &[&str]); 7] = [
             "sheep-embedded",
         ],
     ),
+    ("sheep-nbd", &["sheep-cli", "sheepfs-vfs", "sheep-client"]),
     ("sheep-embedded", &["sheep-proto"]),
     ("tests", &["sheep-embedded"]),
-    ("xtask", &["tests", "sheep-proto"]),
+    ("xtask", &["tests", "sheep-cli", "sheep-proto"]),
 ];
 
 /// Crates from outside that only the named members may use outside of tests.
 const ONLY_IN: [(&str, &[&str]); 4] = [
     ("fuser", &["sheepfs-fuse", "xtask"]),
-    ("clap", &["sheepfs", "sheep-embedded", "xtask"]),
-    ("anyhow", &["sheepfs", "sheep-embedded", "tests", "xtask"]),
+    (
+        "clap",
+        &["sheep-cli", "sheepfs", "sheep-nbd", "sheep-embedded", "xtask"],
+    ),
+    (
+        "anyhow",
+        &[
+            "sheep-cli",
+            "sheepfs",
+            "sheep-nbd",
+            "sheep-embedded",
+            "tests",
+            "xtask",
+        ],
+    ),
     (
         "tokio",
         &[
             "sheep-client",
             "sheepfs-vfs",
             "sheepfs-fuse",
+            "sheep-cli",
             "sheepfs",
             "sheep-embedded",
+            "sheep-nbd",
         ],
     ),
 ];
@@ -128,8 +149,15 @@ mod tests {
     }
 
     #[test]
+    fn frontends_may_not_depend_on_each_other() {
+        assert!(edge("sheep-nbd", "sheepfs-vfs", None).is_empty());
+        assert_eq!(edge("sheep-nbd", "sheepfs-fuse", None).len(), 1);
+        assert_eq!(edge("sheepfs-vfs", "sheep-nbd", None).len(), 1);
+    }
+
+    #[test]
     fn dependency_of_unlisted_crate_is_rejected() {
-        assert_eq!(edge("sheep-nbd", "sheepfs-vfs", None).len(), 1);
+        assert_eq!(edge("sheep-new", "sheepfs-vfs", None).len(), 1);
     }
 
     #[test]

@@ -1,0 +1,16 @@
+//! What a failure of a device is called in a reply.
+
+use nix::errno::Errno;
+use sheepfs_vfs::VolumeError;
+
+use crate::protocol::error::ErrorCode;
+
+/// The error number for the client.
+pub(super) fn error_code(error: &VolumeError) -> ErrorCode {
+    match error.errno() {
+        Errno::EROFS => ErrorCode::Perm,
+        Errno::ENOSPC => ErrorCode::NoSpace,
+        Errno::ENOMEM => ErrorCode::NoMem,
+        _ => ErrorCode::Io,
+    }
+}

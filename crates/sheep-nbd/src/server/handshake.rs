@@ -1,0 +1,453 @@
+//! The handshake with one client: which export, and how to talk about it.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::error::{ConnectionError, unless_stalled};
+use super::session::Selected;
+use crate::export::{ContextQuery, Description, Export, ExportError, Exports};
+use crate::protocol::error::ProtocolError;
+use crate::protocol::flags::{ClientFlags, TransmissionFlags};
+use crate::protocol::handshake::{
+    self, BadOption, CLIENT_FLAGS_LEN, ContextRequest, InfoRequest, OPTION_HEADER_LEN, OptionError,
+    OptionHeader, OptionReply, OptionRequest,
+};
+use crate::protocol::limits::{MAX_CONTEXTS, MAX_OPTION_LEN, MAX_OPTIONS};
+use crate::protocol::reply::ReplyStyle;
+
+/// The context that every export has.
+const ALLOCATION: &[u8] = b"base:allocation";
+/// Bytes of replies that are gathered before they are sent.
+const SEND_LEN: usize = 64 << 10;
+
+/// What a client and the server have agreed on.
+pub(super) struct Agreed<E: Export> {
+    pub(super) name: Bytes,
+    pub(super) export: Arc<E>,
+    pub(super) style: ReplyStyle,
+    pub(super) contexts: Vec<Selected<E::Context>>,
+}
+
+/// How a handshake ends.
+pub(super) enum Outcome<E: Export> {
+    /// With the transmission phase.
+    Transmit(Agreed<E>),
+    /// The client goes.
+    Ended,
+}
+
+/// The contexts that were selected last, and of which export.
+struct Selection {
+    export: Bytes,
+    names: Vec<Bytes>,
+}
+
+/// A refusal of an option, with words for the client.
+struct Refusal(OptionError, String);
+
+impl From<ExportError> for Refusal {
+    fn from(error: ExportError) -> Self {
+        Self(error.code(), error.to_string())
+    }
+}
+
+impl From<BadOption> for Refusal {
+    fn from(error: BadOption) -> Self {
+        let code = match error {
+            BadOption::Invalid(_) => OptionError::Invalid,
+            BadOption::TooBig(_) => OptionError::TooBig,
+        };
+        Self(code, error.to_string())
+    }
+}
+
+/// What to do after an option.
+enum Next<E: Export> {
+    /// Read another one.
+    Continue,
+    End(Outcome<E>),
+}
+
+/// The server's side of a handshake.
+pub(super) struct Handshake<'a, S, X: Exports> {
+    stream: &'a mut S,
+    exports: &'a X,
+    shutdown: &'a CancellationToken,
+    client: ClientFlags,
+    style: ReplyStyle,
+    selection: Option<Selection>,
+    out: BytesMut,
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
+    /// Greets the client.
+    ///
+    /// # Errors
+    /// When it does not answer as a client does.
+    pub(super) async fn begin(
+        stream: &'a mut S,
+        exports: &'a X,
+        shutdown: &'a CancellationToken,
+    ) -> Result<Self, ConnectionError> {
+        unless_stalled(stream.write_all(&handshake::greeting())).await?;
+        let mut flags = [0; CLIENT_FLAGS_LEN];
+        unless_stalled(stream.read_exact(&mut flags)).await?;
+        Ok(Self {
+            client: handshake::client_flags(flags)?,
+            stream,
+            exports,
+            shutdown,
+            style: ReplyStyle::Simple,
+            selection: None,
+            out: BytesMut::new(),
+        })
+    }
+
+    /// Answers options until the client has what it wants.
+    ///
+    /// # Errors
+    /// When it sends what no client sends, or cannot have the export and asked in a
+    /// way that knows no error.
+    pub(super) async fn run(&mut self) -> Result<Outcome<X::Export>, ConnectionError> {
+        for _ in 0..MAX_OPTIONS {
+            let mut header = [0; OPTION_HEADER_LEN];
+            unless_stalled(self.stream.read_exact(&mut header)).await?;
+            let OptionHeader { option, len } = OptionHeader::parse(&header)?;
+            let next = match self.read(option, len).await? {
+                Ok(request) => self.answer(option, request).await?,
+                Err(refusal) => {
+                    self.refuse(option, &refusal);
+                    Next::Continue
+                }
+            };
+            self.send().await?;
+            if let Next::End(outcome) = next {
+                return Ok(outcome);
+            }
+        }
+        Err(ProtocolError::TooManyOptions.into())
+    }
+
+    /// Reads the data of an option, all of it, whether it is right or not.
+    async fn read(
+        &mut self,
+        option: u32,
+        len: u32,
+    ) -> Result<Result<OptionRequest, Refusal>, ConnectionError> {
+        if len > MAX_OPTION_LEN {
+            let mut data = (&mut *self.stream).take(u64::from(len));
+            unless_stalled(tokio::io::copy(&mut data, &mut tokio::io::sink())).await?;
+            let why = format!("the option has more than {MAX_OPTION_LEN} bytes");
+            return Ok(Err(Refusal(OptionError::TooBig, why)));
+        }
+        let mut data = vec![0; len as usize];
+        unless_stalled(self.stream.read_exact(&mut data)).await?;
+        Ok(OptionRequest::parse(option, data.into()).map_err(Refusal::from))
+    }
+
+    async fn answer(
+        &mut self,
+        option: u32,
+        request: OptionRequest,
+    ) -> Result<Next<X::Export>, ConnectionError> {
+        if self.shutdown.is_cancelled() && !matches!(request, OptionRequest::Abort) {
+            let why = "the server is about to end".to_owned();
+            self.refuse(option, &Refusal(OptionError::Shutdown, why));
+            return Ok(Next::End(Outcome::Ended));
+        }
+        let answered = match request {
+            OptionRequest::Abort => {
+                self.reply(option, &OptionReply::Ack);
+                return Ok(Next::End(Outcome::Ended));
+            }
+            OptionRequest::ExportName(name) => return self.export_name(name).await.map(Next::End),
+            OptionRequest::Go(info) => match self.go(option, &info).await {
+                Ok(agreed) => return Ok(Next::End(Outcome::Transmit(agreed))),
+                Err(refusal) => Err(refusal),
+            },
+            OptionRequest::Info(info) => self.info(option, &info).await,
+            OptionRequest::List => self.list(option).await?,
+            OptionRequest::StartTls => Err(Refusal(
+                OptionError::Policy,
+                "this server has no certificate for TLS".to_owned(),
+            )),
+            OptionRequest::StructuredReply if self.style == ReplyStyle::Extended => Err(Refusal(
+                OptionError::ExtendedHeadersRequired,
+                "extended headers were negotiated".to_owned(),
+            )),
+            OptionRequest::StructuredReply => {
+                self.style = ReplyStyle::Structured;
+                Ok(())
+            }
+            OptionRequest::ExtendedHeaders => {
+                self.style = ReplyStyle::Extended;
+                Ok(())
+            }
+            OptionRequest::ListMetaContext(request) => self.list_contexts(option, &request).await,
+            OptionRequest::SetMetaContext(request) => self.select_contexts(option, request).await,
+            OptionRequest::Unknown => Err(Refusal(
+                OptionError::Unsupported,
+                "there is no such option".to_owned(),
+            )),
+        };
+        match answered {
+            Ok(()) => self.reply(option, &OptionReply::Ack),
+            Err(refusal) => self.refuse(option, &refusal),
+        }
+        Ok(Next::Continue)
+    }
+
+    /// The name of an export: the empty one stands for the only one.
+    async fn resolve(&self, name: &Bytes) -> Result<Bytes, Refusal> {
+        if !name.is_empty() {
+            return Ok(name.clone());
+        }
+        match &self.exports.list().await?[..] {
+            [(only, _)] => Ok(only.clone()),
+            others => Err(Refusal(
+                OptionError::Unknown,
+                format!(
+                    "there is no default export: there are {} exports, so name one",
+                    others.len()
+                ),
+            )),
+        }
+    }
+
+    async fn list(&mut self, option: u32) -> Result<Result<(), Refusal>, ConnectionError> {
+        let exports = match self.exports.list().await {
+            Ok(exports) => exports,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        for (name, description) in &exports {
+            self.reply(option, &OptionReply::Export { name, description });
+            if self.out.len() > SEND_LEN {
+                self.send().await?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    async fn info(&mut self, option: u32, info: &InfoRequest) -> Result<(), Refusal> {
+        let name = self.resolve(&info.name).await?;
+        let description = self.exports.describe(&name).await?;
+        let selected = self.selection.as_ref();
+        let has_contexts = selected.is_some_and(|selected| selected.export == name);
+        self.describe(option, &name, info, &description, has_contexts);
+        Ok(())
+    }
+
+    fn describe(
+        &mut self,
+        option: u32,
+        name: &Bytes,
+        info: &InfoRequest,
+        description: &Description,
+        has_contexts: bool,
+    ) {
+        if info.wants_name || *name != info.name {
+            self.reply(option, &OptionReply::InfoName(name));
+        }
+        if !description.text.is_empty() {
+            self.reply(option, &OptionReply::InfoDescription(&description.text));
+        }
+        self.reply(option, &OptionReply::InfoBlockSize);
+        let flags = self.flags(description.is_writable, has_contexts);
+        let size = description.size;
+        self.reply(option, &OptionReply::InfoExport { size, flags });
+    }
+
+    async fn go(&mut self, option: u32, info: &InfoRequest) -> Result<Agreed<X::Export>, Refusal> {
+        let name = self.resolve(&info.name).await?;
+        let description = self.exports.describe(&name).await?;
+        let agreed = self.open(name).await?;
+        let opened = opened(&agreed.export, description.text);
+        let has_contexts = !agreed.contexts.is_empty();
+        self.describe(option, &agreed.name, info, &opened, has_contexts);
+        self.reply(option, &OptionReply::Ack);
+        Ok(agreed)
+    }
+
+    async fn export_name(&mut self, name: Bytes) -> Result<Outcome<X::Export>, ConnectionError> {
+        let agreed = async {
+            if self.style == ReplyStyle::Extended {
+                let why = "EXPORT_NAME cannot follow EXTENDED_HEADERS".to_owned();
+                return Err(Refusal(OptionError::Invalid, why));
+            }
+            let name = self.resolve(&name).await?;
+            self.open(name).await
+        };
+        let agreed = agreed
+            .await
+            .map_err(|Refusal(_, why)| ConnectionError::Export(why))?;
+        let device = opened(&agreed.export, String::new());
+        let flags = self.flags(device.is_writable, !agreed.contexts.is_empty());
+        let reply = handshake::export_name_reply(device.size, flags, self.client);
+        self.out.extend_from_slice(&reply);
+        Ok(Outcome::Transmit(agreed))
+    }
+
+    /// Begins to use an export, with the contexts that were selected for it.
+    async fn open(&mut self, name: Bytes) -> Result<Agreed<X::Export>, Refusal> {
+        let export = self.exports.open(&name).await?;
+        let selection = self.selection.take();
+        let names = match selection {
+            Some(selection) if selection.export == name => selection.names,
+            _ => Vec::new(),
+        };
+        let mut contexts = Vec::new();
+        for context in names {
+            contexts.push(match &context[..] {
+                ALLOCATION => Selected::Allocation,
+                own => match export.open_context(own).await? {
+                    Some(opened) => Selected::Own(opened),
+                    None => {
+                        let text = own.escape_ascii();
+                        let why = format!("the metadata context '{text}' is not there any more");
+                        return Err(Refusal(OptionError::Invalid, why));
+                    }
+                },
+            });
+        }
+        Ok(Agreed {
+            name,
+            export,
+            style: self.style,
+            contexts,
+        })
+    }
+
+    fn flags(&self, is_writable: bool, has_contexts: bool) -> TransmissionFlags {
+        let mut flags = TransmissionFlags::HAS_FLAGS
+            | TransmissionFlags::SEND_FLUSH
+            | TransmissionFlags::CAN_MULTI_CONN
+            | TransmissionFlags::SEND_CACHE;
+        flags |= match is_writable {
+            true => {
+                TransmissionFlags::SEND_FUA
+                    | TransmissionFlags::SEND_TRIM
+                    | TransmissionFlags::SEND_WRITE_ZEROES
+                    | TransmissionFlags::SEND_FAST_ZERO
+            }
+            false => TransmissionFlags::READ_ONLY,
+        };
+        if self.style != ReplyStyle::Simple {
+            flags |= TransmissionFlags::SEND_DF;
+        }
+        if self.style == ReplyStyle::Extended && has_contexts {
+            flags |= TransmissionFlags::BLOCK_STATUS_PAYLOAD;
+        }
+        flags
+    }
+
+    async fn contexts(
+        &self,
+        export: &Bytes,
+        query: ContextQuery<'_>,
+    ) -> Result<Vec<Bytes>, Refusal> {
+        let mut names = Vec::new();
+        if query.matches(ALLOCATION) {
+            names.push(Bytes::from_static(ALLOCATION));
+        }
+        names.extend(self.exports.contexts(export, query).await?);
+        Ok(names)
+    }
+
+    async fn list_contexts(
+        &mut self,
+        option: u32,
+        request: &ContextRequest,
+    ) -> Result<(), Refusal> {
+        self.require_structured()?;
+        let export = self.resolve(&request.export).await?;
+        self.exports.describe(&export).await?;
+        let mut names = Vec::new();
+        if request.queries.is_empty() {
+            names = self.contexts(&export, ContextQuery::All).await?;
+        }
+        for query in &request.queries {
+            let query = match query.ends_with(b":") {
+                true => ContextQuery::Prefix(query),
+                false => ContextQuery::Exact(query),
+            };
+            for name in self.contexts(&export, query).await? {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        for name in &names {
+            self.reply(option, &OptionReply::MetaContext { id: 0, name });
+        }
+        Ok(())
+    }
+
+    async fn select_contexts(
+        &mut self,
+        option: u32,
+        request: ContextRequest,
+    ) -> Result<(), Refusal> {
+        // Whatever comes of this one: the last selection is over.
+        self.selection = None;
+        self.require_structured()?;
+        let export = self.resolve(&request.export).await?;
+        self.exports.describe(&export).await?;
+        let mut names = Vec::<Bytes>::new();
+        for query in &request.queries {
+            for name in self.contexts(&export, ContextQuery::Exact(query)).await? {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        if names.len() > MAX_CONTEXTS {
+            let why = format!("more than {MAX_CONTEXTS} metadata contexts cannot be selected");
+            return Err(Refusal(OptionError::TooBig, why));
+        }
+        for (id, name) in (0..).zip(&names) {
+            self.reply(option, &OptionReply::MetaContext { id, name });
+        }
+        if !names.is_empty() {
+            self.selection = Some(Selection { export, names });
+        }
+        Ok(())
+    }
+
+    fn require_structured(&self) -> Result<(), Refusal> {
+        match self.style {
+            ReplyStyle::Structured | ReplyStyle::Extended => Ok(()),
+            ReplyStyle::Simple => Err(Refusal(
+                OptionError::Invalid,
+                "metadata contexts need structured replies".to_owned(),
+            )),
+        }
+    }
+
+    fn reply(&mut self, option: u32, reply: &OptionReply<'_>) {
+        reply.encode(option, &mut self.out);
+    }
+
+    fn refuse(&mut self, option: u32, Refusal(code, why): &Refusal) {
+        tracing::debug!("option {option} refused: {why}");
+        self.reply(option, &OptionReply::Error(*code, why));
+    }
+
+    async fn send(&mut self) -> Result<(), ConnectionError> {
+        let out = self.out.split();
+        unless_stalled(self.stream.write_all(&out)).await
+    }
+}
+
+/// What an export that is in use is like.
+fn opened<E: Export>(export: &Arc<E>, text: String) -> Description {
+    use sheepfs_vfs::BlockDevice as _;
+    let device = export.device();
+    Description {
+        size: device.size(),
+        is_writable: device.is_writable(),
+        text,
+    }
+}

@@ -1,0 +1,447 @@
+//! The volumes of a cluster as exports.
+//!
+//! A volume is attached, and locked where the cluster locks, when its first client
+//! comes, and given back when the last one has gone. Its clients share it, so a flush
+//! of one of them covers what was answered to any.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex as StdMutex};
+
+use bytes::Bytes;
+use sheep_client::{Client, ClientError, SnapshotTag, VdiInfo, VdiSelector, VdiVersion};
+use sheepfs_vfs::volume::{ExtentMap, Lineage, load_extent_map};
+use sheepfs_vfs::{Chain, LockMode, LockPolicy, Volume, VolumeError, VolumeOptions, resolve};
+use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
+
+use crate::export::{ContextQuery, Description, Export, ExportError, Exports};
+use crate::protocol::reply::StatusExtent;
+
+const DEPTH: [&[u8]; 2] = [b"sheepdog:depth", b"qemu:allocation-depth"];
+const CHANGED_SINCE: [&[u8]; 2] = [
+    b"sheepdog:changed-since:",
+    b"qemu:dirty-bitmap:changed-since-",
+];
+/// The status of an extent that may have changed.
+const CHANGED: u32 = 1;
+
+/// Which volumes are exported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// Every VDI and every snapshot, also those made later.
+    All,
+    /// These: `NAME` or `NAME@TAG`.
+    Named(Vec<Bytes>),
+}
+
+/// How volumes are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachOptions {
+    /// Refuse every write.
+    pub read_only: bool,
+    /// Whether to lock them.
+    pub lock: LockMode,
+}
+
+/// The volumes of a cluster.
+#[derive(Debug)]
+pub struct Volumes {
+    client: Client,
+    selection: Selection,
+    read_only: bool,
+    lock_policy: LockPolicy,
+    places: StdMutex<HashMap<Bytes, Arc<Place>>>,
+    /// Volumes that are being given back.
+    detaching: TaskTracker,
+}
+
+/// What is attached under a name. Locked while that changes, so that a volume is
+/// attached again only when its lock is back.
+type Place = Mutex<Option<Arc<Attached>>>;
+
+#[derive(Debug)]
+struct Attached {
+    volume: Arc<Volume>,
+    users: StdMutex<usize>,
+}
+
+/// A volume in use by a client.
+#[derive(Debug)]
+pub struct VolumeExport {
+    client: Client,
+    place: Arc<Place>,
+    attached: Arc<Attached>,
+    detaching: TaskTracker,
+}
+
+/// A metadata context of a volume.
+#[derive(Debug)]
+pub enum VolumeContext {
+    /// How many versions up the object of an extent was written: 1 for the volume
+    /// itself, 2 for the snapshot it was made from; 0 for a hole.
+    Depth(Mutex<Option<Arc<Lineage>>>),
+    /// Which extents may differ from a snapshot.
+    ChangedSince(ExtentMap),
+}
+
+impl Volumes {
+    /// Volumes that are attached when somebody uses them.
+    pub fn new(client: Client, selection: Selection, options: AttachOptions) -> Self {
+        let detaching = TaskTracker::new();
+        detaching.close();
+        Self {
+            client,
+            selection,
+            read_only: options.read_only,
+            lock_policy: LockPolicy::new(options.lock),
+            places: StdMutex::default(),
+            detaching,
+        }
+    }
+
+    /// Returns when everything is given back that nobody uses any more.
+    pub async fn detached(&self) {
+        self.detaching.wait().await;
+    }
+
+    async fn resolve(&self, name: &[u8]) -> Result<VdiSelector, ExportError> {
+        let is_exported = match &self.selection {
+            Selection::All => true,
+            Selection::Named(names) => names.iter().any(|known| known == name),
+        };
+        if !is_exported {
+            return Err(unknown(name));
+        }
+        let found = resolve::resolve(&self.client, name).await;
+        found.map_err(|error| self.export_error(name, error))
+    }
+
+    fn export_error(&self, name: &[u8], error: ClientError) -> ExportError {
+        if error.is_missing_version() {
+            return unknown(name);
+        }
+        failed(name, &VolumeError::from(error))
+    }
+
+    fn place(&self, name: &[u8]) -> Arc<Place> {
+        let mut places = self.places.lock().expect("no code panics with the places");
+        // Names of volumes that are gone for good are not kept.
+        places.retain(|_, place| Arc::strong_count(place) > 1);
+        Arc::clone(places.entry(Bytes::copy_from_slice(name)).or_default())
+    }
+
+    async fn attach(&self, name: &[u8]) -> Result<Arc<Attached>, ExportError> {
+        let selector = self.resolve(name).await?;
+        let opened = async {
+            let lock = self.lock_policy.lock_on_attach(&self.client).await?;
+            let options = VolumeOptions::default()
+                .with_read_only(self.read_only)
+                .with_lock(lock);
+            Volume::open(self.client.clone(), selector, options).await
+        };
+        let volume = opened.await.map_err(|error| failed(name, &error))?;
+        tracing::info!("attached {}", volume.selector());
+        Ok(Arc::new(Attached {
+            volume,
+            users: StdMutex::default(),
+        }))
+    }
+
+    async fn all(&self) -> Result<Vec<VdiInfo>, ExportError> {
+        let vdis = self.client.cluster().list_vdis().await;
+        vdis.map_err(|error| {
+            ExportError::Failed(format!("the VDIs cannot be listed: {}", Chain(&error)))
+        })
+    }
+}
+
+/// The snapshot of the same VDI that a context called `name` compares with; `None`
+/// for other contexts, and when there is no such snapshot.
+async fn find_base(
+    client: &Client,
+    selector: &VdiSelector,
+    name: &[u8],
+) -> Result<Option<VdiSelector>, ClientError> {
+    let tag = CHANGED_SINCE
+        .iter()
+        .find_map(|prefix| name.strip_prefix(*prefix))
+        .filter(|tag| !tag.is_empty())
+        .and_then(|tag| SnapshotTag::new(tag).ok());
+    let Some(tag) = tag else {
+        return Ok(None);
+    };
+    match resolve::find_snapshot(client, (selector.name.clone(), tag)).await {
+        Ok(base) => Ok(Some(base)),
+        Err(error) if error.is_missing_version() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn unknown(name: &[u8]) -> ExportError {
+    ExportError::Unknown(format!("there is no export '{}'", name.escape_ascii()))
+}
+
+fn failed(name: &[u8], error: &VolumeError) -> ExportError {
+    let name = name.escape_ascii();
+    match error {
+        VolumeError::Cluster(source) if source.is_locked() => ExportError::InUse(format!(
+            "'{name}' is locked: another client of the cluster has it attached"
+        )),
+        _ => ExportError::Failed(format!("'{name}' cannot be attached: {}", Chain(error))),
+    }
+}
+
+fn is_writable(selector: &VdiSelector, read_only: bool) -> bool {
+    selector.version == VdiVersion::Working && !read_only
+}
+
+/// What a VDI is exported as.
+fn name_of(vdi: &VdiInfo) -> Bytes {
+    let mut name = vdi.name.as_bytes().to_vec();
+    if vdi.is_snapshot() {
+        name.push(b'@');
+        match vdi.tag.is_empty() {
+            true => name.extend(vdi.snap_id.to_string().as_bytes()),
+            false => name.extend(vdi.tag.as_bytes()),
+        }
+    }
+    name.into()
+}
+
+fn text_of(is_snapshot: bool) -> String {
+    match is_snapshot {
+        true => "Sheepdog snapshot".to_owned(),
+        false => "Sheepdog volume".to_owned(),
+    }
+}
+
+impl Exports for Volumes {
+    type Export = VolumeExport;
+
+    async fn list(&self) -> Result<Vec<(Bytes, String)>, ExportError> {
+        match &self.selection {
+            Selection::All => Ok(self
+                .all()
+                .await?
+                .iter()
+                .map(|vdi| (name_of(vdi), text_of(vdi.is_snapshot())))
+                .collect()),
+            Selection::Named(names) => {
+                let named = names.iter().map(|name| (name.clone(), String::new()));
+                Ok(named.collect())
+            }
+        }
+    }
+
+    async fn describe(&self, name: &[u8]) -> Result<Description, ExportError> {
+        let selector = self.resolve(name).await?;
+        let info = self.client.vdi(&selector).stat().await;
+        let info = info.map_err(|error| self.export_error(name, error))?;
+        Ok(Description {
+            size: info.size,
+            is_writable: is_writable(&selector, self.read_only),
+            text: text_of(info.is_snapshot()),
+        })
+    }
+
+    async fn contexts(
+        &self,
+        name: &[u8],
+        query: ContextQuery<'_>,
+    ) -> Result<Vec<Bytes>, ExportError> {
+        let mut found: Vec<Bytes> = DEPTH
+            .into_iter()
+            .filter(|context| query.matches(context))
+            .map(Bytes::from_static)
+            .collect();
+        let selector = self.resolve(name).await?;
+        if let ContextQuery::Exact(context) = query {
+            let base = find_base(&self.client, &selector, context).await;
+            if base
+                .map_err(|error| self.export_error(name, error))?
+                .is_some()
+            {
+                found.push(Bytes::copy_from_slice(context));
+            }
+            return Ok(found);
+        }
+        for vdi in self.all().await? {
+            if vdi.name != selector.name || !vdi.is_snapshot() || vdi.tag.is_empty() {
+                continue;
+            }
+            let named = CHANGED_SINCE.map(|prefix| [prefix, vdi.tag.as_bytes()].concat());
+            found.extend(
+                named
+                    .into_iter()
+                    .filter(|name| query.matches(name))
+                    .map(Bytes::from),
+            );
+        }
+        Ok(found)
+    }
+
+    async fn open(&self, name: &[u8]) -> Result<Arc<VolumeExport>, ExportError> {
+        let place = self.place(name);
+        let mut current = place.lock().await;
+        // What others did since the last client came: another size, another VDI.
+        let usable = match &*current {
+            None => false,
+            Some(attached) => match attached.volume.revalidate_header().await {
+                Ok(()) | Err(VolumeError::HeadReadOnly(_)) => true,
+                Err(VolumeError::Stale(_)) => false,
+                Err(error) => return Err(failed(name, &error)),
+            },
+        };
+        if !usable {
+            // Those who use the former one keep it, and get errors.
+            *current = Some(self.attach(name).await?);
+        }
+        let attached = current.as_ref().map(Arc::clone).expect("attached by now");
+        *attached.users() += 1;
+        drop(current);
+        Ok(Arc::new(VolumeExport {
+            client: self.client.clone(),
+            place,
+            attached,
+            detaching: self.detaching.clone(),
+        }))
+    }
+}
+
+impl Attached {
+    fn users(&self) -> std::sync::MutexGuard<'_, usize> {
+        self.users.lock().expect("counting does not panic")
+    }
+
+    /// Gives the volume back.
+    async fn close(&self) {
+        let name = self.volume.selector();
+        match self.volume.close().await {
+            Ok(()) => tracing::info!("detached {name}"),
+            Err(error) => {
+                tracing::error!("cannot close {name}: {}", Chain(&error));
+                if let Err(error) = self.volume.release_lock().await {
+                    tracing::error!("lock of {name} not released: {}", Chain(&error));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for VolumeExport {
+    fn drop(&mut self) {
+        let (place, attached) = (Arc::clone(&self.place), Arc::clone(&self.attached));
+        self.detaching.spawn(async move {
+            let mut current = place.lock().await;
+            let left = {
+                let mut users = attached.users();
+                *users -= 1;
+                *users
+            };
+            if left > 0 {
+                return;
+            }
+            attached.close().await;
+            if current
+                .as_ref()
+                .is_some_and(|now| Arc::ptr_eq(now, &attached))
+            {
+                *current = None;
+            }
+        });
+    }
+}
+
+impl Export for VolumeExport {
+    type Device = Volume;
+    type Context = VolumeContext;
+
+    fn device(&self) -> &Arc<Volume> {
+        &self.attached.volume
+    }
+
+    async fn open_context(&self, name: &[u8]) -> Result<Option<VolumeContext>, ExportError> {
+        if DEPTH.contains(&name) {
+            return Ok(Some(VolumeContext::Depth(Mutex::default())));
+        }
+        let selector = self.device().selector();
+        let opened = async {
+            match find_base(&self.client, selector, name).await? {
+                Some(base) => load_extent_map(&self.client, &base).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let map = opened.await.map_err(|error: VolumeError| {
+            let name = name.escape_ascii();
+            let why = Chain(&error);
+            ExportError::Failed(format!(
+                "the metadata context '{name}' cannot be read: {why}"
+            ))
+        })?;
+        Ok(map.map(VolumeContext::ChangedSince))
+    }
+
+    async fn revalidate(&self, range: Range<u64>) -> Result<(), VolumeError> {
+        self.device().revalidate_extents(range).await
+    }
+
+    async fn extents(
+        &self,
+        context: &VolumeContext,
+        range: Range<u64>,
+        max: usize,
+    ) -> Result<Vec<StatusExtent>, VolumeError> {
+        let volume = self.device();
+        match context {
+            VolumeContext::Depth(lineage) => {
+                let owned = volume.owned_extents(range.clone(), max).into_iter();
+                // After the extents: so it knows every owner among them.
+                let lineage = self.lineage(lineage).await?;
+                let depth = |owner| lineage.depth(owner);
+                let statuses = owned.map(|extent| (extent.end, extent.owner.map_or(0, depth)));
+                Ok(status_extents(range, statuses))
+            }
+            VolumeContext::ChangedSince(base) => {
+                let changed = volume.changed_extents(base, range.clone(), max).into_iter();
+                let statuses = changed.map(|extent| match extent.changed {
+                    true => (extent.end, CHANGED),
+                    false => (extent.end, 0),
+                });
+                Ok(status_extents(range, statuses))
+            }
+        }
+    }
+}
+
+impl VolumeExport {
+    /// What the volume descends from now; it moves with every snapshot.
+    async fn lineage(
+        &self,
+        known: &Mutex<Option<Arc<Lineage>>>,
+    ) -> Result<Arc<Lineage>, VolumeError> {
+        let head = self.device().info().vid;
+        let mut known = known.lock().await;
+        if let Some(lineage) = known.as_ref().filter(|lineage| lineage.head() == head) {
+            return Ok(Arc::clone(lineage));
+        }
+        let lineage = Arc::new(Lineage::load(&self.client, head).await?);
+        *known = Some(Arc::clone(&lineage));
+        Ok(lineage)
+    }
+}
+
+/// Ends and statuses as lengths and statuses.
+fn status_extents(
+    range: Range<u64>,
+    statuses: impl Iterator<Item = (u64, u32)>,
+) -> Vec<StatusExtent> {
+    let mut at = range.start;
+    statuses
+        .map(|(end, status)| {
+            let len = end - at;
+            at = end;
+            StatusExtent { len, status }
+        })
+        .collect()
+}

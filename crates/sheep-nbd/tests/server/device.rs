@@ -1,0 +1,130 @@
+//! A device in memory that tests can hold up and look into.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use sheepfs_vfs::volume::{BlockStatus, MemoryDevice};
+use sheepfs_vfs::{BlockDevice, VolumeError};
+use tokio::sync::Notify;
+
+/// Bytes of an object.
+pub(crate) const OBJECT_SIZE: u64 = 1 << 20;
+
+pub(crate) struct TestDevice {
+    memory: Arc<MemoryDevice>,
+    /// Reads at these offsets wait until they are released.
+    held: Mutex<BTreeMap<u64, Arc<Notify>>>,
+    flushes: AtomicUsize,
+    discards: Mutex<Vec<(u64, u64)>>,
+    /// Objects that take no space.
+    holes: Vec<u64>,
+}
+
+impl TestDevice {
+    /// `len` bytes, each the low byte of the number of its 512-byte sector plus one,
+    /// so that none is zero by chance.
+    pub(crate) fn new(len: usize) -> Arc<Self> {
+        Self::with_holes(len, &[])
+    }
+
+    /// The same, with objects that are holes.
+    pub(crate) fn with_holes(len: usize, holes: &[u64]) -> Arc<Self> {
+        let is_hole = |at: usize| holes.contains(&(at as u64 / OBJECT_SIZE));
+        let bytes = (0..len).map(|at| if is_hole(at) { 0 } else { byte_at(at as u64) });
+        Arc::new(Self {
+            memory: MemoryDevice::new(bytes.collect()),
+            held: Mutex::default(),
+            flushes: AtomicUsize::new(0),
+            discards: Mutex::default(),
+            holes: holes.to_vec(),
+        })
+    }
+
+    /// Holds up reads at `offset` until the answer is notified.
+    pub(crate) fn hold(&self, offset: u64) -> Arc<Notify> {
+        let notify = Arc::new(Notify::new());
+        self.held
+            .lock()
+            .unwrap()
+            .insert(offset, Arc::clone(&notify));
+        notify
+    }
+
+    pub(crate) fn flushes(&self) -> usize {
+        self.flushes.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn discards(&self) -> Vec<(u64, u64)> {
+        self.discards.lock().unwrap().clone()
+    }
+}
+
+/// What a fresh device has at an offset.
+pub(crate) fn byte_at(offset: u64) -> u8 {
+    u8::try_from(offset / 512 % 251 + 1).unwrap()
+}
+
+impl BlockDevice for TestDevice {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn object_size(&self) -> u64 {
+        OBJECT_SIZE
+    }
+
+    fn submit_read(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u32,
+        done: impl FnOnce(Result<Bytes, VolumeError>) + Send + 'static,
+    ) {
+        let held = self.held.lock().unwrap().remove(&offset);
+        let memory = Arc::clone(&self.memory);
+        match held {
+            None => memory.submit_read(offset, len, done),
+            Some(notify) => {
+                tokio::spawn(async move {
+                    notify.notified().await;
+                    memory.submit_read(offset, len, done);
+                });
+            }
+        }
+    }
+
+    fn submit_write(
+        self: &Arc<Self>,
+        offset: u64,
+        data: Bytes,
+        done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
+    ) {
+        self.memory.submit_write(offset, data, done);
+    }
+
+    async fn discard(self: &Arc<Self>, offset: u64, len: u64) -> Result<(), VolumeError> {
+        self.discards.lock().unwrap().push((offset, len));
+        self.memory.discard(offset, len).await
+    }
+
+    async fn flush(self: &Arc<Self>) -> Result<(), VolumeError> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn block_status(self: &Arc<Self>, offset: u64) -> Result<BlockStatus, VolumeError> {
+        if offset >= self.size() {
+            return Err(VolumeError::NoMoreData(offset));
+        }
+        let object = offset / OBJECT_SIZE;
+        Ok(BlockStatus {
+            allocated: !self.holes.contains(&object),
+            end: ((object + 1) * OBJECT_SIZE).min(self.size()),
+        })
+    }
+}

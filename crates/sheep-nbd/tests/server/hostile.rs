@@ -1,0 +1,112 @@
+//! Clients that break the rules lose their connection, and disturb nobody.
+
+use tokio::io::AsyncWriteExt as _;
+
+use super::TestServer;
+use super::device::{TestDevice, byte_at};
+use super::raw_client::*;
+
+fn server() -> TestServer<TestDevice> {
+    TestServer::start([("disk", TestDevice::new(64 << 20))])
+}
+
+#[tokio::test]
+async fn garbage_closes_a_connection_and_no_other_one() {
+    let server = server();
+    let mut honest = server.simple().await;
+
+    let mut client = RawClient::greeted(&server.socket).await;
+    client.send(&0xffu32.to_be_bytes()).await;
+    assert!(client.is_closed().await, "flags that were not offered");
+
+    let mut client = server.connect().await;
+    client.send(b"GET / HTTP/1.1\r\n\r\n").await;
+    assert!(client.is_closed().await, "no option");
+
+    let mut client = server.connect().await;
+    client.send(b"IHAVEOPT\0\0\0\x07\xff\xff\xff\xff").await;
+    assert!(client.is_closed().await, "an option of 4 GiB");
+
+    let mut client = server.simple().await;
+    client.send(&[0x41; 28]).await;
+    assert!(client.is_closed().await, "no request");
+
+    let mut client = server.simple().await;
+    client.request((WRITE, 0), 1, 0, u32::MAX, b"").await;
+    assert!(client.is_closed().await, "a payload of 4 GiB");
+
+    // A compact request where extended ones were negotiated.
+    let mut client = server.connect().await;
+    client.extended().await;
+    client.go("disk").await;
+    client.request((READ, 0), 1, 0, 512, b"\0\0\0\0").await;
+    assert!(client.is_closed().await, "the wrong style");
+
+    assert_eq!(honest.read(0, 512).await, [1; 512]);
+}
+
+#[tokio::test]
+async fn client_that_negotiates_without_end_is_dropped() {
+    let server = server();
+    let mut client = server.connect().await;
+    for _ in 0..1024 {
+        assert_eq!(client.outcome(99, b"").await, ERR_UNSUP);
+    }
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn client_that_goes_in_the_middle_of_a_message_disturbs_nobody() {
+    let server = server();
+    let mut honest = server.simple().await;
+    for len in [0, 3, 27] {
+        let mut client = server.simple().await;
+        let request = [&0x2560_9513u32.to_be_bytes()[..], &[0; 24]].concat();
+        client.send(&request[..len]).await;
+        client.0.shutdown().await.unwrap();
+        assert!(client.is_closed().await);
+    }
+    let mut client = server.simple().await;
+    client.request((WRITE, 0), 1, 0, 4096, b"only this").await;
+    drop(client);
+    // Half a payload is not written.
+    assert_eq!(honest.read(0, 512).await, [1; 512]);
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_their_replies_do_not_hold_up_others() {
+    let server = server();
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        let mut client = server.simple().await;
+        // 128 MiB each, of which 64 MiB may be in flight.
+        for cookie in 0..4 {
+            client.request((READ, 0), cookie, 0, 32 << 20, b"").await;
+        }
+        silent.push(client);
+    }
+    let mut honest = server.simple().await;
+    for offset in (0..64 << 20).step_by(1 << 20) {
+        assert_eq!(honest.read(offset, 512).await, [byte_at(offset); 512]);
+    }
+    // They may still read them.
+    let mut client = silent.remove(0);
+    let reply = client.reply().await;
+    assert_eq!(reply.error, 0);
+    assert_eq!(client.receive(512).await, [1; 512]);
+}
+
+#[tokio::test]
+async fn replies_of_a_client_that_has_gone_hold_nothing() {
+    let device = TestDevice::new(1 << 20);
+    let server = TestServer::start([("disk", device.clone())]);
+    let held = device.hold(4096);
+    let mut client = server.simple().await;
+    client.request((READ, 0), 1, 4096, 512, b"").await;
+    client.request((READ, 0), 2, 0, 512, b"").await;
+    assert_eq!(client.reply().await.cookie, 2);
+    drop(client);
+    held.notify_one();
+    server.server.shut_down();
+    server.server.drained().await;
+}
