@@ -15,7 +15,12 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ("sheepfs-fuse", &["sheepfs-vfs"]),
     (
         "sheep-cli",
-        &["sheepfs-vfs", "sheep-client", "sheep-proto", "sheep-embedded"],
+        &[
+            "sheepfs-vfs",
+            "sheep-client",
+            "sheep-proto",
+            "sheep-embedded",
+        ],
     ),
     (
         "sheepfs",
@@ -28,7 +33,10 @@ const MAY_USE: [(&str, &[&str]); 9] = [
             "sheep-embedded",
         ],
     ),
-    ("sheep-nbd", &["sheep-cli", "sheepfs-vfs", "sheep-client"]),
+    (
+        "sheep-nbd",
+        &["sheep-cli", "sheepfs-vfs", "sheep-client", "sheep-embedded"],
+    ),
     ("sheep-embedded", &["sheep-proto"]),
     ("tests", &["sheep-embedded"]),
     ("xtask", &["tests", "sheep-cli", "sheep-proto"]),
@@ -39,7 +47,13 @@ const ONLY_IN: [(&str, &[&str]); 4] = [
     ("fuser", &["sheepfs-fuse", "xtask"]),
     (
         "clap",
-        &["sheep-cli", "sheepfs", "sheep-nbd", "sheep-embedded", "xtask"],
+        &[
+            "sheep-cli",
+            "sheepfs",
+            "sheep-nbd",
+            "sheep-embedded",
+            "xtask",
+        ],
     ),
     (
         "anyhow",

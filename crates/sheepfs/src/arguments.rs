@@ -1,24 +1,15 @@
 //! Parses the command line and the environment into a [`Cli`].
 
-mod environment;
+mod merge;
 
 use std::ffi::OsString;
 
-use clap::Parser as _;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, Parser as _};
+use sheep_cli::environment::{PREFIX, argv_from_env};
+use sheep_cli::usage_error::{ParseExit, UsageError, parse_exit};
 
-use self::environment::{PREFIX, argv_from_env, merge};
+use self::merge::merge;
 use crate::cli::Cli;
-use crate::usage_error::UsageError;
-
-/// Why the program exits after parsing.
-#[derive(Debug)]
-pub(crate) enum ParseExit {
-    /// `--help` or `--version`: print this text and succeed.
-    Help(String),
-    /// A usage error.
-    Usage(UsageError),
-}
 
 /// Parses `arguments`, the program's name first. Options that are not given are
 /// taken from the environment.
@@ -33,7 +24,7 @@ pub(crate) fn parse(
         ))));
     }
     let given = Cli::try_parse_from(arguments).map_err(parse_exit)?;
-    let variables = argv_from_env(environment).map_err(ParseExit::Usage)?;
+    let variables = argv_from_env(&Cli::command(), environment).map_err(ParseExit::Usage)?;
     let fallback = Cli::try_parse_from(variables).map_err(|error| match parse_exit(error) {
         ParseExit::Usage(UsageError(text)) => ParseExit::Usage(UsageError(format!(
             "in the environment ({PREFIX}...): {text}"
@@ -107,35 +98,13 @@ fn looks_like_mount_options(word: &str) -> bool {
     !is_path && (word.contains(['=', ',']) || KNOWN.contains(&word))
 }
 
-/// Converts clap's error: help and version unchanged, a usage error as one line.
-pub(crate) fn parse_exit(error: clap::Error) -> ParseExit {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
-        return ParseExit::Help(error.to_string());
-    }
-    let text = error.to_string();
-    let lines = text.lines().take_while(|line| !line.trim().is_empty());
-    let message: Vec<_> = lines.map(str::trim).collect();
-    let mut message = message.join(" ");
-    if let Some(rest) = message.strip_prefix("error: ") {
-        message = rest.into();
-    }
-    if let Some(ContextValue::String(similar)) = error.get(ContextKind::SuggestedArg) {
-        message = format!("{message}; did you mean {similar}?");
-    }
-    ParseExit::Usage(UsageError(message))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
-    use clap::CommandFactory as _;
+    use sheep_cli::options::{ClusterOptions, Lock, LogFormat, ProcessOptions};
 
     use super::*;
-    use crate::cli::{Lock, LogFormat};
 
     pub(super) fn parse_with(line: &str, environment: &[(&str, &str)]) -> Result<Cli, String> {
         let arguments: Vec<_> = std::iter::once("sheepfs")
@@ -172,16 +141,25 @@ mod tests {
             ..Cli::default()
         };
         let address = || Cli {
-            address: Some("10.0.0.1".into()),
+            cluster: ClusterOptions {
+                address: Some("10.0.0.1".into()),
+                ..ClusterOptions::default()
+            },
             ..mnt()
         };
         let port = || Cli {
-            port: Some(7001),
+            cluster: ClusterOptions {
+                port: Some(7001),
+                ..ClusterOptions::default()
+            },
             ..mnt()
         };
         let cached = || Cli {
             page_cache: true,
-            foreground: true,
+            process: ProcessOptions {
+                foreground: true,
+                ..ProcessOptions::default()
+            },
             ..mnt()
         };
         // Command lines of the C program, and their meaning.
@@ -206,7 +184,10 @@ mod tests {
             (
                 "-kfp 7001 /mnt",
                 Cli {
-                    port: Some(7001),
+                    cluster: ClusterOptions {
+                        port: Some(7001),
+                        ..ClusterOptions::default()
+                    },
                     ..cached()
                 },
             ),
@@ -227,14 +208,20 @@ mod tests {
             (
                 "-d /mnt",
                 Cli {
-                    debug: true,
+                    process: ProcessOptions {
+                        debug: true,
+                        ..ProcessOptions::default()
+                    },
                     ..mnt()
                 },
             ),
             (
                 "--d /mnt",
                 Cli {
-                    debug: true,
+                    process: ProcessOptions {
+                        debug: true,
+                        ..ProcessOptions::default()
+                    },
                     ..mnt()
                 },
             ),
@@ -248,7 +235,10 @@ mod tests {
             (
                 "-f -- /mnt",
                 Cli {
-                    foreground: true,
+                    process: ProcessOptions {
+                        foreground: true,
+                        ..ProcessOptions::default()
+                    },
                     ..mnt()
                 },
             ),
@@ -270,14 +260,20 @@ mod tests {
             (
                 "-a ro /mnt",
                 Cli {
-                    address: Some("ro".into()),
+                    cluster: ClusterOptions {
+                        address: Some("ro".into()),
+                        ..ClusterOptions::default()
+                    },
                     ..mnt()
                 },
             ),
             (
                 "-aro,x /mnt",
                 Cli {
-                    address: Some("ro,x".into()),
+                    cluster: ClusterOptions {
+                        address: Some("ro,x".into()),
+                        ..ClusterOptions::default()
+                    },
                     ..mnt()
                 },
             ),
@@ -296,18 +292,24 @@ mod tests {
         );
         let expected = Cli {
             mountpoint: Some("/mnt".into()),
-            connections: Some(4),
-            retry_for: Some(5),
+            cluster: ClusterOptions {
+                connections: Some(4),
+                retry_for: Some(5),
+                lock: Some(Lock::Require),
+                read_only: true,
+                ..ClusterOptions::default()
+            },
             attach: vec!["a".into(), "b@c".into()],
             attach_all: true,
-            lock: Some(Lock::Require),
-            read_only: true,
             allow_other: true,
             uid: Some("107".into()),
             gid: Some("kvm".into()),
             umask: Some(0o27),
-            log_format: Some(LogFormat::Json),
-            pidfile: Some("run/x".into()),
+            process: ProcessOptions {
+                log_format: Some(LogFormat::Json),
+                pidfile: Some("run/x".into()),
+                ..ProcessOptions::default()
+            },
             ..Cli::default()
         };
         assert_eq!(all, expected);
@@ -316,10 +318,10 @@ mod tests {
     #[test]
     fn cli_embedded_directory_needs_equals_sign() {
         let in_memory = parsed("--embedded /mnt");
-        assert_eq!(in_memory.embedded, Some(None));
+        assert_eq!(in_memory.cluster.embedded, Some(None));
         assert_eq!(in_memory.mountpoint, Some("/mnt".into()));
         let kept = parsed("--embedded=data /mnt");
-        assert_eq!(kept.embedded, Some(Some(PathBuf::from("data"))));
+        assert_eq!(kept.cluster.embedded, Some(Some(PathBuf::from("data"))));
     }
 
     #[test]
@@ -359,7 +361,7 @@ mod tests {
             assert_eq!(error(line), expected, "{line}");
         }
         assert_eq!(
-            UsageError(error("-x")).to_string(),
+            UsageError(error("-x")).with_hint("sheepfs"),
             "unexpected argument '-x' found\nTry 'sheepfs --help' for help."
         );
     }

@@ -5,11 +5,12 @@ use std::env;
 use std::ffi::OsString;
 use std::process::{ExitCode, ExitStatus};
 
-use crate::arguments::{self, ParseExit};
+use sheep_cli::signals::Interrupted;
+use sheep_cli::usage_error::{ParseExit, UsageError};
+
+use crate::arguments;
 use crate::mount_helper::{self, RemountFailure};
-use crate::run::Interrupted;
 use crate::settings::Settings;
-use crate::usage_error::UsageError;
 
 /// Exit status of every failure on the command line.
 const FAILED: u8 = 1;
@@ -64,7 +65,7 @@ impl Invocation {
     /// Prints a usage error.
     pub(crate) fn usage_error(&self, error: &UsageError) -> ExitCode {
         match self {
-            Self::Cli => self.exit_with(FAILED, &error.to_string()),
+            Self::Cli => self.exit_with(FAILED, &error.with_hint("sheepfs")),
             // The hint at our `--help` does not apply to options of mount(8).
             Self::MountHelper(_) => self.exit_with(USAGE, &error.0),
         }
@@ -128,13 +129,20 @@ mod tests {
 
     use super::*;
 
+    fn interrupted() -> Interrupted {
+        Interrupted {
+            signal: "SIGTERM",
+            before: "the tree was mounted",
+        }
+    }
+
     #[test]
     fn exit_code_distinguishes_failures_for_mount_only() {
         let mount = Invocation::MountHelper("mount.sheepfs".into());
         assert_eq!(mount.exit_code(&anyhow!("no sheep")), 32);
-        assert_eq!(mount.exit_code(&Interrupted("SIGTERM").into()), 8);
+        assert_eq!(mount.exit_code(&interrupted().into()), 8);
         assert_eq!(Invocation::Cli.exit_code(&anyhow!("no sheep")), 1);
-        assert_eq!(Invocation::Cli.exit_code(&Interrupted("SIGTERM").into()), 1);
+        assert_eq!(Invocation::Cli.exit_code(&interrupted().into()), 1);
     }
 
     #[test]

@@ -6,21 +6,20 @@ use std::process::ExitCode;
 
 mod arguments;
 mod cli;
-mod daemon;
-mod embedded;
 mod invocation;
-mod logging;
 mod memory;
 mod mount_cli;
 mod mount_helper;
 mod mount_options;
-mod notify;
+mod mountpoint;
 mod run;
 mod settings;
-mod usage_error;
+mod status;
 
-use arguments::ParseExit;
-use daemon::ParentLink;
+use sheep_cli::daemon::{self, ParentLink};
+use sheep_cli::logging::{self, Logging};
+use sheep_cli::usage_error::ParseExit;
+
 use invocation::{Invocation, one_line};
 use settings::{Mode, Settings};
 
@@ -74,8 +73,18 @@ fn start(invocation: &Invocation, settings: &Settings, arguments: &[OsString]) -
 
 fn serve(settings: &Settings) -> anyhow::Result<()> {
     mount_helper::enter_namespace(settings.namespace.as_ref())?;
-    let mut parent = ParentLink::detach(settings.mode)?;
-    if let Some(notice) = logging::init(settings)? {
+    let is_daemon_child = settings.mode == Mode::DaemonChild;
+    let mut parent = ParentLink::detach("sheepfs", is_daemon_child)?;
+    let logging = Logging {
+        identity: c"sheepfs",
+        debug: settings.debug,
+        format: settings.log_format,
+        is_daemon_child,
+        // fuser reports replies after an unmount, which are harmless; errors that
+        // matter are returned.
+        quiet: Some("fuser"),
+    };
+    if let Some(notice) = logging::init(&logging)? {
         parent.add_notice(notice);
     }
     memory::prepare();

@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Parser as _;
 use nix::sched::{CloneFlags, setns};
+use sheep_cli::options::ClusterOptions;
+use sheep_cli::usage_error::{ParseExit, UsageError, parse_exit};
 use sheepfs_fuse::{MountedTree, RemountError};
 
-use crate::arguments::{self, ParseExit};
 use crate::cli::Cli;
 use crate::mount_cli::MountCli;
 use crate::mount_options::MountOptions;
 use crate::settings::{Mode, Settings};
-use crate::usage_error::UsageError;
 
 /// Prefix of the names of mount helpers.
 const PREFIX: &str = "mount.";
@@ -37,7 +37,7 @@ pub(crate) fn name(arguments: &[OsString]) -> Option<String> {
 /// Parses the arguments of mount(8). The environment is ignored, so that a line of
 /// fstab(5) has the same meaning for every user.
 pub(crate) fn settings(arguments: &[OsString]) -> Result<Settings, ParseExit> {
-    let given = MountCli::try_parse_from(arguments).map_err(arguments::parse_exit)?;
+    let given = MountCli::try_parse_from(arguments).map_err(parse_exit)?;
     let mut options = MountOptions::default();
     for list in &given.options {
         let read = options.read(list, given.sloppy, |_| false);
@@ -68,14 +68,17 @@ fn resolve(options: &MountOptions, directory: &Path) -> Result<Settings, ParseEx
     let mut words = vec![OsString::from("sheepfs")];
     words.extend(options.words.iter().cloned());
     words.extend(["--".into(), directory.into()]);
-    let cli = Cli::try_parse_from(words).map_err(|error| match arguments::parse_exit(error) {
+    let cli = Cli::try_parse_from(words).map_err(|error| match parse_exit(error) {
         ParseExit::Usage(UsageError(text)) => {
             ParseExit::Usage(UsageError(format!("in the mount options: {text}")))
         }
         shown @ ParseExit::Help(_) => shown,
     })?;
     let cli = Cli {
-        read_only: options.read_only.unwrap_or(false),
+        cluster: ClusterOptions {
+            read_only: options.read_only.unwrap_or(false),
+            ..cli.cluster
+        },
         ..cli
     };
     Settings::resolve(cli, |_| None).map_err(ParseExit::Usage)
@@ -233,7 +236,7 @@ pub(crate) fn enter_namespace(file: Option<&PathBuf>) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Cluster;
+    use sheep_cli::cluster::Cluster;
     use sheepfs_fuse::Access;
 
     fn words(line: &str) -> Vec<OsString> {
@@ -276,8 +279,8 @@ mod tests {
             "mount.sheepfs h1:7001,[::1] /mnt -s -n -v -o rw,noexec,allow_other,port=7002 \
              -o attach=a,umask=027,_netdev -t fuse.sheepfs",
         );
-        let Cluster::Running(addresses) = &settings.cluster else {
-            panic!("{:?}", settings.cluster);
+        let Cluster::Running(addresses) = &settings.cluster.cluster else {
+            panic!("{:?}", settings.cluster.cluster);
         };
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["h1:7001", "[::1]:7002"]);

@@ -3,9 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use sheep_cli::usage_error::UsageError;
 use sheepfs_fuse::unescape;
-
-use crate::usage_error::UsageError;
 
 /// Mount options that are options of the command line as well, with `_` for `-`.
 pub(crate) const OURS: [&str; 15] = [

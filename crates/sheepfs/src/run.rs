@@ -1,28 +1,26 @@
 //! Life cycle of a mount, from connecting to the cluster to releasing its locks.
 
-use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use nix::unistd::getpid;
-use sheep_client::{Client, ClientConfig, GatewayAddress};
+use sheep_cli::cluster::Cluster;
+use sheep_cli::daemon::ParentLink;
+use sheep_cli::pidfile::Pidfile;
+use sheep_cli::signals::Signals;
+use sheep_cli::{embedded, notify};
+use sheep_client::GatewayAddress;
 use sheep_embedded::Server;
-use sheep_proto::ResultCode;
 use sheepfs_fuse::{Mount, MountConfig, check_mountable, mount, prefault_thread};
 use sheepfs_vfs::Tree;
 use tokio::runtime::{self, Handle};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
-use crate::daemon::ParentLink;
-use crate::embedded::{self, TempMountpoint};
 use crate::memory;
-use crate::notify;
-use crate::settings::{Cluster, Settings};
+use crate::mountpoint::TempMountpoint;
+use crate::settings::Settings;
+use crate::status::{status, status_loop};
 
 /// Worker threads of the runtime. They are mostly idle: responses are completed on
 /// the threads that read them.
@@ -59,7 +57,7 @@ pub(crate) fn mount_and_serve(settings: &Settings, parent: &ParentLink) -> anyho
 }
 
 async fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new("the tree was mounted")?;
     let running = RunningMount::start(settings, &mut signals).await?;
     tracing::info!(
         "{} is mounted on {}",
@@ -69,8 +67,8 @@ async fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
     if !settings.tree.read_only {
         memory::warn_unless_io_flusher();
     }
-    let status = notify::status(&running.tree).await;
-    if let Err(error) = parent.ready(&status) {
+    let now = status(&running.tree).await;
+    if let Err(error) = parent.ready(&now) {
         return running.end().await.and(Err(error));
     }
 
@@ -79,13 +77,13 @@ async fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
             tracing::info!("unmounted");
             ended.map_err(Into::into)
         }
-        () = notify::status_loop(&running.tree, status) => unreachable!("status_loop never returns"),
+        () = status_loop(&running.tree, now) => unreachable!("status_loop never returns"),
         name = signals.next() => {
             tracing::info!("{name}: unmounting");
             Ok(())
         }
     };
-    notify::stopping();
+    notify::stopping("Unmounting and releasing locks");
     tokio::select! {
         end = running.end() => result.and(end),
         name = signals.next() => {
@@ -110,14 +108,14 @@ impl RunningMount {
     /// Connects, attaches and mounts. Checks that need no cluster come first.
     async fn start(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Self> {
         // An embedded sheep gets a mountpoint if there is none.
-        let temp_mountpoint = match settings.cluster {
+        let temp_mountpoint = match settings.cluster.cluster {
             Cluster::Embedded(_) => TempMountpoint::make(&settings.mountpoint)?,
             Cluster::Running(_) => None,
         };
         // Fail early if mounting is impossible.
         check_mountable(&settings.mountpoint, settings.access)?;
         // Start the embedded sheep, if any, and connect.
-        let (server, addresses) = match &settings.cluster {
+        let (server, addresses) = match &settings.cluster.cluster {
             Cluster::Running(addresses) => (None, addresses.clone()),
             Cluster::Embedded(directory) => {
                 let server = embedded::start(directory.as_deref()).await?;
@@ -126,7 +124,7 @@ impl RunningMount {
             }
         };
         let client = signals
-            .unless_interrupted(connect(settings, addresses))
+            .unless_interrupted(settings.cluster.connect(addresses))
             .await?;
         if server.is_some() {
             embedded::create_demo_volume(&client).await?;
@@ -266,111 +264,4 @@ async fn with_timeout(what: &str, limit: Duration, work: impl Future<Output = ()
         tracing::warn!("{what} took more than {} s: skipped", limit.as_secs());
     }
     ended
-}
-
-async fn connect(settings: &Settings, addresses: Vec<GatewayAddress>) -> anyhow::Result<Client> {
-    let mut config = ClientConfig::with_addresses(addresses);
-    config.connections = settings.connections;
-    config.retry_for = settings.retry_for;
-    let client = Client::connect(config).await?;
-    let status = client.cluster().history().await?.status;
-    if matches!(status, ResultCode::WaitForFormat | ResultCode::NotFormatted) {
-        bail!(
-            "the cluster of sheep {} is not formatted yet: see `dog cluster format`",
-            client.address()
-        );
-    }
-    Ok(client)
-}
-
-/// A signal arrived before the tree was served.
-#[derive(Debug)]
-pub(crate) struct Interrupted(pub(crate) &'static str);
-
-impl fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ended by {} before the tree was mounted", self.0)
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
-/// Signals that cause a clean shutdown.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Option<Signal>,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let hangup = if hangup_is_ignored() {
-            None
-        } else {
-            Some(signal(SignalKind::hangup())?)
-        };
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup,
-        })
-    }
-
-    /// Runs `work` until it completes or a signal arrives.
-    async fn unless_interrupted<T>(
-        &mut self,
-        work: impl Future<Output = anyhow::Result<T>>,
-    ) -> anyhow::Result<T> {
-        tokio::select! {
-            result = work => result,
-            name = self.next() => Err(Interrupted(name).into()),
-        }
-    }
-
-    /// Waits for a signal and returns its name.
-    async fn next(&mut self) -> &'static str {
-        let hangup = async {
-            match &mut self.hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = hangup => "SIGHUP",
-        }
-    }
-}
-
-/// True if SIGHUP was ignored at start, as nohup(1) does.
-fn hangup_is_ignored() -> bool {
-    let hangup = 1_u64 << (nix::sys::signal::Signal::SIGHUP as u32 - 1);
-    fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| {
-            let mask = status
-                .lines()
-                .find_map(|line| line.strip_prefix("SigIgn:"))?;
-            u64::from_str_radix(mask.trim(), 16).ok()
-        })
-        .is_some_and(|ignored| ignored & hangup != 0)
-}
-
-/// The file given with --pidfile.
-#[derive(Debug)]
-struct Pidfile(PathBuf);
-
-impl Pidfile {
-    fn write(path: &Path) -> anyhow::Result<Self> {
-        fs::write(path, format!("{}\n", getpid()))
-            .with_context(|| format!("cannot write --pidfile {}", path.display()))?;
-        Ok(Self(path.into()))
-    }
-
-    fn remove(&self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            tracing::warn!("cannot remove {}: {error}", self.0.display());
-        }
-    }
 }

@@ -2,23 +2,16 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use nix::unistd::{Group, User, getegid, geteuid};
-use sheep_client::GatewayAddress;
-use sheep_client::config::{DEFAULT_CONNECTIONS, DEFAULT_RETRY_FOR};
+use sheep_cli::cluster::{Cluster, ClusterSettings, absolute};
+use sheep_cli::options::LogFormat;
+use sheep_cli::usage_error::UsageError;
 use sheepfs_fuse::Access;
-use sheepfs_vfs::{LockMode, TreeConfig};
+use sheepfs_vfs::TreeConfig;
 
-use crate::cli::{Cli, Lock, LogFormat, PORT_RANGE};
-use crate::usage_error::UsageError;
-
-const DEFAULT_HOST: &str = "127.0.0.1";
-const DEFAULT_PORT: u16 = 7000;
-/// Variables that `dog` uses as well.
-const DOG_ADDRESS: &str = "SHEEPDOG_DOG_ADDR";
-const DOG_PORT: &str = "SHEEPDOG_DOG_PORT";
+use crate::cli::Cli;
 
 /// Settings of the program. All paths are absolute.
 #[derive(Clone, Debug)]
@@ -26,9 +19,7 @@ pub(crate) struct Settings {
     pub(crate) mode: Mode,
     pub(crate) debug: bool,
     pub(crate) log_format: LogFormat,
-    pub(crate) cluster: Cluster,
-    pub(crate) connections: usize,
-    pub(crate) retry_for: Duration,
+    pub(crate) cluster: ClusterSettings,
     pub(crate) tree: TreeConfig,
     /// `NAME` or `NAME@TAG` of each.
     pub(crate) attach: Vec<Vec<u8>>,
@@ -59,15 +50,6 @@ pub(crate) enum Mode {
     DryRun,
 }
 
-/// The cluster to mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cluster {
-    /// A running cluster; addresses to try, at least one.
-    Running(Vec<GatewayAddress>),
-    /// A sheep in this process, with its data in a directory or in memory.
-    Embedded(Option<PathBuf>),
-}
-
 impl Settings {
     /// Checks `cli`. Only dog's variables are read from `environment`.
     ///
@@ -81,36 +63,28 @@ impl Settings {
         let Some(mountpoint) = cli.mountpoint.clone() else {
             return usage_error("no MOUNTPOINT given");
         };
-        let mode = if cli.foreground || cli.debug {
-            Mode::Foreground
-        } else {
-            Mode::Background
+        let mode = match cli.process.is_background() {
+            true => Mode::Background,
+            false => Mode::Foreground,
         };
-        if mode == Mode::Background && cli.log_format.is_some() {
+        let cluster = ClusterSettings::resolve(&cli.cluster, environment)?;
+        if mode == Mode::Background && cli.process.log_format.is_some() {
             return usage_error("--log-format is for the foreground: add -f");
         }
         // Every other option has its value or its default.
         Ok(Self {
             mode,
-            debug: cli.debug,
-            log_format: cli.log_format.unwrap_or(LogFormat::Text),
-            cluster: cluster(&cli, environment)?,
-            connections: cli.connections.map_or(DEFAULT_CONNECTIONS, usize::from),
-            retry_for: cli.retry_for.map_or(DEFAULT_RETRY_FOR, |seconds| {
-                Duration::from_secs(seconds.into())
-            }),
+            debug: cli.process.debug,
+            log_format: cli.process.log_format.unwrap_or(LogFormat::Text),
             tree: TreeConfig::default()
                 .with_page_cache(cli.page_cache)
                 .with_object_cache(cli.object_cache)
-                .with_read_only(cli.read_only)
-                .with_lock(match cli.lock {
-                    None | Some(Lock::Auto) => LockMode::Auto,
-                    Some(Lock::Require) => LockMode::Require,
-                    Some(Lock::Off) => LockMode::Off,
-                }),
+                .with_read_only(cluster.read_only)
+                .with_lock(cluster.lock),
+            cluster,
             attach: cli.attach.into_iter().map(OsString::into_vec).collect(),
             // The embedded sheep's volumes are what it was started for.
-            attach_all: cli.attach_all || cli.embedded.is_some(),
+            attach_all: cli.attach_all || cli.cluster.embedded.is_some(),
             mountpoint: absolute("MOUNTPOINT", &mountpoint)?,
             source: None,
             no_exec: false,
@@ -134,7 +108,7 @@ impl Settings {
                 })?,
             },
             umask: cli.umask.unwrap_or(0),
-            pidfile: match cli.pidfile {
+            pidfile: match cli.process.pidfile {
                 None => None,
                 Some(path) => Some(absolute("--pidfile", &path)?),
             },
@@ -148,7 +122,7 @@ impl Settings {
         let escape = |name: &Vec<u8>| name.escape_ascii().to_string();
         let mut attach: Vec<_> = self.attach.iter().map(escape).collect();
         attach.sort();
-        let addresses = match &self.cluster {
+        let addresses = match &self.cluster.cluster {
             Cluster::Running(addresses) => addresses.iter().map(ToString::to_string).collect(),
             Cluster::Embedded(_) => Vec::new(),
         };
@@ -157,14 +131,14 @@ impl Settings {
             ("addresses", addresses.join(",")),
             ("attach", format!("{attach:?}")),
             ("attach_all", self.attach_all.to_string()),
-            ("connections", self.connections.to_string()),
+            ("connections", self.cluster.connections.to_string()),
             ("gid", self.gid.to_string()),
             ("lock", format!("{:?}", self.tree.lock)),
             ("objectcache", self.tree.object_cache.to_string()),
             ("pagecache", self.tree.page_cache.to_string()),
             ("pidfile", format!("{:?}", self.pidfile)),
             ("read_only", self.tree.read_only.to_string()),
-            ("retry_for", self.retry_for.as_secs().to_string()),
+            ("retry_for", self.cluster.retry_for.as_secs().to_string()),
             ("sync", self.tree.write_through.to_string()),
             ("uid", self.uid.to_string()),
             ("umask", format!("{:03o}", self.umask)),
@@ -174,52 +148,6 @@ impl Settings {
 
 fn usage_error<T>(text: impl Into<String>) -> Result<T, UsageError> {
     Err(UsageError(text.into()))
-}
-
-fn cluster(
-    cli: &Cli,
-    environment: impl Fn(&str) -> Option<OsString>,
-) -> Result<Cluster, UsageError> {
-    if let Some(directory) = &cli.embedded {
-        return Ok(Cluster::Embedded(match directory {
-            Some(path) => Some(absolute("--embedded", path)?),
-            None => None,
-        }));
-    }
-    let dog = |variable| {
-        let value = environment(variable).filter(|value| !value.is_empty());
-        value.map(|value| value.to_string_lossy().into_owned())
-    };
-    let port = match (cli.port, dog(DOG_PORT)) {
-        (Some(port), _) => port,
-        (None, None) => DEFAULT_PORT,
-        (None, Some(text)) => match text.parse() {
-            Ok(port) if port != 0 => port,
-            _ => return usage_error(format!("{DOG_PORT} is '{text}': {PORT_RANGE}")),
-        },
-    };
-    let (from, list) = match (&cli.address, dog(DOG_ADDRESS)) {
-        (Some(list), _) => ("--address", list.clone()),
-        (None, Some(list)) => (DOG_ADDRESS, list),
-        (None, None) => ("--address", DEFAULT_HOST.into()),
-    };
-    let addresses: Result<Vec<_>, _> = list
-        .split(',')
-        .map(|text| GatewayAddress::parse(text.trim(), port))
-        .collect();
-    match addresses {
-        Ok(addresses) => Ok(Cluster::Running(addresses)),
-        Err(error) => usage_error(format!("{from}: {error}")),
-    }
-}
-
-/// Makes a path absolute, because the daemon child works in `/`.
-fn absolute(option: &str, path: &Path) -> Result<PathBuf, UsageError> {
-    if path.as_os_str().is_empty() {
-        return usage_error(format!("{option} is empty"));
-    }
-    std::path::absolute(path)
-        .or_else(|error| usage_error(format!("{option} {}: {error}", path.display())))
 }
 
 /// Parses a numeric id, or looks up a name.
@@ -241,6 +169,10 @@ fn id(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use sheepfs_vfs::LockMode;
+
     use super::*;
     use crate::arguments;
 
@@ -259,7 +191,7 @@ mod tests {
     }
 
     fn addresses(line: &str, environment: &[(&str, &str)]) -> Vec<String> {
-        match resolve(line, environment).unwrap().cluster {
+        match resolve(line, environment).unwrap().cluster.cluster {
             Cluster::Running(addresses) => addresses.iter().map(ToString::to_string).collect(),
             Cluster::Embedded(_) => panic!("not embedded"),
         }
@@ -273,7 +205,7 @@ mod tests {
         assert_eq!(settings.access, Access::Default);
         assert_eq!(settings.tree.lock, LockMode::Auto);
         assert!(!settings.tree.page_cache && !settings.tree.object_cache && !settings.attach_all);
-        assert_eq!(settings.retry_for, Duration::from_secs(60));
+        assert_eq!(settings.cluster.retry_for, Duration::from_secs(60));
         assert_eq!((settings.uid, settings.umask), (geteuid().as_raw(), 0));
     }
 
@@ -287,8 +219,8 @@ mod tests {
 
     #[test]
     fn settings_precedence_is_flag_then_sheepfs_then_dog() {
-        let dog = (DOG_ADDRESS, "dog");
-        let dog_port = (DOG_PORT, "7300");
+        let dog = ("SHEEPDOG_DOG_ADDR", "dog");
+        let dog_port = ("SHEEPDOG_DOG_PORT", "7300");
         let ours = ("SHEEPFS_ADDRESS", "ours");
         let ours_port = ("SHEEPFS_PORT", "7200");
         type Environment = [(&'static str, &'static str)];
@@ -330,7 +262,7 @@ mod tests {
             "--address: '' has no host name or address"
         );
         assert_eq!(
-            error("/mnt", &[(DOG_PORT, "x")]),
+            error("/mnt", &[("SHEEPDOG_DOG_PORT", "x")]),
             "SHEEPDOG_DOG_PORT is 'x': a port is a number from 1 to 65535"
         );
         assert_eq!(
@@ -355,14 +287,17 @@ mod tests {
         let settings = resolve("--embedded=data --pidfile run/pid mnt", &[]).unwrap();
         assert_eq!(settings.mountpoint, here.join("mnt"));
         assert_eq!(settings.pidfile, Some(here.join("run/pid")));
-        assert_eq!(settings.cluster, Cluster::Embedded(Some(here.join("data"))));
+        assert_eq!(
+            settings.cluster.cluster,
+            Cluster::Embedded(Some(here.join("data")))
+        );
     }
 
     #[test]
     fn settings_debug_is_foreground_and_embedded_attaches_all() {
         assert_eq!(resolve("-d /mnt", &[]).unwrap().mode, Mode::Foreground);
         let settings = resolve("--embedded /mnt", &[]).unwrap();
-        assert_eq!(settings.cluster, Cluster::Embedded(None));
+        assert_eq!(settings.cluster.cluster, Cluster::Embedded(None));
         assert!(settings.attach_all);
     }
 

@@ -11,12 +11,6 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../src/mount_options.rs"]
 mod mount_options;
 
-/// Stands for the program's module of this name.
-mod usage_error {
-    #[derive(Debug)]
-    pub(crate) struct UsageError(pub(crate) String);
-}
-
 fuzz_target!(|input: &[u8]| {
     for sloppy in [false, true] {
         let mut options = mount_options::MountOptions::default();

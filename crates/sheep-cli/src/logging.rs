@@ -11,48 +11,51 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, fmt};
 
-use crate::cli::LogFormat;
-use crate::settings::{Mode, Settings};
+use crate::options::LogFormat;
 
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 const SYSLOG_SOCKET: &str = "/dev/log";
 /// Notice for the user if there is neither journald nor syslogd.
 const NO_LOG: &str = "there is neither journald nor syslogd here: from now on nothing is logged \
                       (use -f to have the log on standard error)";
-const IDENTITY: &CStr = c"sheepfs";
-/// Target of fuser's log lines. They report replies after an unmount, which are
-/// harmless; errors that matter are returned.
-const FUSER: &str = "fuser";
 /// Prefix of the log targets of our crates.
 const OURS: &str = "sheep";
+
+/// What to log, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Logging {
+    /// Identity for syslog.
+    pub identity: &'static CStr,
+    /// Log every request.
+    pub debug: bool,
+    /// Form of the lines on standard error.
+    pub format: LogFormat,
+    /// Log to journald or syslog.
+    pub is_daemon_child: bool,
+    /// Log target whose warnings are only logged with `debug`.
+    pub quiet: Option<&'static str>,
+}
 
 /// Sends log lines to standard error in the foreground, else to journald or,
 /// where there is none, to syslog. If there is neither, returns a notice to print.
 ///
 /// # Errors
 /// When logging was set up before.
-pub(crate) fn init(settings: &Settings) -> anyhow::Result<Option<&'static str>> {
-    let level = if settings.debug {
+pub fn init(logging: &Logging) -> anyhow::Result<Option<&'static str>> {
+    let level = if logging.debug {
         Level::DEBUG
     } else {
         Level::INFO
     };
-    let filter = Targets::new()
+    let mut filter = Targets::new()
         .with_default(LevelFilter::WARN)
-        .with_target(
-            FUSER,
-            if settings.debug {
-                LevelFilter::WARN
-            } else {
-                LevelFilter::OFF
-            },
-        )
         .with_target(OURS, level);
-    let (layer, notice) = match settings.mode {
-        Mode::DaemonChild => to_system_log(),
-        Mode::Foreground | Mode::Background | Mode::DryRun => {
-            (to_stderr(settings.log_format), None)
-        }
+    if let Some(quiet) = logging.quiet.filter(|_| !logging.debug) {
+        filter = filter.with_target(quiet, LevelFilter::OFF);
+    }
+    let (layer, notice) = match logging.is_daemon_child {
+        true => to_system_log(logging.identity),
+        false => (to_stderr(logging.format), None),
     };
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))
@@ -73,13 +76,13 @@ fn to_stderr(format: LogFormat) -> BoxedLayer {
     }
 }
 
-fn to_system_log() -> (BoxedLayer, Option<&'static str>) {
+fn to_system_log(identity: &'static CStr) -> (BoxedLayer, Option<&'static str>) {
     if Path::new(JOURNAL_SOCKET).exists()
         && let Ok(journal) = tracing_journald::layer()
     {
         return (journal.boxed(), None);
     }
-    let syslog = Syslog::new(IDENTITY, Options::LOG_PID, Facility::Daemon)
+    let syslog = Syslog::new(identity, Options::LOG_PID, Facility::Daemon)
         .expect("logging is initialised once per process")
         .invalid_chars(InvalidCharAction::Remove);
     // Syslog adds the time, and the level is the line's priority.
@@ -92,7 +95,7 @@ fn to_system_log() -> (BoxedLayer, Option<&'static str>) {
     if Path::new(SYSLOG_SOCKET).exists() {
         return (syslog.boxed(), None);
     }
-    // A syslogd that starts later is used. Until the tree is served, warnings also go
+    // A syslogd that starts later is used. Until the service is ready, warnings also go
     // to standard error, which the child shares with the command. The command prints
     // the error of a failed start itself.
     let early = fmt::layer()

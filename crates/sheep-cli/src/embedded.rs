@@ -1,8 +1,6 @@
 //! `--embedded`: a sheep in this process, with a demo volume.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use sheep_client::{Client, GatewayAddress, NewVdi};
@@ -16,7 +14,7 @@ const DEMO_VOLUME: (&str, u64) = ("demo", 1 << 30);
 ///
 /// # Errors
 /// When the directory cannot be used, or holds something else.
-pub(crate) async fn start(directory: Option<&Path>) -> anyhow::Result<Server> {
+pub async fn start(directory: Option<&Path>) -> anyhow::Result<Server> {
     let store = directory.map_or(StoreKind::Memory, |path| StoreKind::Directory(path.into()));
     let server = Server::start(Config::new(store))
         .await
@@ -30,12 +28,12 @@ pub(crate) async fn start(directory: Option<&Path>) -> anyhow::Result<Server> {
 }
 
 /// Address for clients.
-pub(crate) fn address(server: &Server) -> GatewayAddress {
+pub fn address(server: &Server) -> GatewayAddress {
     server.local_address().into()
 }
 
 /// Stops the sheep and makes its data durable.
-pub(crate) async fn stop(server: Server) {
+pub async fn stop(server: Server) {
     if let Err(error) = server.shutdown().await {
         tracing::error!("the embedded sheep's data may not be on disk: {error}");
     }
@@ -45,7 +43,7 @@ pub(crate) async fn stop(server: Server) {
 ///
 /// # Errors
 /// The sheep's.
-pub(crate) async fn create_demo_volume(client: &Client) -> anyhow::Result<()> {
+pub async fn create_demo_volume(client: &Client) -> anyhow::Result<()> {
     if !client.cluster().list_vids().await?.is_empty() {
         return Ok(());
     }
@@ -58,36 +56,4 @@ pub(crate) async fn create_demo_volume(client: &Client) -> anyhow::Result<()> {
         .with_context(|| format!("cannot create volume {name}"))?;
     tracing::info!("created volume {name} of {} MiB", size >> 20);
     Ok(())
-}
-
-/// A mountpoint created by this process; dropping it removes the directory.
-#[derive(Debug)]
-pub(crate) struct TempMountpoint(PathBuf);
-
-impl TempMountpoint {
-    /// Creates `path`; `None` if it exists.
-    ///
-    /// # Errors
-    /// If it cannot be created.
-    pub(crate) fn make(path: &Path) -> anyhow::Result<Option<Self>> {
-        match fs::create_dir(path) {
-            Ok(()) => Ok(Some(Self(path.into()))),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => anyhow::bail!(
-                "cannot make mountpoint {}: its parent does not exist: make it with `mkdir -p`",
-                path.display()
-            ),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot make mountpoint {}", path.display()))
-            }
-        }
-    }
-}
-
-impl Drop for TempMountpoint {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            tracing::warn!("cannot remove mountpoint {}: {error}", self.0.display());
-        }
-    }
 }

@@ -1,8 +1,8 @@
-//! Daemonization that reports the outcome of the mount.
+//! Daemonization that reports whether the start succeeded.
 //!
 //! The command spawns the same program again with stdout on a pipe and waits for
-//! one line: `ready` or `failed`. So the exit status of the command is that of the
-//! mount, and nothing is forked.
+//! one line: `ready` or `failed`. So the exit status of the command tells whether
+//! the service runs, and nothing is forked.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,11 +16,10 @@ use anyhow::Context as _;
 use nix::unistd::{dup2_stderr, dup2_stdout, setsid};
 
 use crate::notify;
-use crate::settings::Mode;
 
-/// Prefix of the line sent when the tree is served; the status follows.
+/// Prefix of the line sent when the service is ready; the status follows.
 const READY: &str = "ready ";
-/// Prefix of the line sent when mounting failed; the reason follows.
+/// Prefix of the line sent when the start failed; the reason follows.
 const FAILED: &str = "failed ";
 /// Maximum length of the line.
 const LONGEST_LINE: u64 = 64 << 10;
@@ -30,11 +29,16 @@ const FLAG: &str = "--in-background";
 /// first one of sd_listen_fds(3).
 const FIRST_FD: RawFd = 3;
 
-/// Why no daemon serves the tree.
+/// Why no daemon is ready.
 #[derive(Debug)]
-pub(crate) enum SpawnError {
+pub enum SpawnError {
     /// The child ended before it was ready.
-    Ended { status: ExitStatus, reason: String },
+    Ended {
+        /// Its exit status.
+        status: ExitStatus,
+        /// The reason it sent.
+        reason: String,
+    },
     /// The child could not be started or read from.
     System(anyhow::Error),
 }
@@ -46,7 +50,7 @@ impl From<anyhow::Error> for SpawnError {
 }
 
 /// Removes the flag from `arguments`; true if it was there.
-pub(crate) fn take_flag(arguments: &mut Vec<OsString>) -> bool {
+pub fn take_flag(arguments: &mut Vec<OsString>) -> bool {
     let there = arguments.get(1).is_some_and(|word| word == FLAG);
     if there {
         arguments.remove(1);
@@ -54,11 +58,11 @@ pub(crate) fn take_flag(arguments: &mut Vec<OsString>) -> bool {
     there
 }
 
-/// Spawns the daemon child and waits until it serves the tree.
+/// Spawns the daemon child and waits until it is ready.
 ///
 /// # Errors
 /// `Ended` with the reason the child sent, `System` if it cannot be started.
-pub(crate) fn start(arguments: &[OsString]) -> Result<(), SpawnError> {
+pub fn start(arguments: &[OsString]) -> Result<(), SpawnError> {
     let mut child = spawn(arguments)?;
     let mut line = String::new();
     if let Some(output) = child.stdout.take() {
@@ -77,7 +81,7 @@ pub(crate) fn start(arguments: &[OsString]) -> Result<(), SpawnError> {
         .context("cannot wait for the background process")?;
     let reason = match line.strip_prefix(FAILED) {
         Some(reason) => reason.to_owned(),
-        None => format!("the background process ended before it served the tree: {status}"),
+        None => format!("the background process ended before it was ready: {status}"),
     };
     Err(SpawnError::Ended { status, reason })
 }
@@ -101,7 +105,7 @@ fn spawn(arguments: &[OsString]) -> anyhow::Result<Child> {
 }
 
 /// The descriptors that a service manager passed on purpose: sd_listen_fds(3).
-fn passed_fds(environment: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<RawFd> {
+pub fn passed_fds(environment: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<RawFd> {
     let number = |name| environment(name).and_then(|text| text.parse::<u32>().ok());
     // Variables left over from a parent that is a service itself name its own
     // descriptors, not ours.
@@ -112,11 +116,12 @@ fn passed_fds(environment: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<Raw
     (FIRST_FD..).take(count.unwrap_or(0).into()).collect()
 }
 
-/// Where this process reports that it serves the tree: the parent of a daemon child,
-/// or the service manager.
+/// Where this process reports that it is ready: the parent of a daemon child, or the
+/// service manager.
 #[derive(Debug)]
-pub(crate) struct ParentLink {
-    mode: Mode,
+pub struct ParentLink {
+    program: &'static str,
+    is_daemon_child: bool,
     notice: Option<&'static str>,
 }
 
@@ -126,28 +131,32 @@ impl ParentLink {
     ///
     /// # Errors
     /// When the system refuses.
-    pub(crate) fn detach(mode: Mode) -> anyhow::Result<Self> {
-        if mode == Mode::DaemonChild {
+    pub fn detach(program: &'static str, is_daemon_child: bool) -> anyhow::Result<Self> {
+        if is_daemon_child {
             setsid().context("cannot leave the terminal's session")?;
             env::set_current_dir("/").context("cannot leave the working directory")?;
         }
-        Ok(Self { mode, notice: None })
+        Ok(Self {
+            program,
+            is_daemon_child,
+            notice: None,
+        })
     }
 
-    /// Adds a notice to print on standard error when the tree is served.
-    pub(crate) fn add_notice(&mut self, notice: &'static str) {
+    /// Adds a notice to print on standard error when the service is ready.
+    pub fn add_notice(&mut self, notice: &'static str) {
         self.notice = Some(notice);
     }
 
-    /// Reports that the tree is served, and closes the terminal.
+    /// Reports that the service is ready, and closes the terminal.
     ///
     /// # Errors
     /// If the parent has ended, because it was interrupted.
-    pub(crate) fn ready(&self, status: &str) -> anyhow::Result<()> {
+    pub fn ready(&self, status: &str) -> anyhow::Result<()> {
         if let Some(notice) = self.notice {
-            eprintln!("sheepfs: {notice}");
+            eprintln!("{}: {notice}", self.program);
         }
-        if self.mode == Mode::DaemonChild {
+        if self.is_daemon_child {
             write_line(READY, status)
                 .context("the command that started the background process is gone")?;
             let null = OpenOptions::new()
@@ -163,8 +172,8 @@ impl ParentLink {
     }
 }
 
-/// Sends the reason for a failed mount to the parent, in one line.
-pub(crate) fn report_failure(reason: &str) {
+/// Sends the reason for a failed start to the parent, in one line.
+pub fn report_failure(reason: &str) {
     if let Err(error) = write_line(FAILED, reason) {
         tracing::debug!("the command that started the background process is gone: {error}");
     }

@@ -1,42 +1,17 @@
-//! Notifications to systemd, if it started this process: sd_notify(3).
+//! The line shown by `systemctl status`.
 
-use std::env;
 use std::time::Duration;
 
-use sd_notify::NotifyState;
+use sheep_cli::notify;
 use sheepfs_vfs::{Chain, Ino, Tree};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Interval at which the line shown by `systemctl status` is updated.
+/// Interval at which the line is updated.
 const STATUS_PERIOD: Duration = Duration::from_secs(2);
-
-/// Reports that this process serves the tree.
-pub(crate) fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
-}
-
-/// Reports that process `pid` serves the tree and is the main process from now on.
-/// It cannot do so itself, because systemd accepts notifications only from the
-/// process it started until that one sends MAINPID.
-pub(crate) fn notify_main_pid(pid: u32, status: &str) {
-    notify(&[
-        NotifyState::MainPid(pid),
-        NotifyState::Ready,
-        NotifyState::Status(status),
-    ]);
-}
-
-/// Reports that shutdown has begun.
-pub(crate) fn stopping() {
-    notify(&[
-        NotifyState::Stopping,
-        NotifyState::Status("Unmounting and releasing locks"),
-    ]);
-}
 
 /// Sends the status whenever it differs from `last`; never returns.
 pub(crate) async fn status_loop(tree: &Tree, mut last: String) {
-    if env::var_os("NOTIFY_SOCKET").is_none() {
+    if !notify::is_enabled() {
         return std::future::pending().await;
     }
     let mut ticks = interval(STATUS_PERIOD);
@@ -45,7 +20,7 @@ pub(crate) async fn status_loop(tree: &Tree, mut last: String) {
         ticks.tick().await;
         let now = status(tree).await;
         if now != last {
-            notify(&[NotifyState::Status(&now)]);
+            notify::status(&now);
             last = now;
         }
     }
@@ -62,11 +37,5 @@ pub(crate) async fn status(tree: &Tree) -> String {
     match tree.client().peer() {
         Some(sheep) => format!("Connected to sheep {sheep}, {volumes}"),
         None => format!("No sheep responds, requests wait; {volumes}"),
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("cannot tell the service manager: {error}");
     }
 }
