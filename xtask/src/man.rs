@@ -19,6 +19,8 @@ use crate::step::root;
 mod mount_sheepfs;
 #[path = "../../crates/sheep-embedded/src/cli.rs"]
 mod sheep_embedded;
+#[path = "../../crates/sheep-nbd/src/cli.rs"]
+mod sheep_nbd;
 #[path = "../../crates/sheepfs/src/cli.rs"]
 mod sheepfs;
 
@@ -106,6 +108,10 @@ fn pages() -> anyhow::Result<Vec<Made>> {
         page(
             &mount_sheepfs::MountCli::command(),
             include_str!("../../crates/sheepfs/src/man/mount.sheepfs.8.in"),
+        )?,
+        page(
+            &sheep_nbd::Cli::command(),
+            include_str!("../../crates/sheep-nbd/src/man/sheep-nbd.8.in"),
         )?,
         page(&embedded, &plain)?,
     ])
