@@ -29,7 +29,15 @@ pub fn sheep_embedded_binary() -> anyhow::Result<PathBuf> {
     Ok(built()?.join("sheep-embedded"))
 }
 
-/// Builds both once per process and returns the directory they are in.
+/// Path of `sheep-nbd`, of the same profile as the running test.
+///
+/// # Errors
+/// When it does not build.
+pub fn sheep_nbd_binary() -> anyhow::Result<PathBuf> {
+    Ok(built()?.join("sheep-nbd"))
+}
+
+/// Builds all of them once per process and returns the directory they are in.
 ///
 /// Cargo builds no binary of one package for the tests of another, and
 /// `cargo test` on a fresh clone must work, so this asks it to.
@@ -62,6 +70,7 @@ fn build() -> anyhow::Result<PathBuf> {
                 "--quiet",
                 "--package=sheepfs",
                 "--package=sheep-embedded",
+                "--package=sheep-nbd",
             ])
             .arg(format!("--profile={profile}"))
             .arg("--target-dir")

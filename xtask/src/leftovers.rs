@@ -20,7 +20,7 @@ use nix::unistd::{Pid, getpid};
 use tempfile::TempDir;
 
 /// Servers, which are ended after all other processes.
-const SERVERS: [&str; 3] = ["sheep", "sheep-embedded", "sheepfs"];
+const SERVERS: [&str; 4] = ["sheep", "sheep-embedded", "sheep-nbd", "sheepfs"];
 /// Longest `umount` or `losetup --detach`.
 const TOOL_LIMIT: Duration = Duration::from_secs(10);
 /// From a signal to the end of whom it was sent to.
