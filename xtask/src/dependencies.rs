@@ -5,10 +5,10 @@
 
 use std::collections::HashSet;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::step::cargo_metadata;
+use crate::step::{cargo, cargo_metadata};
 
 /// Licences that go with MIT in one program.
 const LICENCES: [&str; 8] = [
@@ -28,8 +28,32 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     let metadata = cargo_metadata(&["--locked"])?;
     let packages = metadata["packages"].as_array().context("no packages")?;
     let linked = linked(&metadata)?;
-    let problem = |package: &Value| problem(package, linked.contains(text(&package["id"])));
-    Ok(packages.iter().filter_map(problem).collect())
+    let mut problems = Vec::new();
+    for package in packages {
+        if let Some(problem) = problem(package, linked.contains(text(&package["id"])))
+            && is_built(package)?
+        {
+            problems.push(problem);
+        }
+    }
+    Ok(problems)
+}
+
+/// Whether any build has the package. A weak feature (`name?/feature`) of a dependency
+/// puts `name` into the lock file and the metadata, also if nothing enables it.
+fn is_built(package: &Value) -> anyhow::Result<bool> {
+    let (name, version) = (text(&package["name"]), text(&package["version"]));
+    let tree = cargo(&["tree", "--locked", "--workspace", "--all-features"])
+        .args(["--target=all", "--edges=all", "--invert"])
+        .arg(format!("{name}@{version}"))
+        .output()
+        .context("cannot start cargo")?;
+    ensure!(
+        tree.status.success(),
+        "cargo tree: {}",
+        String::from_utf8_lossy(&tree.stderr)
+    );
+    Ok(!tree.stdout.is_empty())
 }
 
 fn text(value: &Value) -> &str {
@@ -103,6 +127,19 @@ mod tests {
         for not in ["Apache-2.0", "GPL-2.0", "MIT AND GPL-3.0", "no licence"] {
             assert!(!goes_with_mit(not), "{not}");
         }
+    }
+
+    #[test]
+    fn dependency_in_lock_file_alone_is_not_built() {
+        let metadata = cargo_metadata(&["--locked"]).unwrap();
+        let packages = metadata["packages"].as_array().unwrap();
+        let is_built = |name: &str| {
+            let found = packages.iter().find(|package| package["name"] == name);
+            is_built(found.unwrap()).unwrap()
+        };
+        assert!(is_built("rustls"));
+        // rustls-webpki has `ring?/alloc`.
+        assert!(!is_built("ring"));
     }
 
     #[test]

@@ -70,6 +70,17 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "[ADDRESS][:PORT]", help_heading = "Clients")]
     pub(crate) listen: Option<String>,
 
+    /// Require TLS, with the certificates in a directory
+    ///
+    /// It holds `ca-cert.pem`, `server-cert.pem` and `server-key.pem`, as for qemu-nbd
+    /// and nbdkit. A client certificate must be signed by that authority.
+    #[arg(long, value_name = "DIR", help_heading = "Clients")]
+    pub(crate) tls_certificates: Option<PathBuf>,
+
+    /// Refuse clients without a certificate
+    #[arg(long, requires = "tls_certificates", help_heading = "Clients")]
+    pub(crate) tls_verify_peer: bool,
+
     #[command(flatten)]
     pub(crate) process: ProcessOptions,
 }

@@ -14,7 +14,7 @@ use sheep_client::Client;
 use sheep_embedded::Server as Sheep;
 use sheep_nbd::export::Exports as _;
 use sheep_nbd::volumes::{AttachOptions, Selection, VolumeExport, Volumes};
-use sheep_nbd::{Listener, Server};
+use sheep_nbd::{Listener, Server, tls};
 use tokio::runtime;
 use tokio::time::timeout;
 
@@ -106,6 +106,10 @@ impl Service {
             read_only: settings.cluster.read_only,
             lock: settings.cluster.lock,
         };
+        let tls = match &settings.tls {
+            Some(files) => Some(tls::load(&files.directory, files.verify_peer)?),
+            None => None,
+        };
         let volumes = Volumes::new(client, settings.selection.clone(), options);
         let kept = match prepare(settings, &volumes).await {
             Ok(kept) => kept,
@@ -115,7 +119,7 @@ impl Service {
                 return Err(error);
             }
         };
-        let server = Server::new(volumes);
+        let server = Server::with_tls(volumes, tls);
         let mut service = Self {
             server,
             kept,

@@ -17,8 +17,11 @@ mod transmission;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
+
 use sheepfs_vfs::Chain;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,9 +29,12 @@ pub use self::error::ConnectionError;
 pub use self::socket::{Listener, Socket};
 
 use self::budget::{Budget, SharedBudget};
-use self::handshake::{Handshake, Outcome};
+use self::error::unless_stalled;
+use self::handshake::{Agreed, Handshake, Outcome, Tls};
 use self::reply_queue::ReplyQueue;
+use self::reply_queue::Sink;
 use self::session::Session;
+use self::socket::Reader;
 use crate::export::Exports;
 
 /// Connections at the same time.
@@ -43,6 +49,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Server<X> {
     exports: X,
+    /// Required for all clients, if set.
+    tls: Option<Arc<ServerConfig>>,
     budget: SharedBudget,
     connections: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -50,10 +58,16 @@ pub struct Server<X> {
 }
 
 impl<X: Exports> Server<X> {
-    /// A server without clients.
+    /// A server without clients, and without TLS.
     pub fn new(exports: X) -> Arc<Self> {
+        Self::with_tls(exports, None)
+    }
+
+    /// A server that requires TLS; see [`crate::tls::load`].
+    pub fn with_tls(exports: X, tls: Option<Arc<ServerConfig>>) -> Arc<Self> {
         Arc::new(Self {
             exports,
+            tls,
             budget: SharedBudget::default(),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             tasks: TaskTracker::new(),
@@ -103,27 +117,75 @@ impl<X: Exports> Server<X> {
     /// # Errors
     /// Why its connection ended otherwise.
     async fn serve_client(&self, mut socket: Socket, peer: &str) -> Result<(), ConnectionError> {
-        let negotiation = async {
-            let mut handshake =
-                Handshake::begin(&mut socket, &self.exports, &self.shutdown).await?;
-            handshake.run().await
+        let tls = match &self.tls {
+            Some(_) => Tls::Required,
+            None => Tls::Unavailable,
         };
-        let outcome = tokio::select! {
-            outcome = negotiation => outcome?,
-            // Nothing is lost with a client that has not chosen yet.
-            () = self.shutdown.cancelled() => return Ok(()),
-        };
-        let Outcome::Transmit(agreed) = outcome else {
+        let greeted = self.unless_ended(async {
+            Handshake::begin(&mut socket, &self.exports, &self.shutdown, tls)
+                .await?
+                .run()
+                .await
+        });
+        let Some(outcome) = greeted.await? else {
             return Ok(());
         };
+        match (outcome, &self.tls) {
+            (Outcome::Transmit(agreed), _) => {
+                let (reader, writer) = socket.into_split();
+                self.transmit(agreed, reader, Sink::Direct(writer), peer)
+                    .await
+            }
+            (Outcome::StartTls(flags), Some(config)) => {
+                let acceptor = TlsAcceptor::from(Arc::clone(config));
+                let accepted = unless_stalled(acceptor.accept(socket)).await;
+                let mut stream = accepted.map_err(|error| match error {
+                    ConnectionError::Io(source) => ConnectionError::Tls(source),
+                    other => other,
+                })?;
+                let resumed = self.unless_ended(async {
+                    let tls = Tls::Active;
+                    Handshake::resume(&mut stream, &self.exports, &self.shutdown, tls, flags)
+                        .run()
+                        .await
+                });
+                let Some(Outcome::Transmit(agreed)) = resumed.await? else {
+                    return Ok(());
+                };
+                let (reader, writer) = tokio::io::split(stream);
+                let sink = Sink::Stream(tokio::sync::Mutex::new(Box::new(writer)));
+                self.transmit(agreed, Box::new(reader), sink, peer).await
+            }
+            (Outcome::StartTls(_) | Outcome::Ended, _) => Ok(()),
+        }
+    }
+
+    /// Waits for a handshake; `None` when the server shuts down. A client that has not
+    /// chosen an export has no requests to drain.
+    async fn unless_ended(
+        &self,
+        handshake: impl Future<Output = Result<Outcome<X::Export>, ConnectionError>>,
+    ) -> Result<Option<Outcome<X::Export>>, ConnectionError> {
+        tokio::select! {
+            outcome = handshake => outcome.map(Some),
+            () = self.shutdown.cancelled() => Ok(None),
+        }
+    }
+
+    async fn transmit(
+        &self,
+        agreed: Agreed<X::Export>,
+        reader: Reader,
+        sink: Sink,
+        peer: &str,
+    ) -> Result<(), ConnectionError> {
         let name = agreed.name.escape_ascii().to_string();
         tracing::info!("{peer}: connected to {name}");
-        let (reader, writer) = socket.into_split();
         let session = Arc::new(Session {
             export: agreed.export,
             style: agreed.style,
             contexts: agreed.contexts,
-            replies: ReplyQueue::new(writer),
+            replies: ReplyQueue::new(sink),
         });
         let budget = Budget::new(self.budget.clone());
         let served = transmission::serve(reader, &session, &budget, &self.shutdown).await;

@@ -34,7 +34,16 @@ pub(crate) struct Settings {
     pub(crate) socket: Option<UnixSocket>,
     /// `HOST:PORT`.
     pub(crate) listen: Option<String>,
+    pub(crate) tls: Option<TlsFiles>,
     pub(crate) pidfile: Option<PathBuf>,
+}
+
+/// Files for TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    pub(crate) directory: PathBuf,
+    /// Refuse clients without a certificate.
+    pub(crate) verify_peer: bool,
 }
 
 /// Where to listen on this machine.
@@ -97,6 +106,13 @@ impl Settings {
                 }),
             },
             listen: cli.listen.as_deref().map(with_port),
+            tls: match cli.tls_certificates {
+                None => None,
+                Some(path) => Some(TlsFiles {
+                    directory: absolute("--tls-certificates", &path)?,
+                    verify_peer: cli.tls_verify_peer,
+                }),
+            },
             pidfile: match cli.process.pidfile {
                 None => None,
                 Some(path) => Some(absolute("--pidfile", &path)?),

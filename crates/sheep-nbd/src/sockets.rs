@@ -40,7 +40,7 @@ impl Sockets {
             sockets.path = Some(socket.path.clone());
         }
         if let Some(address) = &settings.listen {
-            match open_tcp(address).await {
+            match open_tcp(address, settings.tls.is_some()).await {
                 Ok(listener) => sockets.listeners.push(listener),
                 Err(error) => {
                     sockets.remove();
@@ -99,15 +99,15 @@ fn clear_the_way(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-async fn open_tcp(address: &str) -> anyhow::Result<Listener> {
+async fn open_tcp(address: &str, is_encrypted: bool) -> anyhow::Result<Listener> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;
     let local = listener.local_addr()?;
-    if !local.ip().is_loopback() {
+    if !local.ip().is_loopback() && !is_encrypted {
         tracing::warn!(
             "listening on {local} without encryption: whoever can reach it can read and write \
-             the volumes, so keep it on a network of its own"
+             the volumes, so keep it on a network of its own, or use --tls-certificates"
         );
     }
     Ok(Listener::Tcp(listener))

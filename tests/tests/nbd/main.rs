@@ -7,6 +7,7 @@ mod life;
 mod mirror;
 mod protocol;
 mod start;
+mod tls;
 
 use std::fs;
 use std::path::{Path, PathBuf};

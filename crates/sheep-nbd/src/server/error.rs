@@ -18,6 +18,9 @@ pub enum ConnectionError {
     /// The network failed, or the client went in the middle of a message.
     #[error("the connection broke")]
     Io(#[from] io::Error),
+    /// The TLS handshake failed: no common version, or an invalid client certificate.
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
     /// The client sent what no client sends.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),

@@ -20,6 +20,7 @@ use crate::protocol::reply::ReplyStyle;
 
 /// The context that every export has.
 const ALLOCATION: &[u8] = b"base:allocation";
+const TLS_REQUIRED: &str = "this server requires TLS";
 /// Bytes of replies that are gathered before they are sent.
 const SEND_LEN: usize = 64 << 10;
 
@@ -31,8 +32,21 @@ pub(super) struct Agreed<E: Export> {
     pub(super) contexts: Vec<Selected<E::Context>>,
 }
 
+/// Whether the server uses TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    /// The server has no certificate.
+    Unavailable,
+    /// The client must start it before any other option.
+    Required,
+    /// The handshake is encrypted.
+    Active,
+}
+
 /// How a handshake ends.
 pub(super) enum Outcome<E: Export> {
+    /// With a TLS handshake, then another NBD handshake.
+    StartTls(ClientFlags),
     /// With the transmission phase.
     Transmit(Agreed<E>),
     /// The client goes.
@@ -77,6 +91,7 @@ pub(super) struct Handshake<'a, S, X: Exports> {
     exports: &'a X,
     shutdown: &'a CancellationToken,
     client: ClientFlags,
+    tls: Tls,
     style: ReplyStyle,
     selection: Option<Selection>,
     out: BytesMut,
@@ -91,19 +106,34 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         stream: &'a mut S,
         exports: &'a X,
         shutdown: &'a CancellationToken,
+        tls: Tls,
     ) -> Result<Self, ConnectionError> {
         unless_stalled(stream.write_all(&handshake::greeting())).await?;
         let mut flags = [0; CLIENT_FLAGS_LEN];
         unless_stalled(stream.read_exact(&mut flags)).await?;
-        Ok(Self {
-            client: handshake::client_flags(flags)?,
+        let client = handshake::client_flags(flags)?;
+        Ok(Self::resume(stream, exports, shutdown, tls, client))
+    }
+
+    /// Starts again inside TLS. Nothing that the client sent before counts, except its
+    /// flags.
+    pub(super) fn resume(
+        stream: &'a mut S,
+        exports: &'a X,
+        shutdown: &'a CancellationToken,
+        tls: Tls,
+        client: ClientFlags,
+    ) -> Self {
+        Self {
+            client,
             stream,
             exports,
             shutdown,
+            tls,
             style: ReplyStyle::Simple,
             selection: None,
             out: BytesMut::new(),
-        })
+        }
     }
 
     /// Answers options until the client has what it wants.
@@ -163,6 +193,20 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
                 self.reply(option, &OptionReply::Ack);
                 return Ok(Next::End(Outcome::Ended));
             }
+            OptionRequest::StartTls if self.tls == Tls::Required => {
+                self.reply(option, &OptionReply::Ack);
+                return Ok(Next::End(Outcome::StartTls(self.client)));
+            }
+            OptionRequest::ExportName(_) if self.tls == Tls::Required => {
+                return Err(ConnectionError::Export(TLS_REQUIRED.to_owned()));
+            }
+            _ if self.tls == Tls::Required => {
+                Err(Refusal(OptionError::TlsRequired, TLS_REQUIRED.to_owned()))
+            }
+            OptionRequest::StartTls if self.tls == Tls::Active => Err(Refusal(
+                OptionError::Invalid,
+                "TLS is in use already".to_owned(),
+            )),
             OptionRequest::ExportName(name) => return self.export_name(name).await.map(Next::End),
             OptionRequest::Go(info) => match self.go(option, &info).await {
                 Ok(agreed) => return Ok(Next::End(Outcome::Transmit(agreed))),

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Buf as _;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 
 use super::budget::Charge;
@@ -16,9 +17,20 @@ use super::error::{ConnectionError, unless_stalled};
 use super::socket::DirectWrite;
 use crate::protocol::reply::Frame;
 
+/// Bytes that the client must read within the stall timeout.
+const PART_LEN: usize = 1 << 20;
+
+/// Where messages go.
+pub(super) enum Sink {
+    /// A socket that any thread may write to.
+    Direct(Box<dyn DirectWrite>),
+    /// A stream that only the task writes to.
+    Stream(tokio::sync::Mutex<Box<dyn AsyncWrite + Send + Unpin>>),
+}
+
 /// The sending side of a connection in its transmission phase.
 pub(super) struct ReplyQueue {
-    socket: Box<dyn DirectWrite>,
+    sink: Sink,
     queue: Mutex<Queue>,
     not_empty: Notify,
 }
@@ -37,9 +49,9 @@ struct Queued {
 }
 
 impl ReplyQueue {
-    pub(super) fn new(socket: Box<dyn DirectWrite>) -> Self {
+    pub(super) fn new(sink: Sink) -> Self {
         Self {
-            socket,
+            sink,
             queue: Mutex::default(),
             not_empty: Notify::new(),
         }
@@ -53,7 +65,10 @@ impl ReplyQueue {
         if queue.is_broken {
             return;
         }
-        if queue.frames.is_empty() && self.write(&mut frame).is_err() {
+        if let Sink::Direct(socket) = &self.sink
+            && queue.frames.is_empty()
+            && write(&**socket, &mut frame).is_err()
+        {
             queue.is_broken = true;
             // The task finds out why.
             self.not_empty.notify_one();
@@ -69,20 +84,19 @@ impl ReplyQueue {
     }
 
     /// Writes what could not be written at once; returns when the connection is
-    /// broken, or the client does not read.
+    /// broken, or the client does not read. Runs until the connection ends: what it
+    /// has begun to write is lost with it.
     pub(super) async fn write_queued(&self) -> ConnectionError {
         loop {
             if self.queue().is_broken {
                 return io::Error::from(io::ErrorKind::BrokenPipe).into();
             }
-            while !self.queue().frames.is_empty() {
-                let written = match unless_stalled(self.socket.writable()).await {
-                    Ok(()) => self.write_front().map_err(ConnectionError::from),
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = written {
-                    return error;
-                }
+            let written = match &self.sink {
+                Sink::Direct(socket) => self.write_to_socket(&**socket).await,
+                Sink::Stream(stream) => self.write_to_stream(&mut *stream.lock().await).await,
+            };
+            if let Err(error) = written {
+                return error;
             }
             self.not_empty.notified().await;
         }
@@ -95,34 +109,39 @@ impl ReplyQueue {
         queue.frames.clear();
     }
 
-    fn write_front(&self) -> io::Result<()> {
-        let mut queue = self.queue();
-        while let Some(front) = queue.frames.front_mut() {
-            self.write(&mut front.frame)?;
-            if !is_written(&front.frame) {
-                break;
+    async fn write_to_socket(&self, socket: &dyn DirectWrite) -> Result<(), ConnectionError> {
+        while !self.queue().frames.is_empty() {
+            unless_stalled(socket.writable()).await?;
+            let mut queue = self.queue();
+            while let Some(front) = queue.frames.front_mut() {
+                write(socket, &mut front.frame)?;
+                if !is_written(&front.frame) {
+                    break;
+                }
+                queue.frames.pop_front();
             }
-            queue.frames.pop_front();
         }
         Ok(())
     }
 
-    /// Writes as much of `frame` as the socket takes without waiting.
-    fn write(&self, frame: &mut Frame) -> io::Result<()> {
-        while !is_written(frame) {
-            let parts = [IoSlice::new(&frame.head), IoSlice::new(&frame.data)];
-            match self.socket.try_write_vectored(&parts) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    let of_head = written.min(frame.head.len());
-                    frame.head.advance(of_head);
-                    frame.data.advance(written - of_head);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
+    async fn write_to_stream(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), ConnectionError> {
+        while let Some(next) = self.pop_front() {
+            unless_stalled(stream.write_all(&next.frame.head)).await?;
+            for part in next.frame.data.chunks(PART_LEN) {
+                unless_stalled(stream.write_all(part)).await?;
+            }
+            if self.queue().frames.is_empty() {
+                unless_stalled(stream.flush()).await?;
             }
         }
         Ok(())
+    }
+
+    fn pop_front(&self) -> Option<Queued> {
+        self.queue().frames.pop_front()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -130,6 +149,24 @@ impl ReplyQueue {
             .lock()
             .expect("no code panics while it holds this lock")
     }
+}
+
+/// Writes as much of `frame` as the socket takes without waiting.
+fn write(socket: &dyn DirectWrite, frame: &mut Frame) -> io::Result<()> {
+    while !is_written(frame) {
+        let parts = [IoSlice::new(&frame.head), IoSlice::new(&frame.data)];
+        match socket.try_write_vectored(&parts) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                let of_head = written.min(frame.head.len());
+                frame.head.advance(of_head);
+                frame.data.advance(written - of_head);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn is_written(frame: &Frame) -> bool {

@@ -38,16 +38,18 @@ pub(super) async fn serve<E: Export>(
         session,
         budget,
     };
+    let writing = session.replies.write_queued();
+    tokio::pin!(writing);
     let ended = tokio::select! {
         ended = requests.serve() => ended,
-        error = session.replies.write_queued() => Err(error),
+        error = &mut writing => Err(error),
         () = shutdown.cancelled() => Ok(()),
     };
     if ended.is_ok() {
         // The client is still there to read the last replies.
         tokio::select! {
             () = budget.drained() => return Ok(()),
-            error = session.replies.write_queued() => {
+            error = &mut writing => {
                 session.replies.break_off();
                 return Err(error);
             }
