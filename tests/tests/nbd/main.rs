@@ -1,5 +1,6 @@
 //! Volumes as NBD exports, used by programs that others wrote.
 
+mod boot;
 mod copy;
 mod durability;
 mod info;
