@@ -12,6 +12,13 @@ use serde_json::Value;
 use crate::step::root;
 
 const CAPTURES: &str = "crates/sheep-proto/tests/golden";
+/// What NBD clients sent, in hex.
+const NBD_CAPTURES: &str = "crates/sheep-nbd/tests/golden";
+/// Magic numbers of its options and requests, and the lengths of their headers.
+const NBD_OPTION: &[u8] = b"IHAVEOPT";
+const NBD_OPTION_LEN: usize = 16;
+const NBD_REQUEST: [u8; 4] = [0x25, 0x60, 0x95, 0x13];
+const NBD_REQUEST_LEN: usize = 28;
 /// Bytes of a payload that are used; longer seeds only slow a target down.
 const MAX_PAYLOAD: usize = 8192;
 /// Bytes of a conversation that are used, for the same reason.
@@ -57,7 +64,11 @@ type Conversation = Vec<Frame>;
 pub(super) fn write(target: &str, corpus: &Path) -> anyhow::Result<()> {
     let conversations = captured()?;
     fs::create_dir_all(corpus).with_context(|| corpus.display().to_string())?;
-    for (number, seed) in seeds(target, &conversations).iter().enumerate() {
+    let mut seeds = seeds(target, &conversations);
+    if target == "nbd_messages" {
+        seeds = nbd_messages()?;
+    }
+    for (number, seed) in seeds.iter().enumerate() {
         let path = corpus.join(format!("seed-{number}"));
         fs::write(&path, seed).with_context(|| path.display().to_string())?;
     }
@@ -92,6 +103,30 @@ fn seeds(target: &str, conversations: &[Conversation]) -> Vec<Vec<u8>> {
         "mount_options" => MOUNT_OPTIONS.map(Vec::from).to_vec(),
         _ => Vec::new(),
     }
+}
+
+/// Every option and every request that NBD clients sent, each after the byte by which
+/// `nbd_messages` chooses its parser.
+fn nbd_messages() -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut seeds = Vec::new();
+    for entry in fs::read_dir(root().join(NBD_CAPTURES)).context(NBD_CAPTURES)? {
+        let path = entry?.path();
+        let text: String = fs::read_to_string(&path)?.split_whitespace().collect();
+        let bytes = unhex(&Value::from(text)).with_context(|| path.display().to_string())?;
+        for at in 0..bytes.len() {
+            let rest = &bytes[at..];
+            if rest.starts_with(NBD_OPTION) {
+                let len = rest.get(12..NBD_OPTION_LEN).context("a cut option")?;
+                let len = u32::from_be_bytes(len.try_into()?);
+                let end = NBD_OPTION_LEN + usize::try_from(len)?;
+                seeds.push([&[1], rest.get(..end).context("a cut option")?].concat());
+            } else if rest.starts_with(&NBD_REQUEST) {
+                let header = rest.get(..NBD_REQUEST_LEN).context("a cut request")?;
+                seeds.push([&[3], header].concat());
+            }
+        }
+    }
+    Ok(seeds)
 }
 
 /// The frames of one direction as they were on the wire.
@@ -178,4 +213,17 @@ fn unhex(text: &Value) -> anyhow::Result<Vec<u8>> {
         )?)
     };
     (0..text.len()).step_by(2).map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nbd_seeds_have_options_and_requests() {
+        let seeds = nbd_messages().unwrap();
+        let count = |parser| seeds.iter().filter(|seed| seed[0] == parser).count();
+        // Of nbdinfo, qemu-io and nbd-client.
+        assert_eq!((count(1), count(3)), (13, 9));
+    }
 }
