@@ -1,7 +1,7 @@
-//! The command line, in words: what `--help` and the manual page say.
+//! Definition of the command line; `--help` and the manual page are rendered from it.
 //!
-//! Uses nothing but clap, std and the options that other programs have as well, so
-//! that the manual page can be rendered from this file without building the rest.
+//! Uses only clap, std and the options in sheep-cli, so that the manual page can be
+//! rendered without building the other crates.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,11 +13,11 @@ use sheep_cli::options::{ClusterOptions, ProcessOptions};
 ///
 /// QEMU, libvirt, nbdcopy, the kernel and other clients of the Network Block Device
 /// protocol use them under the names of the volumes. A volume is attached, and locked
-/// where the cluster locks, when its first client comes, and given back when the last
-/// one has gone.
+/// in clusters with locking, when its first client connects, and detached after the
+/// last one has disconnected.
 ///
-/// The command goes to the background once it listens. It ends, cleanly and with
-/// status 0, on SIGTERM or SIGINT, when the requests that it has taken are answered.
+/// The command goes to the background once it listens. On SIGTERM or SIGINT it
+/// completes the requests in flight, releases locks, and ends with status 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Parser)]
 #[command(
     name = "sheep-nbd",
@@ -36,7 +36,7 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) cluster: ClusterOptions,
 
-    /// Export every volume and snapshot of the cluster, also those made later
+    /// Export every volume and snapshot, including those created later
     #[arg(long, conflicts_with = "names", help_heading = "Volumes")]
     pub(crate) all: bool,
 
@@ -46,8 +46,8 @@ pub(crate) struct Cli {
 
     /// Listen on a Unix socket
     ///
-    /// Its mode is 0600 unless --socket-mode says otherwise. One that a server has left
-    /// behind is replaced, one that somebody listens on is not.
+    /// Its mode is 0600 unless --socket-mode is given. A stale socket is replaced; one
+    /// on which a server listens is not.
     #[arg(long, value_name = "PATH", help_heading = "Clients")]
     pub(crate) socket: Option<PathBuf>,
 
@@ -64,9 +64,9 @@ pub(crate) struct Cli {
     /// Listen on a TCP port [default port: 10809]
     ///
     /// ADDRESS is a name, an IPv4 or an IPv6 address, the latter in brackets when a
-    /// port follows. Without it, as in `:10809`, it is 127.0.0.1. Whoever can connect
-    /// can read and write the volumes: beyond loopback this is for networks that keep
-    /// strangers out.
+    /// port follows. Without it, as in `:10809`, it is 127.0.0.1. Every host that
+    /// can connect can read and write the volumes: use --tls-certificates, or a separate
+    /// network.
     #[arg(long, value_name = "[ADDRESS][:PORT]", help_heading = "Clients")]
     pub(crate) listen: Option<String>,
 

@@ -1,4 +1,4 @@
-//! What a server serves: exports, by their names.
+//! Exports, by name.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -10,16 +10,16 @@ use sheepfs_vfs::{BlockDevice, VolumeError};
 use crate::protocol::handshake::OptionError;
 use crate::protocol::reply::StatusExtent;
 
-/// Why an export cannot be used. The text is for the client.
+/// Why an export cannot be used; the text is sent to the client.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ExportError {
-    /// There is none of that name.
+    /// There is no export of this name.
     #[error("{0}")]
     Unknown(String),
-    /// It exists, and somebody else has it.
+    /// Another client of the cluster holds its lock.
     #[error("{0}")]
     InUse(String),
-    /// It could not be found out whether it exists, or it could not be opened.
+    /// The lookup or the open failed.
     #[error("{0}")]
     Failed(String),
 }
@@ -34,30 +34,30 @@ impl ExportError {
     }
 }
 
-/// What clients may know of an export before they use it.
+/// Properties of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// Its bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Whether it can be written.
     pub is_writable: bool,
-    /// Words about it for people, or none.
+    /// Description for users, may be empty.
     pub text: String,
 }
 
-/// Which metadata contexts of an export are asked for.
+/// A query for metadata contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContextQuery<'a> {
-    /// All.
+    /// All contexts.
     All,
-    /// Those whose names begin so.
+    /// Contexts with this prefix.
     Prefix(&'a [u8]),
-    /// The one of this name.
+    /// The context of this name.
     Exact(&'a [u8]),
 }
 
 impl ContextQuery<'_> {
-    /// Whether a context of that name is asked for.
+    /// Whether a context of this name matches.
     pub fn matches(&self, name: &[u8]) -> bool {
         match *self {
             Self::All => true,
@@ -67,39 +67,38 @@ impl ContextQuery<'_> {
     }
 }
 
-/// A device in use by at least one client. It is given back by dropping it.
+/// An export in use by one connection; dropping it releases the export.
 pub trait Export: Send + Sync + 'static {
-    /// What holds its bytes.
+    /// The device that has the data.
     type Device: BlockDevice;
-    /// A metadata context that was opened.
+    /// An open metadata context.
     type Context: Send + Sync;
 
-    /// What holds its bytes.
+    /// The device that has the data.
     fn device(&self) -> &Arc<Self::Device>;
 
-    /// Opens the metadata context of that name, other than `base:allocation`; `None`
-    /// when there is none (any more).
+    /// Opens the metadata context of this name, other than `base:allocation`; `None` if
+    /// it does not exist.
     ///
     /// # Errors
-    /// When that cannot be found out.
+    /// If the lookup fails.
     fn open_context(
         &self,
         name: &[u8],
     ) -> impl Future<Output = Result<Option<Self::Context>, ExportError>> + Send;
 
-    /// Notices what was done to a range elsewhere before this call, before its
-    /// extents are looked at.
+    /// Revalidates the cached extents of a range, before a block status.
     ///
     /// # Errors
-    /// When that cannot be found out.
+    /// The error of the device.
     fn revalidate(&self, range: Range<u64>)
     -> impl Future<Output = Result<(), VolumeError>> + Send;
 
-    /// The extents of a range in a context, at most `max`, from its start on without
-    /// gaps; none past its end.
+    /// The first `max` extents of a range in a context, contiguous from its start, not
+    /// past its end.
     ///
     /// # Errors
-    /// When they cannot be found out.
+    /// The error of the device.
     fn extents(
         &self,
         context: &Self::Context,
@@ -110,19 +109,19 @@ pub trait Export: Send + Sync + 'static {
 
 /// A set of exports.
 pub trait Exports: Send + Sync + 'static {
-    /// One of them.
+    /// An open export.
     type Export: Export;
 
-    /// Names, and words about each or none.
+    /// Names, each with its description, which may be empty.
     ///
     /// # Errors
-    /// When they cannot be found out.
+    /// `Failed`.
     fn list(&self) -> impl Future<Output = Result<Vec<(Bytes, String)>, ExportError>> + Send;
 
-    /// Describes the export of that name without using it.
+    /// Describes the export of this name without opening it.
     ///
     /// # Errors
-    /// When there is none, or that cannot be found out.
+    /// `Unknown`, `Failed`.
     fn describe(
         &self,
         name: &[u8],
@@ -131,24 +130,24 @@ pub trait Exports: Send + Sync + 'static {
     /// The metadata contexts of an export besides `base:allocation`.
     ///
     /// # Errors
-    /// When they cannot be found out.
+    /// `Unknown`, `Failed`.
     fn contexts(
         &self,
         name: &[u8],
         query: ContextQuery<'_>,
     ) -> impl Future<Output = Result<Vec<Bytes>, ExportError>> + Send;
 
-    /// Begins to use the export of that name.
+    /// Opens the export of this name.
     ///
     /// # Errors
-    /// When there is none, somebody else has it, or it cannot be opened.
+    /// `Unknown`, `InUse`, `Failed`.
     fn open(
         &self,
         name: &[u8],
     ) -> impl Future<Output = Result<Arc<Self::Export>, ExportError>> + Send;
 }
 
-/// A block device with the one context that every device has.
+/// A block device with only the context `base:allocation`.
 #[derive(Debug)]
 pub struct DeviceExport<D>(Arc<D>);
 

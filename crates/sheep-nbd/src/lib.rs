@@ -3,13 +3,13 @@
 //!
 //! | module | job |
 //! |---|---|
-//! | [`protocol`] | what the bytes mean; no I/O |
-//! | [`export`] | what can be served: a [`BlockDevice`](sheepfs_vfs::BlockDevice), and the extents of its contexts |
+//! | [`protocol`] | codec of the protocol, without I/O |
+//! | [`export`] | the interface of exports: a [`BlockDevice`](sheepfs_vfs::BlockDevice) with metadata contexts |
 //! | [`server`] | connections, handshakes, requests |
-//! | [`tls`] | certificates and keys |
+//! | [`tls`] | configuration of TLS |
 //! | [`volumes`] | the volumes of a cluster as exports |
 //!
-//! Knows nothing of files and mounts. See `examples/memory.rs` for a server in thirty
+//! Knows nothing about files and mounts. See `examples/memory.rs` for a server in thirty
 //! lines.
 
 pub mod export;

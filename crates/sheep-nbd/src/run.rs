@@ -1,4 +1,4 @@
-//! One service, from connecting to the cluster to the last lock given back.
+//! Life cycle of the service, from connecting to the cluster to releasing its locks.
 
 use std::process;
 use std::sync::Arc;
@@ -21,19 +21,19 @@ use tokio::time::timeout;
 use crate::settings::Settings;
 use crate::sockets::Sockets;
 
-/// Threads for what requests have to wait for.
+/// Worker threads of the runtime.
 const WORKERS: usize = 2;
 
-/// A process that is told to end is out within ten seconds. These are the steps of
-/// its end, one after the other.
+/// Timeouts of the steps of shutdown, in their order. Their sum is less than the ten
+/// seconds within which the process promises to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const DETACH_TIMEOUT: Duration = Duration::from_secs(3);
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves the exports until a signal comes.
+/// Serves the exports until a signal arrives.
 ///
 /// # Errors
-/// Why they could not be served; `parent` has been told, too.
+/// Why the start failed, or which steps of shutdown were skipped.
 pub(crate) fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -42,7 +42,7 @@ pub(crate) fn serve(settings: &Settings, parent: &ParentLink) -> anyhow::Result<
         .build()
         .context("cannot start threads")?;
     let result = runtime.block_on(serve_until_signal(settings, parent));
-    // Whatever did not end in time ends with the process.
+    // Tasks that exceeded the timeout of their step end with the process.
     runtime.shutdown_background();
     result
 }
@@ -80,20 +80,20 @@ async fn serve_until_signal(settings: &Settings, parent: &ParentLink) -> anyhow:
     }
     let name = signals.next().await;
     tracing::info!("{name}: ending");
-    notify::stopping("Answering requests and giving locks back");
+    notify::stopping("Completing requests and releasing locks");
     tokio::select! {
         ended = service.end(sheep) => ended,
         name = signals.next() => {
-            tracing::error!("{name} again: leaving at once");
+            tracing::error!("{name} again: exiting without cleanup");
             process::exit(1);
         }
     }
 }
 
-/// Everything that has to be undone at the end.
+/// The running service and everything that shutdown has to release.
 struct Service {
     server: Arc<Server<Volumes>>,
-    /// Volumes that are attached whether somebody uses them or not.
+    /// Volumes of `--attach`.
     kept: Vec<Arc<VolumeExport>>,
     sockets: Sockets,
     pidfile: Option<Pidfile>,
@@ -114,7 +114,7 @@ impl Service {
         let kept = match prepare(settings, &volumes).await {
             Ok(kept) => kept,
             Err(error) => {
-                // Volumes attached so far are locked.
+                // Release the locks of the volumes attached so far.
                 within(DETACH_TIMEOUT, volumes.detached()).await;
                 return Err(error);
             }
@@ -155,22 +155,23 @@ impl Service {
         Ok(())
     }
 
-    /// Answers what was begun, gives locks back, and removes what was made.
+    /// Completes requests in flight, releases locks, and removes the socket and the PID
+    /// file.
     ///
     /// # Errors
-    /// What there was no time for.
+    /// Names the steps that were skipped.
     async fn end(self, sheep: Option<Sheep>) -> anyhow::Result<()> {
         let mut unfinished = Vec::new();
         self.sockets.remove();
         self.server.shut_down();
         if !within(DRAIN_TIMEOUT, self.server.drained()).await {
-            unfinished.push("answering the last request");
+            unfinished.push("completing requests in flight");
         }
         drop(self.kept);
         if !within(DETACH_TIMEOUT, self.server.exports().detached()).await {
-            unfinished.push("giving locks back");
+            unfinished.push("releasing locks");
         }
-        // The connections go with it, before the sheep they lead to.
+        // Closes the connections to the sheep before that stops.
         drop(self.server);
         if let Some(sheep) = sheep
             && !within(STOP_TIMEOUT, embedded::stop(sheep)).await
@@ -187,8 +188,7 @@ impl Service {
     }
 }
 
-/// Looks whether every named volume is there, and attaches them if they are to be
-/// kept.
+/// Checks that every named volume exists; attaches them with `--attach`.
 async fn prepare(settings: &Settings, volumes: &Volumes) -> anyhow::Result<Vec<Arc<VolumeExport>>> {
     let mut kept = Vec::new();
     let Selection::Named(names) = &settings.selection else {
@@ -204,7 +204,7 @@ async fn prepare(settings: &Settings, volumes: &Volumes) -> anyhow::Result<Vec<A
     Ok(kept)
 }
 
-/// Waits for `work`, but not for ever; false when it did not end.
+/// Waits for `work` for up to `limit`; false after a timeout.
 async fn within(limit: Duration, work: impl Future<Output = ()>) -> bool {
     timeout(limit, work).await.is_ok()
 }

@@ -1,4 +1,4 @@
-//! A server of exports: takes connections, and serves each of them until it ends.
+//! The server: accepts connections and serves exports.
 //!
 //! ```text
 //! Server ─► handshake ─► transmission ─► session ─► BlockDevice
@@ -37,15 +37,15 @@ use self::session::Session;
 use self::socket::Reader;
 use crate::export::Exports;
 
-/// Connections at the same time.
+/// Maximum number of connections.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// Pause after an error of accept(2), which may have been a lack of descriptors.
+/// Pause after an error of accept(2), for example EMFILE.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves exports to clients.
 ///
-/// A client that breaks the protocol loses its connection, others are not disturbed.
-/// What clients can make the server hold is bounded, for each connection and in all.
+/// A protocol error closes only its own connection. Memory is bounded, per connection
+/// and in total.
 #[derive(Debug)]
 pub struct Server<X> {
     exports: X,
@@ -75,12 +75,12 @@ impl<X: Exports> Server<X> {
         })
     }
 
-    /// What it serves.
+    /// Its exports.
     pub fn exports(&self) -> &X {
         &self.exports
     }
 
-    /// Takes clients from `listener` until [`Self::shut_down`].
+    /// Accepts connections from `listener` until [`Self::shut_down`].
     pub async fn serve(self: &Arc<Self>, listener: Listener) {
         loop {
             let accepted = tokio::select! {
@@ -112,10 +112,10 @@ impl<X: Exports> Server<X> {
         });
     }
 
-    /// Serves one client until it goes.
+    /// Serves one connection until it ends.
     ///
     /// # Errors
-    /// Why its connection ended otherwise.
+    /// Why it ended before the client disconnected.
     async fn serve_client(&self, mut socket: Socket, peer: &str) -> Result<(), ConnectionError> {
         let tls = match &self.tls {
             Some(_) => Tls::Required,
@@ -193,13 +193,13 @@ impl<X: Exports> Server<X> {
         served
     }
 
-    /// Takes no more clients and no more requests; those that were taken are answered.
+    /// Accepts no more connections and requests; requests in flight complete.
     pub fn shut_down(&self) {
         self.shutdown.cancel();
         self.tasks.close();
     }
 
-    /// Returns when the last client has gone, after [`Self::shut_down`].
+    /// Waits for the end of all connections, after [`Self::shut_down`].
     pub async fn drained(&self) {
         self.tasks.wait().await;
     }

@@ -1,4 +1,4 @@
-//! What the program is to do: the command line checked and completed.
+//! Settings: the command line, checked and with defaults filled in.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -14,14 +14,14 @@ use sheep_nbd::volumes::Selection;
 
 use crate::cli::Cli;
 
-/// Where to listen when only a port is given.
+/// Address if only a port is given.
 const DEFAULT_HOST: &str = "127.0.0.1";
-/// The port of NBD.
+/// The registered port of NBD.
 const DEFAULT_PORT: u16 = 10809;
 /// Permission bits of a Unix socket.
 const DEFAULT_MODE: u32 = 0o600;
 
-/// Everything the rest of the program wants to know. All paths are absolute.
+/// Settings of the program. All paths are absolute.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) background: bool,
@@ -46,7 +46,7 @@ pub(crate) struct TlsFiles {
     pub(crate) verify_peer: bool,
 }
 
-/// Where to listen on this machine.
+/// The Unix socket to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnixSocket {
     pub(crate) path: PathBuf,
@@ -54,12 +54,11 @@ pub(crate) struct UnixSocket {
 }
 
 impl Settings {
-    /// Reads `arguments`, the program's name first, and for options of the cluster
-    /// that they do not give the environment.
+    /// Parses `arguments`, the program's name first. Options of the cluster that are not
+    /// given are taken from the environment.
     ///
     /// # Errors
-    /// Help that was asked for, or what is wrong, in the words of the option it is
-    /// wrong with.
+    /// `Help` for `--help` and `--version`, `Usage` for the first invalid option.
     pub(crate) fn read(
         arguments: &[OsString],
         environment: impl Fn(&str) -> Option<OsString>,
@@ -76,7 +75,7 @@ impl Settings {
     ) -> Result<Self, UsageError> {
         let background = cli.process.is_background();
         if background && cli.process.log_format.is_some() {
-            return wrong("--log-format is for the foreground: add -f");
+            return usage_error("--log-format is for the foreground: add -f");
         }
         let embedded = cli.cluster.embedded.is_some();
         let names = cli.names.into_iter().map(OsString::into_vec);
@@ -84,12 +83,12 @@ impl Settings {
         let selection = match (cli.all, names.is_empty()) {
             (true, _) => Selection::All,
             (false, false) => Selection::Named(names),
-            // The embedded sheep's volumes are what it was started for.
+            // An embedded sheep is started for its volumes.
             (false, true) if embedded => Selection::All,
-            (false, true) => return wrong("nothing to export: name volumes, or use --all"),
+            (false, true) => return usage_error("nothing to export: name volumes, or use --all"),
         };
         if cli.attach && selection == Selection::All {
-            return wrong("--attach is for volumes that are named");
+            return usage_error("--attach is for volumes that are named");
         }
         Ok(Self {
             background,
@@ -121,11 +120,11 @@ impl Settings {
     }
 }
 
-fn wrong<T>(text: impl Into<String>) -> Result<T, UsageError> {
+fn usage_error<T>(text: impl Into<String>) -> Result<T, UsageError> {
     Err(UsageError(text.into()))
 }
 
-/// What the environment says of the cluster.
+/// Options of the cluster in the environment.
 fn cluster_of_environment(
     environment: &impl Fn(&str) -> Option<OsString>,
 ) -> Result<ClusterOptions, ParseExit> {
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_the_cluster_are_those_of_sheepfs() {
+    fn settings_of_cluster_match_sheepfs() {
         let environment = [("SHEEPFS_ADDRESS", "h1"), ("SHEEPFS_PIDFILE", "/run/other")];
         let settings = read("-p 7001 --read-only --lock off vm1", &environment).unwrap();
         let Cluster::Running(addresses) = &settings.cluster.cluster else {
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_to_listen_on_get_the_port_of_nbd() {
+    fn listen_address_defaults_to_port_10809() {
         for (text, expected) in [
             ("--listen=:10810", "127.0.0.1:10810"),
             ("--listen=0.0.0.0", "0.0.0.0:10809"),

@@ -19,20 +19,20 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::settings::{Settings, UnixSocket};
 
-/// Sockets that are listened on.
+/// Listening sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
-    /// Until the server has them.
+    /// Taken by the server.
     pub(crate) listeners: Vec<Listener>,
-    /// What is in the file system of them.
+    /// Path of the Unix socket, if it is ours to remove.
     path: Option<PathBuf>,
 }
 
 impl Sockets {
-    /// Opens the sockets that were asked for, else takes those of systemd.
+    /// Opens the sockets of the options, else takes those of systemd.
     ///
     /// # Errors
-    /// When one is in use or cannot be had, or there is none at all.
+    /// If one is in use or cannot be opened, or there is none.
     pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Self> {
         let mut sockets = Self::default();
         if let Some(socket) = &settings.socket {
@@ -57,7 +57,7 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Removes what is in the file system.
+    /// Removes the Unix socket.
     pub(crate) fn remove(&self) {
         if let Some(path) = &self.path
             && let Err(error) = fs::remove_file(path)
@@ -69,8 +69,8 @@ impl Sockets {
 
 fn open_unix(socket: &UnixSocket) -> anyhow::Result<Listener> {
     let path = &socket.path;
-    clear_the_way(path)?;
-    // From the first moment nobody else can connect.
+    remove_stale(path)?;
+    // bind(2) applies the umask, so no other user can connect before a chmod(2).
     let before = umask(Mode::from_bits_truncate(0o777 & !socket.mode));
     let bound = UnixListener::bind(path);
     umask(before);
@@ -78,12 +78,12 @@ fn open_unix(socket: &UnixSocket) -> anyhow::Result<Listener> {
     Ok(Listener::Unix(listener))
 }
 
-/// Removes a socket that nobody listens on.
-fn clear_the_way(path: &Path) -> anyhow::Result<()> {
+/// Removes a stale socket.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot look at {shown}")),
+        Err(error) => return Err(error).with_context(|| format!("cannot access {shown}")),
         Ok(file) if !file.file_type().is_socket() => {
             bail!("{shown} exists and is not a socket: choose another path")
         }
@@ -91,7 +91,7 @@ fn clear_the_way(path: &Path) -> anyhow::Result<()> {
     }
     match UnixStream::connect(path) {
         Ok(_) => {
-            bail!("somebody listens on {shown} already: end that server, or choose another path")
+            bail!("another server listens on {shown}: end it, or choose another path")
         }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)
             .with_context(|| format!("cannot replace the stale socket {shown}")),
@@ -106,14 +106,14 @@ async fn open_tcp(address: &str, is_encrypted: bool) -> anyhow::Result<Listener>
     let local = listener.local_addr()?;
     if !local.ip().is_loopback() && !is_encrypted {
         tracing::warn!(
-            "listening on {local} without encryption: whoever can reach it can read and write \
-             the volumes, so keep it on a network of its own, or use --tls-certificates"
+            "listening on {local} without encryption: every host that can reach it can read and \
+             write the volumes; use --tls-certificates, or a separate network"
         );
     }
     Ok(Listener::Tcp(listener))
 }
 
-/// The sockets that a service manager has passed: sd_listen_fds(3).
+/// The sockets that the service manager passed: sd_listen_fds(3).
 fn passed() -> anyhow::Result<Vec<Listener>> {
     let fds = passed_fds(|name| env::var(name).ok(), process::id());
     if fds.is_empty() {

@@ -1,8 +1,8 @@
 //! The volumes of a cluster as exports.
 //!
-//! A volume is attached, and locked where the cluster locks, when its first client
-//! comes, and given back when the last one has gone. Its clients share it, so a flush
-//! of one of them covers what was answered to any.
+//! A volume is attached, and locked in clusters with locking, when its first client
+//! connects, and detached after the last one has disconnected. Its clients share it, so
+//! a flush on one connection covers the completed writes of all.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -29,7 +29,7 @@ const CHANGED: u32 = 1;
 /// Which volumes are exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// Every VDI and every snapshot, also those made later.
+    /// Every VDI and every snapshot, including those created later.
     All,
     /// These: `NAME` or `NAME@TAG`.
     Named(Vec<Bytes>),
@@ -52,12 +52,12 @@ pub struct Volumes {
     read_only: bool,
     lock_policy: LockPolicy,
     places: StdMutex<HashMap<Bytes, Arc<Place>>>,
-    /// Volumes that are being given back.
+    /// Volumes that are being detached.
     detaching: TaskTracker,
 }
 
-/// What is attached under a name. Locked while that changes, so that a volume is
-/// attached again only when its lock is back.
+/// The volume attached under a name. The mutex is held while it attaches or detaches,
+/// so that a volume is attached again only after its lock was released.
 type Place = Mutex<Option<Arc<Attached>>>;
 
 #[derive(Debug)]
@@ -78,15 +78,15 @@ pub struct VolumeExport {
 /// A metadata context of a volume.
 #[derive(Debug)]
 pub enum VolumeContext {
-    /// How many versions up the object of an extent was written: 1 for the volume
-    /// itself, 2 for the snapshot it was made from; 0 for a hole.
+    /// Depth of the version that owns the object of an extent: 1 is the volume, 2 the
+    /// snapshot it was made from; 0 is a hole.
     Depth(Mutex<Option<Arc<Lineage>>>),
     /// Which extents may differ from a snapshot.
     ChangedSince(ExtentMap),
 }
 
 impl Volumes {
-    /// Volumes that are attached when somebody uses them.
+    /// Volumes that are attached on first use.
     pub fn new(client: Client, selection: Selection, options: AttachOptions) -> Self {
         let detaching = TaskTracker::new();
         detaching.close();
@@ -100,7 +100,7 @@ impl Volumes {
         }
     }
 
-    /// Returns when everything is given back that nobody uses any more.
+    /// Waits until all unused volumes are detached.
     pub async fn detached(&self) {
         self.detaching.wait().await;
     }
@@ -126,7 +126,7 @@ impl Volumes {
 
     fn place(&self, name: &[u8]) -> Arc<Place> {
         let mut places = self.places.lock().expect("no code panics with the places");
-        // Names of volumes that are gone for good are not kept.
+        // Drop the entries of names that no client uses.
         places.retain(|_, place| Arc::strong_count(place) > 1);
         Arc::clone(places.entry(Bytes::copy_from_slice(name)).or_default())
     }
@@ -196,7 +196,7 @@ fn is_writable(selector: &VdiSelector, read_only: bool) -> bool {
     selector.version == VdiVersion::Working && !read_only
 }
 
-/// What a VDI is exported as.
+/// The export name of a VDI.
 fn name_of(vdi: &VdiInfo) -> Bytes {
     let mut name = vdi.name.as_bytes().to_vec();
     if vdi.is_snapshot() {
@@ -284,7 +284,7 @@ impl Exports for Volumes {
     async fn open(&self, name: &[u8]) -> Result<Arc<VolumeExport>, ExportError> {
         let place = self.place(name);
         let mut current = place.lock().await;
-        // What others did since the last client came: another size, another VDI.
+        // Another client may have resized or replaced the VDI since the last use.
         let usable = match &*current {
             None => false,
             Some(attached) => match attached.volume.revalidate_header().await {
@@ -294,7 +294,7 @@ impl Exports for Volumes {
             },
         };
         if !usable {
-            // Those who use the former one keep it, and get errors.
+            // Clients of the former VDI keep it, and get errors.
             *current = Some(self.attach(name).await?);
         }
         let attached = current.as_ref().map(Arc::clone).expect("attached by now");
@@ -314,7 +314,7 @@ impl Attached {
         self.users.lock().expect("counting does not panic")
     }
 
-    /// Gives the volume back.
+    /// Detaches the volume.
     async fn close(&self) {
         let name = self.volume.selector();
         match self.volume.close().await {
@@ -396,7 +396,7 @@ impl Export for VolumeExport {
         match context {
             VolumeContext::Depth(lineage) => {
                 let owned = volume.owned_extents(range.clone(), max).into_iter();
-                // After the extents: so it knows every owner among them.
+                // Loaded after the extents, so that it has all their owners.
                 let lineage = self.lineage(lineage).await?;
                 let depth = |owner| lineage.depth(owner);
                 let statuses = owned.map(|extent| (extent.end, extent.owner.map_or(0, depth)));
@@ -415,7 +415,7 @@ impl Export for VolumeExport {
 }
 
 impl VolumeExport {
-    /// What the volume descends from now; it moves with every snapshot.
+    /// The ancestors of the head, which change with every snapshot.
     async fn lineage(
         &self,
         known: &Mutex<Option<Arc<Lineage>>>,

@@ -93,7 +93,7 @@ async fn extents(export: &VolumeExport, context: &str) -> Vec<(u64, u32)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn depth_counts_the_versions_up_to_the_owner() {
+async fn depth_counts_versions_up_to_owner() {
     let cluster = Cluster::start().await;
     cluster.create("base", 6 * MIB, 20).await;
     let volumes = cluster.volumes();
@@ -123,7 +123,7 @@ async fn depth_counts_the_versions_up_to_the_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changed_since_knows_writes_discards_and_growth() {
+async fn changed_since_reports_writes_discards_and_growth() {
     let cluster = Cluster::start().await;
     cluster.create("disk", 6 * MIB, 20).await;
     let volumes = cluster.volumes();
@@ -159,7 +159,7 @@ async fn changed_since_knows_writes_discards_and_growth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changed_since_misses_nothing_whatever_happens() {
+async fn changed_since_misses_no_change_at_random() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -210,7 +210,7 @@ async fn read_all(export: &VolumeExport) -> Bytes {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn contexts_are_found_by_name_and_by_prefix() {
+async fn contexts_match_name_or_prefix() {
     let cluster = Cluster::start().await;
     cluster.create("disk", MIB, 20).await;
     cluster.snapshot("disk", "a").await;
@@ -247,7 +247,7 @@ async fn contexts_are_found_by_name_and_by_prefix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn volume_is_locked_while_it_has_clients_and_no_longer() {
+async fn volume_lock_is_held_while_clients_connected() {
     let cluster = Cluster::start().await;
     let format = FormatOptions::default().with_flags(sheep_client::proto::ClusterFlags::USE_LOCK);
     cluster.client.cluster().format(&format).await.unwrap();
@@ -277,7 +277,7 @@ async fn volume_is_locked_while_it_has_clients_and_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn volume_that_was_replaced_is_attached_anew() {
+async fn volume_replaced_is_attached_again() {
     let cluster = Cluster::start().await;
     cluster.create("disk", MIB, 20).await;
     let volumes = cluster.volumes();
@@ -297,7 +297,7 @@ async fn volume_that_was_replaced_is_attached_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_selected_volumes_are_exported() {
+async fn volume_not_selected_is_not_exported() {
     let cluster = Cluster::start().await;
     cluster.create("disk", MIB, 20).await;
     cluster.create("secret", MIB, 20).await;

@@ -47,7 +47,7 @@ fn start_error_is_one_line_with_advice() -> anyhow::Result<()> {
     for (arguments, expected) in [
         (
             vec!["-f", "--embedded", "--socket", &live],
-            format!("somebody listens on {live} already: end that server, or choose another path"),
+            format!("another server listens on {live}: end it, or choose another path"),
         ),
         (
             vec!["-f", "--embedded", "--socket", &plain],

@@ -1,6 +1,6 @@
 //! Error numbers of replies, and what ends a connection.
 
-/// Why a request failed, as the client is told.
+/// Error number in a reply.
 ///
 /// Source: "Error values" of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub enum ErrorCode {
     Invalid = 22,
     /// The cluster is full, or the write lies past the end.
     NoSpace = 28,
-    /// The request is too large to be answered as it was asked.
+    /// The request is too large for the requested form of reply.
     Overflow = 75,
-    /// It would not be as fast as was asked.
+    /// The request would not be fast.
     NotSupported = 95,
     /// The server is about to end.
     Shutdown = 108,

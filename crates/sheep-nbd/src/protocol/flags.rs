@@ -38,15 +38,15 @@ bitflags::bitflags! {
         const SEND_TRIM = 1 << 5;
         /// Zeros can be written without sending them.
         const SEND_WRITE_ZEROES = 1 << 6;
-        /// A read can be asked for in one piece.
+        /// The DF flag of reads is supported.
         const SEND_DF = 1 << 7;
         /// A flush of one connection covers all of them.
         const CAN_MULTI_CONN = 1 << 8;
         /// Ranges can be read ahead.
         const SEND_CACHE = 1 << 10;
-        /// Zeros can be asked for on condition that they are fast.
+        /// The FAST_ZERO flag is supported.
         const SEND_FAST_ZERO = 1 << 11;
-        /// The status of some contexts alone can be asked for.
+        /// Block status of selected contexts is supported.
         const BLOCK_STATUS_PAYLOAD = 1 << 12;
     }
 }

@@ -92,7 +92,7 @@ impl OptionHeader {
     }
 }
 
-/// What the client asks for in the handshake.
+/// An option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OptionRequest {
     /// Use this export, without a word if it cannot be.
@@ -137,7 +137,7 @@ pub struct ContextRequest {
     pub queries: Vec<Bytes>,
 }
 
-/// Why an option is refused without a look at what it asks for. The text is for
+/// Why the data of an option are invalid. The text is for
 /// the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadOption {
@@ -270,7 +270,7 @@ pub enum OptionReply<'a> {
     },
     /// Size and abilities of an export.
     InfoExport {
-        /// Its bytes.
+        /// Size in bytes.
         size: u64,
         /// What it can do.
         flags: TransmissionFlags,
@@ -375,7 +375,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn option_data_of_any_bytes_is_read_or_refused(option in 0..14u32, data: Vec<u8>) {
+        fn option_parser_accepts_or_refuses_arbitrary_bytes(option in 0..14u32, data: Vec<u8>) {
             let whole = data.len();
             match OptionRequest::parse(option, data.into()) {
                 Ok(OptionRequest::Info(info) | OptionRequest::Go(info)) => prop_assert!(info.name.len() <= whole),
@@ -387,7 +387,7 @@ mod tests {
         }
 
         #[test]
-        fn context_request_is_read_as_it_was_written(
+        fn context_request_round_trips(
             export: Vec<u8>,
             queries in prop::collection::vec(any::<Vec<u8>>(), 0..MAX_QUERIES),
             cut: prop::sample::Index,
@@ -404,7 +404,7 @@ mod tests {
         }
 
         #[test]
-        fn info_request_is_read_as_it_was_written(name: Vec<u8>, infos: Vec<u16>) {
+        fn info_request_round_trips(name: Vec<u8>, infos: Vec<u16>) {
             let mut data = string(&name);
             data.extend(u16::try_from(infos.len()).unwrap().to_be_bytes());
             infos.iter().for_each(|info| data.extend(info.to_be_bytes()));
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn option_header_has_its_magic_and_a_possible_length() {
+    fn option_header_needs_magic_and_plausible_length() {
         let header = |magic: &[u8; 8], len: u32| {
             let mut bytes = [0; OPTION_HEADER_LEN];
             bytes[..8].copy_from_slice(magic);
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn too_long_strings_and_too_many_queries_are_refused() {
+    fn option_limits_refuse_long_strings_and_many_queries() {
         let long = vec![b'x'; MAX_STRING_LEN + 1];
         assert_eq!(
             OptionRequest::parse(1, long.clone().into()),
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_repeat_the_option_and_have_their_length() {
+    fn option_replies_repeat_option_and_length() {
         let encode = |reply: OptionReply<'_>| {
             let mut out = BytesMut::new();
             reply.encode(7, &mut out);
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn export_name_reply_is_padded_for_old_clients() {
+    fn export_name_reply_is_padded_without_no_zeroes() {
         let flags = TransmissionFlags::HAS_FLAGS;
         assert_eq!(export_name_reply(1, flags, ClientFlags::all()).len(), 10);
         assert_eq!(

@@ -57,7 +57,7 @@ impl Frame {
 pub struct StatusExtent {
     /// Bytes, at least one.
     pub len: u64,
-    /// What the context says.
+    /// Status flags or value of the context.
     pub status: u32,
 }
 
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn simple_reply_has_sixteen_bytes_and_the_data() {
+    fn simple_reply_has_header_and_data() {
         let reply = to(ReplyStyle::Simple);
         assert_eq!(hex(&reply.done()), "67446698000000000102030405060708");
         assert_eq!(
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn extended_reply_repeats_the_offset_of_the_request() {
+    fn extended_reply_repeats_request_offset() {
         let reply = to(ReplyStyle::Extended);
         assert_eq!(
             hex(&reply.done()),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn block_status_has_an_entry_for_each_extent() {
+    fn block_status_reply_has_every_extent() {
         let extents = [
             StatusExtent {
                 len: 512,

@@ -55,7 +55,7 @@ struct ExtendedHeader {
 
 const _: () = assert!(size_of::<CompactHeader>() == 28 && size_of::<ExtendedHeader>() == 32);
 
-/// What a request asks for.
+/// Type of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Bytes of the export.
@@ -122,7 +122,7 @@ impl Command {
 pub struct RequestHeader {
     /// The client's name for it, which the reply repeats.
     pub cookie: u64,
-    /// What is asked for.
+    /// Type of the request.
     pub command: Command,
     /// How.
     pub flags: CommandFlags,
@@ -265,7 +265,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn request_header_is_read_as_it_was_written(
+        fn request_header_round_trips(
             command: u16, flags: u16, cookie: u64, offset: u64, len: u32,
         ) {
             let header = RequestHeader {
@@ -285,7 +285,7 @@ mod tests {
         }
 
         #[test]
-        fn request_header_of_arbitrary_bytes_is_none_or_has_its_magic(bytes: Vec<u8>) {
+        fn request_parser_refuses_headers_without_magic(bytes: Vec<u8>) {
             for style in [HeaderStyle::Compact, HeaderStyle::Extended] {
                 if let Ok(header) = RequestHeader::parse(style, &bytes) {
                     prop_assert_eq!(bytes.len(), style.header_len());
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_mean_nothing_with_a_command_are_wrong() {
+    fn request_flags_must_match_command() {
         let header = |command: u16, flags: CommandFlags| RequestHeader {
             cookie: 0,
             command: command.into(),

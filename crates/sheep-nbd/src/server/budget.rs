@@ -1,11 +1,10 @@
-//! How much the requests in flight may hold.
+//! Memory limits of requests in flight.
 //!
-//! Every request is charged for the bytes that it reads or writes until its reply
-//! was written to the socket. A client that does not read its replies, or that
-//! announces payloads and does not send them, holds at most its connection's share,
-//! until its connection is closed for standing still. What all connections hold
-//! together is bounded as well; small requests are then still served from a reserve
-//! that each connection has for itself.
+//! A request is charged for the bytes that it reads or writes until its reply was
+//! written to the socket. A client that does not read its replies, or does not send the
+//! payloads it announced, uses at most the share of its connection, until that is closed
+//! after a timeout. The total of all connections is bounded as well; at that limit small
+//! requests are served from the reserve of their connection.
 
 use std::sync::Arc;
 
@@ -13,13 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Requests in flight on one connection.
 pub(super) const MAX_REQUESTS: u32 = 128;
-/// Bytes that the requests of one connection hold.
+/// Byte limit of one connection.
 const CONNECTION_BYTES: u32 = 64 << 20;
-/// Bytes that the requests of all connections hold, without the reserves.
+/// Byte limit of all connections, without the reserves.
 const SHARED_BYTES: u32 = 512 << 20;
-/// Bytes that a connection has for itself.
+/// Bytes reserved for each connection.
 const RESERVE_BYTES: u32 = 1 << 20;
-/// Bytes of a permit. Every request takes at least one.
+/// Bytes of a permit. A request takes at least one.
 const PERMIT_BYTES: u32 = 4096;
 
 fn permits(bytes: u32) -> u32 {
@@ -30,7 +29,7 @@ fn semaphore(bytes: u32) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(permits(bytes) as usize))
 }
 
-/// What all connections share.
+/// The limit shared by all connections.
 #[derive(Clone, Debug)]
 pub(super) struct SharedBudget(Arc<Semaphore>);
 
@@ -40,7 +39,7 @@ impl Default for SharedBudget {
     }
 }
 
-/// What one connection may hold.
+/// The limits of one connection.
 #[derive(Debug)]
 pub(super) struct Budget {
     requests: Arc<Semaphore>,
@@ -49,7 +48,7 @@ pub(super) struct Budget {
     shared: SharedBudget,
 }
 
-/// A request's share, which is given back by dropping it.
+/// The charge of a request, refunded on drop.
 #[derive(Debug)]
 pub(super) struct Charge {
     _request: OwnedSemaphorePermit,
@@ -97,7 +96,7 @@ async fn acquire(semaphore: &Arc<Semaphore>, count: u32) -> OwnedSemaphorePermit
     Arc::clone(semaphore)
         .acquire_many_owned(count)
         .await
-        .expect("it is never closed")
+        .expect("the semaphores are never closed")
 }
 
 #[cfg(test)]
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_of_a_connection_are_bounded_in_number() {
+    async fn requests_per_connection_are_limited() {
         let budget = Budget::new(SharedBudget::default());
         let mut charges = Vec::new();
         for _ in 0..MAX_REQUESTS {
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn small_requests_are_served_while_others_hold_all_shared_bytes() {
+    async fn small_requests_use_reserve_at_global_limit() {
         let shared = SharedBudget::default();
         let hostile: Vec<_> = (0..SHARED_BYTES / CONNECTION_BYTES)
             .map(|_| Budget::new(shared.clone()))

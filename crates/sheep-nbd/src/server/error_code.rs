@@ -1,4 +1,4 @@
-//! What a failure of a device is called in a reply.
+//! NBD error numbers of device errors.
 
 use nix::errno::Errno;
 use sheepfs_vfs::VolumeError;

@@ -1,4 +1,4 @@
-//! The handshake with one client: which export, and how to talk about it.
+//! The handshake phase of a connection.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use crate::protocol::handshake::{
 use crate::protocol::limits::{MAX_CONTEXTS, MAX_OPTION_LEN, MAX_OPTIONS};
 use crate::protocol::reply::ReplyStyle;
 
-/// The context that every export has.
+/// The context of every export.
 const ALLOCATION: &[u8] = b"base:allocation";
 const TLS_REQUIRED: &str = "this server requires TLS";
-/// Bytes of replies that are gathered before they are sent.
+/// Replies are sent when so many bytes are buffered.
 const SEND_LEN: usize = 64 << 10;
 
-/// What a client and the server have agreed on.
+/// The negotiated export, reply style and contexts.
 pub(super) struct Agreed<E: Export> {
     pub(super) name: Bytes,
     pub(super) export: Arc<E>,
@@ -49,17 +49,17 @@ pub(super) enum Outcome<E: Export> {
     StartTls(ClientFlags),
     /// With the transmission phase.
     Transmit(Agreed<E>),
-    /// The client goes.
+    /// The client aborted.
     Ended,
 }
 
-/// The contexts that were selected last, and of which export.
+/// The last selection of contexts, and its export.
 struct Selection {
     export: Bytes,
     names: Vec<Bytes>,
 }
 
-/// A refusal of an option, with words for the client.
+/// An error reply to an option, with the text for the client.
 struct Refusal(OptionError, String);
 
 impl From<ExportError> for Refusal {
@@ -98,10 +98,10 @@ pub(super) struct Handshake<'a, S, X: Exports> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
-    /// Greets the client.
+    /// Sends the greeting and reads the flags of the client.
     ///
     /// # Errors
-    /// When it does not answer as a client does.
+    /// If they are invalid.
     pub(super) async fn begin(
         stream: &'a mut S,
         exports: &'a X,
@@ -136,11 +136,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         }
     }
 
-    /// Answers options until the client has what it wants.
+    /// Handles options until the client selects an export or aborts.
     ///
     /// # Errors
-    /// When it sends what no client sends, or cannot have the export and asked in a
-    /// way that knows no error.
+    /// If the client violates the protocol, or `EXPORT_NAME` fails.
     pub(super) async fn run(&mut self) -> Result<Outcome<X::Export>, ConnectionError> {
         for _ in 0..MAX_OPTIONS {
             let mut header = [0; OPTION_HEADER_LEN];
@@ -161,7 +160,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         Err(ProtocolError::TooManyOptions.into())
     }
 
-    /// Reads the data of an option, all of it, whether it is right or not.
+    /// Reads all data of an option, also if they are invalid.
     async fn read(
         &mut self,
         option: u32,
@@ -184,7 +183,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         request: OptionRequest,
     ) -> Result<Next<X::Export>, ConnectionError> {
         if self.shutdown.is_cancelled() && !matches!(request, OptionRequest::Abort) {
-            let why = "the server is about to end".to_owned();
+            let why = "the server is shutting down".to_owned();
             self.refuse(option, &Refusal(OptionError::Shutdown, why));
             return Ok(Next::End(Outcome::Ended));
         }
@@ -244,7 +243,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         Ok(Next::Continue)
     }
 
-    /// The name of an export: the empty one stands for the only one.
+    /// Resolves the empty name, which stands for the only export.
     async fn resolve(&self, name: &Bytes) -> Result<Bytes, Refusal> {
         if !name.is_empty() {
             return Ok(name.clone());
@@ -334,7 +333,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         Ok(Outcome::Transmit(agreed))
     }
 
-    /// Begins to use an export, with the contexts that were selected for it.
+    /// Opens an export, and the contexts selected for it.
     async fn open(&mut self, name: Bytes) -> Result<Agreed<X::Export>, Refusal> {
         let export = self.exports.open(&name).await?;
         let selection = self.selection.take();
@@ -350,7 +349,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
                     Some(opened) => Selected::Own(opened),
                     None => {
                         let text = own.escape_ascii();
-                        let why = format!("the metadata context '{text}' is not there any more");
+                        let why = format!("the metadata context '{text}' no longer exists");
                         return Err(Refusal(OptionError::Invalid, why));
                     }
                 },
@@ -434,7 +433,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         option: u32,
         request: ContextRequest,
     ) -> Result<(), Refusal> {
-        // Whatever comes of this one: the last selection is over.
+        // Also a failed request discards the last selection.
         self.selection = None;
         self.require_structured()?;
         let export = self.resolve(&request.export).await?;
@@ -485,7 +484,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
     }
 }
 
-/// What an export that is in use is like.
+/// Describes an open export.
 fn opened<E: Export>(export: &Arc<E>, text: String) -> Description {
     use sheepfs_vfs::BlockDevice as _;
     let device = export.device();

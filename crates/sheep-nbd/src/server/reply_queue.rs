@@ -1,7 +1,7 @@
-//! Replies on their way into a socket, each message whole.
+//! Queue of replies.
 //!
-//! While the socket has room, the thread that completes a request writes its reply.
-//! Without room, or with TLS, it is queued for the task that runs
+//! The thread that completes a request writes its reply if the socket buffer has room.
+//! Otherwise, and with TLS, the reply is queued for the task that runs
 //! [`ReplyQueue::write_queued`]. The budget of the connection bounds the queue.
 
 use std::collections::VecDeque;
@@ -38,11 +38,11 @@ pub(super) struct ReplyQueue {
 #[derive(Default)]
 struct Queue {
     frames: VecDeque<Queued>,
-    /// Nothing can be sent any more.
+    /// The connection failed.
     is_broken: bool,
 }
 
-/// What is still to be written of a message, and what its request holds until then.
+/// The unwritten rest of a message, and the charge of its request.
 struct Queued {
     frame: Frame,
     _charge: Option<Charge>,
@@ -57,10 +57,10 @@ impl ReplyQueue {
         }
     }
 
-    /// Sends a message without waiting. `charge` is given back when it is written,
-    /// or cannot be.
+    /// Sends a message without waiting. `charge` is dropped after it was written, or if
+    /// the connection has failed.
     pub(super) fn send(&self, mut frame: Frame, charge: Option<Charge>) {
-        // Held while writing: another thread's message must not come between.
+        // Held while writing, so that messages of several threads do not interleave.
         let mut queue = self.queue();
         if queue.is_broken {
             return;
@@ -70,7 +70,7 @@ impl ReplyQueue {
             && write(&**socket, &mut frame).is_err()
         {
             queue.is_broken = true;
-            // The task finds out why.
+            // The task gets the error.
             self.not_empty.notify_one();
             return;
         }
@@ -83,9 +83,8 @@ impl ReplyQueue {
         }
     }
 
-    /// Writes what could not be written at once; returns when the connection is
-    /// broken, or the client does not read. Runs until the connection ends: what it
-    /// has begun to write is lost with it.
+    /// Writes queued messages; returns if the connection fails or the client does not
+    /// read. Not cancel safe: a message may be partly written.
     pub(super) async fn write_queued(&self) -> ConnectionError {
         loop {
             if self.queue().is_broken {
@@ -102,7 +101,7 @@ impl ReplyQueue {
         }
     }
 
-    /// Drops what was not sent; from now on nothing is.
+    /// Drops all queued and later messages.
     pub(super) fn break_off(&self) {
         let mut queue = self.queue();
         queue.is_broken = true;

@@ -1,8 +1,8 @@
-//! A client in the transmission phase: its requests as calls of the device.
+//! The transmission phase: requests as calls of the device.
 //!
-//! Requests run at the same time, and each is answered when it ends. A read or a
-//! write is handed to the device by the task that reads requests, and answered by
-//! whichever thread completes it; everything longer is a task of its own.
+//! Requests run concurrently, with replies in completion order. The task that reads
+//! requests submits reads and writes, and the thread that completes one sends its reply.
+//! Other requests are tasks of their own.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,12 +24,12 @@ use crate::protocol::request::{Command, HeaderStyle, RequestHeader, StatusPayloa
 
 /// Bytes of zeros written, or of data read ahead, by one call of the device.
 const STEP: u32 = 1 << 20;
-/// Such calls at once.
+/// Concurrent calls.
 const PARALLEL_STEPS: usize = 4;
-/// Bytes of a read from which on zeros are looked for.
+/// Shortest read that is checked for zeros.
 const MIN_HOLE_LEN: usize = 512;
 
-/// A request with more data than is read or written at once.
+/// Error of a request with too much data.
 pub(super) const TOO_LONG: (ErrorCode, &str) =
     (ErrorCode::Invalid, "the request is longer than 32 MiB");
 
@@ -41,7 +41,7 @@ pub(super) enum Selected<C> {
     Own(C),
 }
 
-/// What was negotiated, and where replies go.
+/// A negotiated connection.
 pub(super) struct Session<E: Export> {
     pub(super) export: Arc<E>,
     pub(super) style: ReplyStyle,
@@ -51,7 +51,7 @@ pub(super) struct Session<E: Export> {
 }
 
 impl<E: Export> Session<E> {
-    /// How the client writes headers.
+    /// Header style of requests.
     pub(super) fn header_style(&self) -> HeaderStyle {
         match self.style {
             ReplyStyle::Simple | ReplyStyle::Structured => HeaderStyle::Compact,
@@ -59,7 +59,7 @@ impl<E: Export> Session<E> {
         }
     }
 
-    /// Why a request cannot be carried out, if so, by its header alone.
+    /// Checks the header of a request.
     pub(super) fn check(&self, request: &RequestHeader) -> Result<(), (ErrorCode, &'static str)> {
         let device = self.export.device();
         if matches!(request.command, Command::Unknown(_)) {
@@ -113,7 +113,7 @@ impl<E: Export> Session<E> {
         Err((code, "the range goes past the end of the export"))
     }
 
-    /// Begins a request that [`Self::check`] found right, with its payload.
+    /// Starts a request that passed [`Self::check`].
     pub(super) fn begin(self: &Arc<Self>, request: RequestHeader, payload: Bytes, charge: Charge) {
         let call = Call::new(self, &request, charge);
         match request.command {
@@ -165,7 +165,7 @@ impl<E: Export> Session<E> {
             device.submit_read(offset, len, move |read| {
                 match complete(read, offset, len) {
                     Ok(data) => session.replies.send(content(to, offset, data, false), None),
-                    // The first one is told.
+                    // The first error is reported.
                     Err(error) => drop(gather.error.set(error)),
                 }
                 gather.end_piece();
@@ -182,7 +182,7 @@ impl<E: Export> Session<E> {
         let runtime = tokio::runtime::Handle::current();
         let device = self.export.device();
         device.submit_write(request.offset, data, move |written| match written {
-            // The end may have been elsewhere when the request was checked.
+            // The device may have shrunk since the request was checked.
             Ok(written) if (written as usize) < len => {
                 call.refuse(ErrorCode::NoSpace, "the export ends before that");
             }
@@ -196,7 +196,7 @@ impl<E: Export> Session<E> {
         });
     }
 
-    /// Zeros that take space.
+    /// Writes zeros that stay allocated.
     async fn write_zeros(&self, range: Range<u64>) -> Result<(), VolumeError> {
         static ZEROS: [u8; STEP as usize] = [0; STEP as usize];
         stream::iter(steps(range))
@@ -212,7 +212,7 @@ impl<E: Export> Session<E> {
             .await
     }
 
-    /// Reads, so that whatever caches there are below have it.
+    /// Reads a range into the caches below, if any.
     async fn read_ahead(&self, range: Range<u64>) -> Result<(), VolumeError> {
         stream::iter(steps(range))
             .map(|(offset, len)| async move {
@@ -289,13 +289,13 @@ impl<E: Export> Session<E> {
     }
 }
 
-/// A request until it is answered. One that is dropped without an answer, as when
-/// its task panics, is answered with an error: the client does not wait for ever.
+/// A request in flight. If it is dropped without a reply, because its task panicked,
+/// an error is sent, so that the client does not wait.
 struct Call<E: Export> {
     session: Arc<Session<E>>,
     to: ReplyTo,
     command: Command,
-    /// Until it is answered.
+    /// `None` after the reply.
     charge: Option<Charge>,
 }
 
@@ -313,7 +313,7 @@ impl<E: Export> Call<E> {
         }
     }
 
-    /// Sends the last message of the reply.
+    /// Sends the last chunk of the reply.
     fn finish(mut self, last: Frame) {
         let charge = self.charge.take();
         self.session.replies.send(last, charge);
@@ -341,7 +341,7 @@ impl<E: Export> Call<E> {
         self.finish(frame);
     }
 
-    /// Carries out what is neither a read nor a write.
+    /// Runs a request that is neither a read nor a write.
     async fn run(self, request: &RequestHeader, payload: &[u8]) {
         let session = Arc::clone(&self.session);
         let range = request.offset..request.offset.saturating_add(request.len);
@@ -364,7 +364,7 @@ impl<E: Export> Call<E> {
         }
     }
 
-    /// Ends a change, once it is durable when that was asked for.
+    /// Completes a change, with FUA after a flush.
     async fn end_durably(self, request: &RequestHeader, changed: Result<(), VolumeError>) {
         let outcome = match changed {
             Ok(()) if request.flags.contains(CommandFlags::FUA) => {
@@ -452,21 +452,21 @@ impl<E: Export> Call<E> {
 impl<E: Export> Drop for Call<E> {
     fn drop(&mut self) {
         if let Some(charge) = self.charge.take() {
-            tracing::error!("{:?} has ended without an answer", self.command);
-            let text = "the server dropped the request, which is a defect of it";
+            tracing::error!("{:?} ended without a reply", self.command);
+            let text = "internal error: the server dropped the request";
             let frame = self.to.error(ErrorCode::Io, text);
             self.session.replies.send(frame, Some(charge));
         }
     }
 }
 
-/// A read whose pieces are answered one by one.
+/// A read with one reply chunk for each piece.
 struct Gather<E: Export> {
-    /// Pieces that have not ended.
+    /// Pieces in flight.
     left: AtomicUsize,
     /// The first error of a piece.
     error: OnceLock<VolumeError>,
-    /// Until the last one has ended.
+    /// Taken by the last one.
     call: Mutex<Option<Call<E>>>,
 }
 
@@ -489,8 +489,7 @@ impl<E: Export> Gather<E> {
     }
 }
 
-/// All bytes of a read, or the error: a device that has become smaller cannot
-/// deliver.
+/// Turns a short read into an error: the device has shrunk.
 fn complete(read: Result<Bytes, VolumeError>, offset: u64, len: u32) -> Result<Bytes, VolumeError> {
     match read {
         Ok(data) if data.len() < len as usize => {
@@ -500,7 +499,7 @@ fn complete(read: Result<Bytes, VolumeError>, offset: u64, len: u32) -> Result<B
     }
 }
 
-/// A content chunk: a hole when all is zeros.
+/// A content chunk, a hole chunk if all bytes are zero.
 fn content(to: ReplyTo, offset: u64, data: Bytes, is_last: bool) -> Frame {
     if data.len() >= MIN_HOLE_LEN && is_zero(&data) {
         let len = u32::try_from(data.len()).expect("at most 32 MiB");
@@ -509,8 +508,8 @@ fn content(to: ReplyTo, offset: u64, data: Bytes, is_last: bool) -> Frame {
     to.data(offset, data, is_last)
 }
 
-/// Whether all bytes are zeros. Comparing a slice with itself, one byte further, is
-/// one memcmp(3).
+/// Whether all bytes are zero. Comparing the slice with itself, shifted by one, is one
+/// memcmp(3).
 fn is_zero(bytes: &[u8]) -> bool {
     match bytes {
         [] => true,
@@ -547,7 +546,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn zeros_are_found_wherever_the_other_byte_is(len in 0..3000usize, at in 0..3000usize) {
+        fn zero_detection_finds_any_other_byte(len in 0..3000usize, at in 0..3000usize) {
             let mut bytes = vec![0; len];
             prop_assert!(is_zero(&bytes));
             if let Some(byte) = bytes.get_mut(at) {
@@ -557,7 +556,7 @@ mod tests {
         }
 
         #[test]
-        fn pieces_of_a_read_lie_within_one_object_each(offset in 0..1u64 << 40, len in 1..33u32 << 20, shift in 20..32u32) {
+        fn read_pieces_lie_within_one_object(offset in 0..1u64 << 40, len in 1..33u32 << 20, shift in 20..32u32) {
             let object_size = 1 << shift;
             let mut at = offset;
             for (start, piece) in pieces(offset, len, object_size) {

@@ -1,4 +1,4 @@
-//! Where clients come from: TCP and Unix sockets.
+//! TCP and Unix sockets.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -15,17 +15,17 @@ const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 /// Time between two probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A socket that clients connect to.
+/// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
-    /// A port.
+    /// TCP.
     Tcp(TcpListener),
-    /// A path.
+    /// Unix.
     Unix(UnixListener),
 }
 
 impl Listener {
-    /// The next client, and how to name it.
+    /// Accepts a connection; also returns the name of the peer for the log.
     ///
     /// # Errors
     /// The system's.
@@ -82,16 +82,16 @@ pub enum Socket {
 
 /// The sending side of a socket, for several threads.
 pub(super) trait DirectWrite: Send + Sync {
-    /// Writes as much as there is room for, without waiting.
+    /// Writes as much as the socket buffer takes, without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room, anything else when it is broken.
+    /// `WouldBlock` if it is full, others if the connection failed.
     fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Returns once there may be room.
+    /// Waits for room in the socket buffer.
     ///
     /// # Errors
-    /// When it is broken.
+    /// If the connection failed.
     fn writable(&self) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send + '_>>;
 }
 

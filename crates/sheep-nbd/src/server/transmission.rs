@@ -1,4 +1,4 @@
-//! The transmission phase: reads requests and hands them to the [`Session`].
+//! The transmission phase: reads requests for the [`Session`].
 
 use std::io;
 use std::sync::Arc;
@@ -17,16 +17,15 @@ use crate::protocol::limits::{MAX_PAYLOAD_LEN, MAX_SKIPPED_PAYLOAD_LEN, MAX_STAT
 use crate::protocol::reply::ReplyTo;
 use crate::protocol::request::{Command, MAX_HEADER_LEN, RequestHeader};
 
-/// Bytes that are read from the socket at once, when they are not a payload.
+/// Size of the read buffer.
 const READ_LEN: usize = 64 << 10;
-/// Bytes of a payload that have to come before the client is taken to stand still.
+/// Bytes of a payload that the client must send within the stall timeout.
 const PART_LEN: usize = 1 << 20;
 
-/// Serves a client until it goes, or `shutdown`; then everything that has begun is
-/// answered first.
+/// Serves a client until it disconnects or `shutdown`; requests in flight complete.
 ///
 /// # Errors
-/// Why the connection ended otherwise.
+/// Why the connection ended before that.
 pub(super) async fn serve<E: Export>(
     reader: Reader,
     session: &Arc<Session<E>>,
@@ -46,7 +45,7 @@ pub(super) async fn serve<E: Export>(
         () = shutdown.cancelled() => Ok(()),
     };
     if ended.is_ok() {
-        // The client is still there to read the last replies.
+        // The client still reads replies.
         tokio::select! {
             () = budget.drained() => return Ok(()),
             error = &mut writing => {
@@ -68,7 +67,7 @@ struct Requests<'a, E: Export> {
 }
 
 impl<E: Export> Requests<'_, E> {
-    /// Reads requests until the client goes.
+    /// Reads requests until the client disconnects.
     async fn serve(&mut self) -> Result<(), ConnectionError> {
         while let Some(request) = self.next().await? {
             if request.command == Command::Disconnect {
@@ -79,10 +78,9 @@ impl<E: Export> Requests<'_, E> {
         Ok(())
     }
 
-    /// The next header; `None` when the client has closed the connection between two
-    /// requests.
+    /// The next header; `None` at the end of the stream.
     async fn next(&mut self) -> Result<Option<RequestHeader>, ConnectionError> {
-        // An idle client may take its time.
+        // No timeout between requests.
         if self.reader.fill_buf().await?.is_empty() {
             return Ok(None);
         }
@@ -93,7 +91,7 @@ impl<E: Export> Requests<'_, E> {
         Ok(Some(RequestHeader::parse(style, header)?))
     }
 
-    /// Takes the payload of a request, and begins or refuses it.
+    /// Reads the payload of a request, and starts or refuses it.
     async fn take(&mut self, request: RequestHeader) -> Result<(), ConnectionError> {
         let payload_len = request.payload_len(self.session.header_style());
         let max = match request.command {
@@ -121,7 +119,7 @@ impl<E: Export> Requests<'_, E> {
                     offset: request.offset,
                 };
                 tracing::debug!("{:?} at byte {}: {why}", request.command, request.offset);
-                // Refusals are bounded as everything else.
+                // Error replies count for the limit, too.
                 let charge = self.budget.charge(0).await;
                 self.session.replies.send(to.error(code, why), Some(charge));
             }
@@ -129,7 +127,7 @@ impl<E: Export> Requests<'_, E> {
         Ok(())
     }
 
-    /// Reads a payload, each part of it in good time.
+    /// Reads a payload, with a timeout for each part.
     async fn payload(&mut self, len: u64) -> Result<Bytes, ConnectionError> {
         let len = usize::try_from(len).expect("at most 32 MiB");
         let mut payload = BytesMut::with_capacity(len);
@@ -169,11 +167,11 @@ impl<E: Export> Requests<'_, E> {
     }
 }
 
-/// Bytes that a request holds.
+/// Bytes charged for a request.
 fn cost(request: &RequestHeader, payload_len: u64) -> u32 {
     let held = match request.command {
         Command::Read => request.len,
-        // Read ahead in a few steps at once.
+        // The concurrent steps of the read-ahead.
         Command::Cache => request.len.min(4 << 20),
         // The largest reply.
         Command::BlockStatus => 1 << 20,

@@ -9,7 +9,7 @@ fn server() -> TestServer<TestDevice> {
 }
 
 #[tokio::test]
-async fn option_that_is_unknown_is_unsupported_and_the_client_goes_on() {
+async fn option_unknown_is_refused_as_unsupported() {
     let server = server();
     let mut client = server.connect().await;
     for option in [0, 4, 5000] {
@@ -19,7 +19,7 @@ async fn option_that_is_unknown_is_unsupported_and_the_client_goes_on() {
 }
 
 #[tokio::test]
-async fn option_with_wrong_data_is_invalid_and_the_client_goes_on() {
+async fn option_with_wrong_data_is_refused_as_invalid() {
     let server = server();
     let mut client = server.connect().await;
     for option in [OPT_LIST, OPT_STRUCTURED_REPLY, OPT_EXTENDED_HEADERS] {
@@ -33,7 +33,7 @@ async fn option_with_wrong_data_is_invalid_and_the_client_goes_on() {
 }
 
 #[tokio::test]
-async fn option_that_is_too_long_is_too_big_and_the_client_goes_on() {
+async fn option_too_long_is_refused_as_too_big() {
     let server = server();
     let mut client = server.connect().await;
     let long = vec![b'x'; 1 << 20];
@@ -58,7 +58,7 @@ async fn list_names_every_export() {
 }
 
 #[tokio::test]
-async fn export_that_does_not_exist_is_unknown_and_the_client_goes_on() {
+async fn export_missing_is_refused_as_unknown() {
     let server = server();
     let mut client = server.connect().await;
     for option in [OPT_GO, OPT_INFO] {
@@ -70,7 +70,7 @@ async fn export_that_does_not_exist_is_unknown_and_the_client_goes_on() {
 }
 
 #[tokio::test]
-async fn empty_name_is_the_only_export_or_none() {
+async fn export_name_empty_selects_the_only_export() {
     let mut client = server().connect().await;
     assert_eq!(client.go("").await.0, 5000);
 
@@ -87,7 +87,7 @@ async fn empty_name_is_the_only_export_or_none() {
 }
 
 #[tokio::test]
-async fn info_says_what_go_says() {
+async fn info_and_go_describe_export_alike() {
     let server = server();
     let mut client = server.connect().await;
     client.structured().await;
@@ -99,7 +99,7 @@ async fn info_says_what_go_says() {
 }
 
 #[tokio::test]
-async fn export_name_starts_the_transmission_or_ends_the_connection() {
+async fn export_name_starts_transmission_or_closes_connection() {
     let server = server();
     let mut client = server.connect().await;
     client.option(OPT_EXPORT_NAME, b"disk").await;
@@ -127,7 +127,7 @@ async fn abort_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn metadata_contexts_need_structured_replies_and_an_export() {
+async fn contexts_need_structured_replies_and_export() {
     let server = server();
     let mut client = server.connect().await;
     let data = context_data("disk", &["base:allocation"]);
@@ -144,7 +144,7 @@ async fn metadata_contexts_need_structured_replies_and_an_export() {
 }
 
 #[tokio::test]
-async fn wildcards_list_contexts_and_select_none() {
+async fn context_wildcards_list_but_select_none() {
     let server = server();
     let mut client = server.connect().await;
     client.structured().await;
@@ -168,7 +168,7 @@ async fn wildcards_list_contexts_and_select_none() {
 }
 
 #[tokio::test]
-async fn contexts_are_those_of_the_last_selection_for_the_same_export() {
+async fn contexts_of_last_selection_replace_earlier_ones() {
     let devices = [
         ("disk", TestDevice::new(512)),
         ("other", TestDevice::new(512)),
@@ -195,7 +195,7 @@ async fn contexts_are_those_of_the_last_selection_for_the_same_export() {
 }
 
 #[tokio::test]
-async fn extended_headers_are_not_taken_back() {
+async fn extended_headers_cannot_be_revoked() {
     let server = server();
     let mut client = server.connect().await;
     client.structured().await;

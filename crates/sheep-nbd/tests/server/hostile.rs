@@ -11,7 +11,7 @@ fn server() -> TestServer<TestDevice> {
 }
 
 #[tokio::test]
-async fn garbage_closes_a_connection_and_no_other_one() {
+async fn garbage_closes_only_its_own_connection() {
     let server = server();
     let mut honest = server.simple().await;
 
@@ -46,7 +46,7 @@ async fn garbage_closes_a_connection_and_no_other_one() {
 }
 
 #[tokio::test]
-async fn client_that_negotiates_without_end_is_dropped() {
+async fn handshake_with_too_many_options_is_closed() {
     let server = server();
     let mut client = server.connect().await;
     for _ in 0..1024 {
@@ -56,7 +56,7 @@ async fn client_that_negotiates_without_end_is_dropped() {
 }
 
 #[tokio::test]
-async fn client_that_goes_in_the_middle_of_a_message_disturbs_nobody() {
+async fn disconnect_inside_message_disturbs_no_other_client() {
     let server = server();
     let mut honest = server.simple().await;
     for len in [0, 3, 27] {
@@ -74,7 +74,7 @@ async fn client_that_goes_in_the_middle_of_a_message_disturbs_nobody() {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_their_replies_do_not_hold_up_others() {
+async fn unread_replies_do_not_block_other_clients() {
     let server = server();
     let mut silent = Vec::new();
     for _ in 0..10 {
@@ -97,7 +97,7 @@ async fn clients_that_do_not_read_their_replies_do_not_hold_up_others() {
 }
 
 #[tokio::test]
-async fn replies_of_a_client_that_has_gone_hold_nothing() {
+async fn unread_replies_are_freed_when_client_disconnects() {
     let device = TestDevice::new(1 << 20);
     let server = TestServer::start([("disk", device.clone())]);
     let held = device.hold(4096);

@@ -12,7 +12,7 @@ fn expected(offset: u64, len: u64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn read_and_write_of_any_alignment_reach_the_device() {
+async fn read_and_write_have_any_alignment() {
     let server = TestServer::start([("disk", TestDevice::new(3 << 20))]);
     let mut client = server.simple().await;
     for (offset, len) in [
@@ -36,7 +36,7 @@ async fn read_and_write_of_any_alignment_reach_the_device() {
 }
 
 #[tokio::test]
-async fn data_of_32_mib_is_served_and_one_byte_more_is_refused() {
+async fn payload_limit_is_exactly_32_mib() {
     let server = TestServer::start([("disk", TestDevice::new(40 << 20))]);
     let mut client = server.simple().await;
     let max = 32u32 << 20;
@@ -49,7 +49,7 @@ async fn data_of_32_mib_is_served_and_one_byte_more_is_refused() {
 }
 
 #[tokio::test]
-async fn request_past_the_end_is_an_error_of_its_kind() {
+async fn request_past_end_fails_with_specified_error() {
     let server = TestServer::start([("disk", TestDevice::new(5000))]);
     let mut client = server.structured().await;
     let data = [7; 2];
@@ -75,7 +75,7 @@ async fn request_past_the_end_is_an_error_of_its_kind() {
 }
 
 #[tokio::test]
-async fn unknown_commands_and_flags_are_refused_and_the_client_goes_on() {
+async fn command_or_flag_unknown_is_refused_as_invalid() {
     let server = TestServer::start([("disk", TestDevice::new(5000))]);
     let mut client = server.simple().await;
     for command in [8, 9, 0x1234] {
@@ -97,7 +97,7 @@ async fn unknown_commands_and_flags_are_refused_and_the_client_goes_on() {
 }
 
 #[tokio::test]
-async fn read_only_export_permits_no_change() {
+async fn read_only_export_refuses_every_change() {
     use sheepfs_vfs::volume::MemoryDevice;
     let server = TestServer::start([("disk", MemoryDevice::read_only(vec![5; 4096]))]);
     let mut client = server.connect().await;
@@ -111,7 +111,7 @@ async fn read_only_export_permits_no_change() {
 }
 
 #[tokio::test]
-async fn structured_read_sends_holes_as_holes() {
+async fn structured_read_sends_hole_chunks() {
     let server = TestServer::start([("disk", TestDevice::with_holes(4 << 20, &[1, 2]))]);
     let mut client = server.structured().await;
     let read = client.read_chunks(0, 1000, 3 << 20).await;
@@ -128,7 +128,7 @@ async fn structured_read_sends_holes_as_holes() {
 }
 
 #[tokio::test]
-async fn block_status_has_the_extents_of_a_range() {
+async fn block_status_has_extents_of_range() {
     let server = TestServer::start([("disk", TestDevice::with_holes(4 << 20, &[1, 2]))]);
     let mut client = server.structured().await;
     let mib = 1 << 20;
@@ -144,7 +144,7 @@ async fn block_status_has_the_extents_of_a_range() {
 }
 
 #[tokio::test]
-async fn fua_and_flush_reach_the_device_before_the_answer() {
+async fn fua_and_flush_reach_device_before_reply() {
     let device = TestDevice::new(1 << 20);
     let server = TestServer::start([("disk", device.clone())]);
     let mut first = server.simple().await;
@@ -163,7 +163,7 @@ async fn fua_and_flush_reach_the_device_before_the_answer() {
 }
 
 #[tokio::test]
-async fn zeroes_and_trim_give_space_back_unless_it_is_to_be_kept() {
+async fn write_zeroes_and_trim_deallocate_unless_no_hole() {
     let device = TestDevice::with_holes(5 << 20, &[3]);
     let server = TestServer::start([("disk", device.clone())]);
     let mut client = server.simple().await;
@@ -185,7 +185,7 @@ async fn zeroes_and_trim_give_space_back_unless_it_is_to_be_kept() {
 }
 
 #[tokio::test]
-async fn fast_zero_is_refused_where_zeros_have_to_be_written() {
+async fn fast_zero_is_refused_if_slow() {
     let device = TestDevice::with_holes((4 << 20) + 9, &[2]);
     let server = TestServer::start([("disk", device.clone())]);
     let mut client = server.simple().await;
@@ -210,7 +210,7 @@ async fn fast_zero_is_refused_where_zeros_have_to_be_written() {
 }
 
 #[tokio::test]
-async fn replies_come_in_the_order_in_which_requests_end() {
+async fn replies_come_in_completion_order() {
     let device = TestDevice::new(1 << 20);
     let server = TestServer::start([("disk", device.clone())]);
     let mut client = server.simple().await;
@@ -231,7 +231,7 @@ async fn replies_come_in_the_order_in_which_requests_end() {
 }
 
 #[tokio::test]
-async fn disconnect_waits_for_what_has_begun() {
+async fn disconnect_waits_for_requests_in_flight() {
     let device = TestDevice::new(1 << 20);
     let server = TestServer::start([("disk", device.clone())]);
     let mut client = server.simple().await;
@@ -245,7 +245,7 @@ async fn disconnect_waits_for_what_has_begun() {
 }
 
 #[tokio::test]
-async fn shutdown_answers_what_has_begun_and_closes_the_rest() {
+async fn shutdown_drains_requests_and_closes_connections() {
     let device = TestDevice::new(1 << 20);
     let server = TestServer::start([("disk", device.clone())]);
     let mut undecided = server.connect().await;

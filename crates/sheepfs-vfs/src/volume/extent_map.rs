@@ -166,7 +166,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn owned_extents_say_of_each_byte_what_the_index_says(
+        fn extents_match_owners_in_index(
             slots in slots(), cut in 0..16u64, start in 0..700u64, len in 0..700u64,
         ) {
             let map = map(TEST_SHIFT, &slots, cut);
@@ -184,7 +184,7 @@ mod tests {
         }
 
         #[test]
-        fn changed_extents_miss_nothing_and_exaggerate_nothing(
+        fn extents_change_exactly_where_owners_differ(
             new in slots(), old in slots(), cuts in (0..16u64, 0..16u64),
             start in 0..700u64, len in 0..700u64,
         ) {
@@ -204,7 +204,7 @@ mod tests {
         }
 
         #[test]
-        fn changed_extents_of_other_object_sizes_are_all_that_is_allocated_in_either(
+        fn extents_of_other_object_size_change_if_allocated(
             new in slots(), old in slots(),
         ) {
             let (new, old) = (map(TEST_SHIFT, &new, 0), map(TEST_SHIFT + 1, &old, 0));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn extents_end_where_the_largest_volume_does() {
+    fn extents_end_at_largest_volume_size() {
         let mut owners = Owners::default();
         owners.set(ObjectIndex(u32::MAX), Vid::new(7));
         let map = ExtentMap::new(u64::MAX, 32, owners);
