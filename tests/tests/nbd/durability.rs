@@ -131,10 +131,20 @@ fn flushed_writes_survive_killed_server() -> anyhow::Result<()> {
 
 #[test]
 fn fua_writes_survive_killed_sheep() -> anyhow::Result<()> {
+    check_killed_sheep("fua")
+}
+
+#[test]
+fn flushed_writes_survive_killed_sheep() -> anyhow::Result<()> {
+    check_killed_sheep("flush")
+}
+
+/// The restart of a sheep is a pause for the writer.
+fn check_killed_sheep(how: &str) -> anyhow::Result<()> {
     let mut fixture = Fixture::on(TestCluster::start_own()?)?;
     let name = fixture.create("pause", "16M object_size=1M")?;
     let server = NbdServer::start(&fixture.cluster, &[&name])?;
-    let mut writer = Writer::start(&server, &name, 1, "fua")?;
+    let mut writer = Writer::start(&server, &name, 1, how)?;
     let mut number = 0;
     for _ in 0..KILLS {
         number = writer.wait_for(number + 50)?;
