@@ -10,7 +10,6 @@ use sheep_cli::daemon::ParentLink;
 use sheep_cli::pidfile::Pidfile;
 use sheep_cli::signals::Signals;
 use sheep_cli::{embedded, notify};
-use sheep_client::Client;
 use sheep_embedded::Server as Sheep;
 use sheep_nbd::export::Exports as _;
 use sheep_nbd::volumes::{AttachOptions, Selection, VolumeExport, Volumes};
@@ -63,18 +62,26 @@ async fn serve_until_signal(settings: &Settings, parent: &ParentLink) -> anyhow:
     if sheep.is_some() {
         embedded::create_demo_volume(&client).await?;
     }
+    let options = AttachOptions {
+        read_only: settings.cluster.read_only,
+        lock: settings.cluster.lock,
+    };
+    let volumes = Volumes::new(client, settings.selection.clone(), options);
     let service = match signals
-        .unless_interrupted(Service::start(settings, client))
+        .unless_interrupted(Service::start(settings, volumes.clone()))
         .await
     {
         Ok(service) => service,
         Err(error) => {
+            // Release the locks of the volumes attached so far.
+            within(DETACH_TIMEOUT, volumes.detached()).await;
             if let Some(sheep) = sheep {
                 embedded::stop(sheep).await;
             }
             return Err(error);
         }
     };
+    drop(volumes);
     if let Err(error) = parent.ready(&service.status) {
         return service.end(sheep).await.and(Err(error));
     }
@@ -101,24 +108,12 @@ struct Service {
 }
 
 impl Service {
-    async fn start(settings: &Settings, client: Client) -> anyhow::Result<Self> {
-        let options = AttachOptions {
-            read_only: settings.cluster.read_only,
-            lock: settings.cluster.lock,
-        };
+    async fn start(settings: &Settings, volumes: Volumes) -> anyhow::Result<Self> {
         let tls = match &settings.tls {
             Some(files) => Some(tls::load(&files.directory, files.verify_peer)?),
             None => None,
         };
-        let volumes = Volumes::new(client, settings.selection.clone(), options);
-        let kept = match prepare(settings, &volumes).await {
-            Ok(kept) => kept,
-            Err(error) => {
-                // Release the locks of the volumes attached so far.
-                within(DETACH_TIMEOUT, volumes.detached()).await;
-                return Err(error);
-            }
-        };
+        let kept = prepare(settings, &volumes).await?;
         let server = Server::with_tls(volumes, tls);
         let mut service = Self {
             server,

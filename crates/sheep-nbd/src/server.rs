@@ -138,18 +138,19 @@ impl<X: Exports> Server<X> {
             }
             (Outcome::StartTls(flags), Some(config)) => {
                 let acceptor = TlsAcceptor::from(Arc::clone(config));
-                let accepted = unless_stalled(acceptor.accept(socket)).await;
-                let mut stream = accepted.map_err(|error| match error {
-                    ConnectionError::Io(source) => ConnectionError::Tls(source),
-                    other => other,
-                })?;
                 let resumed = self.unless_ended(async {
+                    let accepted = unless_stalled(acceptor.accept(socket)).await;
+                    let mut stream = accepted.map_err(|error| match error {
+                        ConnectionError::Io(source) => ConnectionError::Tls(source),
+                        other => other,
+                    })?;
                     let tls = Tls::Active;
-                    Handshake::resume(&mut stream, &self.exports, &self.shutdown, tls, flags)
-                        .run()
-                        .await
+                    let mut handshake =
+                        Handshake::resume(&mut stream, &self.exports, &self.shutdown, tls, flags);
+                    let outcome = handshake.run().await?;
+                    Ok((outcome, stream))
                 });
-                let Some(Outcome::Transmit(agreed)) = resumed.await? else {
+                let Some((Outcome::Transmit(agreed), stream)) = resumed.await? else {
                     return Ok(());
                 };
                 let (reader, writer) = tokio::io::split(stream);
@@ -162,10 +163,10 @@ impl<X: Exports> Server<X> {
 
     /// Waits for a handshake; `None` when the server shuts down. A client that has not
     /// chosen an export has no requests to drain.
-    async fn unless_ended(
+    async fn unless_ended<T>(
         &self,
-        handshake: impl Future<Output = Result<Outcome<X::Export>, ConnectionError>>,
-    ) -> Result<Option<Outcome<X::Export>>, ConnectionError> {
+        handshake: impl Future<Output = Result<T, ConnectionError>>,
+    ) -> Result<Option<T>, ConnectionError> {
         tokio::select! {
             outcome = handshake => outcome.map(Some),
             () = self.shutdown.cancelled() => Ok(None),

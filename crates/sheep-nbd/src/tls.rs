@@ -39,7 +39,9 @@ pub enum TlsError {
     #[error("clients cannot be verified with {AUTHORITY}")]
     Verifier(#[from] VerifierBuilderError),
     /// Certificate and key do not match.
-    #[error("{CERTIFICATE} and {KEY} do not match")]
+    #[error(
+        "{CERTIFICATE} and {KEY} do not match: use the key that the certificate was issued for"
+    )]
     Pair(#[from] rustls::Error),
 }
 

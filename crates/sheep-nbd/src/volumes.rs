@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sheep_client::{Client, ClientError, SnapshotTag, VdiInfo, VdiSelector, VdiVersion};
 use sheepfs_vfs::volume::{ExtentMap, Lineage, load_extent_map};
 use sheepfs_vfs::{Chain, LockMode, LockPolicy, Volume, VolumeError, VolumeOptions, resolve};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::export::{ContextQuery, Description, Export, ExportError, Exports};
@@ -44,16 +44,16 @@ pub struct AttachOptions {
     pub lock: LockMode,
 }
 
-/// The volumes of a cluster.
-#[derive(Debug)]
+/// The volumes of a cluster. Clones share them.
+#[derive(Clone, Debug)]
 pub struct Volumes {
     client: Client,
-    selection: Selection,
+    selection: Arc<Selection>,
     read_only: bool,
-    lock_policy: LockPolicy,
-    places: StdMutex<HashMap<Bytes, Arc<Place>>>,
-    /// Volumes that are being detached.
-    detaching: TaskTracker,
+    lock_policy: Arc<LockPolicy>,
+    places: Arc<StdMutex<HashMap<Bytes, Arc<Place>>>>,
+    /// Tasks that attach and detach.
+    tasks: TaskTracker,
 }
 
 /// The volume attached under a name. The mutex is held while it attaches or detaches,
@@ -72,7 +72,7 @@ pub struct VolumeExport {
     client: Client,
     place: Arc<Place>,
     attached: Arc<Attached>,
-    detaching: TaskTracker,
+    tasks: TaskTracker,
 }
 
 /// A metadata context of a volume.
@@ -88,25 +88,25 @@ pub enum VolumeContext {
 impl Volumes {
     /// Volumes that are attached on first use.
     pub fn new(client: Client, selection: Selection, options: AttachOptions) -> Self {
-        let detaching = TaskTracker::new();
-        detaching.close();
+        let tasks = TaskTracker::new();
+        tasks.close();
         Self {
             client,
-            selection,
+            selection: Arc::new(selection),
             read_only: options.read_only,
-            lock_policy: LockPolicy::new(options.lock),
-            places: StdMutex::default(),
-            detaching,
+            lock_policy: Arc::new(LockPolicy::new(options.lock)),
+            places: Arc::default(),
+            tasks,
         }
     }
 
     /// Waits until all unused volumes are detached.
     pub async fn detached(&self) {
-        self.detaching.wait().await;
+        self.tasks.wait().await;
     }
 
     async fn resolve(&self, name: &[u8]) -> Result<VdiSelector, ExportError> {
-        let is_exported = match &self.selection {
+        let is_exported = match &*self.selection {
             Selection::All => true,
             Selection::Named(names) => names.iter().any(|known| known == name),
         };
@@ -220,7 +220,7 @@ impl Exports for Volumes {
     type Export = VolumeExport;
 
     async fn list(&self) -> Result<Vec<(Bytes, String)>, ExportError> {
-        match &self.selection {
+        match &*self.selection {
             Selection::All => Ok(self
                 .all()
                 .await?
@@ -282,6 +282,22 @@ impl Exports for Volumes {
     }
 
     async fn open(&self, name: &[u8]) -> Result<Arc<VolumeExport>, ExportError> {
+        let (volumes, name) = (self.clone(), name.to_vec());
+        let (sender, opened) = oneshot::channel();
+        // As a task: a caller that is dropped while the volume is locked would leave
+        // the lock behind.
+        self.tasks.spawn(async move {
+            // Dropped here if the caller is gone, so that `detached` waits for it.
+            drop(sender.send(volumes.open_shared(&name).await));
+        });
+        opened
+            .await
+            .unwrap_or_else(|_| Err(ExportError::Failed("internal error".to_owned())))
+    }
+}
+
+impl Volumes {
+    async fn open_shared(&self, name: &[u8]) -> Result<Arc<VolumeExport>, ExportError> {
         let place = self.place(name);
         let mut current = place.lock().await;
         // Another client may have resized or replaced the VDI since the last use.
@@ -304,7 +320,7 @@ impl Exports for Volumes {
             client: self.client.clone(),
             place,
             attached,
-            detaching: self.detaching.clone(),
+            tasks: self.tasks.clone(),
         }))
     }
 }
@@ -332,7 +348,7 @@ impl Attached {
 impl Drop for VolumeExport {
     fn drop(&mut self) {
         let (place, attached) = (Arc::clone(&self.place), Arc::clone(&self.attached));
-        self.detaching.spawn(async move {
+        self.tasks.spawn(async move {
             let mut current = place.lock().await;
             let left = {
                 let mut users = attached.users();

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sheep_client::cluster::FormatOptions;
@@ -13,6 +14,7 @@ use sheep_embedded::{Config, Server, StoreKind};
 use sheep_nbd::export::{ContextQuery, Export as _, ExportError, Exports as _};
 use sheep_nbd::volumes::{AttachOptions, Selection, VolumeExport, Volumes};
 use sheepfs_vfs::{BlockDevice as _, LockMode};
+use tokio::time::timeout;
 
 const MIB: u64 = 1 << 20;
 
@@ -274,6 +276,26 @@ async fn volume_lock_is_held_while_clients_connected() {
     ours.detached().await;
     drop(theirs.open(b"disk").await.unwrap());
     theirs.detached().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_lock_is_released_after_cancelled_open() {
+    let cluster = Cluster::start().await;
+    let format = FormatOptions::default().with_flags(sheep_client::proto::ClusterFlags::USE_LOCK);
+    cluster.client.cluster().format(&format).await.unwrap();
+    cluster.create("disk", MIB, 20).await;
+    let (ours, theirs) = (
+        cluster.volumes_with(LockMode::Auto),
+        cluster.volumes_with(LockMode::Auto),
+    );
+    // Somewhere among these it is cancelled between the lock and its answer.
+    for microseconds in (0..4000).step_by(100) {
+        let limit = Duration::from_micros(microseconds);
+        drop(timeout(limit, ours.open(b"disk")).await);
+        ours.detached().await;
+        drop(theirs.open(b"disk").await.unwrap());
+        theirs.detached().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
