@@ -1,21 +1,9 @@
 //! A hypervisor with the volume as its image file.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
-use tests::{Mounted, TestCluster, run, seeded};
-
-/// An image of 32 MiB with data at both ends and a hole between.
-fn make_image(path: &Path) -> anyhow::Result<()> {
-    let mut bytes = vec![0; 32 << 20];
-    let mut random = seeded();
-    random.fill(&mut bytes[..3_000_000]);
-    random.fill(&mut bytes[30_000_000..]);
-    fs::write(path, bytes)?;
-    Ok(())
-}
+use tests::{Mounted, TestCluster, make_image, run};
 
 fn qemu_img() -> Command {
     Command::new("qemu-img")

@@ -33,6 +33,14 @@ impl Cluster {
         }
     }
 
+    async fn start_with_locking() -> Self {
+        let cluster = Self::start().await;
+        let flags = sheep_client::proto::ClusterFlags::USE_LOCK;
+        let format = FormatOptions::default().with_flags(flags);
+        cluster.client.cluster().format(&format).await.unwrap();
+        cluster
+    }
+
     async fn create(&self, name: &str, size: u64, object_shift: u8) {
         let new = NewVdi::new(VdiName::new(name).unwrap(), size).with_object_shift(object_shift);
         self.client.cluster().create_vdi(&new).await.unwrap();
@@ -250,9 +258,7 @@ async fn contexts_match_name_or_prefix() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn volume_lock_is_held_while_clients_connected() {
-    let cluster = Cluster::start().await;
-    let format = FormatOptions::default().with_flags(sheep_client::proto::ClusterFlags::USE_LOCK);
-    cluster.client.cluster().format(&format).await.unwrap();
+    let cluster = Cluster::start_with_locking().await;
     cluster.create("disk", MIB, 20).await;
     let (ours, theirs) = (
         cluster.volumes_with(LockMode::Auto),
@@ -280,9 +286,7 @@ async fn volume_lock_is_held_while_clients_connected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn volume_lock_is_released_after_cancelled_open() {
-    let cluster = Cluster::start().await;
-    let format = FormatOptions::default().with_flags(sheep_client::proto::ClusterFlags::USE_LOCK);
-    cluster.client.cluster().format(&format).await.unwrap();
+    let cluster = Cluster::start_with_locking().await;
     cluster.create("disk", MIB, 20).await;
     let (ours, theirs) = (
         cluster.volumes_with(LockMode::Auto),

@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 
 use anyhow::ensure;
-use tests::{NbdServer, run};
+use tests::{NbdServer, make_image, run};
 
-use crate::{Fixture, make_image, program, text};
+use crate::{Fixture, program, text};
 
 /// The way out is the recipe of README.
 #[test]

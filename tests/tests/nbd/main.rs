@@ -10,11 +10,10 @@ mod protocol;
 mod start;
 mod tls;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use tests::{Mounted, TestCluster, run, seeded};
+use tests::{Mounted, TestCluster, run};
 
 /// A cluster, and a mount of it to administer and to compare with.
 struct Fixture {
@@ -48,16 +47,6 @@ impl Fixture {
     fn file(&self, name: &str) -> anyhow::Result<PathBuf> {
         self.mounted.attach(name)
     }
-}
-
-/// Writes an image of 32 MiB with data at both ends and a hole between.
-fn make_image(path: &Path) -> anyhow::Result<()> {
-    let mut bytes = vec![0; 32 << 20];
-    let mut random = seeded();
-    random.fill(&mut bytes[..3_000_000]);
-    random.fill(&mut bytes[30_000_000..]);
-    fs::write(path, bytes)?;
-    Ok(())
 }
 
 /// Runs a program and returns what it prints.

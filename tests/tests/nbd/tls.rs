@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use tempfile::TempDir;
-use tests::{NbdServer, free_ports, output, run, sheep_nbd_binary};
+use tests::{NbdServer, free_ports, make_image, output, run, sheep_nbd_binary};
 
-use crate::{Fixture, make_image, program};
+use crate::{Fixture, program};
 
 /// Validity of the certificates, and longest run of a client.
 const DAYS: &str = "2";
