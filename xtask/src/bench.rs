@@ -53,7 +53,8 @@ pub(crate) struct Options {
     /// Length of one measurement
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     seconds: u64,
-    /// Only the work with this in its name; `costs` for what is not speed
+    /// Only the work with this in its name; `costs` for what is not speed, `copies` for
+    /// copies of a whole volume
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Where to write all numbers
@@ -142,6 +143,9 @@ pub(crate) fn run_here(options: &Options) -> anyhow::Result<()> {
                 results.add(work, target.name(), measured);
             }
         }
+    }
+    if "copies".contains(&options.only) {
+        costs::copies(&testbeds[0], &mut results)?;
     }
     // Memory, times of listing and attaching, and file descriptors.
     if "costs".contains(&options.only) {

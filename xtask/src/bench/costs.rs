@@ -1,10 +1,12 @@
 //! What sheepfs costs besides time: attaching, memory, sockets, and how these grow.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tests::Mounted;
+use tests::{Mounted, NbdServer};
 
 use super::files;
 use super::process::{open_files, peak_resident, resident};
@@ -21,6 +23,12 @@ const JOBS: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// As the largest a volume of this kind could be expected to be.
 const UNTOUCHED: &str = "64G";
 const TIME: Duration = Duration::from_secs(2);
+/// The volume that is copied, its bytes, and how often.
+const COPIED: &str = "bench-copied";
+const COPIED_SIZE: u64 = 1 << 30;
+const COPIES: u32 = 5;
+/// Bytes of an object: all volumes here have the default.
+const OBJECT: usize = 4 << 20;
 
 /// Measures all of it on a mount of its own.
 pub(crate) fn measure(testbed: &Testbed, results: &mut Results) -> anyhow::Result<()> {
@@ -82,6 +90,48 @@ pub(crate) fn measure(testbed: &Testbed, results: &mut Results) -> anyhow::Resul
         );
     }
     Ok(())
+}
+
+/// Copies of a volume of which a third is allocated: by nbdcopy from sheep-nbd, and by
+/// qemu-img from the mount.
+pub(crate) fn copies(testbed: &Testbed, results: &mut Results) -> anyhow::Result<()> {
+    let tree = testbed.mounted().mountpoint();
+    tell(&tree, "vdi/create", &format!("{COPIED} {COPIED_SIZE}"))?;
+    tell(&tree, "vdi/mount", COPIED)?;
+    let file = testbed.mounted().volume(COPIED);
+    let volume = File::options().write(true).open(&file)?;
+    let object = vec![0x5a; OBJECT];
+    for at in (0..COPIED_SIZE).step_by(3 * OBJECT) {
+        volume.write_all_at(&object, at)?;
+    }
+    drop(volume);
+    let server = NbdServer::start_with(&["--address", &testbed.address(), "--lock=off", COPIED])?;
+    let target = server.path("copy");
+    let mut nbdcopy = Command::new("nbdcopy");
+    nbdcopy.arg(server.uri(COPIED)).arg(&target);
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", "raw"]);
+    convert.arg(&file).arg(&target);
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 1..=COPIES {
+        eprintln!("copies: {round} of {COPIES}");
+        for (command, times) in [&mut nbdcopy, &mut convert].into_iter().zip(&mut times) {
+            let start = Instant::now();
+            tests::run(command)?;
+            times.push(start.elapsed());
+            fs::remove_file(&target)?;
+        }
+    }
+    let what = ["nbdcopy from sheep-nbd", "qemu-img convert from sheepfs"];
+    for (what, mut times) in what.into_iter().zip(times) {
+        times.sort_unstable();
+        let median = times.get(times.len() / 2).context("no time")?;
+        let what = format!("copying 1 GiB, a third of it allocated: {what}");
+        results.cost(what, ms(*median));
+    }
+    drop(server);
+    tell(&tree, "vdi/unmount", COPIED)?;
+    tell(&tree, "vdi/delete", COPIED)
 }
 
 /// Operations per second should not fall with the number of jobs.

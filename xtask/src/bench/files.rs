@@ -25,25 +25,42 @@ const PAGE: usize = 4096;
 /// # Errors
 /// When any operation of any job fails.
 pub(crate) fn fio(path: &Path, size: u64, work: &Work, time: Duration) -> anyhow::Result<f64> {
-    let direction = if work.write { "write" } else { "read" };
     let mut command = Command::new("fio");
     command
-        .args(["--name=bench", "--ioengine=psync", "--direct=1", "--thread"])
-        .args(["--group_reporting", "--time_based", "--output-format=json"])
-        .args(["--norandommap", "--randrepeat=0", "--allow_file_create=0"])
+        .args(["--ioengine=psync", "--direct=1", "--allow_file_create=0"])
         .arg(format!("--filename={}", path.display()))
-        .arg(format!("--bs={}", work.block))
-        .arg(format!("--numjobs={}", work.jobs))
-        .arg(format!("--runtime={}", time.as_secs()));
-    if work.random {
-        command.arg(format!("--rw=rand{direction}"));
-        command.arg(format!("--size={size}"));
-    } else {
-        let part = size / u64::from(work.jobs);
-        command.arg(format!("--rw={direction}"));
-        command.arg(format!("--size={part}"));
+        .arg(format!("--numjobs={}", work.jobs));
+    let part = size / u64::from(work.jobs);
+    if !work.random {
         command.arg(format!("--offset_increment={part}"));
     }
+    run_fio(command, if work.random { size } else { part }, work, time)
+}
+
+/// As [`fio`], over one NBD connection with `work.jobs` operations in flight.
+///
+/// # Errors
+/// As [`fio`].
+pub(crate) fn fio_nbd(uri: &str, size: u64, work: &Work, time: Duration) -> anyhow::Result<f64> {
+    let mut command = Command::new("fio");
+    command
+        .arg("--ioengine=nbd")
+        .arg(format!("--uri={uri}"))
+        .arg(format!("--iodepth={}", work.jobs));
+    run_fio(command, size, work, time)
+}
+
+fn run_fio(mut command: Command, size: u64, work: &Work, time: Duration) -> anyhow::Result<f64> {
+    let direction = if work.write { "write" } else { "read" };
+    let order = if work.random { "rand" } else { "" };
+    command
+        .args(["--name=bench", "--thread", "--group_reporting"])
+        .args(["--time_based", "--output-format=json"])
+        .args(["--norandommap", "--randrepeat=0"])
+        .arg(format!("--rw={order}{direction}"))
+        .arg(format!("--size={size}"))
+        .arg(format!("--bs={}", work.block))
+        .arg(format!("--runtime={}", time.as_secs()));
     let finished = output(time + FIO_EXTRA, &mut command)?;
     ensure!(
         finished.status.success(),

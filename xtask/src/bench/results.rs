@@ -12,12 +12,16 @@ pub(crate) const SHEEPFS: &str = "sheepfs";
 pub(crate) const ORIGINAL: &str = "original sheepfs";
 pub(crate) const EMBEDDED_WIRE: &str = "embedded: wire";
 pub(crate) const EMBEDDED: &str = "embedded: sheepfs";
+pub(crate) const SHEEP_NBD: &str = "sheep-nbd";
+pub(crate) const EMBEDDED_NBD: &str = "embedded: sheep-nbd";
+pub(crate) const QEMU_NBD: &str = "qemu-nbd, in memory";
+pub(crate) const NBDKIT: &str = "nbdkit, in memory";
 pub(crate) const NBDFUSE: &str = "nbdfuse";
 pub(crate) const QEMU: &str = "qemu-storage-daemon";
 pub(crate) const EMPTY: &str = "empty FUSE file system";
 
 /// Pairs of targets to compare.
-const RATIOS: [(&str, &str); 7] = [
+const RATIOS: [(&str, &str); 14] = [
     (SHEEPFS, WIRE),
     (SHEEPFS, ORIGINAL),
     (SHEEPFS, EMPTY),
@@ -25,6 +29,13 @@ const RATIOS: [(&str, &str); 7] = [
     (EMBEDDED, NBDFUSE),
     (EMBEDDED, QEMU),
     (EMBEDDED_WIRE, WIRE),
+    (SHEEP_NBD, WIRE),
+    (SHEEP_NBD, SHEEPFS),
+    (SHEEP_NBD, QEMU_NBD),
+    (EMBEDDED_NBD, EMBEDDED_WIRE),
+    (EMBEDDED_NBD, EMBEDDED),
+    (EMBEDDED_NBD, QEMU_NBD),
+    (EMBEDDED_NBD, NBDKIT),
 ];
 
 /// One measurement.
@@ -95,11 +106,11 @@ impl Results {
         self.costs.push((what.into(), value.into()));
     }
 
-    /// Measurements of sheepfs that failed.
+    /// Measurements of our programs that failed.
     pub(crate) fn failures(&self) -> usize {
         self.series
             .iter()
-            .filter(|series| [SHEEPFS, EMBEDDED].contains(&series.target))
+            .filter(|series| [SHEEPFS, EMBEDDED, SHEEP_NBD, EMBEDDED_NBD].contains(&series.target))
             .flat_map(|series| &series.rounds)
             .filter(|measured| measured.is_err())
             .count()

@@ -11,12 +11,15 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{major, minor};
-use tests::{EmbeddedSheep, Mounted, RealCluster, RealSheep, free_ports, is_mounted, wait_until};
+use tests::{
+    EmbeddedSheep, Mounted, NbdServer, RealCluster, RealSheep, free_ports, is_mounted, wait_until,
+};
 
 use super::files;
 use super::process;
 use super::results::{
-    EMBEDDED, EMBEDDED_WIRE, EMPTY, Measured, NBDFUSE, ORIGINAL, QEMU, Results, SHEEPFS, WIRE,
+    EMBEDDED, EMBEDDED_NBD, EMBEDDED_WIRE, EMPTY, Measured, NBDFUSE, NBDKIT, ORIGINAL, QEMU,
+    QEMU_NBD, Results, SHEEP_NBD, SHEEPFS, WIRE,
 };
 use super::wire::Wire;
 use super::work::{FILL, Kind, Work};
@@ -103,12 +106,14 @@ impl Testbed {
         Ok(self.address().parse()?)
     }
 
-    /// The wire, and sheepfs.
-    pub(crate) fn targets(&self) -> anyhow::Result<[Target<'_>; 2]> {
-        let (wire, sheepfs) = match self.server {
-            Server::Real(..) => (WIRE, SHEEPFS),
-            Server::Embedded(_) => (EMBEDDED_WIRE, EMBEDDED),
+    /// The wire, sheepfs, and sheep-nbd.
+    pub(crate) fn targets(&self) -> anyhow::Result<[Target<'_>; 3]> {
+        let (wire, sheepfs, sheep_nbd) = match self.server {
+            Server::Real(..) => (WIRE, SHEEPFS, SHEEP_NBD),
+            Server::Embedded(_) => (EMBEDDED_WIRE, EMBEDDED, EMBEDDED_NBD),
         };
+        // Locks keep two clients apart that never write at the same time here.
+        let nbd = NbdServer::start_with(&["--address", &self.address(), "--lock=off", VOLUME])?;
         Ok([
             Target {
                 name: wire,
@@ -117,6 +122,7 @@ impl Testbed {
                 way: Way::Wire(Wire::open(self.socket_address()?, VOLUME, self.size)?),
                 worker: None,
                 _children: Vec::new(),
+                _nbd: None,
             },
             Target {
                 name: sheepfs,
@@ -125,6 +131,16 @@ impl Testbed {
                 way: Way::Tree(self.mounted.mountpoint()),
                 worker: Some(self.mounted.process_id()),
                 _children: Vec::new(),
+                _nbd: None,
+            },
+            Target {
+                name: sheep_nbd,
+                size: self.size,
+                testbed: Some(self),
+                way: Way::Nbd(nbd.uri(VOLUME)),
+                worker: Some(nbd.process_id()),
+                _children: Vec::new(),
+                _nbd: Some(nbd),
             },
         ])
     }
@@ -163,6 +179,7 @@ impl Testbed {
             way: Way::Tree(mountpoint),
             worker,
             _children: vec![child],
+            _nbd: None,
         })
     }
 }
@@ -194,6 +211,8 @@ pub(crate) fn others(
     for (name, started) in [
         (NBDFUSE, nbdfuse(&directory.join(NBDFUSE))),
         (QEMU, qemu(&directory.join(QEMU))),
+        (NBDKIT, nbdkit(&directory.join("nbdkit"))),
+        (QEMU_NBD, qemu_nbd(&directory.join("qemu-nbd"))),
     ] {
         match started {
             Ok(target) => targets.push(target),
@@ -242,6 +261,58 @@ fn qemu(directory: &Path) -> anyhow::Result<Target<'static>> {
     served(QEMU, file, worker, vec![fuse, server])
 }
 
+/// nbdkit by itself, on a Unix socket as sheep-nbd.
+fn nbdkit(directory: &Path) -> anyhow::Result<Target<'static>> {
+    fs::create_dir(directory)?;
+    let socket = directory.join("socket");
+    let mut command = Command::new("nbdkit");
+    command
+        .arg("--foreground")
+        .arg(format!("--unix={}", socket.display()))
+        .args(["memory", &SIZE_IN_MEMORY.to_string()]);
+    let server = Running::start(&mut command, &directory.join("log"))?;
+    exported(NBDKIT, SIZE_IN_MEMORY, &socket, server)
+}
+
+/// qemu-nbd with a file on tmpfs.
+fn qemu_nbd(directory: &Path) -> anyhow::Result<Target<'static>> {
+    fs::create_dir(directory)?;
+    let (image, socket) = (directory.join("image"), directory.join("socket"));
+    File::create(&image)?.set_len(SIZE_IN_MEMORY)?;
+    let mut command = Command::new("qemu-nbd");
+    command
+        .args(["--format=raw", "--persistent", "--shared=2"])
+        .arg(format!("--socket={}", socket.display()))
+        .arg(&image);
+    let server = Running::start(&mut command, &directory.join("log"))?;
+    exported(QEMU_NBD, SIZE_IN_MEMORY, &socket, server)
+}
+
+/// Waits for the socket, and writes all of the export once.
+fn exported(
+    name: &'static str,
+    size: u64,
+    socket: &Path,
+    server: Running,
+) -> anyhow::Result<Target<'static>> {
+    wait_until("it listens", START_LIMIT, || Ok(socket.exists()))?;
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let mut filling = Command::new("nbdcopy");
+    filling
+        .args(["--", "[", "nbdkit", "--exit-with-parent", "pattern"])
+        .args([&format!("size={size}"), "]", &uri]);
+    tests::run(&mut filling).context("filling its export")?;
+    Ok(Target {
+        name,
+        size,
+        testbed: None,
+        way: Way::Nbd(uri),
+        worker: Some(server.child.id()),
+        _children: vec![server],
+        _nbd: None,
+    })
+}
+
 /// nbdkit with a volume in memory, and where it listens.
 fn nbd_server(directory: &Path) -> anyhow::Result<(Running, String)> {
     fs::create_dir(directory)?;
@@ -276,6 +347,7 @@ fn served(
         way: Way::File(file),
         worker,
         _children: children,
+        _nbd: None,
     })
 }
 
@@ -306,6 +378,7 @@ fn empty(directory: &Path) -> anyhow::Result<Target<'static>> {
         way: Way::File(mountpoint.join(super::empty::FILE)),
         worker: Some(child.child.id()),
         _children: vec![child],
+        _nbd: None,
     })
 }
 
@@ -320,6 +393,7 @@ pub(crate) struct Target<'a> {
     worker: Option<u32>,
     /// Kept until this goes; first those that use the others.
     _children: Vec<Running>,
+    _nbd: Option<NbdServer>,
 }
 
 /// How it reaches the data.
@@ -328,6 +402,8 @@ enum Way {
     /// The mountpoint of a tree as sheepfs has it.
     Tree(PathBuf),
     File(PathBuf),
+    /// The URI of an NBD export.
+    Nbd(String),
 }
 
 impl Target<'_> {
@@ -338,7 +414,10 @@ impl Target<'_> {
     /// Whether it can do this at all.
     pub(crate) fn does(&self, work: &Work) -> bool {
         match (work.kind, &self.way) {
-            (Kind::Direct, _) => true,
+            (Kind::Nbd, Way::Tree(_)) => [SHEEPFS, EMBEDDED].contains(&self.name),
+            (Kind::Nbd, Way::Wire(_) | Way::Nbd(_)) | (Kind::Direct, Way::Wire(_)) => true,
+            (Kind::Nbd, Way::File(_)) | (_, Way::Nbd(_)) => false,
+            (Kind::Direct, Way::Tree(_) | Way::File(_)) => true,
             (Kind::ColdRead | Kind::CachedWrite, Way::File(_)) => self.name == EMPTY,
             (Kind::Thin, Way::File(_)) => false,
             (Kind::Thin, Way::Wire(_)) | (_, Way::Tree(_)) => {
@@ -356,13 +435,13 @@ impl Target<'_> {
         let before = self.cpu_time()?;
         let start = std::time::Instant::now();
         let speed = match work.kind {
-            Kind::Direct => self.direct(work, time)?,
+            Kind::Direct | Kind::Nbd => self.direct(work, time)?,
             Kind::Thin => return self.thin(work),
             Kind::ColdRead | Kind::CachedWrite => self.cached(work)?,
         };
         let elapsed = match work.kind {
             // fio takes a while to start, when nothing is done.
-            Kind::Direct => time,
+            Kind::Direct | Kind::Nbd => time,
             _ => start.elapsed(),
         };
         let operations = speed * elapsed.as_secs_f64();
@@ -381,6 +460,7 @@ impl Target<'_> {
             Way::Wire(wire) => wire.run(work, time),
             Way::Tree(tree) => files::fio(&volume(tree, VOLUME), self.size, work, time),
             Way::File(file) => files::fio(file, self.size, work, time),
+            Way::Nbd(uri) => files::fio_nbd(uri, self.size, work, time),
         }
     }
 
@@ -398,7 +478,7 @@ impl Target<'_> {
                 tell(tree, "vdi/unmount", name)?;
                 speed
             }
-            Way::File(_) => unreachable!("it has no sheep"),
+            Way::File(_) | Way::Nbd(_) => unreachable!("`does` excludes it"),
         };
         tell(&made, "vdi/delete", name)?;
         Ok(Measured {
@@ -423,7 +503,7 @@ impl Target<'_> {
         let path = match &self.way {
             Way::Tree(tree) => volume(tree, VOLUME),
             Way::File(file) => file.clone(),
-            Way::Wire(_) => unreachable!("there is no cache on a wire"),
+            Way::Wire(_) | Way::Nbd(_) => unreachable!("there is no page cache"),
         };
         match work.kind {
             Kind::CachedWrite => files::write_cached(&path, THIN_SIZE, work),

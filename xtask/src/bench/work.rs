@@ -7,6 +7,8 @@ pub(crate) enum Kind {
     Direct,
     /// One pass over a volume without any object, past the page cache.
     Thin,
+    /// As `Direct`. An NBD client has all operations in flight on one connection.
+    Nbd,
     /// One pass through the page cache, with nothing in it.
     ColdRead,
     /// One pass of small writes into the page cache, then `fsync`.
@@ -41,6 +43,17 @@ const fn direct(name: &'static str, write: bool, random: bool, block: u32, jobs:
     }
 }
 
+const fn nbd(name: &'static str, write: bool, block: u32, depth: u32) -> Work {
+    Work {
+        name,
+        kind: Kind::Nbd,
+        write,
+        random: block == SMALL,
+        block,
+        jobs: depth,
+    }
+}
+
 const fn pass(name: &'static str, kind: Kind, write: bool, block: u32) -> Work {
     Work {
         name,
@@ -57,7 +70,7 @@ pub(crate) const FILL: Work = pass("filling", Kind::Thin, true, 4 << 20);
 /// Many jobs with small random reads.
 pub(crate) const MANY_READERS: Work = direct("4 KiB random read, 16 jobs", false, true, SMALL, 16);
 
-pub(crate) const ALL: [Work; 11] = [
+pub(crate) const ALL: [Work; 19] = [
     direct("4 KiB random read, 1 job", false, true, SMALL, 1),
     MANY_READERS,
     direct("1 MiB sequential read, 1 job", false, false, LARGE, 1),
@@ -74,6 +87,14 @@ pub(crate) const ALL: [Work; 11] = [
         true,
         SMALL,
     ),
+    nbd("NBD: 4 KiB random read, depth 1", false, SMALL, 1),
+    nbd("NBD: 4 KiB random read, depth 32", false, SMALL, 32),
+    nbd("NBD: 4 KiB random write, depth 1", true, SMALL, 1),
+    nbd("NBD: 4 KiB random write, depth 32", true, SMALL, 32),
+    nbd("NBD: 1 MiB sequential read, depth 1", false, LARGE, 1),
+    nbd("NBD: 1 MiB sequential read, depth 32", false, LARGE, 32),
+    nbd("NBD: 1 MiB sequential write, depth 1", true, LARGE, 1),
+    nbd("NBD: 1 MiB sequential write, depth 32", true, LARGE, 32),
 ];
 
 /// The work on the wire that reading through the page cache is compared with.
@@ -86,7 +107,7 @@ impl Work {
     /// cache.
     pub(crate) fn on_the_wire(&self) -> &'static str {
         match self.kind {
-            Kind::Direct | Kind::Thin => self.name,
+            Kind::Direct | Kind::Nbd | Kind::Thin => self.name,
             Kind::ColdRead => READ_4_JOBS,
             Kind::CachedWrite => WRITE_1_JOB,
         }
