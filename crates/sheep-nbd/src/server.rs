@@ -187,6 +187,7 @@ impl<X: Exports> Server<X> {
             style: agreed.style,
             contexts: agreed.contexts,
             replies: ReplyQueue::new(sink),
+            shutdown: self.shutdown.clone(),
         });
         let budget = Budget::new(self.budget.clone());
         let served = transmission::serve(reader, &session, &budget, &self.shutdown).await;

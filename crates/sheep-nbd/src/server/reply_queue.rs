@@ -101,6 +101,11 @@ impl ReplyQueue {
         }
     }
 
+    /// Whether the connection has failed: nobody receives messages.
+    pub(super) fn is_broken(&self) -> bool {
+        self.queue().is_broken
+    }
+
     /// Drops all queued and later messages.
     pub(super) fn break_off(&self) {
         let mut queue = self.queue();

@@ -4,13 +4,15 @@
 //! requests submits reads and writes, and the thread that completes one sends its reply.
 //! Other requests are tasks of their own.
 
+use std::future::ready;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use sheepfs_vfs::{BlockDevice as _, Chain, VolumeError};
+use tokio_util::sync::CancellationToken;
 
 use super::budget::Charge;
 use super::error_code::error_code;
@@ -48,6 +50,15 @@ pub(super) struct Session<E: Export> {
     /// The contexts by their ids.
     pub(super) contexts: Vec<Selected<E::Context>>,
     pub(super) replies: ReplyQueue,
+    /// Ends requests of many steps early.
+    pub(super) shutdown: CancellationToken,
+}
+
+/// Why a request of many steps ended early.
+enum StepError {
+    Device(VolumeError),
+    /// The server shuts down, or nobody receives the reply.
+    Stopped,
 }
 
 impl<E: Export> Session<E> {
@@ -197,30 +208,59 @@ impl<E: Export> Session<E> {
     }
 
     /// Writes zeros that stay allocated.
-    async fn write_zeros(&self, range: Range<u64>) -> Result<(), VolumeError> {
+    async fn write_zeros(&self, range: Range<u64>) -> Result<(), StepError> {
         static ZEROS: [u8; STEP as usize] = [0; STEP as usize];
-        stream::iter(steps(range))
-            .map(|(offset, len)| async move {
-                let zeros = Bytes::from_static(&ZEROS[..len as usize]);
-                match self.export.device().write_at(offset, zeros).await? {
-                    written if written == len => Ok(()),
-                    written => Err(VolumeError::EndOfDevice(offset + u64::from(written))),
-                }
-            })
-            .buffer_unordered(PARALLEL_STEPS)
-            .try_collect()
-            .await
+        self.in_steps(range, |offset, len| async move {
+            let zeros = Bytes::from_static(&ZEROS[..len as usize]);
+            match self.export.device().write_at(offset, zeros).await? {
+                written if written == len => Ok(()),
+                written => Err(VolumeError::EndOfDevice(offset + u64::from(written))),
+            }
+        })
+        .await
     }
 
-    /// Reads a range into the caches below, if any.
-    async fn read_ahead(&self, range: Range<u64>) -> Result<(), VolumeError> {
-        stream::iter(steps(range))
-            .map(|(offset, len)| async move {
-                self.export.device().read_at(offset, len).await.map(drop)
-            })
+    /// Reads a range into the caches below, if any. The rest of a long one is ignored:
+    /// nobody has to read ahead.
+    async fn read_ahead(&self, range: Range<u64>) -> Result<(), StepError> {
+        let end = range.end.min(range.start + u64::from(MAX_PAYLOAD_LEN));
+        self.in_steps(range.start..end, |offset, len| async move {
+            self.export.device().read_at(offset, len).await.map(drop)
+        })
+        .await
+    }
+
+    /// Runs `step` for all parts of a range, some at a time. No step starts after an
+    /// error, at shutdown, or if nobody receives the reply. Returns when no step is
+    /// in flight: a write that ends after the reply could overwrite a later one.
+    async fn in_steps<F: Future<Output = Result<(), VolumeError>>>(
+        &self,
+        range: Range<u64>,
+        step: impl Fn(u64, u32) -> F,
+    ) -> Result<(), StepError> {
+        let failed = OnceLock::new();
+        let stopped = AtomicBool::new(false);
+        let wanted = steps(range).take_while(|_| {
+            let is_unwanted = self.shutdown.is_cancelled() || self.replies.is_broken();
+            stopped.fetch_or(is_unwanted, Ordering::Relaxed);
+            !is_unwanted && failed.get().is_none()
+        });
+        stream::iter(wanted)
+            .map(|(offset, len)| step(offset, len))
             .buffer_unordered(PARALLEL_STEPS)
-            .try_collect()
-            .await
+            .for_each(|ended| {
+                if let Err(error) = ended {
+                    // The first error is reported.
+                    drop(failed.set(error));
+                }
+                ready(())
+            })
+            .await;
+        match failed.into_inner() {
+            Some(error) => Err(StepError::Device(error)),
+            None if stopped.into_inner() => Err(StepError::Stopped),
+            None => Ok(()),
+        }
     }
 
     /// The part of a range that is whole objects, the last of which may be cut by the
@@ -326,6 +366,13 @@ impl<E: Export> Call<E> {
         self.finish(frame);
     }
 
+    fn fail_steps(self, error: &StepError) {
+        match error {
+            StepError::Device(error) => self.fail(error),
+            StepError::Stopped => self.refuse(ErrorCode::Shutdown, "the server is shutting down"),
+        }
+    }
+
     fn end(self, outcome: Result<(), VolumeError>) {
         match outcome {
             Ok(()) => {
@@ -356,7 +403,10 @@ impl<E: Export> Call<E> {
                 self.end_durably(request, discarded).await;
             }
             Command::WriteZeroes => self.write_zeroes(request, range).await,
-            Command::Cache => self.end(session.read_ahead(range).await),
+            Command::Cache => match session.read_ahead(range).await {
+                Ok(()) => self.end(Ok(())),
+                Err(error) => self.fail_steps(&error),
+            },
             Command::BlockStatus => self.block_status(request, payload).await,
             Command::Read | Command::Write | Command::Disconnect | Command::Unknown(_) => {
                 self.refuse(ErrorCode::Invalid, "there is no such command");
@@ -393,9 +443,12 @@ impl<E: Export> Call<E> {
         }
         let written = match keeps_space {
             true => session.write_zeros(range).await,
-            false => session.discard(range).await,
+            false => session.discard(range).await.map_err(StepError::Device),
         };
-        self.end_durably(request, written).await;
+        match written {
+            Ok(()) => self.end_durably(request, Ok(())).await,
+            Err(error) => self.fail_steps(&error),
+        }
     }
 
     async fn block_status(self, request: &RequestHeader, payload: &[u8]) {

@@ -44,16 +44,14 @@ pub(super) async fn serve<E: Export>(
         error = &mut writing => Err(error),
         () = shutdown.cancelled() => Ok(()),
     };
-    if ended.is_ok() {
+    let ended = match ended {
         // The client still reads replies.
-        tokio::select! {
+        Ok(()) => tokio::select! {
             () = budget.drained() => return Ok(()),
-            error = &mut writing => {
-                session.replies.break_off();
-                return Err(error);
-            }
-        }
-    }
+            error = &mut writing => Err(error),
+        },
+        failed => failed,
+    };
     session.replies.break_off();
     budget.drained().await;
     ended

@@ -14,8 +14,11 @@ pub(crate) const OBJECT_SIZE: u64 = 1 << 20;
 
 pub(crate) struct TestDevice {
     memory: Arc<MemoryDevice>,
-    /// Reads at these offsets wait until they are released.
+    /// Reads and writes at these offsets wait until they are released.
     held: Mutex<BTreeMap<u64, Arc<Notify>>>,
+    /// The next write at one of these offsets fails.
+    failing: Mutex<Vec<u64>>,
+    writes: AtomicUsize,
     flushes: AtomicUsize,
     discards: Mutex<Vec<(u64, u64)>>,
     /// Objects that take no space.
@@ -36,13 +39,15 @@ impl TestDevice {
         Arc::new(Self {
             memory: MemoryDevice::new(bytes.collect()),
             held: Mutex::default(),
+            failing: Mutex::default(),
+            writes: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
             discards: Mutex::default(),
             holes: holes.to_vec(),
         })
     }
 
-    /// Holds up reads at `offset` until the answer is notified.
+    /// Holds up the next read or write at `offset` until the answer is notified.
     pub(crate) fn hold(&self, offset: u64) -> Arc<Notify> {
         let notify = Arc::new(Notify::new());
         self.held
@@ -50,6 +55,16 @@ impl TestDevice {
             .unwrap()
             .insert(offset, Arc::clone(&notify));
         notify
+    }
+
+    /// Fails the next write at `offset`.
+    pub(crate) fn fail_write(&self, offset: u64) {
+        self.failing.lock().unwrap().push(offset);
+    }
+
+    /// Writes begun so far.
+    pub(crate) fn writes(&self) -> usize {
+        self.writes.load(Ordering::SeqCst)
     }
 
     pub(crate) fn flushes(&self) -> usize {
@@ -104,7 +119,26 @@ impl BlockDevice for TestDevice {
         data: Bytes,
         done: impl FnOnce(Result<u32, VolumeError>) + Send + 'static,
     ) {
-        self.memory.submit_write(offset, data, done);
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        let fails = {
+            let mut failing = self.failing.lock().unwrap();
+            let at = failing.iter().position(|&at| at == offset);
+            at.map(|at| failing.swap_remove(at)).is_some()
+        };
+        if fails {
+            return done(Err(VolumeError::TaskPanicked("test".to_owned())));
+        }
+        let held = self.held.lock().unwrap().remove(&offset);
+        let memory = Arc::clone(&self.memory);
+        match held {
+            None => memory.submit_write(offset, data, done),
+            Some(notify) => {
+                tokio::spawn(async move {
+                    notify.notified().await;
+                    memory.submit_write(offset, data, done);
+                });
+            }
+        }
     }
 
     async fn discard(self: &Arc<Self>, offset: u64, len: u64) -> Result<(), VolumeError> {

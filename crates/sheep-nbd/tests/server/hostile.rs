@@ -1,6 +1,11 @@
 //! Clients that break the rules lose their connection, and disturb nobody.
 
+use std::pin::pin;
+use std::time::Duration;
+
+use sheepfs_vfs::BlockDevice as _;
 use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
 
 use super::TestServer;
 use super::device::{TestDevice, byte_at};
@@ -109,4 +114,26 @@ async fn unread_replies_are_freed_when_client_disconnects() {
     held.notify_one();
     server.server.shut_down();
     server.server.drained().await;
+}
+
+#[tokio::test]
+async fn disconnect_without_reading_waits_for_requests_in_flight() {
+    let device = TestDevice::new(1 << 20);
+    let server = TestServer::start([("disk", device.clone())]);
+    let (early, late) = (device.hold(4096), device.hold(8192));
+    let mut client = server.simple().await;
+    client.request((WRITE, 0), 1, 4096, 2, b"ab").await;
+    client.request((WRITE, 0), 2, 8192, 2, b"cd").await;
+    // The first has been taken once this is answered, and so have the others.
+    assert_eq!(client.error_of((FLUSH, 0), 0, 0, b"").await, 0);
+    drop(client);
+    server.server.shut_down();
+    let mut drained = pin!(server.server.drained());
+    // Its reply fails: the client is gone.
+    early.notify_one();
+    let wait = timeout(Duration::from_millis(300), &mut drained).await;
+    assert!(wait.is_err(), "a write is in flight");
+    late.notify_one();
+    drained.await;
+    assert_eq!(device.read_at(8192, 2).await.unwrap(), "cd");
 }

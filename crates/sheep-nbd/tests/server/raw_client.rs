@@ -47,6 +47,7 @@ pub(crate) const FAST_ZERO: u16 = 16;
 pub(crate) const PAYLOAD_LEN: u16 = 32;
 
 pub(crate) const EPERM: u32 = 1;
+pub(crate) const EIO: u32 = 5;
 pub(crate) const EINVAL: u32 = 22;
 pub(crate) const ENOSPC: u32 = 28;
 pub(crate) const ENOTSUP: u32 = 95;

@@ -185,6 +185,30 @@ async fn write_zeroes_and_trim_deallocate_unless_no_hole() {
 }
 
 #[tokio::test]
+async fn zeros_written_in_part_leave_nothing_in_flight() {
+    let device = TestDevice::new(16 << 20);
+    let server = TestServer::start([("disk", device.clone())]);
+    let mut client = server.simple().await;
+    let (held, last) = (device.hold(0), device.hold(2 * MIB));
+    device.fail_write(MIB);
+    client
+        .request((WRITE_ZEROES, NO_HOLE), 1, 0, 16 << 20, b"")
+        .await;
+    // A reply now would let the client write what a late zero then overwrites.
+    client.request((FLUSH, 0), 2, 0, 0, b"").await;
+    assert_eq!(client.reply().await.cookie, 2);
+    held.notify_one();
+    client.request((FLUSH, 0), 3, 0, 0, b"").await;
+    assert_eq!(client.reply().await.cookie, 3);
+    last.notify_one();
+    let reply = client.reply().await;
+    assert_eq!((reply.cookie, reply.error), (1, EIO));
+    assert!(device.writes() <= 8, "no more zeros after an error");
+    assert_eq!(client.error_of((WRITE, 0), 0, 2, b"ab").await, 0);
+    assert_eq!(client.read(0, 3).await, *b"ab\0");
+}
+
+#[tokio::test]
 async fn fast_zero_is_refused_if_slow() {
     let device = TestDevice::with_holes((4 << 20) + 9, &[2]);
     let server = TestServer::start([("disk", device.clone())]);
