@@ -274,6 +274,10 @@ impl Follower {
         if let Some(asked) = self.lock_in_doubt.lock().await.take() {
             self.head.client.inode(asked).unlock().await?;
         }
+        // The VID may be that of a later VDI by now, locked by another client.
+        if self.head.ensure_live().is_err() {
+            return Ok(());
+        }
         Ok(self.head.client.inode(self.head.vid()).unlock().await?)
     }
 }

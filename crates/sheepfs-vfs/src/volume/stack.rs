@@ -109,6 +109,11 @@ impl Volume {
         self.cache.open()
     }
 
+    /// Whether the VDI was deleted or rolled back, as last seen. Final: all I/O fails.
+    pub fn is_stale(&self) -> bool {
+        self.device().head().ensure_live().is_err()
+    }
+
     /// Revalidates the header and the index if they are older than a second.
     ///
     /// # Errors
@@ -308,7 +313,8 @@ impl Volume {
         self.device().close().await
     }
 
-    /// Releases the lock, if there is one.
+    /// Releases the lock, if there is one. That of a VDI that was deleted or rolled back
+    /// went with it.
     ///
     /// # Errors
     /// `Cluster` when the cluster does not answer.
