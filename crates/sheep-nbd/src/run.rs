@@ -74,7 +74,7 @@ async fn serve_until_signal(settings: &Settings, parent: &ParentLink) -> anyhow:
         Ok(service) => service,
         Err(error) => {
             // Release the locks of the volumes attached so far.
-            within(DETACH_TIMEOUT, volumes.detached()).await;
+            within(DETACH_TIMEOUT, volumes.end()).await;
             if let Some(sheep) = sheep {
                 embedded::stop(sheep).await;
             }
@@ -163,7 +163,7 @@ impl Service {
             unfinished.push("completing requests in flight");
         }
         drop(self.kept);
-        if !within(DETACH_TIMEOUT, self.server.exports().detached()).await {
+        if !within(DETACH_TIMEOUT, self.server.exports().end()).await {
             unfinished.push("releasing locks");
         }
         // Closes the connections to the sheep before that stops.

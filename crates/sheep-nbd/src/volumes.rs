@@ -6,14 +6,19 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sheep_client::{Client, ClientError, SnapshotTag, VdiInfo, VdiSelector, VdiVersion};
 use sheepfs_vfs::volume::{ExtentMap, Lineage, load_extent_map};
 use sheepfs_vfs::{Chain, LockMode, LockPolicy, Volume, VolumeError, VolumeOptions, resolve};
 use tokio::sync::{Mutex, oneshot};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::export::{ContextQuery, Description, Export, ExportError, Exports};
 use crate::protocol::reply::StatusExtent;
@@ -25,6 +30,10 @@ const CHANGED_SINCE: [&[u8]; 2] = [
 ];
 /// The status of an extent that may have changed.
 const CHANGED: u32 = 1;
+/// Pause before the next attempt to detach a volume that could not be closed.
+const DETACH_RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Time in which a volume can be closed at shutdown, before only its lock is released.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which volumes are exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,28 +60,35 @@ pub struct Volumes {
     selection: Arc<Selection>,
     read_only: bool,
     lock_policy: Arc<LockPolicy>,
-    places: Arc<StdMutex<HashMap<Bytes, Arc<Place>>>>,
+    registry: Arc<StdMutex<HashMap<Bytes, Arc<ExportSlot>>>>,
     /// Tasks that attach and detach.
     tasks: TaskTracker,
+    /// Exports in use.
+    in_use: TaskTracker,
+    ending: CancellationToken,
 }
 
 /// The volume attached under a name. The mutex is held while it attaches or detaches,
 /// so that a volume is attached again only after its lock was released.
-type Place = Mutex<Option<Arc<Attached>>>;
+type ExportSlot = Mutex<Option<Arc<Attached>>>;
 
+/// An attached volume. Its state changes under the mutex of the slot.
 #[derive(Debug)]
 struct Attached {
     volume: Arc<Volume>,
-    users: StdMutex<usize>,
+    users: AtomicUsize,
+    is_closed: AtomicBool,
 }
 
 /// A volume in use by a client.
 #[derive(Debug)]
 pub struct VolumeExport {
     client: Client,
-    place: Arc<Place>,
+    slot: Arc<ExportSlot>,
     attached: Arc<Attached>,
     tasks: TaskTracker,
+    ending: CancellationToken,
+    _in_use: TaskTrackerToken,
 }
 
 /// A metadata context of a volume.
@@ -88,21 +104,39 @@ pub enum VolumeContext {
 impl Volumes {
     /// Volumes that are attached on first use.
     pub fn new(client: Client, selection: Selection, options: AttachOptions) -> Self {
-        let tasks = TaskTracker::new();
+        let (tasks, in_use) = (TaskTracker::new(), TaskTracker::new());
         tasks.close();
+        in_use.close();
         Self {
             client,
             selection: Arc::new(selection),
             read_only: options.read_only,
             lock_policy: Arc::new(LockPolicy::new(options.lock)),
-            places: Arc::default(),
+            registry: Arc::default(),
             tasks,
+            in_use,
+            ending: CancellationToken::new(),
         }
     }
 
-    /// Waits until all unused volumes are detached.
+    /// Waits until all unused volumes are detached. One that cannot be closed is not:
+    /// it keeps its lock, and closing it is tried again and again.
     pub async fn detached(&self) {
         self.tasks.wait().await;
+    }
+
+    /// Ends the service: waits until all exports were dropped and all volumes are
+    /// detached. Of a volume that cannot be closed only the lock is released.
+    pub async fn end(&self) {
+        self.ending.cancel();
+        loop {
+            self.in_use.wait().await;
+            self.tasks.wait().await;
+            // The last task may have opened one.
+            if self.in_use.is_empty() {
+                return;
+            }
+        }
     }
 
     async fn resolve(&self, name: &[u8]) -> Result<VdiSelector, ExportError> {
@@ -124,11 +158,12 @@ impl Volumes {
         failed(name, &VolumeError::from(error))
     }
 
-    fn place(&self, name: &[u8]) -> Arc<Place> {
-        let mut places = self.places.lock().expect("no code panics with the places");
+    fn slot(&self, name: &[u8]) -> Arc<ExportSlot> {
+        let registry = self.registry.lock();
+        let mut registry = registry.expect("no code panics with the registry");
         // Drop the entries of names that no client uses.
-        places.retain(|_, place| Arc::strong_count(place) > 1);
-        Arc::clone(places.entry(Bytes::copy_from_slice(name)).or_default())
+        registry.retain(|_, slot| Arc::strong_count(slot) > 1);
+        Arc::clone(registry.entry(Bytes::copy_from_slice(name)).or_default())
     }
 
     async fn attach(&self, name: &[u8]) -> Result<Arc<Attached>, ExportError> {
@@ -144,7 +179,8 @@ impl Volumes {
         tracing::info!("attached {}", volume.selector());
         Ok(Arc::new(Attached {
             volume,
-            users: StdMutex::default(),
+            users: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
         }))
     }
 
@@ -298,14 +334,16 @@ impl Exports for Volumes {
 
 impl Volumes {
     async fn open_shared(&self, name: &[u8]) -> Result<Arc<VolumeExport>, ExportError> {
-        let place = self.place(name);
-        let mut current = place.lock().await;
+        let slot = self.slot(name);
+        let mut current = slot.lock().await;
         // Another client may have resized or replaced the VDI since the last use.
         let usable = match &*current {
             None => false,
             Some(attached) => match attached.volume.revalidate_header().await {
                 Ok(()) | Err(VolumeError::HeadReadOnly(_)) => true,
-                Err(VolumeError::Stale(_)) => false,
+                // Final. An inode that is missing for a moment is an error: two attached
+                // volumes of one VDI could overwrite each other's new objects.
+                Err(VolumeError::Stale(_)) if attached.volume.is_stale() => false,
                 Err(error) => return Err(failed(name, &error)),
             },
         };
@@ -314,58 +352,76 @@ impl Volumes {
             *current = Some(self.attach(name).await?);
         }
         let attached = current.as_ref().map(Arc::clone).expect("attached by now");
-        *attached.users() += 1;
+        attached.users.fetch_add(1, Ordering::Relaxed);
         drop(current);
         Ok(Arc::new(VolumeExport {
             client: self.client.clone(),
-            place,
+            slot,
             attached,
             tasks: self.tasks.clone(),
+            ending: self.ending.clone(),
+            _in_use: self.in_use.token(),
         }))
     }
 }
 
 impl Attached {
-    fn users(&self) -> std::sync::MutexGuard<'_, usize> {
-        self.users.lock().expect("counting does not panic")
+    /// Closes the volume.
+    ///
+    /// # Errors
+    /// Why it is still open, and locked.
+    async fn close(&self, ending: &CancellationToken) -> Result<(), String> {
+        let overdue = async {
+            ending.cancelled().await;
+            sleep(CLOSE_TIMEOUT).await;
+        };
+        tokio::select! {
+            closed = self.volume.close() => closed.map_err(|error| Chain(&error).to_string()),
+            () = overdue => Err("it takes too long".to_owned()),
+        }
     }
 
-    /// Detaches the volume.
-    async fn close(&self) {
+    /// Ends the use of the volume by one client, and detaches it after the last one.
+    ///
+    /// A volume that cannot be closed keeps its lock: a request that is still executed
+    /// could overwrite data of the next holder. It is closed later, unless a client comes
+    /// first; at shutdown the lock is released nevertheless.
+    async fn leave(self: Arc<Self>, slot: Arc<ExportSlot>, ending: CancellationToken) {
         let name = self.volume.selector();
-        match self.volume.close().await {
-            Ok(()) => tracing::info!("detached {name}"),
-            Err(error) => {
-                tracing::error!("cannot close {name}: {}", Chain(&error));
-                if let Err(error) = self.volume.release_lock().await {
-                    tracing::error!("lock of {name} not released: {}", Chain(&error));
+        let mut current = slot.lock().await;
+        self.users.fetch_sub(1, Ordering::Relaxed);
+        // The task of another client may have closed it during a pause.
+        while self.users.load(Ordering::Relaxed) == 0 && !self.is_closed.load(Ordering::Relaxed) {
+            match self.close(&ending).await {
+                Ok(()) => tracing::info!("detached {name}"),
+                Err(why) if ending.is_cancelled() => {
+                    tracing::error!("cannot close {name}: {why}");
+                    if let Err(error) = self.volume.release_lock().await {
+                        tracing::error!("lock of {name} not released: {}", Chain(&error));
+                    }
+                }
+                Err(why) => {
+                    tracing::warn!("cannot close {name}, which stays locked until then: {why}");
+                    drop(current);
+                    tokio::select! {
+                        () = sleep(DETACH_RETRY_PAUSE) => {}
+                        () = ending.cancelled() => {}
+                    }
+                    current = slot.lock().await;
+                    continue;
                 }
             }
+            self.is_closed.store(true, Ordering::Relaxed);
+            current.take_if(|now| Arc::ptr_eq(now, &self));
         }
     }
 }
 
 impl Drop for VolumeExport {
     fn drop(&mut self) {
-        let (place, attached) = (Arc::clone(&self.place), Arc::clone(&self.attached));
-        self.tasks.spawn(async move {
-            let mut current = place.lock().await;
-            let left = {
-                let mut users = attached.users();
-                *users -= 1;
-                *users
-            };
-            if left > 0 {
-                return;
-            }
-            attached.close().await;
-            if current
-                .as_ref()
-                .is_some_and(|now| Arc::ptr_eq(now, &attached))
-            {
-                *current = None;
-            }
-        });
+        let (slot, ending) = (Arc::clone(&self.slot), self.ending.clone());
+        self.tasks
+            .spawn(Arc::clone(&self.attached).leave(slot, ending));
     }
 }
 

@@ -4,11 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sheep_client::cluster::FormatOptions;
+use sheep_client::proto::{ClusterFlags, Opcode, ResultCode};
+use sheep_client::testing::{Fault, FaultTransport};
+use sheep_client::unstable::{Pool, Request};
 use sheep_client::{Client, ClientConfig, NewVdi, SnapshotTag, VdiName, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_nbd::export::{ContextQuery, Export as _, ExportError, Exports as _};
@@ -17,10 +22,12 @@ use sheepfs_vfs::{BlockDevice as _, LockMode};
 use tokio::time::timeout;
 
 const MIB: u64 = 1 << 20;
+/// Longest wait for anything.
+const LIMIT: Duration = Duration::from_secs(60);
 
 struct Cluster {
     client: Client,
-    _server: Server,
+    server: Server,
 }
 
 impl Cluster {
@@ -29,16 +36,37 @@ impl Cluster {
         let config = ClientConfig::new(server.local_address().into());
         Self {
             client: Client::connect(config).await.unwrap(),
-            _server: server,
+            server,
         }
     }
 
     async fn start_with_locking() -> Self {
         let cluster = Self::start().await;
-        let flags = sheep_client::proto::ClusterFlags::USE_LOCK;
-        let format = FormatOptions::default().with_flags(flags);
+        let format = FormatOptions::default().with_flags(ClusterFlags::USE_LOCK);
         cluster.client.cluster().format(&format).await.unwrap();
         cluster
+    }
+
+    /// Volumes of which a kind of request is refused while the switch is on.
+    async fn refusing(
+        &self,
+        code: ResultCode,
+        kind: impl Fn(&Request) -> bool + Send + Sync + 'static,
+    ) -> (Volumes, Arc<AtomicBool>) {
+        let config = ClientConfig::new(self.server.local_address().into());
+        let pool = Pool::connect(config).await.unwrap();
+        let switch = Arc::new(AtomicBool::new(false));
+        let is_on = Arc::clone(&switch);
+        let transport = FaultTransport::new(Arc::new(pool), move |request| {
+            let is_refused = kind(request) && is_on.load(Ordering::Acquire);
+            is_refused.then_some(Fault::Refuse(code))
+        });
+        let client = Client::with_transport(Arc::new(transport));
+        let options = AttachOptions {
+            read_only: false,
+            lock: LockMode::Auto,
+        };
+        (Volumes::new(client, Selection::All, options), switch)
     }
 
     async fn create(&self, name: &str, size: u64, object_shift: u8) {
@@ -320,6 +348,124 @@ async fn volume_replaced_is_attached_again() {
     drop(old);
     volumes.detached().await;
     write(&new, 0, 1, 1).await;
+}
+
+/// Waits until another client can attach the volume.
+async fn wait_until_unlocked(volumes: &Volumes, name: &[u8]) {
+    timeout(LIMIT, async {
+        while let Err(error) = volumes.open(name).await {
+            assert!(matches!(error, ExportError::InUse(_)), "{error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        volumes.detached().await;
+    })
+    .await
+    .unwrap();
+}
+
+/// What a flush and a revalidation send.
+fn is_read(request: &Request) -> bool {
+    request.opcode() == Opcode::ReadObj
+}
+
+fn is_release(request: &Request) -> bool {
+    request.opcode() == Opcode::ReleaseVdi
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_that_cannot_be_closed_stays_locked_and_usable() {
+    let cluster = Cluster::start_with_locking().await;
+    cluster.create("disk", MIB, 20).await;
+    let (ours, fails) = cluster.refusing(ResultCode::Eio, is_release).await;
+    let theirs = cluster.volumes_with(LockMode::Auto);
+    let export = ours.open(b"disk").await.unwrap();
+    write(&export, 0, 1, 1).await;
+    let device = Arc::downgrade(export.device());
+    fails.store(true, Ordering::Release);
+    drop(export);
+    let closed = timeout(Duration::from_millis(500), ours.detached()).await;
+    assert!(closed.is_err(), "it is not detached");
+    let refused = theirs.open(b"disk").await.unwrap_err();
+    assert!(matches!(refused, ExportError::InUse(_)), "{refused}");
+
+    // Its own lock does not keep its next client out.
+    let again = ours.open(b"disk").await.unwrap();
+    assert!(Arc::ptr_eq(again.device(), &device.upgrade().unwrap()));
+    write(&again, 0, 1, 2).await;
+    fails.store(false, Ordering::Release);
+    drop(again);
+    wait_until_unlocked(&theirs, b"disk").await;
+    timeout(LIMIT, ours.detached()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_that_cannot_be_closed_is_unlocked_at_shutdown() {
+    let cluster = Cluster::start_with_locking().await;
+    cluster.create("disk", MIB, 20).await;
+    let (ours, fails) = cluster.refusing(ResultCode::Eio, is_read).await;
+    let export = ours.open(b"disk").await.unwrap();
+    write(&export, 0, 1, 1).await;
+    fails.store(true, Ordering::Release);
+    drop(export);
+    timeout(LIMIT, ours.end()).await.unwrap();
+    let theirs = cluster.volumes_with(LockMode::Auto);
+    drop(theirs.open(b"disk").await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_waits_for_exports_in_use() {
+    let cluster = Cluster::start_with_locking().await;
+    cluster.create("disk", MIB, 20).await;
+    let ours = cluster.volumes_with(LockMode::Auto);
+    let export = ours.open(b"disk").await.unwrap();
+    let mut ended = pin!(ours.end());
+    let early = timeout(Duration::from_millis(300), &mut ended).await;
+    assert!(early.is_err(), "its lock is not released");
+    drop(export);
+    timeout(LIMIT, ended).await.unwrap();
+    let theirs = cluster.volumes_with(LockMode::Auto);
+    drop(theirs.open(b"disk").await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_is_not_attached_twice_while_inode_is_missing() {
+    let cluster = Cluster::start().await;
+    cluster.create("disk", MIB, 20).await;
+    let (volumes, is_missing) = cluster.refusing(ResultCode::NoObj, is_read).await;
+    let first = volumes.open(b"disk").await.unwrap();
+    is_missing.store(true, Ordering::Release);
+    let open = tokio::spawn({
+        let volumes = volumes.clone();
+        async move { volumes.open(b"disk").await }
+    });
+    // By now it has found the inode missing, or waits for it.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    is_missing.store(false, Ordering::Release);
+    if let Ok(second) = open.await.unwrap() {
+        assert!(Arc::ptr_eq(first.device(), second.device()));
+    }
+    let third = volumes.open(b"disk").await.unwrap();
+    assert!(Arc::ptr_eq(first.device(), third.device()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_replaced_releases_no_lock_by_former_vid() {
+    let cluster = Cluster::start_with_locking().await;
+    cluster.create("disk", MIB, 20).await;
+    let releases = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&releases);
+    let counted = move |request: &Request| {
+        count.fetch_add(usize::from(is_release(request)), Ordering::AcqRel);
+        false
+    };
+    let (ours, _) = cluster.refusing(ResultCode::Eio, counted).await;
+    let old = ours.open(b"disk").await.unwrap();
+    cluster.client.vdi(&working("disk")).delete().await.unwrap();
+    old.device().revalidate_header().await.unwrap_err();
+    drop(old);
+    ours.detached().await;
+    // In a cluster that uses VIDs again, it may be the lock of another VDI by now.
+    assert_eq!(releases.load(Ordering::Acquire), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
