@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::protocol::error::ProtocolError;
 
@@ -26,6 +26,9 @@ pub enum ConnectionError {
     /// The client stopped inside a message, or does not read its replies.
     #[error("the client made no progress for {} s", STALL_TIMEOUT.as_secs())]
     Stalled,
+    /// The client negotiates, or reads its replies, too slowly.
+    #[error("the client is too slow")]
+    Slow,
     /// `EXPORT_NAME` failed, which has no error reply.
     #[error("{0}")]
     Export(String),
@@ -41,5 +44,19 @@ pub(super) async fn unless_stalled<T>(
     match timeout(STALL_TIMEOUT, work).await {
         Ok(done) => Ok(done?),
         Err(_elapsed) => Err(ConnectionError::Stalled),
+    }
+}
+
+/// Waits for the client for up to [`STALL_TIMEOUT`], and until `deadline`.
+///
+/// # Errors
+/// `Slow` at the deadline, otherwise as [`unless_stalled`].
+pub(super) async fn unless_late<T>(
+    deadline: Instant,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<T, ConnectionError> {
+    match timeout_at(deadline, unless_stalled(work)).await {
+        Ok(done) => done,
+        Err(_elapsed) => Err(ConnectionError::Slow),
     }
 }

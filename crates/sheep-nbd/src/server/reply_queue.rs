@@ -7,18 +7,23 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Buf as _;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::budget::Charge;
-use super::error::{ConnectionError, unless_stalled};
+use super::error::{ConnectionError, STALL_TIMEOUT, unless_late, unless_stalled};
 use super::socket::DirectWrite;
 use crate::protocol::reply::Frame;
 
 /// Bytes that the client must read within the stall timeout.
 const PART_LEN: usize = 1 << 20;
+/// Time in which the client must read a reply, with those queued before it: the unread
+/// ones use memory that is shared with other clients.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Where messages go.
 pub(super) enum Sink {
@@ -45,6 +50,8 @@ struct Queue {
 /// The unwritten rest of a message, and the charge of its request.
 struct Queued {
     frame: Frame,
+    /// When it must be written.
+    deadline: Instant,
     _charge: Option<Charge>,
 }
 
@@ -77,6 +84,7 @@ impl ReplyQueue {
         if !is_written(&frame) {
             queue.frames.push_back(Queued {
                 frame,
+                deadline: Instant::now() + REPLY_TIMEOUT,
                 _charge: charge,
             });
             self.not_empty.notify_one();
@@ -106,6 +114,18 @@ impl ReplyQueue {
         self.queue().is_broken
     }
 
+    /// Ends the connection after the last message was written.
+    ///
+    /// # Errors
+    /// If it has failed.
+    pub(super) async fn close(&self) -> Result<(), ConnectionError> {
+        match &self.sink {
+            // The socket is closed when it is dropped.
+            Sink::Direct(_) => Ok(()),
+            Sink::Stream(stream) => unless_stalled(stream.lock().await.shutdown()).await,
+        }
+    }
+
     /// Drops all queued and later messages.
     pub(super) fn break_off(&self) {
         let mut queue = self.queue();
@@ -114,15 +134,19 @@ impl ReplyQueue {
     }
 
     async fn write_to_socket(&self, socket: &dyn DirectWrite) -> Result<(), ConnectionError> {
-        while !self.queue().frames.is_empty() {
-            unless_stalled(socket.writable()).await?;
+        let (mut part, mut stalled_at) = (0, Instant::now() + STALL_TIMEOUT);
+        while let Some(deadline) = self.deadline() {
+            unless_late(deadline.min(stalled_at), socket.writable()).await?;
             let mut queue = self.queue();
             while let Some(front) = queue.frames.front_mut() {
-                write(socket, &mut front.frame)?;
+                part += write(socket, &mut front.frame)?;
                 if !is_written(&front.frame) {
                     break;
                 }
                 queue.frames.pop_front();
+            }
+            if part >= PART_LEN {
+                (part, stalled_at) = (0, Instant::now() + STALL_TIMEOUT);
             }
         }
         Ok(())
@@ -133,15 +157,20 @@ impl ReplyQueue {
         stream: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), ConnectionError> {
         while let Some(next) = self.pop_front() {
-            unless_stalled(stream.write_all(&next.frame.head)).await?;
+            unless_late(next.deadline, stream.write_all(&next.frame.head)).await?;
             for part in next.frame.data.chunks(PART_LEN) {
-                unless_stalled(stream.write_all(part)).await?;
+                unless_late(next.deadline, stream.write_all(part)).await?;
             }
             if self.queue().frames.is_empty() {
-                unless_stalled(stream.flush()).await?;
+                unless_late(next.deadline, stream.flush()).await?;
             }
         }
         Ok(())
+    }
+
+    /// When the first message must be written; `None` if there is none.
+    fn deadline(&self) -> Option<Instant> {
+        self.queue().frames.front().map(|front| front.deadline)
     }
 
     fn pop_front(&self) -> Option<Queued> {
@@ -155,8 +184,9 @@ impl ReplyQueue {
     }
 }
 
-/// Writes as much of `frame` as the socket takes without waiting.
-fn write(socket: &dyn DirectWrite, frame: &mut Frame) -> io::Result<()> {
+/// Writes as much of `frame` as the socket takes without waiting, and returns how much.
+fn write(socket: &dyn DirectWrite, frame: &mut Frame) -> io::Result<usize> {
+    let before = frame.wire_len();
     while !is_written(frame) {
         let parts = [IoSlice::new(&frame.head), IoSlice::new(&frame.data)];
         match socket.try_write_vectored(&parts) {
@@ -170,9 +200,75 @@ fn write(socket: &dyn DirectWrite, frame: &mut Frame) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(before - frame.wire_len())
 }
 
 fn is_written(frame: &Frame) -> bool {
     frame.wire_len() == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::protocol::reply::{ReplyStyle, ReplyTo};
+
+    /// A client that reads so many bytes, then pauses.
+    struct SlowSocket {
+        len: usize,
+        pause: Duration,
+        is_full: AtomicBool,
+    }
+
+    impl DirectWrite for SlowSocket {
+        fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            match self.is_full.swap(true, Ordering::Relaxed) {
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => Ok(self.len.min(parts.iter().map(|part| part.len()).sum())),
+            }
+        }
+
+        fn writable(&self) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send + '_>> {
+            Box::pin(async {
+                tokio::time::sleep(self.pause).await;
+                self.is_full.store(false, Ordering::Relaxed);
+                Ok(())
+            })
+        }
+    }
+
+    /// How a reply of 16 MiB to a client ends that reads `len` bytes per `pause`.
+    async fn reading(len: usize, pause: Duration) -> Option<ConnectionError> {
+        let socket = SlowSocket {
+            len,
+            pause,
+            is_full: AtomicBool::new(false),
+        };
+        let replies = ReplyQueue::new(Sink::Direct(Box::new(socket)));
+        let to = ReplyTo {
+            style: ReplyStyle::Simple,
+            cookie: 1,
+            offset: 0,
+        };
+        replies.send(to.simple_data(Bytes::from(vec![1; 16 << 20])), None);
+        let limit = Duration::from_secs(3600);
+        let failed = tokio::time::timeout(limit, replies.write_queued()).await;
+        assert!(failed.is_err() || replies.deadline().is_some());
+        failed.ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_reads_too_slowly_is_dropped() {
+        let second = Duration::from_secs(1);
+        let failed = reading(1, second).await;
+        assert!(matches!(failed, Some(ConnectionError::Slow)), "{failed:?}");
+        // Enough for the stall timeout, but the whole takes 16 minutes.
+        let failed = reading(PART_LEN, 58 * second).await;
+        assert!(matches!(failed, Some(ConnectionError::Slow)), "{failed:?}");
+        assert!(reading(PART_LEN, 10 * second).await.is_none());
+    }
 }

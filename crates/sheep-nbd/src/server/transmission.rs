@@ -47,7 +47,7 @@ pub(super) async fn serve<E: Export>(
     let ended = match ended {
         // The client still reads replies.
         Ok(()) => tokio::select! {
-            () = budget.drained() => return Ok(()),
+            () = budget.drained() => return session.replies.close().await,
             error = &mut writing => Err(error),
         },
         failed => failed,
