@@ -18,7 +18,7 @@ pub const MAX_OPTIONS: u32 = 1024;
 pub const MAX_QUERIES: usize = 128;
 
 /// Metadata contexts selected for a connection.
-pub const MAX_CONTEXTS: usize = 32;
+pub const MAX_CONTEXTS: usize = 8;
 
 /// Bytes of the smallest request: any alignment is served.
 pub const MIN_BLOCK_LEN: u32 = 1;
@@ -37,5 +37,5 @@ pub const MAX_SKIPPED_PAYLOAD_LEN: u64 = 64 << 20;
 /// selected context once.
 pub const MAX_STATUS_PAYLOAD_LEN: u64 = 8 + 4 * MAX_CONTEXTS as u64;
 
-/// Extents in the status of one context.
+/// Extents in a block status, of all its contexts together.
 pub const MAX_EXTENTS: usize = 16_384;

@@ -15,7 +15,7 @@ use sheepfs_vfs::{BlockDevice as _, Chain, VolumeError};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Charge;
-use super::error_code::error_code;
+use super::error_code::{error_code, past_end};
 use super::reply_queue::ReplyQueue;
 use crate::export::Export;
 use crate::protocol::error::ErrorCode;
@@ -117,11 +117,10 @@ impl<E: Export> Session<E> {
         if offset.checked_add(len).is_some_and(|end| end <= size) {
             return Ok(());
         }
-        let code = match command {
-            Command::Write | Command::WriteZeroes => ErrorCode::NoSpace,
-            _ => ErrorCode::Invalid,
-        };
-        Err((code, "the range goes past the end of the export"))
+        Err((
+            past_end(command),
+            "the range goes past the end of the export",
+        ))
     }
 
     /// Starts a request that passed [`Self::check`].
@@ -362,7 +361,7 @@ impl<E: Export> Call<E> {
     fn fail(self, error: &VolumeError) {
         let text = Chain(error).to_string();
         tracing::warn!("{:?} at byte {}: {text}", self.command, self.to.offset);
-        let frame = self.to.error(error_code(error), &text);
+        let frame = self.to.error(error_code(self.command, error), &text);
         self.finish(frame);
     }
 
@@ -477,11 +476,15 @@ impl<E: Export> Call<E> {
         let range = request.offset..request.offset + len;
         let max = match request.flags.contains(CommandFlags::REQ_ONE) {
             true => 1,
-            false => MAX_EXTENTS,
+            false => MAX_EXTENTS / ids.len().max(1),
         };
         let mut found = Vec::new();
         if let Err(error) = session.export.revalidate(range.clone()).await {
             return self.fail(&error);
+        }
+        // It may have found that the device has shrunk.
+        if let Err((code, why)) = session.check_range(Command::BlockStatus, request.offset, len) {
+            return self.refuse(code, why);
         }
         for &id in &ids {
             let context = &session.contexts[id as usize];

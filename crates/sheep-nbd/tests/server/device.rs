@@ -19,6 +19,8 @@ pub(crate) struct TestDevice {
     /// The next write at one of these offsets fails.
     failing: Mutex<Vec<u64>>,
     writes: AtomicUsize,
+    /// The size, if not that of the memory.
+    claimed_size: Mutex<Option<u64>>,
     flushes: AtomicUsize,
     discards: Mutex<Vec<(u64, u64)>>,
     /// Objects that take no space.
@@ -41,6 +43,7 @@ impl TestDevice {
             held: Mutex::default(),
             failing: Mutex::default(),
             writes: AtomicUsize::new(0),
+            claimed_size: Mutex::default(),
             flushes: AtomicUsize::new(0),
             discards: Mutex::default(),
             holes: holes.to_vec(),
@@ -67,6 +70,11 @@ impl TestDevice {
         self.writes.load(Ordering::SeqCst)
     }
 
+    /// Says that the device has `size` bytes, as before it shrank.
+    pub(crate) fn claim_size(&self, size: u64) {
+        *self.claimed_size.lock().unwrap() = Some(size);
+    }
+
     pub(crate) fn flushes(&self) -> usize {
         self.flushes.load(Ordering::SeqCst)
     }
@@ -83,7 +91,8 @@ pub(crate) fn byte_at(offset: u64) -> u8 {
 
 impl BlockDevice for TestDevice {
     fn size(&self) -> u64 {
-        self.memory.size()
+        let claimed = *self.claimed_size.lock().unwrap();
+        claimed.unwrap_or_else(|| self.memory.size())
     }
 
     fn is_writable(&self) -> bool {

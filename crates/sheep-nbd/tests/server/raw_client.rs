@@ -51,6 +51,7 @@ pub(crate) const EIO: u32 = 5;
 pub(crate) const EINVAL: u32 = 22;
 pub(crate) const ENOSPC: u32 = 28;
 pub(crate) const ENOTSUP: u32 = 95;
+pub(crate) const ESHUTDOWN: u32 = 108;
 
 /// A message of the transmission phase.
 #[derive(Debug, PartialEq, Eq)]

@@ -75,6 +75,38 @@ async fn request_past_end_fails_with_specified_error() {
 }
 
 #[tokio::test]
+async fn request_past_end_of_shrunk_device_fails_alike() {
+    let device = TestDevice::new(5000);
+    device.claim_size(8000);
+    let server = TestServer::start([("disk", device)]);
+    let mut client = server.simple().await;
+    assert_eq!(client.error_of((READ, 0), 4999, 2, b"").await, EINVAL);
+    assert_eq!(client.error_of((WRITE, 0), 4999, 2, b"ab").await, ENOSPC);
+    let zeros = (WRITE_ZEROES, NO_HOLE);
+    assert_eq!(client.error_of(zeros, 4999, 2, b"").await, ENOSPC);
+}
+
+#[tokio::test]
+async fn zeros_end_early_at_shutdown() {
+    let device = TestDevice::new(64 << 20);
+    let server = TestServer::start([("disk", device.clone())]);
+    let mut client = server.simple().await;
+    let held: Vec<_> = (0..4).map(|step| device.hold(step * MIB)).collect();
+    client
+        .request((WRITE_ZEROES, NO_HOLE), 1, 0, 64 << 20, b"")
+        .await;
+    // It has begun once all four steps are held up.
+    while device.writes() < 4 {
+        tokio::task::yield_now().await;
+    }
+    server.server.shut_down();
+    held.iter().for_each(|step| step.notify_one());
+    assert_eq!(client.reply().await.error, ESHUTDOWN);
+    assert_eq!(device.writes(), 4);
+    server.server.drained().await;
+}
+
+#[tokio::test]
 async fn command_or_flag_unknown_is_refused_as_invalid() {
     let server = TestServer::start([("disk", TestDevice::new(5000))]);
     let mut client = server.simple().await;
