@@ -77,6 +77,9 @@ impl Settings {
         if background && cli.process.log_format.is_some() {
             return usage_error("--log-format is for the foreground: add -f");
         }
+        if cli.listen.as_deref() == Some("") {
+            return usage_error("--listen needs an address, or :PORT for loopback");
+        }
         let embedded = cli.cluster.embedded.is_some();
         let names = cli.names.into_iter().map(OsString::into_vec);
         let names: Vec<_> = names.map(Bytes::from).collect();
@@ -196,6 +199,10 @@ mod tests {
     fn what_is_wrong_is_one_line() {
         for (line, expected) in [
             ("", "nothing to export: name volumes, or use --all"),
+            (
+                "--all --listen=",
+                "--listen needs an address, or :PORT for loopback",
+            ),
             (
                 "--all --attach",
                 "the argument '--all' cannot be used with '--attach'",

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
@@ -49,7 +50,7 @@ impl Sockets {
             }
         }
         if sockets.listeners.is_empty() {
-            sockets.listeners = passed()?;
+            sockets.listeners = passed(settings.tls.is_some())?;
         }
         if sockets.listeners.is_empty() {
             bail!("nowhere to listen: give --socket PATH or --listen ADDRESS");
@@ -103,18 +104,21 @@ async fn open_tcp(address: &str, is_encrypted: bool) -> anyhow::Result<Listener>
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;
-    let local = listener.local_addr()?;
+    warn_if_exposed(listener.local_addr()?, is_encrypted);
+    Ok(Listener::Tcp(listener))
+}
+
+fn warn_if_exposed(local: SocketAddr, is_encrypted: bool) {
     if !local.ip().is_loopback() && !is_encrypted {
         tracing::warn!(
             "listening on {local} without encryption: every host that can reach it can read and \
              write the volumes; use --tls-certificates, or a separate network"
         );
     }
-    Ok(Listener::Tcp(listener))
 }
 
 /// The sockets that the service manager passed: sd_listen_fds(3).
-fn passed() -> anyhow::Result<Vec<Listener>> {
+fn passed(is_encrypted: bool) -> anyhow::Result<Vec<Listener>> {
     let fds = passed_fds(|name| env::var(name).ok(), process::id());
     if fds.is_empty() {
         return Ok(Vec::new());
@@ -124,14 +128,14 @@ fn passed() -> anyhow::Result<Vec<Listener>> {
         .map(|number| {
             let take = || {
                 let fd = pidfd_getfd(&this, number, PidfdGetfdFlags::empty())?;
-                listener_of(fd)
+                listener_of(fd, is_encrypted)
             };
             take().with_context(|| format!("cannot listen on passed descriptor {number}"))
         })
         .collect()
 }
 
-fn listener_of(fd: OwnedFd) -> anyhow::Result<Listener> {
+fn listener_of(fd: OwnedFd, is_encrypted: bool) -> anyhow::Result<Listener> {
     use std::os::fd::AsRawFd as _;
     let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
     match address.family() {
@@ -143,6 +147,7 @@ fn listener_of(fd: OwnedFd) -> anyhow::Result<Listener> {
         Some(AddressFamily::Inet | AddressFamily::Inet6) => {
             let listener = std::net::TcpListener::from(fd);
             listener.set_nonblocking(true)?;
+            warn_if_exposed(listener.local_addr()?, is_encrypted);
             Ok(Listener::Tcp(TcpListener::from_std(listener)?))
         }
         _ => bail!("it is neither a TCP nor a Unix socket"),
