@@ -127,14 +127,15 @@ pub trait Exports: Send + Sync + 'static {
         name: &[u8],
     ) -> impl Future<Output = Result<Description, ExportError>> + Send;
 
-    /// The metadata contexts of an export besides `base:allocation`.
+    /// The metadata contexts of an export that match a query, besides
+    /// `base:allocation`.
     ///
     /// # Errors
     /// `Unknown`, `Failed`.
     fn contexts(
         &self,
         name: &[u8],
-        query: ContextQuery<'_>,
+        queries: &[ContextQuery<'_>],
     ) -> impl Future<Output = Result<Vec<Bytes>, ExportError>> + Send;
 
     /// Opens the export of this name.
@@ -222,7 +223,7 @@ impl<D: BlockDevice> Exports for DeviceExports<D> {
     async fn contexts(
         &self,
         _name: &[u8],
-        _query: ContextQuery<'_>,
+        _queries: &[ContextQuery<'_>],
     ) -> Result<Vec<Bytes>, ExportError> {
         Ok(Vec::new())
     }

@@ -20,7 +20,9 @@ use std::time::Duration;
 use rustls::ServerConfig;
 
 use sheepfs_vfs::Chain;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,7 +31,7 @@ pub use self::error::ConnectionError;
 pub use self::socket::{Listener, Socket};
 
 use self::budget::{Budget, SharedBudget};
-use self::error::unless_stalled;
+use self::error::unless_late;
 use self::handshake::{Agreed, Handshake, Outcome, Tls};
 use self::reply_queue::ReplyQueue;
 use self::reply_queue::Sink;
@@ -39,6 +41,8 @@ use crate::export::Exports;
 
 /// Maximum number of connections.
 pub const MAX_CONNECTIONS: usize = 1024;
+/// Time until a client must have chosen an export, TLS included.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause after an error of accept(2), for example EMFILE.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -121,8 +125,9 @@ impl<X: Exports> Server<X> {
             Some(_) => Tls::Required,
             None => Tls::Unavailable,
         };
+        let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let greeted = self.unless_ended(async {
-            Handshake::begin(&mut socket, &self.exports, &self.shutdown, tls)
+            Handshake::begin(&mut socket, &self.exports, &self.shutdown, deadline, tls)
                 .await?
                 .run()
                 .await
@@ -139,15 +144,23 @@ impl<X: Exports> Server<X> {
             (Outcome::StartTls(flags), Some(config)) => {
                 let acceptor = TlsAcceptor::from(Arc::clone(config));
                 let resumed = self.unless_ended(async {
-                    let accepted = unless_stalled(acceptor.accept(socket)).await;
+                    let accepted = unless_late(deadline, acceptor.accept(socket)).await;
                     let mut stream = accepted.map_err(|error| match error {
                         ConnectionError::Io(source) => ConnectionError::Tls(source),
                         other => other,
                     })?;
-                    let tls = Tls::Active;
-                    let mut handshake =
-                        Handshake::resume(&mut stream, &self.exports, &self.shutdown, tls, flags);
+                    let mut handshake = Handshake::resume(
+                        &mut stream,
+                        &self.exports,
+                        &self.shutdown,
+                        deadline,
+                        Tls::Active,
+                        flags,
+                    );
                     let outcome = handshake.run().await?;
+                    if matches!(outcome, Outcome::Ended) {
+                        unless_late(deadline, stream.shutdown()).await?;
+                    }
                     Ok((outcome, stream))
                 });
                 let Some((Outcome::Transmit(agreed), stream)) = resumed.await? else {

@@ -284,22 +284,27 @@ impl Exports for Volumes {
     async fn contexts(
         &self,
         name: &[u8],
-        query: ContextQuery<'_>,
+        queries: &[ContextQuery<'_>],
     ) -> Result<Vec<Bytes>, ExportError> {
+        let is_wanted = |context: &[u8]| queries.iter().any(|query| query.matches(context));
         let mut found: Vec<Bytes> = DEPTH
             .into_iter()
-            .filter(|context| query.matches(context))
+            .filter(|context| is_wanted(context))
             .map(Bytes::from_static)
             .collect();
         let selector = self.resolve(name).await?;
-        if let ContextQuery::Exact(context) = query {
+        for query in queries {
+            let ContextQuery::Exact(context) = query else {
+                continue;
+            };
             let base = find_base(&self.client, &selector, context).await;
-            if base
-                .map_err(|error| self.export_error(name, error))?
-                .is_some()
-            {
+            let base = base.map_err(|error| self.export_error(name, error))?;
+            if base.is_some() {
                 found.push(Bytes::copy_from_slice(context));
             }
+        }
+        let is_exact = |query: &ContextQuery<'_>| matches!(query, ContextQuery::Exact(_));
+        if queries.iter().all(is_exact) {
             return Ok(found);
         }
         for vdi in self.all().await? {
@@ -310,7 +315,7 @@ impl Exports for Volumes {
             found.extend(
                 named
                     .into_iter()
-                    .filter(|name| query.matches(name))
+                    .filter(|name| is_wanted(name))
                     .map(Bytes::from),
             );
         }

@@ -256,7 +256,7 @@ async fn contexts_match_name_or_prefix() {
     cluster.create("other", MIB, 20).await;
     let volumes = cluster.volumes();
     let find = async |name: &str, query: ContextQuery<'_>| {
-        let found = volumes.contexts(name.as_bytes(), query).await.unwrap();
+        let found = volumes.contexts(name.as_bytes(), &[query]).await.unwrap();
         let text = |name: Bytes| String::from_utf8(name.to_vec()).unwrap();
         found.into_iter().map(text).collect::<Vec<_>>()
     };
@@ -431,21 +431,16 @@ async fn shutdown_waits_for_exports_in_use() {
 async fn volume_is_not_attached_twice_while_inode_is_missing() {
     let cluster = Cluster::start().await;
     cluster.create("disk", MIB, 20).await;
-    let (volumes, is_missing) = cluster.refusing(ResultCode::NoObj, is_read).await;
+    let armed = Arc::new(AtomicBool::new(false));
+    let is_missing = Arc::clone(&armed);
+    let once = move |request: &Request| is_read(request) && armed.swap(false, Ordering::AcqRel);
+    let (volumes, refuses) = cluster.refusing(ResultCode::NoObj, once).await;
+    refuses.store(true, Ordering::Release);
     let first = volumes.open(b"disk").await.unwrap();
     is_missing.store(true, Ordering::Release);
-    let open = tokio::spawn({
-        let volumes = volumes.clone();
-        async move { volumes.open(b"disk").await }
-    });
-    // By now it has found the inode missing, or waits for it.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    is_missing.store(false, Ordering::Release);
-    if let Ok(second) = open.await.unwrap() {
-        assert!(Arc::ptr_eq(first.device(), second.device()));
-    }
-    let third = volumes.open(b"disk").await.unwrap();
-    assert!(Arc::ptr_eq(first.device(), third.device()));
+    volumes.open(b"disk").await.unwrap_err();
+    let second = volumes.open(b"disk").await.unwrap();
+    assert!(Arc::ptr_eq(first.device(), second.device()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::error::{ConnectionError, unless_stalled};
+use super::error::{ConnectionError, unless_late};
 use super::session::Selected;
 use crate::export::{ContextQuery, Description, Export, ExportError, Exports};
 use crate::protocol::error::ProtocolError;
@@ -90,6 +91,8 @@ pub(super) struct Handshake<'a, S, X: Exports> {
     stream: &'a mut S,
     exports: &'a X,
     shutdown: &'a CancellationToken,
+    /// When the client must have chosen an export.
+    deadline: Instant,
     client: ClientFlags,
     tls: Tls,
     style: ReplyStyle,
@@ -106,13 +109,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         stream: &'a mut S,
         exports: &'a X,
         shutdown: &'a CancellationToken,
+        deadline: Instant,
         tls: Tls,
     ) -> Result<Self, ConnectionError> {
-        unless_stalled(stream.write_all(&handshake::greeting())).await?;
+        unless_late(deadline, stream.write_all(&handshake::greeting())).await?;
         let mut flags = [0; CLIENT_FLAGS_LEN];
-        unless_stalled(stream.read_exact(&mut flags)).await?;
+        unless_late(deadline, stream.read_exact(&mut flags)).await?;
         let client = handshake::client_flags(flags)?;
-        Ok(Self::resume(stream, exports, shutdown, tls, client))
+        Ok(Self::resume(
+            stream, exports, shutdown, deadline, tls, client,
+        ))
     }
 
     /// Starts again inside TLS. Nothing that the client sent before counts, except its
@@ -121,6 +127,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         stream: &'a mut S,
         exports: &'a X,
         shutdown: &'a CancellationToken,
+        deadline: Instant,
         tls: Tls,
         client: ClientFlags,
     ) -> Self {
@@ -129,6 +136,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
             stream,
             exports,
             shutdown,
+            deadline,
             tls,
             style: ReplyStyle::Simple,
             selection: None,
@@ -143,7 +151,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
     pub(super) async fn run(&mut self) -> Result<Outcome<X::Export>, ConnectionError> {
         for _ in 0..MAX_OPTIONS {
             let mut header = [0; OPTION_HEADER_LEN];
-            unless_stalled(self.stream.read_exact(&mut header)).await?;
+            unless_late(self.deadline, self.stream.read_exact(&mut header)).await?;
             let OptionHeader { option, len } = OptionHeader::parse(&header)?;
             let next = match self.read(option, len).await? {
                 Ok(request) => self.answer(option, request).await?,
@@ -168,12 +176,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
     ) -> Result<Result<OptionRequest, Refusal>, ConnectionError> {
         if len > MAX_OPTION_LEN {
             let mut data = (&mut *self.stream).take(u64::from(len));
-            unless_stalled(tokio::io::copy(&mut data, &mut tokio::io::sink())).await?;
+            let mut sink = tokio::io::sink();
+            unless_late(self.deadline, tokio::io::copy(&mut data, &mut sink)).await?;
             let why = format!("the option has more than {MAX_OPTION_LEN} bytes");
             return Ok(Err(Refusal(OptionError::TooBig, why)));
         }
         let mut data = vec![0; len as usize];
-        unless_stalled(self.stream.read_exact(&mut data)).await?;
+        unless_late(self.deadline, self.stream.read_exact(&mut data)).await?;
         Ok(OptionRequest::parse(option, data.into()).map_err(Refusal::from))
     }
 
@@ -265,7 +274,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
             Ok(exports) => exports,
             Err(error) => return Ok(Err(error.into())),
         };
-        for (name, description) in &exports {
+        for (name, description) in exports.iter().filter(|(name, _)| is_text(name)) {
             self.reply(option, &OptionReply::Export { name, description });
             if self.out.len() > SEND_LEN {
                 self.send().await?;
@@ -386,16 +395,22 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         flags
     }
 
+    /// The contexts that match a query, each once.
     async fn contexts(
         &self,
         export: &Bytes,
-        query: ContextQuery<'_>,
+        queries: &[ContextQuery<'_>],
     ) -> Result<Vec<Bytes>, Refusal> {
         let mut names = Vec::new();
-        if query.matches(ALLOCATION) {
+        if queries.iter().any(|query| query.matches(ALLOCATION)) {
             names.push(Bytes::from_static(ALLOCATION));
         }
-        names.extend(self.exports.contexts(export, query).await?);
+        let own = self.exports.contexts(export, queries).await?;
+        for name in own.into_iter().filter(|name| is_text(name)) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
         Ok(names)
     }
 
@@ -407,21 +422,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         self.require_structured()?;
         let export = self.resolve(&request.export).await?;
         self.exports.describe(&export).await?;
-        let mut names = Vec::new();
-        if request.queries.is_empty() {
-            names = self.contexts(&export, ContextQuery::All).await?;
-        }
-        for query in &request.queries {
-            let query = match query.ends_with(b":") {
-                true => ContextQuery::Prefix(query),
-                false => ContextQuery::Exact(query),
-            };
-            for name in self.contexts(&export, query).await? {
-                if !names.contains(&name) {
-                    names.push(name);
-                }
-            }
-        }
+        let queries: Vec<_> = match request.queries.is_empty() {
+            true => vec![ContextQuery::All],
+            false => request.queries.iter().map(list_query).collect(),
+        };
+        let names = self.contexts(&export, &queries).await?;
         for name in &names {
             self.reply(option, &OptionReply::MetaContext { id: 0, name });
         }
@@ -438,14 +443,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         self.require_structured()?;
         let export = self.resolve(&request.export).await?;
         self.exports.describe(&export).await?;
-        let mut names = Vec::<Bytes>::new();
-        for query in &request.queries {
-            for name in self.contexts(&export, ContextQuery::Exact(query)).await? {
-                if !names.contains(&name) {
-                    names.push(name);
-                }
-            }
-        }
+        let queries = request.queries.iter();
+        let queries: Vec<_> = queries.map(|query| ContextQuery::Exact(query)).collect();
+        let names = self.contexts(&export, &queries).await?;
         if names.len() > MAX_CONTEXTS {
             let why = format!("more than {MAX_CONTEXTS} metadata contexts cannot be selected");
             return Err(Refusal(OptionError::TooBig, why));
@@ -480,7 +480,26 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
 
     async fn send(&mut self) -> Result<(), ConnectionError> {
         let out = self.out.split();
-        unless_stalled(self.stream.write_all(&out)).await
+        let sent = async {
+            self.stream.write_all(&out).await?;
+            // A TLS stream may have kept some of it.
+            self.stream.flush().await
+        };
+        unless_late(self.deadline, sent).await
+    }
+}
+
+/// Whether a name can be listed: strings on the wire are UTF-8. An export can be opened
+/// by any name.
+fn is_text(name: &[u8]) -> bool {
+    std::str::from_utf8(name).is_ok()
+}
+
+/// A query of a list of contexts.
+fn list_query(query: &Bytes) -> ContextQuery<'_> {
+    match query.ends_with(b":") {
+        true => ContextQuery::Prefix(query),
+        false => ContextQuery::Exact(query),
     }
 }
 

@@ -207,3 +207,16 @@ async fn extended_headers_cannot_be_revoked() {
     client.option(OPT_EXPORT_NAME, b"disk").await;
     assert!(client.is_closed().await);
 }
+
+#[tokio::test]
+async fn list_leaves_out_names_that_are_no_text() {
+    let names = [&b"disk"[..], b"\xff"];
+    let server = TestServer::with_names(names.map(|name| (name, TestDevice::new(512))));
+    let mut client = server.connect().await;
+    let replies = client.ask(OPT_LIST, b"").await;
+    let kinds: Vec<_> = replies.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, [REP_SERVER, REP_ACK]);
+    // Who knows its name can use it.
+    let data = b"\0\0\0\x01\xff\0\0";
+    assert_eq!(client.outcome(OPT_GO, data).await, REP_ACK);
+}

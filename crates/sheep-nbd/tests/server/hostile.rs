@@ -137,3 +137,22 @@ async fn disconnect_without_reading_waits_for_requests_in_flight() {
     drained.await;
     assert_eq!(device.read_at(8192, 2).await.unwrap(), "cd");
 }
+
+#[tokio::test(start_paused = true)]
+async fn handshake_without_end_is_closed() {
+    let server = server();
+    let mut client = server.connect().await;
+    let begun = tokio::time::Instant::now();
+    let ended = async {
+        loop {
+            client.option(99, b"").await;
+            client.option_reply(99).await;
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            if client.0.try_read(&mut [0]).is_ok() {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(600), ended).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(100));
+}

@@ -28,12 +28,17 @@ struct TestServer<D> {
 
 impl<D: BlockDevice> TestServer<D> {
     fn start(devices: impl IntoIterator<Item = (&'static str, Arc<D>)>) -> Self {
+        let named = devices.into_iter();
+        Self::with_names(named.map(|(name, device)| (name.as_bytes(), device)))
+    }
+
+    fn with_names(devices: impl IntoIterator<Item = (&'static [u8], Arc<D>)>) -> Self {
         let directory = TempDir::new().unwrap();
         let socket = directory.path().join("socket");
         let listener = Listener::Unix(UnixListener::bind(&socket).unwrap());
         let named = devices
             .into_iter()
-            .map(|(name, device)| (Bytes::from_static(name.as_bytes()), device));
+            .map(|(name, device)| (Bytes::from_static(name), device));
         let server = Server::new(DeviceExports::new(named));
         let serving = Arc::clone(&server);
         tokio::spawn(async move { serving.serve(listener).await });
