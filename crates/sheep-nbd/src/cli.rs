@@ -40,7 +40,7 @@ pub(crate) struct Cli {
     #[arg(long, conflicts_with = "names", help_heading = "Volumes")]
     pub(crate) all: bool,
 
-    /// Attach the named volumes at the start, and keep them until the end
+    /// Attach the named volumes at the start, and keep them until the end or a rollback
     #[arg(long, conflicts_with = "all", help_heading = "Volumes")]
     pub(crate) attach: bool,
 

@@ -3,8 +3,9 @@
 //! A request is charged for the bytes that it reads or writes until its reply was
 //! written to the socket. A client that does not read its replies, or does not send the
 //! payloads it announced, uses at most the share of its connection, until that is closed
-//! after a timeout. The total of all connections is bounded as well; at that limit small
-//! requests are served from the reserve of their connection.
+//! after a minute, or after five if it reads or sends slowly. The total of all
+//! connections is bounded as well; at that limit small requests are served from the
+//! reserve of their connection.
 
 use std::sync::Arc;
 

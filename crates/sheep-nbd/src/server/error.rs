@@ -10,6 +10,10 @@ use crate::protocol::error::ProtocolError;
 /// Timeout inside an option, a request or a reply.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Time in which the client must send a payload, or read a reply with those queued
+/// before it. Both use memory that is shared with other clients.
+pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,7 +30,7 @@ pub enum ConnectionError {
     /// The client stopped inside a message, or does not read its replies.
     #[error("the client made no progress for {} s", STALL_TIMEOUT.as_secs())]
     Stalled,
-    /// The client negotiates, or reads its replies, too slowly.
+    /// The client negotiates, sends or reads too slowly.
     #[error("the client is too slow")]
     Slow,
     /// `EXPORT_NAME` failed, which has no error reply.

@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use bytes::Buf as _;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
@@ -15,16 +14,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::budget::Charge;
-use super::error::{ConnectionError, STALL_TIMEOUT, unless_late, unless_stalled};
+use super::error::{ConnectionError, MESSAGE_TIMEOUT, STALL_TIMEOUT, unless_late, unless_stalled};
 use super::socket::DirectWrite;
 use crate::protocol::reply::Frame;
 
 /// Bytes that the client must read within the stall timeout.
 const PART_LEN: usize = 1 << 20;
-/// Time in which the client must read a reply, with those queued before it: the unread
-/// ones use memory that is shared with other clients.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
-
 /// Where messages go.
 pub(super) enum Sink {
     /// A socket that any thread may write to.
@@ -84,7 +79,7 @@ impl ReplyQueue {
         if !is_written(&frame) {
             queue.frames.push_back(Queued {
                 frame,
-                deadline: Instant::now() + REPLY_TIMEOUT,
+                deadline: Instant::now() + MESSAGE_TIMEOUT,
                 _charge: charge,
             });
             self.not_empty.notify_one();
@@ -211,6 +206,7 @@ fn is_written(frame: &Frame) -> bool {
 mod tests {
     use std::pin::Pin;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
     use bytes::Bytes;
 

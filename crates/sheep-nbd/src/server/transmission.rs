@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Budget;
-use super::error::{ConnectionError, unless_stalled};
+use super::error::{ConnectionError, MESSAGE_TIMEOUT, unless_late, unless_stalled};
 use super::session::{Session, TOO_LONG};
 use super::socket::Reader;
 use crate::export::Export;
@@ -128,6 +129,7 @@ impl<E: Export> Requests<'_, E> {
     /// Reads a payload, with a timeout for each part.
     async fn payload(&mut self, len: u64) -> Result<Bytes, ConnectionError> {
         let len = usize::try_from(len).expect("at most 32 MiB");
+        let deadline = Instant::now() + MESSAGE_TIMEOUT;
         let mut payload = BytesMut::with_capacity(len);
         while payload.len() < len {
             let end = len.min(payload.len() + PART_LEN);
@@ -145,7 +147,7 @@ impl<E: Export> Requests<'_, E> {
                 }
                 Ok(())
             };
-            unless_stalled(part).await?;
+            unless_late(deadline, part).await?;
         }
         Ok(payload.freeze())
     }
