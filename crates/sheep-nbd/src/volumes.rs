@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex as StdMutex};
+use std::sync::{Arc, Mutex as StdMutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sheep_client::proto::Vid;
 use sheep_client::{Client, ClientError, SnapshotTag, VdiInfo, VdiSelector, VdiVersion};
 use sheepfs_vfs::volume::{ExtentMap, Lineage, load_extent_map};
 use sheepfs_vfs::{Chain, LockMode, LockPolicy, Volume, VolumeError, VolumeOptions, resolve};
@@ -78,7 +79,12 @@ struct Attached {
     volume: Arc<Volume>,
     users: AtomicUsize,
     is_closed: AtomicBool,
+    /// The maps of snapshots that clients compare with.
+    bases: Mutex<HashMap<Base, Weak<ExtentMap>>>,
 }
+
+/// VID and times of a snapshot; a VID alone may be used again.
+type Base = (Vid, u64, u64);
 
 /// A volume in use by a client.
 #[derive(Debug)]
@@ -98,7 +104,7 @@ pub enum VolumeContext {
     /// snapshot it was made from; 0 is a hole.
     Depth(Mutex<Option<Arc<Lineage>>>),
     /// Which extents may differ from a snapshot.
-    ChangedSince(ExtentMap),
+    ChangedSince(Arc<ExtentMap>),
 }
 
 impl Volumes {
@@ -181,6 +187,7 @@ impl Volumes {
             volume,
             users: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
+            bases: Mutex::default(),
         }))
     }
 
@@ -386,6 +393,24 @@ impl Attached {
         }
     }
 
+    /// The map of a snapshot, which all clients that compare with it share.
+    async fn base(
+        &self,
+        client: &Client,
+        selector: &VdiSelector,
+    ) -> Result<Arc<ExtentMap>, VolumeError> {
+        let info = client.vdi(selector).stat().await?;
+        let key = (info.vid, info.create_time, info.snap_ctime);
+        let mut bases = self.bases.lock().await;
+        if let Some(map) = bases.get(&key).and_then(Weak::upgrade) {
+            return Ok(map);
+        }
+        let map = Arc::new(load_extent_map(client, selector).await?);
+        bases.retain(|_, map| map.strong_count() > 0);
+        bases.insert(key, Arc::downgrade(&map));
+        Ok(map)
+    }
+
     /// Ends the use of the volume by one client, and detaches it after the last one.
     ///
     /// A volume that cannot be closed keeps its lock: a request that is still executed
@@ -445,7 +470,7 @@ impl Export for VolumeExport {
         let selector = self.device().selector();
         let opened = async {
             match find_base(&self.client, selector, name).await? {
-                Some(base) => load_extent_map(&self.client, &base).await.map(Some),
+                Some(base) => self.attached.base(&self.client, &base).await.map(Some),
                 None => Ok(None),
             }
         };

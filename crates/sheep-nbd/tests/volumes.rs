@@ -17,7 +17,7 @@ use sheep_client::unstable::{Pool, Request};
 use sheep_client::{Client, ClientConfig, NewVdi, SnapshotTag, VdiName, VdiSelector};
 use sheep_embedded::{Config, Server, StoreKind};
 use sheep_nbd::export::{ContextQuery, Export as _, ExportError, Exports as _};
-use sheep_nbd::volumes::{AttachOptions, Selection, VolumeExport, Volumes};
+use sheep_nbd::volumes::{AttachOptions, Selection, VolumeContext, VolumeExport, Volumes};
 use sheepfs_vfs::{BlockDevice as _, LockMode};
 use tokio::time::timeout;
 
@@ -194,6 +194,30 @@ async fn changed_since_reports_writes_discards_and_growth() {
         extents(&disk, "sheepdog:changed-since:tuesday").await,
         [(8, 0)]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_since_shares_map_between_clients() {
+    let cluster = Cluster::start().await;
+    cluster.create("disk", MIB, 20).await;
+    cluster.snapshot("disk", "monday").await;
+    let volumes = cluster.volumes();
+    let (first, second) = (
+        volumes.open(b"disk").await.unwrap(),
+        volumes.open(b"disk").await.unwrap(),
+    );
+    let mut maps = Vec::new();
+    for (export, name) in [
+        (&first, "sheepdog:changed-since:monday"),
+        (&second, "qemu:dirty-bitmap:changed-since-monday"),
+    ] {
+        let context = export.open_context(name.as_bytes()).await.unwrap();
+        match context.unwrap() {
+            VolumeContext::ChangedSince(map) => maps.push(map),
+            other @ VolumeContext::Depth(_) => panic!("{other:?}"),
+        }
+    }
+    assert!(Arc::ptr_eq(&maps[0], &maps[1]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
