@@ -21,6 +21,8 @@ pub(crate) struct TestDevice {
     writes: AtomicUsize,
     /// The size, if not that of the memory.
     claimed_size: Mutex<Option<u64>>,
+    /// What survives [`Self::crash`].
+    durable: Mutex<Bytes>,
     flushes: AtomicUsize,
     discards: Mutex<Vec<(u64, u64)>>,
     /// Objects that take no space.
@@ -38,8 +40,10 @@ impl TestDevice {
     pub(crate) fn with_holes(len: usize, holes: &[u64]) -> Arc<Self> {
         let is_hole = |at: usize| holes.contains(&(at as u64 / OBJECT_SIZE));
         let bytes = (0..len).map(|at| if is_hole(at) { 0 } else { byte_at(at as u64) });
+        let bytes: Vec<_> = bytes.collect();
         Arc::new(Self {
-            memory: MemoryDevice::new(bytes.collect()),
+            durable: Mutex::new(Bytes::from(bytes.clone())),
+            memory: MemoryDevice::new(bytes),
             held: Mutex::default(),
             failing: Mutex::default(),
             writes: AtomicUsize::new(0),
@@ -68,6 +72,12 @@ impl TestDevice {
     /// Writes begun so far.
     pub(crate) fn writes(&self) -> usize {
         self.writes.load(Ordering::SeqCst)
+    }
+
+    /// Loses what was written since the last flush.
+    pub(crate) async fn crash(&self) {
+        let durable = self.durable.lock().unwrap().clone();
+        self.memory.write_at(0, durable).await.unwrap();
     }
 
     /// Says that the device has `size` bytes, as before it shrank.
@@ -157,6 +167,9 @@ impl BlockDevice for TestDevice {
 
     async fn flush(self: &Arc<Self>) -> Result<(), VolumeError> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
+        let len = u32::try_from(self.memory.size()).unwrap();
+        let bytes = self.memory.read_at(0, len).await?;
+        *self.durable.lock().unwrap() = bytes;
         Ok(())
     }
 

@@ -195,6 +195,33 @@ async fn fua_and_flush_reach_device_before_reply() {
 }
 
 #[tokio::test]
+async fn fua_and_flush_survive_crash_of_device() {
+    let device = TestDevice::new(2 << 20);
+    let server = TestServer::start([("disk", device.clone())]);
+    let mut first = server.simple().await;
+    let mut second = server.simple().await;
+    assert_eq!(first.error_of((WRITE, 0), 0, 2, b"ab").await, 0);
+    assert_eq!(second.error_of((FLUSH, 0), 0, 0, b"").await, 0);
+    assert_eq!(first.error_of((WRITE, 0), 0, 1, b"x").await, 0);
+    device.crash().await;
+    assert_eq!(first.read(0, 2).await, *b"ab", "flushed, and not flushed");
+
+    let mib = 1 << 20;
+    for (command, payload, found) in [
+        (WRITE, &b"cd"[..], *b"cd"),
+        (WRITE_ZEROES, b"", [0; 2]),
+        (WRITE, b"ef", *b"ef"),
+    ] {
+        assert_eq!(first.error_of((command, FUA), 0, 2, payload).await, 0);
+        device.crash().await;
+        assert_eq!(second.read(0, 2).await, found);
+    }
+    assert_eq!(first.error_of((TRIM, FUA), 0, mib, b"").await, 0);
+    device.crash().await;
+    assert_eq!(second.read(0, 2).await, [0; 2]);
+}
+
+#[tokio::test]
 async fn write_zeroes_and_trim_deallocate_unless_no_hole() {
     let device = TestDevice::with_holes(5 << 20, &[3]);
     let server = TestServer::start([("disk", device.clone())]);
