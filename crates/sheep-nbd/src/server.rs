@@ -159,7 +159,8 @@ impl<X: Exports> Server<X> {
                     );
                     let outcome = handshake.run().await?;
                     if matches!(outcome, Outcome::Ended) {
-                        unless_late(deadline, stream.shutdown()).await?;
+                        // The client may have closed it first.
+                        drop(unless_late(deadline, stream.shutdown()).await);
                     }
                     Ok((outcome, stream))
                 });

@@ -110,14 +110,12 @@ impl ReplyQueue {
     }
 
     /// Ends the connection after the last message was written.
-    ///
-    /// # Errors
-    /// If it has failed.
-    pub(super) async fn close(&self) -> Result<(), ConnectionError> {
-        match &self.sink {
-            // The socket is closed when it is dropped.
-            Sink::Direct(_) => Ok(()),
-            Sink::Stream(stream) => unless_stalled(stream.lock().await.shutdown()).await,
+    pub(super) async fn close(&self) {
+        // A socket is closed when it is dropped.
+        if let Sink::Stream(stream) = &self.sink {
+            let closed = unless_stalled(async { stream.lock().await.shutdown().await });
+            // The client may have closed it first.
+            drop(closed.await);
         }
     }
 

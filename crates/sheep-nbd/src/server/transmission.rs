@@ -48,7 +48,10 @@ pub(super) async fn serve<E: Export>(
     let ended = match ended {
         // The client still reads replies.
         Ok(()) => tokio::select! {
-            () = budget.drained() => return session.replies.close().await,
+            () = budget.drained() => {
+                session.replies.close().await;
+                return Ok(());
+            }
             error = &mut writing => Err(error),
         },
         failed => failed,
