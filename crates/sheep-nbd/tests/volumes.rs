@@ -452,6 +452,34 @@ async fn shutdown_waits_for_exports_in_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn block_status_reads_index_of_its_range_only() {
+    let cluster = Cluster::start().await;
+    cluster.create("disk", 1 << 40, 20).await;
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&bytes);
+    let counted = move |request: &Request| {
+        count.fetch_add(request.max_response_len() as usize, Ordering::AcqRel);
+        false
+    };
+    let (volumes, _) = cluster.refusing(ResultCode::Eio, counted).await;
+    let disk = volumes.open(b"disk").await.unwrap();
+    // Another client writes to what was a hole.
+    let others = cluster.volumes();
+    let theirs = others.open(b"disk").await.unwrap();
+    write(&theirs, 700 << 30, 1, 1).await;
+    let range = (700 << 30) - MIB..(700 << 30) + 2 * MIB;
+    let context = disk.open_context(b"sheepdog:depth").await.unwrap().unwrap();
+    bytes.store(0, Ordering::Release);
+    disk.revalidate(range.clone()).await.unwrap();
+    // The index has 4 MiB.
+    let read = bytes.load(Ordering::Acquire);
+    assert!(read < 16 << 10, "{read} bytes were read");
+    let extents = disk.extents(&context, range, 10).await.unwrap();
+    let statuses: Vec<_> = extents.iter().map(|extent| extent.status).collect();
+    assert_eq!(statuses, [0, 1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn volume_is_not_attached_twice_while_inode_is_missing() {
     let cluster = Cluster::start().await;
     cluster.create("disk", MIB, 20).await;

@@ -248,36 +248,6 @@ impl Revalidator {
         (begun, answer)
     }
 
-    /// Revalidates header and index as [`Self::revalidate`] does. Concurrent callers
-    /// share the requests.
-    ///
-    /// # Errors
-    /// As [`Self::revalidate`].
-    pub(super) async fn revalidate_shared(self: &Arc<Self>) -> Result<(), VolumeError> {
-        self.head.ensure_live()?;
-        match self.revalidate_since_now(Scope::Header).await {
-            // A head that cannot be written can be read.
-            Ok(()) | Err(VolumeError::HeadReadOnly(_)) => {}
-            Err(error) => return Err(error),
-        }
-        match self.head.is_index_exclusive() {
-            true => Ok(()),
-            false => self.revalidate_since_now(Scope::Index).await,
-        }
-    }
-
-    /// Waits for a revalidation that starts after this call.
-    async fn revalidate_since_now(self: &Arc<Self>, scope: Scope) -> Result<(), VolumeError> {
-        let began = Instant::now();
-        loop {
-            let (since, answer) = self.join_revalidation(scope);
-            answer.await?;
-            if since >= began {
-                return Ok(());
-            }
-        }
-    }
-
     /// Revalidates header and index now, for close-to-open consistency.
     ///
     /// # Errors
@@ -335,7 +305,25 @@ impl Revalidator {
         self.head.ensure_live()
     }
 
-    /// Revalidates the slots of a range, before a discard relies on them.
+    /// Revalidates the header and the slots of a range now, those in doubt included.
+    ///
+    /// # Errors
+    /// As [`Self::revalidate`].
+    pub(super) async fn revalidate_extents(
+        &self,
+        range: RangeInclusive<ObjectIndex>,
+    ) -> Result<(), VolumeError> {
+        self.head.ensure_live()?;
+        match self.revalidate_header().await {
+            // A head that cannot be written can be read.
+            Ok(()) | Err(VolumeError::HeadReadOnly(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.revalidate_range(range.clone()).await?;
+        self.resolve_in_doubt(range).await
+    }
+
+    /// Revalidates the slots of a range.
     pub(super) async fn revalidate_range(
         &self,
         range: RangeInclusive<ObjectIndex>,

@@ -147,18 +147,20 @@ impl Volume {
         self.device().revalidator().revalidate().await
     }
 
-    /// Revalidates the header, the index and the in-doubt slots of a range now, after
-    /// writing back dirty data. Concurrent callers share the requests.
+    /// Revalidates the header and the part of the index that a range of bytes needs, now
+    /// and after writing back dirty data.
     ///
     /// # Errors
     /// As [`Self::revalidate`].
     pub async fn revalidate_extents(&self, range: Range<u64>) -> Result<(), VolumeError> {
         self.cache.flush_dirty().await;
-        self.device().revalidator().revalidate_shared().await?;
         let shift = self.device().head().state().info.object_shift;
         let index = |byte: u64| ObjectIndex(u32::try_from(byte >> shift).unwrap_or(u32::MAX));
         let objects = index(range.start)..=index(range.end.saturating_sub(1).max(range.start));
-        self.device().revalidator().resolve_in_doubt(objects).await
+        self.device()
+            .revalidator()
+            .revalidate_extents(objects)
+            .await
     }
 
     /// At most `max` extents of a range, by owner, as last seen and as far as the
