@@ -16,8 +16,6 @@ pub enum ErrorCode {
     Invalid = 22,
     /// The cluster is full, or the write lies past the end.
     NoSpace = 28,
-    /// The request is too large for the requested form of reply.
-    Overflow = 75,
     /// The request would not be fast.
     NotSupported = 95,
     /// The server is about to end.

@@ -204,11 +204,6 @@ impl RequestHeader {
             && !self.flags.contains(CommandFlags::PAYLOAD_LEN);
         unknown || lacks_payload
     }
-
-    /// The first byte behind the range; `None` past 2^64.
-    pub const fn end(&self) -> Option<u64> {
-        self.offset.checked_add(self.len)
-    }
 }
 
 fn not_one(bytes: &[u8]) -> ProtocolError {

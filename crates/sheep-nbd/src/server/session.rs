@@ -76,12 +76,10 @@ impl<E: Export> Session<E> {
         if matches!(request.command, Command::Unknown(_)) {
             return Err((ErrorCode::Invalid, "there is no such command"));
         }
-        let mut header = *request;
-        if header.flags.contains(CommandFlags::DF) && self.style == ReplyStyle::Simple {
+        if request.flags.contains(CommandFlags::DF) && self.style == ReplyStyle::Simple {
             return Err((ErrorCode::Invalid, "DF is for structured replies"));
         }
-        header.flags.remove(CommandFlags::FUA);
-        if header.has_wrong_flags(self.header_style()) {
+        if request.has_wrong_flags(self.header_style()) {
             return Err((ErrorCode::Invalid, "the flags do not go with the command"));
         }
         if request.command.is_write() && !device.is_writable() {
