@@ -32,7 +32,7 @@ pub use self::socket::{Listener, Socket};
 
 use self::budget::{Budget, SharedBudget};
 use self::error::unless_late;
-use self::handshake::{Agreed, Handshake, Outcome, Tls};
+use self::handshake::{Handshake, Negotiated, Outcome, Tls};
 use self::reply_queue::ReplyQueue;
 use self::reply_queue::Sink;
 use self::session::Session;
@@ -92,7 +92,7 @@ impl<X: Exports> Server<X> {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, peer)) => self.welcome(socket, peer),
+                Ok((socket, peer)) => self.handle_connection(socket, peer),
                 Err(error) => {
                     tracing::warn!("cannot accept a connection on {listener}: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -101,8 +101,8 @@ impl<X: Exports> Server<X> {
         }
     }
 
-    fn welcome(self: &Arc<Self>, socket: Socket, peer: String) {
-        let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
+    fn handle_connection(self: &Arc<Self>, socket: Socket, peer: String) {
+        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
             tracing::warn!("{peer}: refused, there are {MAX_CONNECTIONS} connections already");
             return;
         };
@@ -112,7 +112,7 @@ impl<X: Exports> Server<X> {
                 Ok(()) => tracing::debug!("{peer}: disconnected"),
                 Err(error) => tracing::warn!("{peer}: dropped: {}", Chain(&error)),
             }
-            drop(place);
+            drop(permit);
         });
     }
 
@@ -136,9 +136,9 @@ impl<X: Exports> Server<X> {
             return Ok(());
         };
         match (outcome, &self.tls) {
-            (Outcome::Transmit(agreed), _) => {
+            (Outcome::Transmit(negotiated), _) => {
                 let (reader, writer) = socket.into_split();
-                self.transmit(agreed, reader, Sink::Direct(writer), peer)
+                self.transmit(negotiated, reader, Sink::Direct(writer), peer)
                     .await
             }
             (Outcome::StartTls(flags), Some(config)) => {
@@ -164,12 +164,13 @@ impl<X: Exports> Server<X> {
                     }
                     Ok((outcome, stream))
                 });
-                let Some((Outcome::Transmit(agreed), stream)) = resumed.await? else {
+                let Some((Outcome::Transmit(negotiated), stream)) = resumed.await? else {
                     return Ok(());
                 };
                 let (reader, writer) = tokio::io::split(stream);
                 let sink = Sink::Stream(tokio::sync::Mutex::new(Box::new(writer)));
-                self.transmit(agreed, Box::new(reader), sink, peer).await
+                self.transmit(negotiated, Box::new(reader), sink, peer)
+                    .await
             }
             (Outcome::StartTls(_) | Outcome::Ended, _) => Ok(()),
         }
@@ -189,17 +190,17 @@ impl<X: Exports> Server<X> {
 
     async fn transmit(
         &self,
-        agreed: Agreed<X::Export>,
+        negotiated: Negotiated<X::Export>,
         reader: Reader,
         sink: Sink,
         peer: &str,
     ) -> Result<(), ConnectionError> {
-        let name = agreed.name.escape_ascii().to_string();
+        let name = negotiated.name.escape_ascii().to_string();
         tracing::info!("{peer}: connected to {name}");
         let session = Arc::new(Session {
-            export: agreed.export,
-            style: agreed.style,
-            contexts: agreed.contexts,
+            export: negotiated.export,
+            style: negotiated.style,
+            contexts: negotiated.contexts,
             replies: ReplyQueue::new(sink),
             shutdown: self.shutdown.clone(),
         });

@@ -26,7 +26,7 @@ const TLS_REQUIRED: &str = "this server requires TLS";
 const SEND_LEN: usize = 64 << 10;
 
 /// The negotiated export, reply style and contexts.
-pub(super) struct Agreed<E: Export> {
+pub(super) struct Negotiated<E: Export> {
     pub(super) name: Bytes,
     pub(super) export: Arc<E>,
     pub(super) style: ReplyStyle,
@@ -49,7 +49,7 @@ pub(super) enum Outcome<E: Export> {
     /// With a TLS handshake, then another NBD handshake.
     StartTls(ClientFlags),
     /// With the transmission phase.
-    Transmit(Agreed<E>),
+    Transmit(Negotiated<E>),
     /// The client aborted.
     Ended,
 }
@@ -217,7 +217,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
             )),
             OptionRequest::ExportName(name) => return self.export_name(name).await.map(Next::End),
             OptionRequest::Go(info) => match self.go(option, &info).await {
-                Ok(agreed) => return Ok(Next::End(Outcome::Transmit(agreed))),
+                Ok(negotiated) => return Ok(Next::End(Outcome::Transmit(negotiated))),
                 Err(refusal) => Err(refusal),
             },
             OptionRequest::Info(info) => self.info(option, &info).await,
@@ -312,19 +312,23 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
         self.reply(option, &OptionReply::InfoExport { size, flags });
     }
 
-    async fn go(&mut self, option: u32, info: &InfoRequest) -> Result<Agreed<X::Export>, Refusal> {
+    async fn go(
+        &mut self,
+        option: u32,
+        info: &InfoRequest,
+    ) -> Result<Negotiated<X::Export>, Refusal> {
         let name = self.resolve(&info.name).await?;
         let description = self.exports.describe(&name).await?;
-        let agreed = self.open(name).await?;
-        let opened = opened(&agreed.export, description.text);
-        let has_contexts = !agreed.contexts.is_empty();
-        self.describe(option, &agreed.name, info, &opened, has_contexts);
+        let negotiated = self.open(name).await?;
+        let opened = opened(&negotiated.export, description.text);
+        let has_contexts = !negotiated.contexts.is_empty();
+        self.describe(option, &negotiated.name, info, &opened, has_contexts);
         self.reply(option, &OptionReply::Ack);
-        Ok(agreed)
+        Ok(negotiated)
     }
 
     async fn export_name(&mut self, name: Bytes) -> Result<Outcome<X::Export>, ConnectionError> {
-        let agreed = async {
+        let negotiated = async {
             if self.style == ReplyStyle::Extended {
                 let why = "EXPORT_NAME cannot follow EXTENDED_HEADERS".to_owned();
                 return Err(Refusal(OptionError::Invalid, why));
@@ -332,18 +336,18 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
             let name = self.resolve(&name).await?;
             self.open(name).await
         };
-        let agreed = agreed
+        let negotiated = negotiated
             .await
             .map_err(|Refusal(_, why)| ConnectionError::Export(why))?;
-        let device = opened(&agreed.export, String::new());
-        let flags = self.flags(device.is_writable, !agreed.contexts.is_empty());
+        let device = opened(&negotiated.export, String::new());
+        let flags = self.flags(device.is_writable, !negotiated.contexts.is_empty());
         let reply = handshake::export_name_reply(device.size, flags, self.client);
         self.out.extend_from_slice(&reply);
-        Ok(Outcome::Transmit(agreed))
+        Ok(Outcome::Transmit(negotiated))
     }
 
     /// Opens an export, and the contexts selected for it.
-    async fn open(&mut self, name: Bytes) -> Result<Agreed<X::Export>, Refusal> {
+    async fn open(&mut self, name: Bytes) -> Result<Negotiated<X::Export>, Refusal> {
         let export = self.exports.open(&name).await?;
         let selection = self.selection.take();
         let names = match selection {
@@ -364,7 +368,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin, X: Exports> Handshake<'a, S, X> {
                 },
             });
         }
-        Ok(Agreed {
+        Ok(Negotiated {
             name,
             export,
             style: self.style,

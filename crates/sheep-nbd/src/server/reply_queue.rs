@@ -120,7 +120,7 @@ impl ReplyQueue {
     }
 
     /// Drops all queued and later messages.
-    pub(super) fn break_off(&self) {
+    pub(super) fn abort(&self) {
         let mut queue = self.queue();
         queue.is_broken = true;
         queue.frames.clear();

@@ -163,20 +163,20 @@ impl<E: Export> Session<E> {
                 }
             });
         }
-        let gather = Arc::new(Gather {
+        let reply = Arc::new(ReadReply {
             left: AtomicUsize::new(pieces.len()),
             error: OnceLock::new(),
             call: Mutex::new(Some(call)),
         });
         for (offset, len) in pieces {
-            let (session, gather) = (Arc::clone(self), Arc::clone(&gather));
+            let (session, reply) = (Arc::clone(self), Arc::clone(&reply));
             device.submit_read(offset, len, move |read| {
                 match complete(read, offset, len) {
                     Ok(data) => session.replies.send(content(to, offset, data, false), None),
                     // The first error is reported.
-                    Err(error) => drop(gather.error.set(error)),
+                    Err(error) => drop(reply.error.set(error)),
                 }
-                gather.end_piece();
+                reply.end_piece();
             });
         }
     }
@@ -515,7 +515,7 @@ impl<E: Export> Drop for Call<E> {
 }
 
 /// A read with one reply chunk for each piece.
-struct Gather<E: Export> {
+struct ReadReply<E: Export> {
     /// Pieces in flight.
     left: AtomicUsize,
     /// The first error of a piece.
@@ -524,7 +524,7 @@ struct Gather<E: Export> {
     call: Mutex<Option<Call<E>>>,
 }
 
-impl<E: Export> Gather<E> {
+impl<E: Export> ReadReply<E> {
     fn end_piece(&self) {
         if self.left.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;

@@ -56,7 +56,7 @@ pub(super) async fn serve<E: Export>(
         },
         failed => failed,
     };
-    session.replies.break_off();
+    session.replies.abort();
     budget.drained().await;
     ended
 }
