@@ -152,6 +152,52 @@ fn tls_clients_copy_and_compare() -> anyhow::Result<()> {
     server.server.stop()
 }
 
+/// Ends the handshake, and a connection in the transmission phase, over TLS.
+const END: &str = r"
+import socket, ssl, struct, sys
+port, authority, name = int(sys.argv[1]), sys.argv[2], sys.argv[3].encode()
+def option(stream, number, data=b''):
+    stream.sendall(struct.pack('>8sII', b'IHAVEOPT', number, len(data)) + data)
+def receive(stream, count):
+    while count > 0:
+        data = stream.recv(count)
+        assert data, 'it ended early'
+        count -= len(data)
+def start():
+    plain = socket.create_connection(('localhost', port))
+    receive(plain, 18)
+    plain.sendall(struct.pack('>I', 3))
+    option(plain, 5)
+    receive(plain, 20)
+    context = ssl.create_default_context(cafile=authority)
+    # The end of the connection without that of TLS is an error.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    return context.wrap_socket(plain, server_hostname='localhost', suppress_ragged_eofs=False)
+stream = start()
+option(stream, 2)
+receive(stream, 20)
+assert stream.recv(1) == b''
+stream = start()
+option(stream, 1, name)
+receive(stream, 10)
+stream.sendall(struct.pack('>IHHQQI', 0x25609513, 0, 2, 0, 0, 0))
+assert stream.recv(1) == b''
+";
+
+#[test]
+fn tls_is_closed_before_connection() -> anyhow::Result<()> {
+    let fixture = Fixture::start()?;
+    let authority = Authority::new()?;
+    let server = TlsServer::start(&fixture, &authority.issue("server")?, &[])?;
+    let port = server.port.to_string();
+    let trusted = authority.trust("client")?.join("ca-cert.pem");
+    run(Command::new("/usr/bin/python3")
+        .args(["-c", END, &port])
+        .arg(&trusted)
+        .arg(&server.name))?;
+    server.server.stop()
+}
+
 #[test]
 fn tls_is_required_of_every_client() -> anyhow::Result<()> {
     let fixture = Fixture::start()?;

@@ -517,3 +517,42 @@ fn opened<E: Export>(export: &Arc<E>, text: String) -> Description {
         text,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sheepfs_vfs::volume::MemoryDevice;
+    use tokio::io::{BufStream, duplex};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::export::DeviceExports;
+
+    #[tokio::test(start_paused = true)]
+    async fn option_reply_is_sent_through_buffered_stream() {
+        let device = MemoryDevice::new(vec![0; 4096]);
+        let exports = DeviceExports::new([(Bytes::from_static(b"disk"), device)]);
+        let (mut client, server) = duplex(4096);
+        // TLS keeps what the socket does not take at once.
+        let mut stream = BufStream::new(server);
+        let (shutdown, limit) = (CancellationToken::new(), Duration::from_secs(10));
+        let mut handshake = Handshake::resume(
+            &mut stream,
+            &exports,
+            &shutdown,
+            Instant::now() + 2 * limit,
+            Tls::Active,
+            ClientFlags::FIXED_NEWSTYLE,
+        );
+        let asked = async {
+            client.write_all(b"IHAVEOPT\0\0\0\x03\0\0\0\0").await?;
+            client.read_u64().await
+        };
+        let magic = tokio::select! {
+            magic = timeout(limit, asked) => magic,
+            _ = handshake.run() => panic!("the handshake ended"),
+        };
+        assert_eq!(magic.unwrap().unwrap(), 0x0003_e889_0455_65a9);
+    }
+}

@@ -38,9 +38,12 @@ impl TestDevice {
 
     /// The same, with objects that are holes.
     pub(crate) fn with_holes(len: usize, holes: &[u64]) -> Arc<Self> {
-        let is_hole = |at: usize| holes.contains(&(at as u64 / OBJECT_SIZE));
-        let bytes = (0..len).map(|at| if is_hole(at) { 0 } else { byte_at(at as u64) });
-        let bytes: Vec<_> = bytes.collect();
+        let mut bytes = vec![0; len];
+        for (at, sector) in (0..).step_by(512).zip(bytes.chunks_mut(512)) {
+            if !holes.contains(&(at / OBJECT_SIZE)) {
+                sector.fill(byte_at(at));
+            }
+        }
         Arc::new(Self {
             durable: Mutex::new(Bytes::from(bytes.clone())),
             memory: MemoryDevice::new(bytes),

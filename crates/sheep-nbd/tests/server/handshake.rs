@@ -1,10 +1,12 @@
 //! Options, right and wrong.
 
+use sheep_nbd::DeviceExports;
+
 use super::TestServer;
 use super::device::TestDevice;
 use super::raw_client::*;
 
-fn server() -> TestServer<TestDevice> {
+fn server() -> TestServer<DeviceExports<TestDevice>> {
     TestServer::start([("disk", TestDevice::new(5000))])
 }
 

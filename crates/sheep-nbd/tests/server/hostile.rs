@@ -3,15 +3,18 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use sheep_nbd::DeviceExports;
 use sheepfs_vfs::BlockDevice as _;
-use tokio::io::AsyncWriteExt as _;
-use tokio::time::timeout;
+use sheepfs_vfs::volume::MemoryDevice;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 use super::TestServer;
 use super::device::{TestDevice, byte_at};
 use super::raw_client::*;
 
-fn server() -> TestServer<TestDevice> {
+fn server() -> TestServer<DeviceExports<TestDevice>> {
     TestServer::start([("disk", TestDevice::new(64 << 20))])
 }
 
@@ -101,6 +104,42 @@ async fn unread_replies_do_not_block_other_clients() {
     assert_eq!(client.receive(512).await, [1; 512]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn read_waits_until_slow_readers_are_dropped() {
+    let bytes = vec![1; 32 << 20];
+    let server = TestServer::start([("disk", MemoryDevice::new(bytes))]);
+    let mut slow = JoinSet::new();
+    for _ in 0..10 {
+        let mut client = server.simple().await;
+        // 64 MiB each, 512 MiB in all.
+        for cookie in 0..4 {
+            client.request((READ, 0), cookie, 0, 32 << 20, b"").await;
+        }
+        // Never a minute without progress, but a day for all of it.
+        slow.spawn(async move {
+            while client
+                .0
+                .read(&mut [0; 1 << 16])
+                .await
+                .is_ok_and(|len| len > 0)
+            {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        });
+    }
+    let mut honest = server.simple().await;
+    let begun = Instant::now();
+    // More than the reserve of a connection.
+    honest.request((READ, 0), 1, 0, 2 << 20, b"").await;
+    let mut reply = [0; 16];
+    let answered = timeout(Duration::from_secs(300), honest.0.read_exact(&mut reply));
+    assert_eq!(answered.await.unwrap().unwrap(), reply.len());
+    assert_eq!(reply[4..8], [0; 4], "no error");
+    assert_eq!(honest.receive(2 << 20).await, vec![1; 2 << 20]);
+    let waited = begun.elapsed();
+    assert!(waited > Duration::from_secs(30), "nobody was in the way");
+}
+
 #[tokio::test]
 async fn unread_replies_are_freed_when_client_disconnects() {
     let device = TestDevice::new(1 << 20);
@@ -142,7 +181,7 @@ async fn disconnect_without_reading_waits_for_requests_in_flight() {
 async fn handshake_without_end_is_closed() {
     let server = server();
     let mut client = server.connect().await;
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let ended = async {
         loop {
             client.option(99, b"").await;

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sheep_nbd::export::Exports;
 use sheep_nbd::{DeviceExports, Listener, Server};
 use sheepfs_vfs::BlockDevice;
 use tempfile::TempDir;
@@ -20,26 +21,32 @@ use tokio::net::UnixListener;
 use raw_client::RawClient;
 
 /// A server with a socket of its own.
-struct TestServer<D> {
-    server: Arc<Server<DeviceExports<D>>>,
+struct TestServer<X> {
+    server: Arc<Server<X>>,
     socket: PathBuf,
     _directory: TempDir,
 }
 
-impl<D: BlockDevice> TestServer<D> {
+impl<D: BlockDevice> TestServer<DeviceExports<D>> {
     fn start(devices: impl IntoIterator<Item = (&'static str, Arc<D>)>) -> Self {
         let named = devices.into_iter();
         Self::with_names(named.map(|(name, device)| (name.as_bytes(), device)))
     }
 
     fn with_names(devices: impl IntoIterator<Item = (&'static [u8], Arc<D>)>) -> Self {
-        let directory = TempDir::new().unwrap();
-        let socket = directory.path().join("socket");
-        let listener = Listener::Unix(UnixListener::bind(&socket).unwrap());
         let named = devices
             .into_iter()
             .map(|(name, device)| (Bytes::from_static(name), device));
-        let server = Server::new(DeviceExports::new(named));
+        Self::with_exports(DeviceExports::new(named))
+    }
+}
+
+impl<X: Exports> TestServer<X> {
+    fn with_exports(exports: X) -> Self {
+        let directory = TempDir::new().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = Listener::Unix(UnixListener::bind(&socket).unwrap());
+        let server = Server::new(exports);
         let serving = Arc::clone(&server);
         tokio::spawn(async move { serving.serve(listener).await });
         Self {

@@ -1,5 +1,14 @@
 //! Requests of every kind, at every border.
 
+use std::convert::Infallible;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sheep_nbd::export::{ContextQuery, Description, Export, ExportError, Exports};
+use sheep_nbd::protocol::reply::StatusExtent;
+use sheepfs_vfs::VolumeError;
+
 use super::TestServer;
 use super::device::{OBJECT_SIZE, TestDevice, byte_at};
 use super::raw_client::*;
@@ -84,6 +93,75 @@ async fn request_past_end_of_shrunk_device_fails_alike() {
     assert_eq!(client.error_of((WRITE, 0), 4999, 2, b"ab").await, ENOSPC);
     let zeros = (WRITE_ZEROES, NO_HOLE);
     assert_eq!(client.error_of(zeros, 4999, 2, b"").await, ENOSPC);
+}
+
+/// A device that a revalidation finds shrunk to 5000 bytes.
+struct Shrinking(Arc<TestDevice>);
+
+impl Export for Shrinking {
+    type Device = TestDevice;
+    type Context = Infallible;
+
+    fn device(&self) -> &Arc<TestDevice> {
+        &self.0
+    }
+
+    async fn open_context(&self, _name: &[u8]) -> Result<Option<Infallible>, ExportError> {
+        Ok(None)
+    }
+
+    async fn revalidate(&self, _range: Range<u64>) -> Result<(), VolumeError> {
+        self.0.claim_size(5000);
+        Ok(())
+    }
+
+    async fn extents(
+        &self,
+        context: &Infallible,
+        _range: Range<u64>,
+        _max: usize,
+    ) -> Result<Vec<StatusExtent>, VolumeError> {
+        match *context {}
+    }
+}
+
+impl Exports for Shrinking {
+    type Export = Self;
+
+    async fn list(&self) -> Result<Vec<(Bytes, String)>, ExportError> {
+        Ok(Vec::new())
+    }
+
+    async fn describe(&self, _name: &[u8]) -> Result<Description, ExportError> {
+        Ok(Description {
+            size: 8000,
+            is_writable: true,
+            text: String::new(),
+        })
+    }
+
+    async fn contexts(
+        &self,
+        _name: &[u8],
+        _queries: &[ContextQuery<'_>],
+    ) -> Result<Vec<Bytes>, ExportError> {
+        Ok(Vec::new())
+    }
+
+    async fn open(&self, _name: &[u8]) -> Result<Arc<Self>, ExportError> {
+        Ok(Arc::new(Self(Arc::clone(&self.0))))
+    }
+}
+
+#[tokio::test]
+async fn block_status_past_end_of_shrunk_device_is_invalid() {
+    let server = TestServer::with_exports(Shrinking(TestDevice::new(8000)));
+    let mut client = server.structured().await;
+    assert_eq!(
+        client.error_of((BLOCK_STATUS, 0), 6000, 9, b"").await,
+        EINVAL
+    );
+    assert_eq!(client.extents(0, 4000, 9).await, [(9, 0)]);
 }
 
 #[tokio::test]
