@@ -197,6 +197,43 @@ async fn changed_since_reports_writes_discards_and_growth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn changed_since_counts_objects_of_origin_as_unchanged() {
+    let cluster = Cluster::start().await;
+    cluster.create("base", 4 * MIB, 20).await;
+    let volumes = cluster.volumes();
+    let base = volumes.open(b"base").await.unwrap();
+    write(&base, 0, 2 << 20, 1).await;
+    cluster.snapshot("base", "origin").await;
+    cluster.clone_of("base", "origin", "clone").await;
+    let clone = volumes.open(b"clone").await.unwrap();
+    write(&clone, 0, 1, 2).await;
+    cluster.snapshot("clone", "monday").await;
+    let since = "sheepdog:changed-since:monday";
+    assert_eq!(extents(&clone, since).await, [(4, 0)]);
+    // Written with the same byte, which no index tells.
+    write(&clone, 0, 1, 2).await;
+    write(&clone, 3 * MIB, 1, 3).await;
+    assert_eq!(extents(&clone, since).await, [(1, 1), (2, 0), (1, 1)]);
+    // The tag is of the other volume.
+    let foreign = clone.open_context(b"sheepdog:changed-since:origin").await;
+    assert!(foreign.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn depth_of_hypervolume_sees_writes_of_other_clients() {
+    let cluster = Cluster::start().await;
+    let name = VdiName::new("hyper").unwrap();
+    let new = NewVdi::new(name, 16 * MIB).with_hypervolume();
+    cluster.client.cluster().create_vdi(&new).await.unwrap();
+    let (ours, theirs) = (cluster.volumes(), cluster.volumes());
+    let export = ours.open(b"hyper").await.unwrap();
+    let other = theirs.open(b"hyper").await.unwrap();
+    write(&other, 4 * MIB, 1, 1).await;
+    let depth = extents(&export, "sheepdog:depth").await;
+    assert_eq!(depth, [(4, 0), (4, 1), (8, 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changed_since_shares_map_between_clients() {
     let cluster = Cluster::start().await;
     cluster.create("disk", MIB, 20).await;
