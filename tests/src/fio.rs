@@ -32,12 +32,16 @@ impl Fio {
     /// # Errors
     /// When there is no `fio`.
     pub fn verifying(volume: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let file = format!("--filename={}", volume.display());
+        Self::start(&[&[&*file, "--allow_file_create=0"], arguments].concat())
+    }
+
+    fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let directory = TempDir::with_prefix("sheepfs-test-fio-")?;
         let errors = File::create(directory.path().join("errors"))?;
         let child = spawn(
             Command::new("fio")
-                .arg(format!("--filename={}", volume.display()))
-                .args(["--thread", "--allow_file_create=0", "--randseed=1"])
+                .args(["--thread", "--randseed=1"])
                 .args(["--verify=crc32c", "--verify_fatal=1"])
                 .args(["--output-format=json", "--group_reporting"])
                 .arg("--output=report.json")
@@ -72,6 +76,27 @@ impl Fio {
                 &format!("--runtime={seconds}"),
             ],
         )
+    }
+
+    /// Starts a job that writes 4 KiB blocks of the first 32 MiB of an NBD export for
+    /// `seconds`, 16 at a time, and verifies as it goes.
+    ///
+    /// # Errors
+    /// As [`Fio::verifying`].
+    pub fn nbd(uri: &str, seconds: u32) -> anyhow::Result<Self> {
+        Self::start(&[
+            "--name=verify",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--iodepth=16",
+            "--size=32m",
+            "--verify_backlog=64",
+            "--verify_state_save=0",
+            "--ioengine=nbd",
+            &format!("--uri={uri}"),
+            "--time_based",
+            &format!("--runtime={seconds}"),
+        ])
     }
 
     /// Waits for its end and prints the longest time that a request took, under

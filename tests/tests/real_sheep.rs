@@ -3,6 +3,7 @@
 use std::env;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::{
-    DOG_VARIABLE, Fio, MIB, Model, Mounted, RawSheep, RealCluster, RealSheep,
+    DOG_VARIABLE, Fio, MIB, Model, Mounted, NbdServer, RawSheep, RealCluster, RealSheep,
     SHEEP_BINARY_VARIABLE, open, outage, seeded, under_load, wait_until,
 };
 
@@ -75,6 +76,7 @@ cases!(
     ["--copies", "2"],
     failover_after_kill_of_gateway,
     failover_under_fio_is_only_a_pause,
+    failover_of_nbd_export_is_only_a_pause,
     reconnect_after_kill_of_other_node,
     erasure_coded_data_survives_missing_node,
     snapshot_by_dog_loses_no_write,
@@ -88,6 +90,7 @@ cases!(
 cases!(
     ["--copies", "2", "--lock"],
     lock_excludes_second_writer,
+    lock_is_held_by_nbd_export,
     lock_left_by_crash_is_broken_on_request,
 );
 
@@ -175,18 +178,42 @@ mod case {
         acknowledged.check(&own.mount(&[])?.attach("gateway")?)
     }
 
-    /// The longest pauses are printed.
     pub(super) fn failover_under_fio_is_only_a_pause(own: &mut Own) -> anyhow::Result<()> {
         let mounted = own.mount(&[])?;
         let volume = mounted.create("sixteen", "32M object_size=1M")?;
+        failover_is_only_a_pause(own, || Fio::sixteen_jobs(&volume, 5))
+    }
 
-        let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+    pub(super) fn failover_of_nbd_export_is_only_a_pause(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        mounted.command("vdi/create", "exported 32M object_size=1M")?;
+        let address = own.cluster.address(1);
+        let server = NbdServer::start_with(&["--address", &address, "exported"])?;
+        let uri = server.uri("exported");
+        let connections = || server.log().matches(": connected to exported").count();
+        failover_is_only_a_pause(own, || {
+            let before = connections();
+            let fio = Fio::nbd(&uri, 5)?;
+            wait_until("fio is connected", Duration::from_secs(30), || {
+                Ok(connections() > before)
+            })?;
+            Ok(fio)
+        })?;
+        server.stop()
+    }
+
+    /// The longest pauses are printed.
+    fn failover_is_only_a_pause(
+        own: &mut Own,
+        start: impl Fn() -> anyhow::Result<Fio>,
+    ) -> anyhow::Result<()> {
+        let mut fio = start()?;
         ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
         own.cluster.kill(1)?;
         fio.report("killed gateway")?;
         own.rejoin(1)?;
 
-        let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+        let mut fio = start()?;
         ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
         own.cluster.signal(1, Signal::SIGSTOP)?;
         let ended = fio.ends_within(outage());
@@ -194,7 +221,7 @@ mod case {
         ensure!(!ended?, "fio ended while its gateway was stopped");
         fio.report("stopped gateway")?;
 
-        let mut fio = Fio::sixteen_jobs(&volume, 5)?;
+        let mut fio = start()?;
         ensure!(!fio.ends_within(Duration::from_secs(1))?, "fio ended soon");
         own.cluster.restart_all(|| std::thread::sleep(outage()))?;
         fio.report("whole cluster away")
@@ -389,6 +416,26 @@ mod case {
         first.stop()
     }
 
+    fn busy(refused: std::io::Result<()>) -> bool {
+        let errno = refused.err().and_then(|error| error.raw_os_error());
+        errno.map(Errno::from_raw) == Some(Errno::EBUSY)
+    }
+
+    pub(super) fn lock_is_held_by_nbd_export(own: &mut Own) -> anyhow::Result<()> {
+        let mounted = own.mount(&[])?;
+        mounted.command("vdi/create", "exported 8M")?;
+        let address = own.cluster.address(2);
+        let server = NbdServer::start_with(&["--address", &address, "--attach", "exported"])?;
+        ensure!(busy(mounted.command("vdi/mount", "exported")), "not locked");
+        // After a snapshot it holds the lock of the new head.
+        mounted.command("vdi/snapshot", "exported tag")?;
+        let write = ["-f", "raw", "-c", "write 0 4k", &server.uri("exported")];
+        tests::run(Command::new("qemu-io").args(write))?;
+        ensure!(busy(mounted.command("vdi/mount", "exported")), "new head");
+        server.stop()?;
+        mounted.attach("exported").map(drop)
+    }
+
     pub(super) fn lock_left_by_crash_is_broken_on_request(own: &mut Own) -> anyhow::Result<()> {
         let mut killed = own.mount(&["--lock", "require"])?;
         let path = killed.create("left", "8M")?;
@@ -398,10 +445,6 @@ mod case {
         drop(killed);
 
         let next = own.mount(&[])?;
-        let busy = |refused: std::io::Result<()>| {
-            let errno = refused.err().and_then(|error| error.raw_os_error());
-            errno.map(Errno::from_raw) == Some(Errno::EBUSY)
-        };
         ensure!(busy(next.command("vdi/mount", "left")), "the lock is gone");
         // A client that takes no locks is not excluded.
         let unlocked = own.mount(&["--lock", "off"])?;

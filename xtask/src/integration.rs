@@ -163,6 +163,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             "--release",
             "--package=sheepfs",
             "--package=sheep-embedded",
+            "--package=sheep-nbd",
         ],
         &[],
         &[],
