@@ -67,7 +67,10 @@ fn run_fio(mut command: Command, size: u64, work: &Work, time: Duration) -> anyh
         "fio: {}",
         finished.stderr.lines().next().unwrap_or("failed")
     );
-    let report: Value = serde_json::from_slice(&finished.stdout).context("fio's report")?;
+    // The engine for NBD prints to standard output as well.
+    let start = finished.stdout.iter().position(|&byte| byte == b'{');
+    let report = &finished.stdout[start.context("no report by fio")?..];
+    let report: Value = serde_json::from_slice(report).context("fio's report")?;
     let job = &report["jobs"][0];
     ensure!(job["error"] == 0, "fio: error {}", job["error"]);
     job[direction]["iops"].as_f64().context("fio's speed")

@@ -113,7 +113,9 @@ impl Testbed {
             Server::Embedded(_) => (EMBEDDED_WIRE, EMBEDDED, EMBEDDED_NBD),
         };
         // Locks keep two clients apart that never write at the same time here.
-        let nbd = NbdServer::start_with(&["--address", &self.address(), "--lock=off", VOLUME])?;
+        let address = self.address();
+        let options = ["--address", &address, "--lock=off", "--attach", VOLUME];
+        let nbd = NbdServer::start_with(&options)?;
         Ok([
             Target {
                 name: wire,
