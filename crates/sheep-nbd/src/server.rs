@@ -176,14 +176,18 @@ impl<X: Exports> Server<X> {
         }
     }
 
-    /// Waits for a handshake; `None` when the server shuts down. A client that has not
-    /// chosen an export has no requests to drain.
+    /// Waits for a handshake; `None` when the client leaves, which it may do at any time,
+    /// or the server shuts down. A client that has not chosen an export has no requests
+    /// to drain.
     async fn unless_ended<T>(
         &self,
         handshake: impl Future<Output = Result<T, ConnectionError>>,
     ) -> Result<Option<T>, ConnectionError> {
         tokio::select! {
-            outcome = handshake => outcome.map(Some),
+            outcome = handshake => match outcome {
+                Err(error) if error.is_disconnect() => Ok(None),
+                outcome => outcome.map(Some),
+            },
             () = self.shutdown.cancelled() => Ok(None),
         }
     }

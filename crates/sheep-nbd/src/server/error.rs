@@ -38,6 +38,17 @@ pub enum ConnectionError {
     Export(String),
 }
 
+impl ConnectionError {
+    /// Whether the client has just closed the connection.
+    pub(super) fn is_disconnect(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        let Self::Io(error) = self else {
+            return false;
+        };
+        matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+    }
+}
+
 /// Waits for the client for up to [`STALL_TIMEOUT`].
 ///
 /// # Errors
