@@ -76,7 +76,7 @@ pub struct ClusterDefault {
 pub enum LockSupport {
     /// They are.
     Yes,
-    /// Nobody can tell: 0.9.0 and 0.9.1 lock always, and do not say so.
+    /// The sheep do not say: 0.9.0 and 0.9.1 lock always, without the flag.
     Unknown,
     /// They are not.
     No,

@@ -157,8 +157,8 @@ pub enum ClientError {
          still need; choose another name"
     )]
     VidReuse(VdiName),
-    /// Somebody has changed the VDI in the object cache of a sheep before 1.0, and has
-    /// not written that back.
+    /// The object cache of a sheep before 1.0 holds changes of the VDI that were not
+    /// written back.
     #[error(
         "the object cache of the sheep holds {dirty} changed objects of {name}, not written back: \
          `dog vdi cache flush {name}` keeps them, `dog vdi cache delete {name}` drops them"

@@ -1,9 +1,9 @@
 //! What the object cache of a sheep before 1.0 holds of one VDI: asking, writing it back,
 //! dropping it.
 //!
-//! What an operation here, or a snapshot, writes back replaces newer data if somebody has
-//! written that past the cache. So each is sent to the very gateway that was asked what
-//! its cache holds, in the same [`Session`], and to no other when that is lost.
+//! What an operation here, or a snapshot, writes back replaces newer data that another
+//! client has written past the cache. So each request is sent to the gateway that was
+//! asked what its cache holds, in the same [`Session`], and to no other when that is lost.
 
 use std::time::Duration;
 
@@ -51,8 +51,8 @@ impl<'a> ObjectCache<'a> {
     /// in which that is so. `None` when the gateway has no such cache.
     ///
     /// # Errors
-    /// `DirtyCache` when it holds what was not written back, which somebody has to decide
-    /// about; otherwise those of [every request](ClientError#every-request).
+    /// `DirtyCache` when it holds changes that were not written back: a user has to flush or
+    /// drop them. Otherwise those of [every request](ClientError#every-request).
     ///
     /// Source: `GET_CACHE_INFO` and `RELEASE_VDI` before 1.0.
     pub async fn drop_clean(self, name: &VdiName) -> Result<Option<Session>, ClientError> {

@@ -369,7 +369,7 @@ mod tests {
         // Refused before it was connected to.
         assert_eq!(fence.ends_at(Some(before), before), usual);
         assert_eq!(fence.ends_at(Some(before), after), after + FENCE_INTERVAL);
-        // Dead since: what it had forwarded may still run, whoever answers later.
+        // Dead since: other nodes may still execute what it had forwarded.
         for refused_at in [disconnected_at, after] {
             assert_eq!(fence.ends_at(Some(refused_at), after), usual);
         }
